@@ -1,0 +1,193 @@
+"""The learning rate as a pure function of the step, and durations with a unit.
+
+`step` counts finished updates: the update that makes step s into s + 1 uses `rate(s)`. Nothing here has state, so
+resuming and branching need only the step.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fractions import Fraction
+from math import ceil
+
+COCO_BASE_STEPS = 90_000  # "1x": 90k updates of 16 images (Detectron; Rethinking ImageNet Pre-training, section 4)
+
+# Where the two drops are, as distances from the end in units of the base length. The paper keeps "the last 60k and
+# 20k iterations" whatever the total; the older 1x drops at 60k and 80k of 90k, and Detectron's 1.44x (130k: 100k,
+# 120k) keeps that shorter tail too.
+LONG_TAIL = (Fraction(2, 3), Fraction(2, 9))
+LEGACY_TAIL = (Fraction(1, 3), Fraction(1, 9))
+
+_NAME = re.compile(r"(\d+(?:\.\d+)?)x")
+_DURATION = re.compile(r"(\d[\d_,]*(?:\.\d+)?)\s*([kM]?)\s*(steps?|epochs?|images?)")
+_MULTIPLES = {"": 1, "k": 1_000, "M": 1_000_000}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """Linear warm-up to `base_rate`, then constant, then `factor` at each drop.
+
+    total, drops and warmup are steps; drops are absolute and ascend, and the rate falls at step >= drop.
+    warmup_from is the share of base_rate at step 0. No drops and no warm-up are both fine.
+    Raises ValueError when the drops do not fit between the end of the warm-up and the total.
+    """
+
+    total: int
+    drops: tuple[int, ...] = ()
+    factor: float = 0.1
+    warmup: int
+    warmup_from: float
+    base_rate: float
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "drops", tuple(self.drops))
+        _check_steps("total", self.total, least=1)
+        _check_steps("warmup", self.warmup, least=0)
+        for drop in self.drops:
+            _check_steps("drops", drop, least=0)
+        if not self.base_rate > 0:
+            raise ValueError(f"schedule.base_rate is {self.base_rate}, expected more than 0")
+        if not 0 < self.factor <= 1:
+            raise ValueError(f"schedule.factor is {self.factor}, expected more than 0 and at most 1")
+        if not 0 <= self.warmup_from <= 1:
+            raise ValueError(f"schedule.warmup_from is {self.warmup_from}, expected a share between 0 and 1")
+        if any(a >= b for a, b in zip(self.drops, self.drops[1:], strict=False)):
+            raise ValueError(f"schedule.drops are {list(self.drops)}, expected ascending steps")
+        if self.drops and self.drops[-1] >= self.total:
+            raise ValueError(f"schedule.drops has {self.drops[-1]}, expected less than the total of {self.total} steps")
+        if self.warmup > self.first_drop:
+            raise ValueError(
+                f"schedule.warmup is {self.warmup} steps, expected at most {self.first_drop}: "
+                f"the constant part ends there (total {self.total})"
+            )
+
+    @classmethod
+    def ending(
+        cls,
+        total: int,
+        distances: Iterable[int],
+        *,
+        base_rate: float,
+        warmup: int,
+        warmup_from: float,
+        factor: float = 0.1,
+    ) -> Schedule:
+        """A schedule whose drops lie `distances` steps before its end, longest first.
+
+        Two such schedules that differ only in `total` share everything before the earlier first drop.
+        Raises ValueError when the total is not longer than the tail.
+        """
+        distances = tuple(distances)
+        if distances and total <= distances[0]:
+            raise ValueError(
+                f"schedule.total is {total} steps, expected more than {distances[0]}, the length of its tail"
+            )
+        drops = tuple(total - distance for distance in distances)
+        return cls(total=total, drops=drops, factor=factor, warmup=warmup, warmup_from=warmup_from, base_rate=base_rate)
+
+    @classmethod
+    def nx(
+        cls,
+        n: float | Fraction,
+        base: int = COCO_BASE_STEPS,
+        *,
+        base_rate: float,
+        warmup: int,
+        warmup_from: float,
+        factor: float = 0.1,
+    ) -> Schedule:
+        """COCO's Nx schedule: n * base steps, drops a fixed distance before the end.
+
+        n >= 2 drops 2/3 and 2/9 of a base before the end (60k and 20k at a base of 90k); below 2, the older rule of
+        1/3 and 1/9 holds (1x: 60k and 80k of 90k). Steps are rounded to the nearest whole one.
+        Raises ValueError for an n whose tail does not fit. Source: section 4 of arXiv 1811.08883, Detectron's configs.
+        """
+        _check_steps("base", base, least=1)
+        tail = LONG_TAIL if n >= 2 else LEGACY_TAIL
+        return cls.ending(
+            round(Fraction(n) * base),
+            _distinct_distances(round(part * base) for part in tail),
+            base_rate=base_rate,
+            warmup=warmup,
+            warmup_from=warmup_from,
+            factor=factor,
+        )
+
+    @property
+    def first_drop(self) -> int:
+        """The step at which the constant part ends; the total where nothing drops."""
+        return self.drops[0] if self.drops else self.total
+
+    def rate(self, step: int) -> float:
+        """Learning rate of the update that follows `step` finished ones; past the total the last rate holds."""
+        if step < self.warmup:
+            return self.base_rate * (self.warmup_from + (1 - self.warmup_from) * step / self.warmup)
+        return self.base_rate * self.factor ** sum(step >= drop for drop in self.drops)
+
+
+def parse_schedule(name: str) -> Fraction:
+    """The exact N of a schedule's name: "6x" is 6, "1.44x" is 36/25; anything else is a ValueError."""
+    found = _NAME.fullmatch(name) if isinstance(name, str) else None
+    if found is None or Fraction(found[1]) == 0:
+        raise ValueError(f'schedule {name!r} is not known, expected a multiple of the base such as "2x" or "1.44x"')
+    return Fraction(found[1])
+
+
+def shared_until(a: Schedule, b: Schedule) -> int:
+    """Number of first steps for which two schedules give the same rate; symmetric.
+
+    0 where warm-up or base rate differ; the shorter total where they never part before it.
+    """
+    if (a.warmup, a.warmup_from, a.base_rate) != (b.warmup, b.warmup_from, b.base_rate):
+        return 0
+    end = min(a.total, b.total)
+    parts = (step for step in sorted({*a.drops, *b.drops}) if step < end and a.rate(step) != b.rate(step))
+    return next(parts, end)
+
+
+def due(step: int, every: int, total: int) -> bool:
+    """Whether periodic work falls on `step` finished updates: each `every` steps and always at the end.
+
+    Never at step 0, where nothing has been done; `every` = 0 means at the end only.
+    A segment that stops before its total passes its own stop as `total` if it wants the work there.
+    """
+    return step == total or (every > 0 and step > 0 and step % every == 0)
+
+
+def duration(text: str | int, *, batch: int, num_images: int, field: str = "duration") -> int:
+    """Steps of "500 steps", "12 epochs", "90k images" or a plain int (steps); 0 is allowed.
+
+    Epochs and images are rounded up to whole steps of `batch` images. k and M multiply by a thousand and a million.
+    Raises ValueError, naming `field`, for a missing or unknown unit and for a part of a step.
+    """
+    if isinstance(text, int) and not isinstance(text, bool) and text >= 0:
+        return text
+    found = _DURATION.fullmatch(text.strip()) if isinstance(text, str) else None
+    if found is None:
+        raise ValueError(f'{field} is {text!r}, expected a number with a unit: "500 steps", "12 epochs", "90k images"')
+    amount = Fraction(found[1].replace(",", "").replace("_", "")) * _MULTIPLES[found[2]]
+    unit = found[3].rstrip("s")
+    images = amount * {"step": batch, "epoch": num_images, "image": 1}[unit]
+    steps = images / batch
+    if unit == "step" and steps.denominator != 1:
+        raise ValueError(f"{field} is {text!r}, expected a whole number of steps")
+    return ceil(steps)
+
+
+def describe(steps: int, batch: int, num_images: int) -> str:
+    """A duration in all three units: "90,000 steps = 12.2 epochs = 1,440,000 images"."""
+    images = steps * batch
+    epochs = images / num_images
+    return f"{steps:,} steps = {epochs:,.{1 if epochs >= 1 or not epochs else 3}f} epochs = {images:,} images"
+
+
+def _distinct_distances(distances: Iterable[int]) -> tuple[int, ...]:
+    """Distances without those that rounding made zero or equal (bases of a few steps)."""
+    return tuple(dict.fromkeys(distance for distance in distances if distance > 0))
+
+
+def _check_steps(field: str, value: int, *, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"schedule.{field} is {value!r}, expected a whole number of steps, at least {least}")
