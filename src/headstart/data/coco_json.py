@@ -1,0 +1,174 @@
+"""A COCO JSON document -> checked flat columns, the arrays of a Dataset."""
+
+import difflib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+
+from headstart.data import coco_fields, rle
+from headstart.data.images import MAX_PIXELS
+
+NO_SEGMENT, POLYGONS, RLE = 0, 1, 2  # segment_kind
+
+
+def load(path: Path) -> dict:
+    """The parsed file as a dict with the lists images, annotations, categories; ValueError naming file and line.
+
+    NaN and Infinity, which some tools write although JSON has none, are parsed so that the record can be named.
+    """
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*")], 1)
+        raise ValueError(f"{path}: no such annotation file{coco_fields.did_you_mean(near)}") from None
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror}): expected a COCO JSON file") from error
+    document = _parse(path, raw.removeprefix(b"\xef\xbb\xbf"))
+    del raw
+    if not isinstance(document, dict):
+        raise ValueError(
+            f"{path}: {coco_fields.show(document)}: expected a JSON object with images, annotations and categories"
+        )
+    for field in coco_fields.PLURAL.values():
+        records = document.get(field, coco_fields.MISSING)
+        if not isinstance(records, list):
+            raise coco_fields.wrong(path, "file", field, records, "a list", document)
+    return document
+
+
+def _parse(path: Path, raw: bytes) -> Any:
+    try:
+        return orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        try:
+            text = raw.decode()
+        except UnicodeDecodeError as bad:
+            line = raw.count(b"\n", 0, bad.start) + 1
+            raise ValueError(f"{path}: line {line}: byte {raw[bad.start]:#x} is not UTF-8 text") from None
+        if text.startswith(("NaN", "Infinity", "-Infinity"), error.pos) or "NaN" in text or "Infinity" in text:
+            return _parse_with_nan(path, text)
+        raise _invalid_json(path, error) from None
+
+
+def _parse_with_nan(path: Path, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise _invalid_json(path, error) from None
+
+
+def _invalid_json(path: Path, error: json.JSONDecodeError) -> ValueError:
+    reason = error.msg.split(": line ")[0]
+    return ValueError(f"{path}: line {error.lineno}, column {error.colno}: not valid JSON ({reason})")
+
+
+def image_columns(path: Any, images: list) -> dict[str, Any]:
+    """Ids, file names and sizes of I images."""
+    coco_fields.check_records(path, "image", images)
+    if not images:
+        raise ValueError(f"{path}: images = []: expected at least one image")
+    ids = coco_fields.integers(path, "image", images, "id", "an integer")
+    coco_fields.check_unique(path, "image", "id", ids)
+    names = coco_fields.texts(path, "image", images, "file_name")
+    coco_fields.check_file_names(path, images, names)
+    sides = [
+        coco_fields.integers(path, "image", images, side, "an integer number of pixels, 1 to 1000000", 1, 10**6)
+        for side in ("height", "width")
+    ]
+    bomb = sides[0] * sides[1] > MAX_PIXELS
+    if bomb.any():
+        bad = int(np.argmax(bomb))
+        where = coco_fields.place("image", bad, images[bad])
+        found = [int(side[bad]) for side in sides]
+        raise coco_fields.wrong(path, where, "height, width", found, f"at most {MAX_PIXELS} pixels")
+    heights, widths = (side.astype(np.int32) for side in sides)
+    return {"image_ids": ids, "file_names": tuple(names), "heights": heights, "widths": widths}
+
+
+def category_columns(path: Any, categories: list) -> dict[str, Any]:
+    """Ids ascending, names in their order, and the keypoint names of C categories."""
+    coco_fields.check_records(path, "category", categories)
+    if not categories:
+        raise ValueError(f"{path}: categories = []: expected at least one category")
+    ids = coco_fields.integers(path, "category", categories, "id", "an integer")
+    coco_fields.check_unique(path, "category", "id", ids)
+    names = coco_fields.texts(path, "category", categories, "name")
+    coco_fields.check_unique(path, "category", "name", names)
+    order = np.argsort(ids, kind="stable")
+    keypoint_names = coco_fields.keypoint_names(path, categories)
+    return {
+        "category_ids": ids[order],
+        "class_names": tuple(names[c] for c in order),
+        "keypoint_names": keypoint_names,
+    }
+
+
+def annotation_columns(
+    path: Any, records: list, known: dict[str, Any], notes: list[str], keep_difficult: bool
+) -> dict[str, Any]:
+    """All per-annotation columns, sorted by image; known holds the columns of images and categories."""
+    coco_fields.check_records(path, "annotation", records)
+    ids = coco_fields.integers(path, "annotation", records, "id", "an integer")
+    coco_fields.check_unique(path, "annotation", "id", ids)
+    image = coco_fields.positions(path, records, "image_id", known["image_ids"], "images")
+    labels = coco_fields.positions(path, records, "category_id", known["category_ids"], "categories")
+    xywh = coco_fields.boxes(path, records)
+    difficult, _ = coco_fields.flags(path, records, "difficult")
+
+    keep = np.isfinite(xywh).all(1) & (xywh[:, 2:] > 0).all(1)
+    coco_fields.note(notes, ids[~keep], "without a positive width and height left out")
+    if not keep_difficult:
+        coco_fields.note(notes, ids[keep & difficult], "marked difficult left out")
+        keep &= ~difficult
+    order = np.argsort(image, kind="stable")
+    order = order[keep[order]]
+    kept = [records[n] for n in order]
+    records.clear()  # so that taking a segmentation out of its record frees it
+    ids, image, labels, xywh, difficult = (column[order] for column in (ids, image, labels, xywh, difficult))
+
+    crowd, missing = coco_fields.flags(path, kept, "iscrowd")
+    coco_fields.note(notes, ids[missing], "without iscrowd taken as single objects")
+    areas = coco_fields.floats(path, kept, "area")
+    keypoints = coco_fields.keypoints(path, kept, known["keypoint_names"], notes)
+    segments = coco_fields.segmentations(path, kept, known["heights"][image], known["widths"][image])
+    _fill_areas(areas, xywh, segments, ids, notes)
+    return {
+        "first": np.searchsorted(image, np.arange(len(known["image_ids"]) + 1)).astype(np.int64),
+        "annotation_ids": ids,
+        "boxes": np.concatenate((xywh[:, :2], xywh[:, :2] + xywh[:, 2:]), 1),
+        "labels": labels.astype(np.int32),
+        "crowd": crowd,
+        "difficult": difficult,
+        "areas": areas,
+        "keypoints": keypoints,
+        **segments,
+    }
+
+
+def _fill_areas(areas: np.ndarray, xywh: np.ndarray, segments: dict, ids: np.ndarray, notes: list[str]) -> None:
+    """Replace NaN areas in place: polygons by the shoelace formula, one by one, RLE by its pixels, else the box."""
+    missing = np.isnan(areas)
+    if not missing.any():
+        return
+    filled = xywh[:, 2] * xywh[:, 3]
+    polygons = segments["segment_kind"] == POLYGONS
+    filled[polygons] = _polygon_areas(segments)[polygons]
+    for n in segments["rles"]:
+        filled[n] = rle.area(segments["rles"][n])
+    areas[missing] = filled[missing]
+    coco_fields.note(notes, ids[missing], "without area measured from the segmentation or the box")
+
+
+def _polygon_areas(segments: dict) -> np.ndarray:
+    starts = segments["coord_first"][:-1] // 2
+    points = segments["coords"].reshape(-1, 2)
+    owner = np.repeat(np.arange(len(segments["segment_kind"])), np.diff(segments["polygon_first"]))
+    if not len(starts):
+        return np.zeros(len(segments["segment_kind"]))
+    following = np.concatenate((points[1:], points[:1]))
+    following[segments["coord_first"][1:] // 2 - 1] = points[starts]  # the last point closes its own polygon
+    twice = np.add.reduceat(points[:, 0] * following[:, 1] - following[:, 0] * points[:, 1], starts)
+    return np.bincount(owner, np.abs(twice) / 2, minlength=len(segments["segment_kind"]))
