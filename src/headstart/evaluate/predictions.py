@@ -1,0 +1,192 @@
+"""Detections as flat arrays, and their file form: the COCO results format.
+
+Letters: D detections, K keypoints. Boxes are XYXY in pixels of the original image, and [x, y, width, height] in files.
+"""
+
+import math
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import orjson
+from pycocotools import mask as coco_mask
+
+from headstart.data import rle
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """The detections of any number of images, in any order, with the data set's own image and category ids.
+
+    image_ids, category_ids int64 [D]; boxes float64 [D, 4] XYXY pixels of the original image; scores float64 [D];
+    masks: D compressed COCO RLE dicts ({"size": [h, w], "counts": bytes}) over the whole image, or None;
+    keypoints float32 [D, K, 3] (x, y, score) or None. D may be 0.
+    """
+
+    image_ids: np.ndarray
+    category_ids: np.ndarray
+    boxes: np.ndarray
+    scores: np.ndarray
+    masks: tuple[dict, ...] | None = None
+    keypoints: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        count = len(self.image_ids)
+        assert self.category_ids.shape == self.scores.shape == (count,), (self.category_ids.shape, self.scores.shape)
+        assert self.boxes.shape == (count, 4), self.boxes.shape
+        assert self.masks is None or len(self.masks) == count, len(self.masks)
+        assert self.keypoints is None or self.keypoints.shape[::2] == (count, 3), self.keypoints.shape
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def to_json(self, path: str | Path) -> None:
+        """Write COCO results, one object a detection, replacing `path` in one step.
+
+        A box survives the way to [x, y, width, height] and back to within one rounding of x + width.
+        """
+        extents = np.concatenate([self.boxes[:, :2], self.boxes[:, 2:] - self.boxes[:, :2]], axis=1)
+        columns = (self.image_ids.tolist(), self.category_ids.tolist(), extents.tolist(), self.scores.tolist())
+        rows = [
+            {"image_id": image, "category_id": category, "bbox": box, "score": score}
+            for image, category, box, score in zip(*columns)
+        ]
+        for row, mask in zip(rows, self.masks or ()):
+            row["segmentation"] = {"size": [int(side) for side in mask["size"]], "counts": mask["counts"].decode()}
+        if self.keypoints is not None:
+            for row, points in zip(rows, self.keypoints.reshape(len(self), -1).tolist()):
+                row["keypoints"] = points
+        partial = Path(f"{path}.partial")  # a reader never sees half a file
+        partial.write_bytes(orjson.dumps(rows))
+        os.replace(partial, path)
+
+    @classmethod
+    def from_json(cls, path: str | Path) -> "Predictions":
+        """Read a COCO results file.
+
+        An entry without `bbox` takes the box around its mask. Masks and keypoints must be in all entries or in none.
+        Raises ValueError naming the file, the entry (from 0), the field and the value; OSError if it cannot be read.
+        """
+        try:
+            rows = orjson.loads(Path(path).read_bytes())
+        except orjson.JSONDecodeError as error:
+            raise ValueError(f"{path}: is not JSON ({error})") from None
+        if not isinstance(rows, list):
+            raise ValueError(f"{path}: holds {_kind(rows)}, expected a list of results as COCO's results format has it")
+        for index, row in enumerate(rows):
+            if not isinstance(row, dict):
+                raise ValueError(f"{path}: entry {index} is {_kind(row)}, expected an object")
+        masks = _all_or_none(rows, "segmentation", _read_mask, path)
+        if masks is not None and not all("bbox" in row for row in rows):
+            for row, around in zip(rows, coco_mask.toBbox(list(masks)).tolist()):
+                row.setdefault("bbox", around)
+        boxes = np.array(_column(rows, "bbox", _read_box, path), dtype=np.float64).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        keypoints = _all_or_none(rows, "keypoints", _read_keypoints, path)
+        return cls(
+            image_ids=np.array(_column(rows, "image_id", _read_id, path), dtype=np.int64),
+            category_ids=np.array(_column(rows, "category_id", _read_id, path), dtype=np.int64),
+            boxes=boxes,
+            scores=np.array(_column(rows, "score", _read_number, path), dtype=np.float64),
+            masks=masks,
+            keypoints=None if keypoints is None else _stack_keypoints(keypoints, path),
+        )
+
+
+def empty(*, masks: bool = False, num_keypoints: int = 0) -> Predictions:
+    """Predictions without a detection; with masks and keypoints present (and empty) if asked for."""
+    ids = np.zeros(0, np.int64)
+    keypoints = np.zeros((0, num_keypoints, 3), np.float32) if num_keypoints else None
+    return Predictions(ids, ids, np.zeros((0, 4)), np.zeros(0), () if masks else None, keypoints)
+
+
+def concat(parts: Iterable[Predictions]) -> Predictions:
+    """One Predictions of all parts in order; none at all gives the empty one.
+
+    Either all parts with detections hold masks (keypoints) or none does; otherwise ValueError.
+    """
+    parts = list(parts)
+    filled = [part for part in parts if len(part)] or parts[:1]
+    if not filled:
+        return empty()
+    for name in ("masks", "keypoints"):
+        if len({getattr(part, name) is None for part in filled}) > 1:
+            raise ValueError(f"cannot join predictions: only some of the {len(filled)} parts hold {name}")
+    return Predictions(
+        image_ids=np.concatenate([part.image_ids for part in filled]),
+        category_ids=np.concatenate([part.category_ids for part in filled]),
+        boxes=np.concatenate([part.boxes for part in filled]),
+        scores=np.concatenate([part.scores for part in filled]),
+        masks=None if filled[0].masks is None else tuple(mask for part in filled for mask in part.masks),
+        keypoints=None if filled[0].keypoints is None else np.concatenate([part.keypoints for part in filled]),
+    )
+
+
+def _kind(value: object) -> str:
+    names = {dict: "an object", list: "a list", str: "a text", bool: "a truth value", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+def _column(rows: list[dict], field: str, read, path) -> list:
+    values = []
+    for index, row in enumerate(rows):
+        if field not in row:
+            raise ValueError(f"{path}: entry {index} has no {field!r}")
+        value = read(row[field])
+        if isinstance(value, str):  # what was expected; no field reads as text
+            raise ValueError(f"{path}: entry {index}: {field!r} is {_short(row[field])}, expected {value}")
+        values.append(value)
+    return values
+
+
+def _all_or_none(rows: list[dict], field: str, read, path) -> tuple | None:
+    if not any(field in row for row in rows):
+        return None
+    return tuple(_column(rows, field, read, path))
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _read_id(value: object) -> int | str:
+    return value if type(value) is int and abs(value) < 2**63 else "a whole number"
+
+
+def _read_number(value: object) -> float | str:
+    return value if _is_number(value) else "a finite number"
+
+
+def _read_box(value: object) -> list | str:
+    good = isinstance(value, list) and len(value) == 4 and all(map(_is_number, value)) and min(value[2:]) >= 0
+    return value if good else "four finite numbers [x, y, width, height] with width and height of at least 0"
+
+
+def _read_keypoints(value: object) -> list | str:
+    good = isinstance(value, list) and value and len(value) % 3 == 0 and all(map(_is_number, value))
+    return value if good else "finite numbers x, y, score for each keypoint"
+
+
+def _stack_keypoints(rows: tuple, path) -> np.ndarray:
+    for index, row in enumerate(rows):
+        if len(row) != len(rows[0]):
+            counts = f"{len(row) // 3} points, expected {len(rows[0]) // 3} as in entry 0"
+            raise ValueError(f"{path}: entry {index}: 'keypoints' holds {counts}")
+    return np.array(rows, np.float32).reshape(len(rows), -1, 3)
+
+
+def _read_mask(value: object) -> dict | str:
+    size = value.get("size") if isinstance(value, dict) else None
+    if not (isinstance(size, list) and len(size) == 2 and all(type(side) is int and 0 < side < 2**31 for side in size)):
+        return "an RLE object with the size [height, width] of its image"
+    try:
+        return rle.checked(value, *size)
+    except ValueError as expected:
+        return str(expected)
