@@ -2,6 +2,7 @@
 
 import difflib
 from array import array
+from pathlib import PureWindowsPath
 from typing import Any
 
 import numpy as np

@@ -41,8 +41,8 @@ def rasterise(polygons: Sequence[np.ndarray], box: np.ndarray, size: int) -> np.
 
     flat = (owner[edge] * size + row) * (size + 1) + left_of
     toggles = np.bincount(flat, minlength=len(polygons) * size * (size + 1)).reshape(-1, size, size + 1)
-    crossings_right = np.cumsum(toggles[:, :, :0:-1], 2)[:, :, ::-1]
-    return (crossings_right % 2 == 1).any(0)
+    odd = (toggles[:, :, :0:-1] & 1).astype(np.uint8)
+    return np.bitwise_xor.accumulate(odd, axis=2).any(0)[:, ::-1].astype(bool)
 
 
 def annotation_rle(dataset: Dataset, n: int) -> dict:
