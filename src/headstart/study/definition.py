@@ -1,0 +1,227 @@
+"""A study as a user writes it: what is compared, on how much data, for how long, and the rule that decides.
+
+Everything a plan needs is checked here, before anything runs; no model is imported.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, model_validator
+
+from headstart.recipe import flatten
+from headstart.resolve import find, read_yaml, validate
+from headstart.schedule import parse_schedule
+from headstart.study.verdict import Rule, fewest_seeds
+
+PRETRAIN_PREFIX = "pretrain:"  # "start.weights: pretrain:NAME" means the result of this study's own pre-training
+WEIGHTS_FIELD = "start.weights"
+# The metrics that evaluation rows hold. A rule that names another would end in "not decidable" after days of runs.
+METRICS = (
+    *(
+        f"{kind}.{name}"
+        for kind in ("box", "mask", "keypoints")
+        for name in ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100")
+    ),
+    "top1",
+)
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")  # names become parts of folder names
+
+
+def _none_is_empty(value: object) -> object:
+    return {} if value is None else value
+
+
+def _seeds(value: object) -> object:
+    if isinstance(value, int) and not isinstance(value, bool):
+        if value < 1:
+            raise ValueError(f"seeds: {value}, expected at least one")
+        return tuple(range(value))
+    return value
+
+
+def _schedules(value: object) -> object:
+    if isinstance(value, str):
+        raise ValueError(f"schedules: {value!r}, expected a list such as [{value}]")
+    return value
+
+
+def _fractions(value: object) -> object:
+    if isinstance(value, list | tuple):
+        return tuple({"fraction": v} if isinstance(v, int | float | str) else v for v in value)
+    return value
+
+
+Patch = Annotated[dict[str, Any], BeforeValidator(_none_is_empty)]
+Schedules = Annotated[tuple[str, ...] | dict[str, tuple[str, ...]], BeforeValidator(_schedules)]
+
+
+def check_names(given: Collection[object], known: Collection[str], what: str) -> None:
+    """Raise a ValueError naming the nearest known name for the first given one that is unknown."""
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(map(repr, known)) or 'none'}"
+            raise ValueError(f"{what} {name!r} is not known, {hint}")
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    section: ClassVar[str]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, data: object) -> object:
+        if isinstance(data, Mapping):
+            check_names(data, cls.model_fields, f"{cls.section} key")
+        return data
+
+
+class DataFraction(_Part):
+    """A share of the training images; its own schedules, if any, replace the study's."""
+
+    section = "fractions"
+    fraction: float = Field(gt=0, le=1)
+    schedules: Schedules = ()
+
+
+class Pretraining(_Part):
+    """A run of this study that makes weights; arms take them with `start.weights: pretrain:NAME`."""
+
+    section = "pretrain"
+    recipe: str
+    set: Patch = {}
+
+
+class Study(_Part):
+    """Arms, schedules, fractions and seeds of one paired comparison, and the rule written before the first run.
+
+    arms are patches on the recipe, by dotted field. schedules are names such as "2x", the same for all arms or a list
+    an arm. fractions keep the given order. seeds N means 0..N-1. `share: false` runs every cell from its own start.
+    Raises ValueError (one line of it through `parse_study`) for anything that could not run or not be decided.
+    """
+
+    section = "study"
+    name: str
+    recipe: str
+    set: Patch = {}
+    arms: dict[str, Patch] = Field(min_length=1)
+    schedules: Schedules = ()
+    fractions: Annotated[tuple[DataFraction, ...], BeforeValidator(_fractions)] = (DataFraction(fraction=1.0),)
+    seeds: Annotated[tuple[StrictInt, ...], BeforeValidator(_seeds)] = (0,)
+    pretrain: dict[str, Pretraining] = {}
+    rule: Rule | None = None
+    share: bool = True
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rule_keys(cls, data: object) -> object:
+        if isinstance(data, Mapping) and isinstance(data.get("rule"), Mapping):
+            check_names(data["rule"], Rule.__dataclass_fields__, "rule key")
+        return data
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Study:
+        for field, names in (("name", [self.name]), ("arms", self.arms), ("pretrain", self.pretrain)):
+            for name in names:
+                if not _NAME.fullmatch(name):
+                    raise ValueError(
+                        f"{field}: {name!r} is not a name: letters, digits, _ . + - and at most 64 of them"
+                    )
+        _check_distinct("seeds", self.seeds)
+        if not self.seeds or min(self.seeds) < 0:
+            raise ValueError(f"seeds: {list(self.seeds)}, expected at least one, none negative")
+        if not self.fractions:
+            raise ValueError("fractions: none given, expected at least one between 0 and 1")
+        _check_distinct("fractions", [entry.fraction for entry in self.fractions])
+        for entry in self.fractions:
+            for arm in self.arms:
+                _check_schedules(self.schedules_of(arm, entry.fraction), arm, entry.fraction)
+        for arm in self.arms:
+            self.pretraining_of(arm)
+        _check_rule(self)
+        return self
+
+    def schedules_of(self, arm: str, fraction: float) -> tuple[str, ...]:
+        """Names of the schedules of one arm at one fraction, in the order given."""
+        entry = next(entry for entry in self.fractions if entry.fraction == fraction)
+        chosen = entry.schedules or self.schedules
+        if not isinstance(chosen, dict):
+            return chosen
+        check_names(chosen, self.arms, "schedules: arm")
+        return chosen.get(arm, ())
+
+    def pretraining_of(self, arm: str) -> str | None:
+        """The entry of `pretrain` whose weights an arm starts from; None for any other start."""
+        weights = {**flatten(self.set), **flatten(self.arms[arm])}.get(WEIGHTS_FIELD)
+        if not isinstance(weights, str) or not weights.startswith(PRETRAIN_PREFIX):
+            return None
+        name = weights.removeprefix(PRETRAIN_PREFIX)
+        check_names([name], self.pretrain, f"arms.{arm}.{WEIGHTS_FIELD}: pretrain entry")
+        return name
+
+
+def parse_study(data: Mapping[str, Any], *, source: str) -> Study:
+    """The study of a mapping; a ValueError is one line: source, field, value, what was expected."""
+    return validate(Study, dict(data), source)
+
+
+def read_study(name: str | Path) -> Study:
+    """The study of a shipped name or a YAML file.
+
+    Raises ValueError, naming the file, for what cannot be read, a key given twice, or a study that could not run.
+    """
+    path = find(str(name), "studies")
+    data = read_yaml(path)
+    twice = _given_twice(yaml.compose(path.read_text(), Loader=yaml.SafeLoader))
+    if twice:
+        raise ValueError(f"{path}: line {twice.start_mark.line + 1}: {twice.value!r} is given twice")
+    return parse_study(data, source=str(path))
+
+
+def _given_twice(node: yaml.Node | None) -> yaml.Node | None:
+    """The first key that repeats another of the same mapping; YAML itself would keep the last and say nothing."""
+    if isinstance(node, yaml.MappingNode):
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    return key
+                seen.add(key.value)
+        return next(filter(None, (_given_twice(value) for _, value in node.value)), None)
+    parts = node.value if isinstance(node, yaml.SequenceNode) else ()
+    return next(filter(None, (_given_twice(part) for part in parts)), None)
+
+
+def _check_distinct(field: str, values: Collection[object]) -> None:
+    twice = [value for value in values if list(values).count(value) > 1]
+    if twice:
+        raise ValueError(f"{field}: {twice[0]!r} is given twice")
+
+
+def _check_schedules(names: tuple[str, ...], arm: str, fraction: float) -> None:
+    if not names:
+        raise ValueError(f'schedules: none for arm {arm!r} at fraction {fraction:g}, expected names such as "2x"')
+    for name in names:
+        parse_schedule(name)
+    _check_distinct("schedules", [f"{float(parse_schedule(name)):g}x" for name in names])
+
+
+def _check_rule(study: Study) -> None:
+    if study.rule is None:
+        return
+    check_names([study.rule.metric], METRICS, "rule.metric")
+    check_names([study.rule.baseline, study.rule.candidate], study.arms, "rule: arm")
+    if study.rule.baseline == study.rule.candidate:
+        raise ValueError(f"rule.candidate is {study.rule.candidate!r}, the baseline itself, expected another arm")
+    least = fewest_seeds(study.rule)
+    if study.rule.test == "sign_flip" and len(study.seeds) < least:
+        raise ValueError(
+            f"seeds: {len(study.seeds)} can never satisfy rule.test sign_flip at level {study.rule.level:g} (its "
+            f"p value never falls below 2/2^S two-sided, 1/2^S one-sided), expected at least {least} seeds or test: t"
+        )

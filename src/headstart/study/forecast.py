@@ -1,0 +1,104 @@
+"""What a plan will cost before anything runs: steps, images, epochs and expected seconds, alone and shared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from headstart.study.definition import PRETRAIN_PREFIX
+from headstart.study.plan import Plan, Segment
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """What one arm, or one pre-training, does in a step and in an evaluation.
+
+    num_images are training images by fraction (a pre-training has {1.0: n}). Seconds are those measured on this
+    machine; num_eval_images 0 means that nothing is evaluated, eval_every 0 that only the end of a schedule is.
+    """
+
+    batch: int
+    num_images: Mapping[float, int]
+    seconds_per_step: float
+    seconds_per_eval_image: float = 0.0
+    num_eval_images: int = 0
+    eval_every: int = 0
+
+
+def load_key(segment: Segment) -> str:
+    """Under which name a segment's load is given: its arm, or "pretrain:NAME"."""
+    return f"{PRETRAIN_PREFIX}{segment.arm}" if segment.kind == "pretrain" else segment.arm
+
+
+def num_evaluations(segment: Segment, every: int) -> int:
+    """Evaluations that fall into a segment: each `every` steps, and the end of tails and pre-training."""
+    regular = segment.stop // every - segment.start // every if every else 0
+    at_end = segment.kind != "trunk" and (not every or segment.stop % every != 0)
+    return regular + at_end
+
+
+def segment_seconds(segment: Segment, load: Load) -> float:
+    """Expected seconds of training and evaluation."""
+    evaluated = num_evaluations(segment, load.eval_every) * load.num_eval_images
+    return segment.steps * load.seconds_per_step + evaluated * load.seconds_per_eval_image
+
+
+def segment_rows(plan: Plan, loads: Mapping[str, Load]) -> list[dict[str, Any]]:
+    """One row a segment, in the order of the plan, with the number of cells that need it; loads by `load_key`."""
+    users = plan.cells_of()
+    return [
+        {
+            "segment": segment.name,
+            "kind": segment.kind,
+            "arm": segment.arm,
+            "fraction": segment.fraction,
+            "seed": segment.seed,
+            "schedule": segment.schedule,
+            "start": segment.start,
+            "stop": segment.stop,
+            "cells": len(users[segment.name]),
+            **_work(segment.steps, segment.fraction, loads[load_key(segment)]),
+            "seconds": segment_seconds(segment, loads[load_key(segment)]),
+        }
+        for segment in plan.segments
+    ]
+
+
+def cell_rows(plan: Plan, loads: Mapping[str, Load]) -> list[dict[str, Any]]:
+    """One row a cell as if it were run alone, pre-training left out."""
+    seconds = {segment.name: segment_seconds(segment, loads[load_key(segment)]) for segment in plan.segments}
+    return [
+        {
+            "cell": cell.name,
+            "arm": cell.arm,
+            "schedule": cell.schedule,
+            "fraction": cell.fraction,
+            "seed": cell.seed,
+            **_work(cell.total, cell.fraction, loads[cell.arm]),
+            "seconds": sum(seconds[name] for name in cell.segments),
+        }
+        for cell in plan.cells
+    ]
+
+
+def totals(plan: Plan, loads: Mapping[str, Load]) -> dict[str, Any]:
+    """The plan in one row: counts, steps, images and seconds if run alone and as shared, and what sharing saves.
+
+    seconds and images of "alone" and "shared" leave pre-training out; it is done once and has its own entries.
+    """
+    segments = segment_rows(plan, loads)
+    own = [row for row in segments if row["kind"] == "pretrain"]
+    shared = [row for row in segments if row["kind"] != "pretrain"]
+    alone = cell_rows(plan, loads)
+    sums = {
+        f"{field}_{name}": sum(row[field] for row in rows)
+        for name, rows in (("alone", alone), ("shared", shared), ("pretrain", own))
+        for field in ("steps", "images", "seconds")
+    }
+    return {"cells": len(plan.cells), "segments": len(plan.segments), "saving": plan.saving, **sums}
+
+
+def _work(steps: int, fraction: float, load: Load) -> dict[str, float]:
+    images = steps * load.batch
+    return {"steps": steps, "images": images, "epochs": images / load.num_images[fraction]}

@@ -1,0 +1,105 @@
+"""Results in plain words: every sentence carries its numbers, in points (a hundredth of the metric)."""
+
+from __future__ import annotations
+
+from math import isnan
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from headstart.study.verdict import Verdict
+
+
+def points(value: float, *, fine: bool = False) -> str:
+    """A difference of a 0..1 metric as signed points: 0.0123 -> "+1.2"; two decimals where `fine`."""
+    return f"{100 * value:+.{2 if fine else 1}f}"
+
+
+def counted(number: int, noun: str) -> str:
+    """A count with its noun: "1 seed", "3 seeds"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def verdict_sentence(verdict: Verdict) -> str:
+    """A verdict as one to four sentences: the outcome, what it would take, what other images could change."""
+    parts = [_outcome(verdict), _what_it_takes(verdict), _other_images(verdict), _left_out(verdict)]
+    return " ".join(part for part in parts if part)
+
+
+def _outcome(verdict: Verdict) -> str:
+    if verdict.num_seeds and verdict.indicative:
+        return _indicative(verdict)
+    rule, place = verdict.rule, f" {verdict.where}" if verdict.where else ""
+    metric = f"in {rule.metric}{place}"
+    margin = f"{points(rule.margin, fine=_fine(verdict))[1:]} points"
+    claim = {
+        "better": f"{rule.candidate} is better than {rule.baseline} {metric}",
+        "worse": f"{rule.candidate} is worse than {rule.baseline} {metric}",
+        "equivalent": f"{rule.candidate} and {rule.baseline} are equivalent {metric}, within {margin}",
+        "not worse": f"{rule.candidate} is not worse than {rule.baseline} {metric} by more than {margin}",
+        "not decidable": f"Not decidable whether {rule.candidate} differs from {rule.baseline} {metric}",
+    }[verdict.outcome]
+    reason = f" ({verdict.reason})" if verdict.reason else ""
+    return f"{claim}{reason}: {_numbers(verdict)}."
+
+
+def _indicative(verdict: Verdict) -> str:
+    rule, place = verdict.rule, f" {verdict.where}" if verdict.where else ""
+    side = "ahead of" if verdict.mean > 0 else "behind"
+    amount = points(abs(verdict.mean), fine=_fine(verdict))[1:]
+    standing = f"{amount} points {side}" if verdict.mean else "level with"
+    interval = "" if verdict.num_seeds == 1 else f" ({_numbers(verdict)})"
+    return (
+        f"Indicative, not decided ({verdict.reason}): {rule.candidate} is {standing} {rule.baseline} "
+        f"in {rule.metric}{place}{interval}."
+    )
+
+
+def _numbers(verdict: Verdict) -> str:
+    if not verdict.num_seeds:
+        return "there is nothing to compare"
+    difference = f"difference {points(verdict.mean, fine=_fine(verdict))} points"
+    by_margin = verdict.outcome in ("equivalent", "not worse")
+    half, level = (
+        (verdict.margin_half_width, 1 - 2 * verdict.rule.alpha)
+        if by_margin
+        else (verdict.half_width, verdict.rule.level)
+    )
+    low, high = (points(verdict.mean + sign * half, fine=_fine(verdict)) for sign in (-1, 1))
+    test = ""
+    if verdict.rule.test == "sign_flip":
+        test = f", sign-flip p = {verdict.p_margin if by_margin else verdict.p_difference:.3g}"
+    interval = f"{100 * level:g} % interval {low} to {high}"
+    return f"{difference}, {interval} over {counted(verdict.num_seeds, 'seed')}{test}"
+
+
+def _what_it_takes(verdict: Verdict) -> str:
+    if verdict.outcome != "not decidable" or not verdict.num_seeds:
+        return ""
+    if isnan(verdict.sd):
+        return "How much another seed would differ is not known from one."
+    if verdict.seeds_to_decide is None:
+        return "More than 1,000 seeds would be needed if mean and spread stay as seen: not a matter of seeds."
+    return f"About {counted(verdict.seeds_to_decide, 'seed')} would decide, if mean and spread stay as seen."
+
+
+def _other_images(verdict: Verdict) -> str:
+    if verdict.images is None:
+        return ""
+    low, high = (points(side, fine=_fine(verdict)) for side in (verdict.images.low, verdict.images.high))
+    moves = f"Resampling the test images alone gives {low} to {high} points"
+    if verdict.holds_for_other_images is None:
+        return f"{moves}."
+    if verdict.holds_for_other_images:
+        return f"{moves}; the outcome also stands for other images of this kind."
+    more = f", about {verdict.images_to_decide:,} test images would settle it" if verdict.images_to_decide else ""
+    return f"{moves}; for other images of this kind the outcome is not certain{more}."
+
+
+def _left_out(verdict: Verdict) -> str:
+    if not verdict.num_left_out:
+        return ""
+    return f"{counted(verdict.num_left_out, 'seed')} left out for want of a score in both arms."
+
+
+def _fine(verdict: Verdict) -> bool:
+    return 0 < verdict.rule.margin < 0.005  # below half a point one decimal would hide the margin itself
