@@ -1,0 +1,55 @@
+"""What passes from the data to the model, and back.
+
+B images, G ground-truth slots, K keypoints, M mask frame side, D detection slots. Every shape depends only on the
+bucket and on B, never on what the images show: empty slots are marked by a validity flag, not left out.
+"""
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One training or evaluation batch.
+
+    images [B,3,H,W] float, normalised, zero-padded at the right and bottom; sizes [B,2] (height, width) in pixels before padding.
+    gt_boxes [B,G,4] XYXY pixels of the padded image; gt_labels [B,G] in 0..C-1; gt_valid, gt_crowd [B,G] bool.
+    gt_masks [B,G,M,M] bool in the box frame (M = 0 without masks); gt_keypoints [B,G,K,3] (x, y, visibility).
+    image_ids [B] the data set's own ids; slots [B] the global slot numbers that key all randomness.
+    """
+
+    images: Tensor
+    sizes: Tensor
+    gt_boxes: Tensor
+    gt_labels: Tensor
+    gt_valid: Tensor
+    gt_crowd: Tensor
+    gt_masks: Tensor
+    gt_keypoints: Tensor
+    image_ids: Tensor
+    slots: Tensor
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch on another device."""
+        return Batch(**{field.name: getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)})
+
+    def __len__(self) -> int:
+        return self.images.shape[0]
+
+
+@dataclass(frozen=True)
+class Detections:
+    """Detections of B images in D slots each, best score first.
+
+    boxes [B,D,4] XYXY pixels of the padded image; scores [B,D]; labels [B,D] in 0..C-1; valid [B,D] bool.
+    masks [B,D,M,M] probabilities in the box frame, or None; keypoints [B,D,K,3] (x, y, score), or None.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+    valid: Tensor
+    masks: Tensor | None = None
+    keypoints: Tensor | None = None

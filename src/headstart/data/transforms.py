@@ -1,0 +1,77 @@
+"""From decoded images to a batch, on the device: resize, flip, normalise, pad.
+
+B images, G ground-truth slots, M mask frame side. Masks are in the box frame, so that only boxes move.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from headstart.data.buckets import Resize
+
+
+@dataclass(frozen=True)
+class Convention:
+    """What a network expects of its input: mean and std a channel (0..255 scale) and the order of the channels."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    order: str  # "rgb" or "bgr"
+
+
+@dataclass(frozen=True)
+class View:
+    """How one image is shown: the size it is resized to (height, width), and whether it is mirrored."""
+
+    size: tuple[int, int]
+    flip: bool
+
+
+def draw_view(height: int, width: int, shorts: Sequence[int], long: int, flip: float, generator: np.random.Generator) -> View:
+    """A random view; always draws the same number of random numbers, so that streams stay aligned."""
+    short = shorts[int(generator.integers(len(shorts)))]
+    return View(Resize(short, long).size(height, width), bool(generator.random() < flip))
+
+
+def stack_images(images: Sequence[np.ndarray], views: Sequence[View], bucket: tuple[int, int], convention: Convention, device: torch.device | str) -> Tensor:
+    """Images uint8 [h,w,3] RGB as one float batch [B,3,H,W], resized (bilinear, antialiased), normalised, zero-padded."""
+    channels = len(convention.mean)
+    batch = torch.zeros((len(images), channels, *bucket), device=device).to(memory_format=torch.channels_last)
+    mean = torch.tensor(convention.mean, device=device).view(-1, 1, 1)
+    scale = 1.0 / torch.tensor(convention.std, device=device).view(-1, 1, 1)
+    for slot, (image, view) in enumerate(zip(images, views)):
+        pixels = torch.from_numpy(image).to(device, non_blocking=True).permute(2, 0, 1).float()
+        if tuple(pixels.shape[1:]) != view.size:
+            pixels = F.interpolate(pixels[None], view.size, mode="bilinear", antialias=True, align_corners=False)[0]
+        if convention.order == "bgr":
+            pixels = pixels.flip(0)
+        if view.flip:
+            pixels = pixels.flip(2)
+        torch.mul(pixels - mean, scale, out=pixels)
+        batch[slot, :, : view.size[0], : view.size[1]] = pixels
+    return batch
+
+
+def move_boxes(boxes: np.ndarray, original: tuple[int, int], view: View) -> np.ndarray:
+    """Boxes [n,4] XYXY of an image of size `original` (height, width), in pixels of its view."""
+    height, width = view.size
+    scale = np.array([width / original[1], height / original[0]] * 2)
+    boxes = boxes * scale
+    if view.flip:
+        boxes = np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], axis=1)
+    return boxes
+
+
+def move_keypoints(keypoints: np.ndarray, original: tuple[int, int], view: View, left_right: Sequence[tuple[int, int]]) -> np.ndarray:
+    """Keypoints [n,K,3] (x, y, visibility) in pixels of a view; a mirror swaps left and right."""
+    height, width = view.size
+    moved = keypoints * np.array([width / original[1], height / original[0], 1.0])
+    if view.flip:
+        moved[..., 0] = width - moved[..., 0]
+        for a, b in left_right:
+            moved[:, [a, b]] = moved[:, [b, a]]
+    return moved

@@ -1,0 +1,111 @@
+"""The box head: 2fc (Fast R-CNN on a pyramid) or 4conv1fc (with a norm: the paper's), in three verbs.
+
+B images, R regions, C classes (background is C).
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from headstart.batch import Detections
+from headstart.model.fpn import ConvNorm
+from headstart.model.regions import Regions, RegionPooler, image_index
+from headstart.model.targets import take
+from headstart.ops.boxes import clip, decode, encode
+from headstart.ops.collective import mean_over_processes
+from headstart.ops.nms import nms_by_label
+
+Weights = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class DetectionLimits:
+    """What is reported: the paper's test settings (Detectron) are the defaults of the base recipe."""
+
+    score_threshold: float
+    nms_threshold: float
+    num: int
+    # Candidates (region, class) an image that enter suppression: a cap for fixed shapes, far above what passes the
+    # score threshold in practice (at a threshold of 0.05 a region can pass in at most 19 classes).
+    num_candidates: int = 4096
+    min_size: float = 1e-2  # pixels (torchvision's value)
+
+
+class BoxHead(nn.Module):
+    """Classifies regions and refines their boxes."""
+
+    def __init__(self, channels: int, pooler: RegionPooler, *, num_classes: int, convs: int, conv_channels: int, fcs: int, fc_width: int, norm_kind: str, norm_groups: int, class_agnostic: bool, weights: Weights, smooth_l1_beta: float):
+        super().__init__()
+        self.pooler, self.num_classes, self.weights, self.beta = pooler, num_classes, weights, smooth_l1_beta
+        widths = [channels] + [conv_channels] * convs
+        self.convs = nn.ModuleList(ConvNorm(a, b, 3, norm_kind=norm_kind, norm_groups=norm_groups, relu=True) for a, b in zip(widths, widths[1:]))
+        inputs = [widths[-1] * pooler.size**2] + [fc_width] * fcs
+        self.fcs = nn.ModuleList(nn.Linear(a, b) for a, b in zip(inputs, inputs[1:]))
+        self.classify = nn.Linear(inputs[-1], num_classes + 1)
+        self.regress = nn.Linear(inputs[-1], 4 if class_agnostic else 4 * num_classes)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        for layer in self.convs:
+            nn.init.kaiming_normal_(layer.conv.weight, mode="fan_out", nonlinearity="relu")
+        for layer in self.fcs:  # XavierFill
+            nn.init.kaiming_uniform_(layer.weight, a=1)
+        nn.init.normal_(self.classify.weight, std=0.01)
+        nn.init.normal_(self.regress.weight, std=0.001)
+        for layer in [*self.fcs, self.classify, self.regress, *(block.conv for block in self.convs)]:
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+    def predict(self, features: list[Tensor], boxes: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """Class logits [B,R,C+1] and deltas [B,R,4C] (or 4) of boxes [B,R,4] in pixels; `valid` keeps padding out of batch statistics."""
+        x = self.pooler(features, boxes.flatten(0, 1), image_index(boxes))
+        weight = valid.flatten().float()
+        for conv in self.convs:
+            x = conv(x, weight)
+        x = x.flatten(1)
+        for fc in self.fcs:
+            x = F.relu(fc(x), inplace=True)
+        shape = boxes.shape[:2]
+        return self.classify(x).float().view(*shape, -1), self.regress(x).float().view(*shape, -1)
+
+    def loss(self, logits: Tensor, deltas: Tensor, regions: Regions, gt_boxes: Tensor, *, max_positive: int) -> dict[str, Tensor]:
+        """Cross-entropy over all sampled regions and smooth L1 over the positive ones.
+
+        logits [B,R,C+1], deltas [B,R,4C] (or 4); gt_boxes [B,G,4]. Both are divided by the number of sampled regions (Fast
+        R-CNN with Detectron's normaliser). No valid region gives two zeros.
+        """
+        count = mean_over_processes(regions.valid.float().sum()).clamp(min=1.0)
+        losses = F.cross_entropy(logits.flatten(0, 1), regions.labels.flatten(), reduction="none")
+        classify = (losses * regions.valid.flatten()).sum() / count
+        head = min(max_positive, regions.boxes.shape[1])  # positives come first
+        wanted = encode(take(gt_boxes, regions.gt[:, :head]), regions.boxes[:, :head], self.weights)
+        chosen = self._of_label(deltas[:, :head], regions.labels[:, :head])
+        box = F.smooth_l1_loss(chosen, wanted, beta=self.beta, reduction="none").sum(2)
+        return {"box_class": classify, "box_delta": (box * regions.positive[:, :head]).sum() / count}
+
+    def _of_label(self, deltas: Tensor, labels: Tensor) -> Tensor:
+        """The four deltas [B,R,4] of each region's class; background takes class 0's, to be weighted away."""
+        if deltas.shape[2] == 4:
+            return deltas
+        index = torch.where(labels == self.num_classes, 0, labels).view(*labels.shape, 1, 1).expand(-1, -1, 1, 4)
+        return deltas.view(*labels.shape, -1, 4).gather(2, index).squeeze(2)
+
+    @torch.no_grad()
+    def decode(self, logits: Tensor, deltas: Tensor, proposals: Tensor, valid: Tensor, sizes: Tensor, limits: DetectionLimits) -> Detections:
+        """Detections from raw outputs on proposals [B,R,4] in pixels; sizes [B,2] cut the boxes."""
+        scores = logits.softmax(dim=2)[..., :-1].masked_fill(~valid.unsqueeze(2), 0.0)
+        num_classes = self.num_classes
+        flat = scores.flatten(1)
+        score, index = torch.topk(flat, min(limits.num_candidates, flat.shape[1]), dim=1)
+        region, label = torch.div(index, num_classes, rounding_mode="floor"), index % num_classes
+        if deltas.shape[2] == 4:
+            chosen = take(deltas, region)
+        else:
+            chosen = take(deltas.reshape(deltas.shape[0], -1, 4), index)
+        boxes = clip(decode(chosen, take(proposals, region), self.weights), sizes)
+        real = (score > limits.score_threshold) & ((boxes[..., 2:] - boxes[..., :2]) >= limits.min_size).all(dim=2)
+        keep = nms_by_label(boxes, score, label, real, limits.nms_threshold)
+        score, best = torch.topk(score.masked_fill(~keep, -1.0), min(limits.num, score.shape[1]), dim=1)
+        return Detections(take(boxes, best), score.clamp(min=0), take(label, best), score > 0)

@@ -1,0 +1,185 @@
+"""Mask R-CNN as in the paper's figure: backbone, pyramid, proposals, heads."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from headstart.batch import Batch, Detections
+from headstart.model.backbone import Backbone, TimmBackbone, build_resnet
+from headstart.model.box_head import BoxHead, DetectionLimits
+from headstart.model.fpn import Pyramid
+from headstart.model.mask_head import MaskHead, sample_frames
+from headstart.model.regions import RegionPooler, Regions, image_index, sample_regions
+from headstart.model.rpn import ProposalLimits, Rpn
+from headstart.ops.compact import pool_slots, used_length
+from headstart.ops.random import fold, uniform
+from headstart.recipe import Classifier, Model, Recipe
+
+SALT = 3
+
+
+class Detector(nn.Module):
+    """A two-stage detector, with masks when `mask_head` is given.
+
+    `forward(batch)` returns the losses; `predict(images, sizes)` returns detections. Sampling inside `forward` is a pure
+    function of (`seed`, the batch's slot numbers).
+    """
+
+    def __init__(self, backbone: Backbone, pyramid: Pyramid, rpn: Rpn, box_head: BoxHead, mask_head: MaskHead | None, *, num_regions: int, positive_fraction: float, iou_threshold: float, mask_slots: int, limits: DetectionLimits, seed: int):
+        super().__init__()
+        self.backbone, self.pyramid, self.rpn, self.box_head, self.mask_head = backbone, pyramid, rpn, box_head, mask_head
+        self.num_regions, self.max_positive = num_regions, int(num_regions * positive_fraction)
+        self.iou_threshold, self.mask_slots, self.limits = iou_threshold, mask_slots, limits
+        self.key = fold(seed) & 0xFFFFFFFF
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Losses by name, each a scalar; finite and connected to every parameter even when the batch shows no object."""
+        batch = without_empty_slots(batch)
+        keys = batch.slots ^ self.key
+        features = self.pyramid(self.backbone(batch.images))
+        logits, deltas = self.rpn.predict(features)
+        anchors = self.rpn.anchors(features)
+        losses = self.rpn.loss(logits, deltas, anchors, batch, keys)
+        proposals, valid = self.rpn.decode(logits, deltas, anchors, batch.sizes, self.rpn.train_limits)
+        regions = sample_regions(proposals, valid, batch, keys, num_classes=self.box_head.num_classes, iou_threshold=self.iou_threshold, num=self.num_regions, max_positive=self.max_positive)
+        outputs = self.box_head.predict(features, regions.boxes, regions.valid)
+        losses |= self.box_head.loss(*outputs, regions, batch.gt_boxes, max_positive=self.max_positive)
+        if self.mask_head is not None:
+            losses |= self._mask_loss(features, regions, batch, keys)
+        return losses
+
+    def _mask_loss(self, features: list[Tensor], regions: Regions, batch: Batch, keys: Tensor) -> dict[str, Tensor]:
+        """Masks of the positive regions, pooled over the batch into `mask_slots` an image.
+
+        An object without a segmentation has an empty frame and takes no part.
+        """
+        head = min(self.max_positive, regions.boxes.shape[1])  # positives come first
+        image = torch.arange(len(batch), device=keys.device).unsqueeze(1)
+        segmented = batch.gt_masks.flatten(2).any(dim=2)[image, regions.gt[:, :head]]
+        flags = (regions.positive[:, :head] & segmented).flatten()
+        index, chosen = pool_slots(flags, self.mask_slots * len(batch), uniform(keys, head, salt=SALT).flatten())
+        image, gt = torch.div(index, head, rounding_mode="floor"), regions.gt[:, :head].flatten()[index]
+        boxes = regions.boxes[:, :head].flatten(0, 1)[index]
+        labels = torch.where(chosen, batch.gt_labels[image, gt], 0)
+        targets = sample_frames(batch.gt_masks[image, gt], batch.gt_boxes[image, gt], boxes, 2 * self.mask_head.pooler.size)
+        return self.mask_head.loss(self.mask_head.predict(features, boxes, image, labels, chosen), targets, chosen)
+
+    @torch.no_grad()
+    def predict(self, images: Tensor, sizes: Tensor) -> Detections:
+        """Detections of images [B,3,H,W] (normalised, padded) with sizes [B,2] (height, width) before padding."""
+        features = self.pyramid(self.backbone(images))
+        logits, deltas = self.rpn.predict(features)
+        proposals, valid = self.rpn.decode(logits, deltas, self.rpn.anchors(features), sizes, self.rpn.test_limits)
+        outputs = self.box_head.predict(features, proposals, valid)
+        detections = self.box_head.decode(*outputs, proposals, valid, sizes, self.limits)
+        if self.mask_head is None:
+            return detections
+        return replace(detections, masks=self._masks(features, detections))
+
+    def _masks(self, features: list[Tensor], detections: Detections) -> Tensor:
+        """Mask probabilities [B,D,T,T] of the detections; zeros in slots that hold none."""
+        flags = detections.valid.flatten()
+        index, chosen = pool_slots(flags, flags.shape[0], detections.scores.flatten())
+        boxes, labels = detections.boxes.flatten(0, 1)[index], detections.labels.flatten()[index]
+        masks = self.mask_head.decode(self.mask_head.predict(features, boxes, image_index(detections.boxes)[index], labels, chosen))
+        full = masks.new_zeros(flags.shape[0], *masks.shape[1:]).index_copy(0, index, masks * chosen.view(-1, 1, 1))
+        return full.view(*detections.valid.shape, *masks.shape[1:])
+
+
+def without_empty_slots(batch: Batch) -> Batch:
+    """The batch with its trailing ground-truth slots that no image uses cut off, where shapes may depend on the data."""
+    used = used_length(batch.gt_valid)
+    slots = ("gt_boxes", "gt_labels", "gt_valid", "gt_crowd", "gt_masks", "gt_keypoints")
+    return replace(batch, **{name: getattr(batch, name)[:, :used] for name in slots})
+
+
+
+
+def build_backbone(model: Model | Classifier, in_channels: int) -> Backbone:
+    """The backbone of a recipe's model section, for images of `in_channels` channels."""
+    chosen = model.backbone
+    options = {"norm_kind": model.norm, "norm_groups": model.norm_groups, "in_channels": in_channels}
+    if chosen.kind == "timm":
+        return TimmBackbone(chosen.name, **options)
+    shape = {"bottleneck": chosen.bottleneck, "width": chosen.width, "groups": chosen.groups, "group_width": chosen.group_width}
+    return build_resnet(chosen.depth, **shape, **options)
+
+
+def build(recipe: Recipe, num_classes: int) -> Detector:
+    """The detector of a recipe, randomly initialised from its seed: nothing below this function has seen a recipe.
+
+    The same recipe and number of classes give the same tensors, whatever ran before; the caller's random state is kept.
+    """
+    model = recipe.model
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(fold(recipe.seed, 0))
+        backbone = build_backbone(model, len(recipe.input.mean))
+        pyramid_kind = model.norm if model.pyramid_norm else "none"
+        pyramid = Pyramid(backbone.channels, model.pyramid_channels, norm_kind=pyramid_kind, norm_groups=model.norm_groups)
+        return Detector(
+            backbone,
+            pyramid,
+            _build_rpn(model),
+            _build_box_head(model, num_classes),
+            _build_mask_head(model, num_classes) if model.mask.enabled else None,
+            num_regions=model.box.num_regions,
+            positive_fraction=model.box.positive_fraction,
+            iou_threshold=model.box.iou_threshold,
+            mask_slots=model.mask.slots,
+            limits=DetectionLimits(recipe.evaluate.score_threshold, recipe.evaluate.nms_threshold, recipe.evaluate.detections),
+            seed=recipe.seed,
+        )
+
+
+def _build_rpn(model: Model) -> Rpn:
+    part = model.rpn
+    return Rpn(
+        model.pyramid_channels,
+        anchor_sizes=part.anchor_sizes,
+        ratios=part.ratios,
+        strides=Pyramid.strides,
+        num_convs=part.num_convs,
+        num_samples=part.num_samples,
+        positive_fraction=part.positive_fraction,
+        high=part.high,
+        low=part.low,
+        straddle=part.straddle,
+        train_limits=ProposalLimits(part.train_before_nms, part.train_after_nms, part.nms_threshold),
+        test_limits=ProposalLimits(part.test_before_nms, part.test_after_nms, part.nms_threshold),
+    )
+
+
+def _pooler(model: Model, size: int) -> RegionPooler:
+    return RegionPooler(size, Pyramid.strides[:4], model.canonical_size, model.aligned)
+
+
+def _build_box_head(model: Model, num_classes: int) -> BoxHead:
+    part = model.box
+    return BoxHead(
+        model.pyramid_channels,
+        _pooler(model, part.pool),
+        num_classes=num_classes,
+        convs=part.convs,
+        conv_channels=part.conv_channels,
+        fcs=part.fcs,
+        fc_width=part.fc_width,
+        norm_kind=model.norm if part.norm else "none",
+        norm_groups=model.norm_groups,
+        class_agnostic=part.class_agnostic,
+        weights=(10.0, 10.0, 5.0, 5.0),  # the inverse spread of the deltas (R-CNN; Detectron: BBOX_REG_WEIGHTS)
+        smooth_l1_beta=part.smooth_l1_beta,
+    )
+
+
+def _build_mask_head(model: Model, num_classes: int) -> MaskHead:
+    part = model.mask
+    return MaskHead(
+        model.pyramid_channels,
+        _pooler(model, part.pool),
+        num_classes=num_classes,
+        convs=part.convs,
+        conv_channels=part.conv_channels,
+        norm_kind=model.norm if part.norm else "none",
+        norm_groups=model.norm_groups,
+    )

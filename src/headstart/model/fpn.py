@@ -1,0 +1,51 @@
+"""The feature pyramid (Lin et al. 2017): C2..C5 to P2..P6."""
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from headstart.model.norm import norm
+
+
+class ConvNorm(nn.Module):
+    """A convolution and its normalisation; the bias is left out where a norm follows."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, *, norm_kind: str, norm_groups: int, relu: bool = False):
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=norm_kind == "none")
+        self.norm = norm(norm_kind, out_channels, groups=norm_groups)
+        self.relu = relu
+
+    def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
+        x = self.norm(self.conv(x), weight)
+        return F.relu(x, inplace=True) if self.relu else x
+
+
+class Pyramid(nn.Module):
+    """Lateral 1x1 and output 3x3 convolutions, nearest-neighbour top-down sums; P6 subsamples P5 for the RPN only."""
+
+    strides = (4, 8, 16, 32, 64)
+
+    def __init__(self, in_channels: Sequence[int], channels: int, *, norm_kind: str, norm_groups: int):
+        super().__init__()
+        options = {"norm_kind": norm_kind, "norm_groups": norm_groups}
+        self.lateral = nn.ModuleList(ConvNorm(width, channels, 1, **options) for width in in_channels)
+        self.output = nn.ModuleList(ConvNorm(channels, channels, 3, **options) for _ in in_channels)
+        self.channels = channels
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d):  # Detectron: XavierFill, which is kaiming_uniform with a=1
+                nn.init.kaiming_uniform_(layer.weight, a=1)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
+
+    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """P2..P6 [B,C,H/4..H/64,...] from C2..C5."""
+        top = self.lateral[-1](features[-1])
+        maps = [self.output[-1](top)]
+        for level in range(len(features) - 2, -1, -1):
+            lateral = self.lateral[level](features[level])
+            top = lateral + F.interpolate(top, size=lateral.shape[-2:], mode="nearest")
+            maps.insert(0, self.output[level](top))
+        # A max-pool of one cell: the subsampling of the original, as torchvision and Detectron do it.
+        return [*maps, F.max_pool2d(maps[-1], 1, 2)]

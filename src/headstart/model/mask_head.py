@@ -1,0 +1,76 @@
+"""The mask head (He et al. 2017): a small FCN on 14x14 regions, in three verbs.
+
+S mask slots (pooled over the batch), C classes, M side of the ground-truth frame, T side of the output (28).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from headstart.model.fpn import ConvNorm
+from headstart.model.regions import RegionPooler
+from headstart.ops.collective import mean_over_processes
+
+SAMPLES = 2  # a cell and direction, when a target is cut out of the box frame
+
+
+def sample_frames(frames: Tensor, gt_boxes: Tensor, boxes: Tensor, size: int) -> Tensor:
+    """Mask targets [S,T,T] of regions `boxes` [S,4], cut from frames [S,M,M] that cover `gt_boxes` [S,4] (all in pixels).
+
+    The frame is sampled bilinearly with zeros outside, 2x2 samples a cell, and thresholded at one half. Written as two
+    small matrix products, because the weights are separable.
+    """
+    side = frames.shape[-1]
+    rows = _axis_weights(gt_boxes[:, 1], gt_boxes[:, 3], boxes[:, 1], boxes[:, 3], side, size)
+    columns = _axis_weights(gt_boxes[:, 0], gt_boxes[:, 2], boxes[:, 0], boxes[:, 2], side, size)
+    return (torch.bmm(torch.bmm(rows, frames.float()), columns.transpose(1, 2)) >= 0.5).float()
+
+
+def _axis_weights(gt_low: Tensor, gt_high: Tensor, low: Tensor, high: Tensor, side: int, size: int) -> Tensor:
+    """Weights [S,T,M] of the frame's cells in each target cell, along one direction."""
+    steps = (torch.arange(size * SAMPLES, device=low.device, dtype=low.dtype) + 0.5) / (size * SAMPLES)
+    position = low.unsqueeze(1) + steps * (high - low).unsqueeze(1)
+    cell = (position - gt_low.unsqueeze(1)) / (gt_high - gt_low).clamp(min=1e-3).unsqueeze(1) * side - 0.5
+    weight = (1 - (cell.unsqueeze(2) - torch.arange(side, device=low.device, dtype=low.dtype)).abs()).clamp(min=0)
+    return weight.view(-1, size, SAMPLES, side).mean(dim=2)
+
+
+class MaskHead(nn.Module):
+    """Predicts one mask a class for each region."""
+
+    def __init__(self, channels: int, pooler: RegionPooler, *, num_classes: int, convs: int, conv_channels: int, norm_kind: str, norm_groups: int):
+        super().__init__()
+        self.pooler = pooler
+        widths = [channels] + [conv_channels] * convs
+        self.convs = nn.ModuleList(ConvNorm(a, b, 3, norm_kind=norm_kind, norm_groups=norm_groups, relu=True) for a, b in zip(widths, widths[1:]))
+        self.deconv = nn.ConvTranspose2d(widths[-1], conv_channels, 2, 2)
+        self.classify = nn.Conv2d(conv_channels, num_classes, 1)
+        for layer in [*(block.conv for block in self.convs), self.deconv, self.classify]:
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+    def predict(self, features: list[Tensor], boxes: Tensor, image: Tensor, labels: Tensor, valid: Tensor) -> Tensor:
+        """Mask logits [S,T,T] of boxes [S,4] (pixels; image [S]) for the given labels [S] only.
+
+        The last 1x1 convolution is evaluated for one class a region, which saves C-1 of C channels.
+        """
+        x = self.pooler(features, boxes, image)
+        weight = valid.float()
+        for conv in self.convs:
+            x = conv(x, weight)
+        x = F.relu(self.deconv(x), inplace=True)
+        rows = self.classify.weight.flatten(1)[labels].to(x.dtype)
+        logits = torch.einsum("schw,sc->shw", x, rows) + self.classify.bias[labels].view(-1, 1, 1).to(x.dtype)
+        return logits.float()
+
+    def loss(self, logits: Tensor, targets: Tensor, valid: Tensor) -> dict[str, Tensor]:
+        """Mean binary cross-entropy over the pixels of valid slots; logits, targets [S,T,T], valid [S]. No valid slot gives zero."""
+        weight = valid.float()
+        count = mean_over_processes(weight.sum()).clamp(min=1.0) * (logits.shape[1] * logits.shape[2])
+        per_pixel = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+        return {"mask": (per_pixel.sum((1, 2)) * weight).sum() / count}
+
+    def decode(self, logits: Tensor) -> Tensor:
+        """Mask probabilities [S,T,T] in the box frame."""
+        return logits.sigmoid()

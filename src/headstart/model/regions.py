@@ -1,0 +1,63 @@
+"""Regions: proposals with their targets, and the features under them."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from headstart.batch import Batch
+from headstart.model.targets import match, sample, take
+from headstart.ops.roi_align import assign_levels, roi_align
+
+SALT = 2
+
+
+@dataclass(frozen=True)
+class Regions:
+    """R sampled regions an image with what they should become.
+
+    boxes [B,R,4] pixels; labels [B,R] in 0..C-1, or C for background; gt [B,R] the slot of the object;
+    positive, valid [B,R] bool. Positives come first; a slot that is not valid carries no weight.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    gt: Tensor
+    positive: Tensor
+    valid: Tensor
+
+
+@torch.no_grad()
+def sample_regions(proposals: Tensor, proposal_valid: Tensor, batch: Batch, keys: Tensor, *, num_classes: int, iou_threshold: float, num: int, max_positive: int) -> Regions:
+    """Sample `num` regions an image from proposals [B,P,4] joined with the ground truth.
+
+    At most `max_positive` with IoU >= `iou_threshold`, the rest from below it. keys [B] decide the choice.
+    """
+    candidates = torch.cat([proposals, batch.gt_boxes], dim=1)
+    inside = torch.cat([proposal_valid, batch.gt_valid & ~batch.gt_crowd], dim=1)
+    matches = match(candidates, batch.gt_boxes, batch.gt_valid, batch.gt_crowd, high=iou_threshold, low=iou_threshold, low_quality=False, inside=inside)
+    chosen = sample(matches.labels, keys, num=num, max_positive=max_positive, salt=SALT)
+    gt = take(matches.matched, chosen.index)
+    labels = torch.where(chosen.positive, take(batch.gt_labels, gt), num_classes)
+    return Regions(take(candidates, chosen.index), labels, gt, chosen.positive, chosen.valid)
+
+
+@dataclass(frozen=True)
+class RegionPooler:
+    """Fixed-size features of regions, each from the pyramid level of its size."""
+
+    size: int
+    strides: tuple[int, ...]
+    canonical_size: float = 224.0  # pixels: the region that belongs on level 4, ImageNet's crop (FPN, eq. 1)
+    aligned: bool = True
+
+    def __call__(self, features: list[Tensor], boxes: Tensor, image: Tensor) -> Tensor:
+        """[R,C,S,S] from features P2.. [B,C,H_l,W_l], boxes [R,4] pixels, image [R] index into the batch."""
+        low = self.strides[0].bit_length() - 1
+        level = assign_levels(boxes, min_level=low, max_level=low + len(self.strides) - 1, canonical_size=self.canonical_size)
+        return roi_align(features[: len(self.strides)], boxes, image, level - low, strides=[float(s) for s in self.strides], size=self.size, aligned=self.aligned)
+
+
+def image_index(boxes: Tensor) -> Tensor:
+    """For boxes [B,R,4]: the image [B*R] each belongs to."""
+    return torch.arange(boxes.shape[0], device=boxes.device).repeat_interleave(boxes.shape[1])

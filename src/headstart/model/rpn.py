@@ -1,0 +1,130 @@
+"""The region proposal network (Ren et al. 2015, with a pyramid): predict, loss, decode.
+
+B images, L levels, A anchors over all levels (cell by cell, ratios within a cell), P proposals.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from headstart.batch import Batch
+from headstart.model.targets import match, sample, take
+from headstart.ops.boxes import clip, decode, encode
+from headstart.ops.collective import mean_over_processes
+from headstart.ops.nms import nms
+
+WEIGHTS = (1.0, 1.0, 1.0, 1.0)  # RPN deltas are not rescaled (Detectron, torchvision)
+SMOOTH_L1_BETA = 1.0 / 9  # Detectron: SmoothL1 beta of the RPN
+SALT = 1
+
+
+@lru_cache(maxsize=64)
+def anchors_for(shapes: tuple[tuple[int, int], ...], strides: tuple[int, ...], sizes: tuple[float, ...], ratios: tuple[float, ...], device: torch.device) -> Tensor:
+    """All anchors [A,4] of a pyramid with feature maps of the given (height, width), in pixels of the padded image.
+
+    One size a level; ratio is height over width at equal area; centred on cell corners and rounded to whole half-sides,
+    as torchvision and Detectron do. Constant for a bucket, hence cached.
+    """
+    levels = []
+    for (height, width), stride, size in zip(shapes, strides, sizes):
+        root = torch.tensor(ratios).sqrt()
+        half = torch.stack([-size / root, -size * root, size / root, size * root], dim=1).div(2).round()
+        y, x = torch.meshgrid(torch.arange(height) * stride, torch.arange(width) * stride, indexing="ij")
+        centre = torch.stack([x, y, x, y], dim=-1).view(-1, 1, 4)
+        levels.append((centre + half).view(-1, 4))
+    return torch.cat(levels).float().to(device)
+
+
+@dataclass(frozen=True)
+class ProposalLimits:
+    """How many proposals are kept: before suppression (a level) and after it (an image)."""
+
+    before_nms: int
+    after_nms: int
+    nms_threshold: float = 0.7
+    min_size: float = 1e-3  # pixels; smaller boxes are rounding noise (torchvision's value)
+
+
+class Rpn(nn.Module):
+    """Shared 3x3 convolution(s) and two 1x1 outputs on every level."""
+
+    def __init__(self, channels: int, *, anchor_sizes: tuple[float, ...], ratios: tuple[float, ...], strides: tuple[int, ...], num_convs: int, num_samples: int, positive_fraction: float, high: float, low: float, straddle: float | None, train_limits: ProposalLimits, test_limits: ProposalLimits):
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(num_convs))
+        self.objectness = nn.Conv2d(channels, len(ratios), 1)
+        self.deltas = nn.Conv2d(channels, 4 * len(ratios), 1)
+        for layer in [*self.convs, self.objectness, self.deltas]:
+            nn.init.normal_(layer.weight, std=0.01)
+            nn.init.zeros_(layer.bias)
+        self.anchor_sizes, self.ratios, self.strides = anchor_sizes, ratios, strides
+        self.num_samples, self.max_positive = num_samples, int(num_samples * positive_fraction)
+        self.high, self.low, self.straddle = high, low, straddle
+        self.train_limits, self.test_limits = train_limits, test_limits
+
+    def anchors(self, features: list[Tensor]) -> Tensor:
+        """Anchors [A,4] of these feature maps."""
+        shapes = tuple((feature.shape[2], feature.shape[3]) for feature in features)
+        return anchors_for(shapes, self.strides, self.anchor_sizes, self.ratios, features[0].device)
+
+    def predict(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Objectness logits [B,A_l] and deltas [B,A_l,4] a level, in the order of the anchors."""
+        logits, deltas = [], []
+        for x in features:
+            for conv in self.convs:
+                x = F.relu(conv(x), inplace=True)
+            logits.append(self.objectness(x).permute(0, 2, 3, 1).flatten(1).float())
+            deltas.append(self.deltas(x).permute(0, 2, 3, 1).reshape(x.shape[0], -1, 4).float())
+        return logits, deltas
+
+    def loss(self, logits: list[Tensor], deltas: list[Tensor], anchors: Tensor, batch: Batch, keys: Tensor) -> dict[str, Tensor]:
+        """Objectness and box losses over sampled anchors.
+
+        logits [B,A_l], deltas [B,A_l,4] raw outputs; anchors [A,4] pixels of the padded batch; keys [B] choose the sample.
+        Anchors between the two IoU thresholds, and those on crowds, take no part. An image without objects gives negatives
+        only. Both terms are divided by the number of sampled anchors (Detectron's rule; eq. 1 of 1506.01497 divides the
+        box term by the number of locations instead).
+        """
+        with torch.no_grad():
+            matches = match(anchors, batch.gt_boxes, batch.gt_valid, batch.gt_crowd, high=self.high, low=self.low, low_quality=True, inside=self._inside(anchors, batch.sizes))
+            chosen = sample(matches.labels, keys, num=self.num_samples, max_positive=self.max_positive, salt=SALT)
+            gt = take(batch.gt_boxes, take(matches.matched, chosen.index))
+            positive, valid = chosen.positive.float(), chosen.valid.float()
+            # Positives come first: the box loss needs to look no further.
+            head = min(self.max_positive, positive.shape[1])
+            wanted = encode(gt[:, :head], anchors[chosen.index[:, :head]], WEIGHTS)
+            count = mean_over_processes(valid.sum()).clamp(min=1.0)
+        score = torch.cat(logits, dim=1).gather(1, chosen.index)
+        delta = take(torch.cat(deltas, dim=1), chosen.index[:, :head])
+        objectness = F.binary_cross_entropy_with_logits(score, positive, weight=valid, reduction="sum")
+        box = F.smooth_l1_loss(delta, wanted, beta=SMOOTH_L1_BETA, reduction="none").sum(2)
+        return {"rpn_objectness": objectness / count, "rpn_box": (box * positive[:, :head]).sum() / count}
+
+    def _inside(self, anchors: Tensor, sizes: Tensor) -> Tensor | None:
+        if self.straddle is None:
+            return None
+        height, width = sizes[:, :1] + self.straddle, sizes[:, 1:] + self.straddle
+        return (anchors[:, 0] >= -self.straddle) & (anchors[:, 1] >= -self.straddle) & (anchors[:, 2] <= width) & (anchors[:, 3] <= height)
+
+    @torch.no_grad()
+    def decode(self, logits: list[Tensor], deltas: list[Tensor], anchors: Tensor, sizes: Tensor, limits: ProposalLimits) -> tuple[Tensor, Tensor]:
+        """Proposals [B,P,4] in pixels, best first, and which of them are real [B,P].
+
+        Per level: the best `before_nms`, decoded and cut to the image, then suppression; then the best `after_nms` of all.
+        """
+        boxes, scores, start = [], [], 0
+        for level_logits, level_deltas in zip(logits, deltas):
+            num = level_logits.shape[1]
+            score, index = torch.topk(level_logits, min(limits.before_nms, num), dim=1)
+            level_anchors = anchors[start : start + num][index]
+            box = clip(decode(take(level_deltas, index), level_anchors, WEIGHTS), sizes)
+            valid = ((box[..., 2:] - box[..., :2]) >= limits.min_size).all(dim=2)
+            keep = nms(box, valid, limits.nms_threshold)
+            boxes.append(box)
+            scores.append(score.masked_fill(~keep, -torch.inf))
+            start += num
+        score = torch.cat(scores, dim=1)
+        score, index = torch.topk(score, min(limits.after_nms, score.shape[1]), dim=1)
+        return take(torch.cat(boxes, dim=1), index), score > -torch.inf

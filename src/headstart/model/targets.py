@@ -1,0 +1,85 @@
+"""Matching and sampling with outputs of fixed size.
+
+B images, N candidates (anchors or proposals), G ground-truth slots, K samples.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from headstart.ops.boxes import area, intersection, iou
+from headstart.ops.random import uniform
+
+# A candidate with more than this share of its area on a crowd region is neither positive nor negative
+# (Detectron: TRAIN.CROWD_FILTER_THRESH).
+CROWD_SHARE = 0.7
+
+
+@dataclass(frozen=True)
+class Matches:
+    """labels [B,N]: 1 positive, 0 negative, -1 takes no part; matched [B,N] the slot of the best ground truth."""
+
+    labels: Tensor
+    matched: Tensor
+
+
+def match(candidates: Tensor, gt_boxes: Tensor, gt_valid: Tensor, gt_crowd: Tensor, *, high: float, low: float, low_quality: bool, inside: Tensor | None = None) -> Matches:
+    """Assign candidates [N,4] or [B,N,4] to ground truth [B,G,4] by IoU.
+
+    IoU >= `high` is positive, below `low` negative, between them neither. With `low_quality` the best candidates of every
+    object are positive whatever their IoU, ties included, but never at IoU 0 (Faster R-CNN, 3.1.2). Candidates on crowd
+    regions, or not `inside` [B,N], take no part. An image without objects has negatives only.
+    """
+    real = gt_valid & ~gt_crowd
+    overlap = iou(candidates, gt_boxes).masked_fill(~real.unsqueeze(1), -1.0)
+    if inside is not None:
+        overlap = overlap.masked_fill(~inside.unsqueeze(2), -1.0)
+    best, matched = overlap.max(dim=2)
+    labels = torch.where(best >= high, 1, torch.where(best < low, 0, -1))
+    if low_quality:
+        top = overlap.amax(dim=1, keepdim=True)
+        labels = torch.where(((overlap == top) & (top > 0)).any(dim=2), 1, labels)
+    labels = torch.where((labels != 1) & _on_crowd(candidates, gt_boxes, gt_valid & gt_crowd), -1, labels)
+    if inside is not None:
+        labels = torch.where(inside, labels, -1)
+    return Matches(labels, matched)
+
+
+def _on_crowd(candidates: Tensor, gt_boxes: Tensor, crowd: Tensor) -> Tensor:
+    if not torch.compiler.is_compiling() and crowd.device.type == "cpu" and not bool(crowd.any()):
+        return torch.zeros((), dtype=torch.bool)  # crowds are rare: save the second pass over all pairs
+    share = intersection(candidates, gt_boxes) / area(candidates).unsqueeze(-1).clamp(min=1e-6)
+    return ((share > CROWD_SHARE) & crowd.unsqueeze(1)).any(dim=2)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """K chosen candidates an image: index [B,K] into them; positive, valid [B,K] bool. Positives come first."""
+
+    index: Tensor
+    positive: Tensor
+    valid: Tensor
+
+
+def sample(labels: Tensor, keys: Tensor, *, num: int, max_positive: int, salt: int) -> Sample:
+    """A uniform random choice without replacement of up to `max_positive` positives, filled up with negatives.
+
+    labels [B,N] as in Matches; keys [B] int64 and `salt` decide the choice, and nothing else does. Two top-k on random
+    keys, so that shapes are fixed: slots that could not be filled are not valid.
+    """
+    chance = uniform(keys, labels.shape[1], salt=salt)
+    num = min(num, labels.shape[1])
+    positive_key = torch.where(labels == 1, chance, -1.0)
+    value, index = torch.topk(positive_key, min(max_positive, num), dim=1)
+    chosen = torch.zeros_like(labels, dtype=torch.bool).scatter(1, index, value >= 0)
+    key = torch.where(chosen, 2.0 + chance, torch.where(labels == 0, 1.0 + 0.5 * chance, -1.0))
+    value, index = torch.topk(key, num, dim=1)
+    return Sample(index, value >= 2.0, value >= 1.0)
+
+
+def take(values: Tensor, index: Tensor) -> Tensor:
+    """values [B,N] or [B,N,D] at index [B,K]: [B,K] or [B,K,D]."""
+    if values.dim() == 2:
+        return values.gather(1, index)
+    return values.gather(1, index.unsqueeze(2).expand(-1, -1, values.shape[2]))

@@ -1,0 +1,64 @@
+"""Box geometry. Boxes are XYXY in continuous pixel coordinates, without +1."""
+
+import math
+
+import torch
+from torch import Tensor
+
+# exp() of a raw size delta is capped so that one wild prediction cannot overflow: 1000/16 is Detectron's bound,
+# an object 62.5 times its anchor.
+MAX_LOG_SCALE = math.log(1000.0 / 16)
+
+
+def area(boxes: Tensor) -> Tensor:
+    """Areas [...] of boxes [...,4]; a box turned inside out counts as zero in each direction."""
+    return (boxes[..., 2] - boxes[..., 0]).clamp(min=0) * (boxes[..., 3] - boxes[..., 1]).clamp(min=0)
+
+
+def intersection(a: Tensor, b: Tensor) -> Tensor:
+    """Intersection areas [...,N,M] of a [...,N,4] with b [...,M,4]."""
+    a, b = a.unsqueeze(-2), b.unsqueeze(-3)
+    width = (torch.minimum(a[..., 2], b[..., 2]) - torch.maximum(a[..., 0], b[..., 0])).clamp_(min=0)
+    height = (torch.minimum(a[..., 3], b[..., 3]) - torch.maximum(a[..., 1], b[..., 1])).clamp_(min=0)
+    return width.mul_(height)
+
+
+def iou(a: Tensor, b: Tensor) -> Tensor:
+    """Intersection over union [...,N,M] of a [...,N,4] with b [...,M,4]; zero where both are empty."""
+    inter = intersection(a, b)
+    union = area(a).unsqueeze(-1) + area(b).unsqueeze(-2) - inter
+    return inter / union.clamp(min=torch.finfo(inter.dtype).tiny)
+
+
+def clip(boxes: Tensor, sizes: Tensor) -> Tensor:
+    """Boxes [B,N,4] cut to their images; sizes [B,2] (height, width) in pixels."""
+    limit = sizes.flip(-1).to(boxes.dtype).repeat(1, 2).unsqueeze(1)
+    return torch.minimum(boxes.clamp(min=0), limit)
+
+
+def _centre_form(boxes: Tensor) -> tuple[Tensor, Tensor]:
+    size = boxes[..., 2:] - boxes[..., :2]
+    return boxes[..., :2] + 0.5 * size, size
+
+
+def encode(boxes: Tensor, anchors: Tensor, weights: tuple[float, float, float, float]) -> Tensor:
+    """Regression targets [...,4] (dx, dy, dw, dh) that move anchors [...,4] onto boxes [...,4].
+
+    The offsets are in units of the anchor's size and multiplied by `weights` (R-CNN, appendix C). Sizes are floored at
+    1e-3 pixel so that an empty padding slot gives finite numbers.
+    """
+    centre, size = _centre_form(boxes)
+    anchor_centre, anchor_size = _centre_form(anchors)
+    anchor_size = anchor_size.clamp(min=1e-3)
+    offset = (centre - anchor_centre) / anchor_size
+    scale = torch.log(size.clamp(min=1e-3) / anchor_size)
+    return torch.cat([offset, scale], dim=-1) * offset.new_tensor(weights)
+
+
+def decode(deltas: Tensor, anchors: Tensor, weights: tuple[float, float, float, float]) -> Tensor:
+    """Boxes [...,4] from raw deltas [...,4] and anchors [...,4]: the inverse of `encode`, in fp32."""
+    deltas = deltas.float() / deltas.new_tensor(weights, dtype=torch.float32)
+    anchor_centre, anchor_size = _centre_form(anchors.float())
+    centre = anchor_centre + deltas[..., :2] * anchor_size
+    half = 0.5 * torch.exp(deltas[..., 2:].clamp(max=MAX_LOG_SCALE)) * anchor_size
+    return torch.cat([centre - half, centre + half], dim=-1)

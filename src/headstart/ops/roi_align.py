@@ -1,0 +1,99 @@
+"""Multi-level RoIAlign as one weighted gather.
+
+B images, C channels, R regions, L levels, S output side. All levels are laid out as one table with a row of C numbers per
+cell; an output bin is a weighted sum of 16 rows (2x2 samples of 4 neighbours). Forward and backward are the same
+operation on a matrix and its transpose, both without a per-level or per-image branch.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+SAMPLES = 2  # per bin and direction: the paper's sampling ratio (Detectron: ROI_XFORM_SAMPLING_RATIO 2)
+
+
+def assign_levels(boxes: Tensor, *, min_level: int, max_level: int, canonical_size: float = 224.0, canonical_level: int = 4) -> Tensor:
+    """Pyramid level [...] of each box [...,4]: floor(k0 + log2(sqrt(area) / 224)), clamped (FPN, eq. 1)."""
+    size = torch.sqrt((boxes[..., 2] - boxes[..., 0]).clamp(min=0) * (boxes[..., 3] - boxes[..., 1]).clamp(min=0))
+    # 1e-6 keeps a box of exactly the canonical size on its level in spite of rounding (Detectron, torchvision).
+    level = torch.floor(canonical_level + torch.log2(size / canonical_size + 1e-6))
+    return level.clamp(min_level, max_level).long()
+
+
+def roi_align(features: list[Tensor], boxes: Tensor, image: Tensor, level: Tensor, *, strides: list[float], size: int, aligned: bool) -> Tensor:
+    """Features [R,C,S,S] of R regions, each from its own level.
+
+    features: L tensors [B,C,H_l,W_l]; boxes [R,4] pixels of the padded image; image [R] and level [R] index into the batch
+    and into `features`. `aligned` shifts by half a cell so that a pixel's centre is at +0.5 (detectron2's correction);
+    without it the original rule holds, with regions at least one cell wide. Equals torchvision's roi_align with
+    sampling_ratio=2. No region gives an empty tensor.
+    """
+    channels = features[0].shape[1]
+    table = torch.cat([feature.permute(0, 2, 3, 1).reshape(-1, channels) for feature in features])
+    rows, weights = _taps(features, boxes.float(), image, level, strides, size, aligned)
+    out = WeightedGather.apply(table, rows, weights)
+    return out.reshape(-1, size, size, channels).permute(0, 3, 1, 2)
+
+
+def _taps(features, boxes, image, level, strides, size, aligned) -> tuple[Tensor, Tensor]:
+    """Table rows and weights [R*S*S,16] of every output bin."""
+    shapes = [feature.shape for feature in features]
+    heights = boxes.new_tensor([shape[2] for shape in shapes])
+    widths = boxes.new_tensor([shape[3] for shape in shapes])
+    starts, total = [], 0
+    for shape in shapes:
+        starts.append(total)
+        total += shape[0] * shape[2] * shape[3]
+    height, width = heights[level], widths[level]
+    boxes = boxes * boxes.new_tensor([1.0 / stride for stride in strides])[level].unsqueeze(1)
+    y, wy = _axis(boxes[:, 1], boxes[:, 3], height, size, aligned)
+    x, wx = _axis(boxes[:, 0], boxes[:, 2], width, size, aligned)
+    # int32 rows: half the memory, and the backward's sort takes its radix path.
+    start = torch.tensor(starts, dtype=torch.int32, device=boxes.device)[level]
+    origin = start + image.int() * (height * width).int()
+    rows = (origin.view(-1, 1, 1) + y * width.int().view(-1, 1, 1)).view(-1, size, 1, 4, 1) + x.view(-1, 1, size, 1, 4)
+    weights = wy.view(-1, size, 1, 4, 1) * wx.view(-1, 1, size, 1, 4)
+    return rows.reshape(-1, 16), weights.reshape(-1, 16)
+
+
+def _axis(low: Tensor, high: Tensor, cells: Tensor, size: int, aligned: bool) -> tuple[Tensor, Tensor]:
+    """Neighbour cells and weights [R,S,4] along one direction: 2 samples a bin, 2 neighbours a sample."""
+    if aligned:
+        low, extent = low - 0.5, high - low
+    else:
+        extent = (high - low).clamp(min=1.0)
+    positions = (torch.arange(size * SAMPLES, device=low.device, dtype=low.dtype) + 0.5) / (size * SAMPLES)
+    sample = low.unsqueeze(1) + positions * extent.unsqueeze(1)
+    cells = cells.unsqueeze(1)
+    inside = ((sample >= -1.0) & (sample <= cells)).to(low.dtype) / SAMPLES
+    sample = torch.minimum(sample.clamp(min=0), cells - 1)
+    near = sample.floor()
+    fraction = sample - near
+    far = torch.minimum(near + 1, cells - 1)
+    index = torch.stack([near, far], dim=-1).int().view(-1, size, 2 * SAMPLES)
+    weight = torch.stack([(1 - fraction) * inside, fraction * inside], dim=-1).view(-1, size, 2 * SAMPLES)
+    return index, weight
+
+
+class WeightedGather(torch.autograd.Function):
+    """out[n] = sum_t weights[n,t] * table[rows[n,t]].
+
+    The backward is the same sum over the transposed pattern, found by one stable sort, so that it is deterministic and
+    runs on all threads (torchvision's CPU backward adds one number at a time on one thread).
+    """
+
+    @staticmethod
+    def forward(ctx, table: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
+        ctx.save_for_backward(rows, weights)
+        ctx.num_rows = table.shape[0]
+        return F.embedding_bag(rows, table, mode="sum", per_sample_weights=weights.to(table.dtype))
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
+        rows, weights = ctx.saved_tensors
+        ordered, tap = torch.sort(rows.flatten(), stable=True)
+        cells = torch.arange(ctx.num_rows, device=rows.device, dtype=rows.dtype)
+        first = torch.searchsorted(ordered, cells)
+        source = torch.div(tap, rows.shape[1], rounding_mode="floor")
+        table = F.embedding_bag(source, gradient.contiguous(), first, mode="sum", per_sample_weights=weights.flatten()[tap].to(gradient.dtype))
+        return table, None, None

@@ -1,0 +1,278 @@
+"""Recipes: what a run is, as data. Frozen, complete, comparable, hashable.
+
+Every value lives in `recipes/base.yaml` (or `base_classify.yaml`), which comments each field; `resolve.py` makes recipes from
+files, arms and overrides. Nothing below `build` and `task` functions has seen one.
+"""
+
+import hashlib
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from headstart.schedule import Schedule, duration, parse_schedule
+
+# Fields that change how a run is carried out, not what comes out of it: left out of the digest.
+CLERICAL = ("evaluate.every", "checkpoint.every", "train.log_every", "train.threads", "data.num_workers", "data.cache")
+
+
+class Part(BaseModel):
+    """A frozen section of a recipe that refuses unknown fields."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Data(Part):
+    train: str
+    train_images: str | None
+    train_split: str | None
+    val: str
+    val_images: str | None
+    val_split: str | None
+    fraction: float = Field(gt=0, le=1)
+    fraction_seed: int = Field(ge=0)
+    mask_frame: int = Field(ge=0)
+    max_objects: int | None = Field(ge=1)
+    num_workers: int = Field(ge=0)
+    cache: bool
+
+
+class Input(Part):
+    short: tuple[int, ...] = Field(min_length=1)
+    long: int = Field(gt=0)
+    test_short: int = Field(gt=0)
+    test_long: int = Field(gt=0)
+    flip: float = Field(ge=0, le=1)
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    order: Literal["rgb", "bgr"]
+
+
+class ResNetBackbone(Part):
+    kind: Literal["resnet"]
+    depth: int | tuple[int, int, int, int]
+    bottleneck: bool | None = None
+    width: int = Field(default=64, gt=0)
+    groups: int = Field(default=1, gt=0)
+    group_width: int | None = None
+
+
+class TimmBackbone(Part):
+    kind: Literal["timm"]
+    name: str
+
+
+class RpnPart(Part):
+    anchor_sizes: tuple[float, float, float, float, float]
+    ratios: tuple[float, ...]
+    num_convs: int = Field(ge=1)
+    num_samples: int = Field(ge=1)
+    positive_fraction: float = Field(ge=0, le=1)
+    high: float
+    low: float
+    straddle: float | None
+    nms_threshold: float
+    train_before_nms: int = Field(ge=1)
+    train_after_nms: int = Field(ge=1)
+    test_before_nms: int = Field(ge=1)
+    test_after_nms: int = Field(ge=1)
+
+
+class BoxPart(Part):
+    convs: int = Field(ge=0)
+    conv_channels: int = Field(ge=1)
+    fcs: int = Field(ge=1)
+    fc_width: int = Field(ge=1)
+    norm: bool
+    class_agnostic: bool
+    num_regions: int = Field(ge=1)
+    positive_fraction: float = Field(ge=0, le=1)
+    iou_threshold: float
+    smooth_l1_beta: float = Field(ge=0)
+    pool: int = Field(ge=1)
+
+
+class MaskPart(Part):
+    enabled: bool
+    convs: int = Field(ge=0)
+    conv_channels: int = Field(ge=1)
+    norm: bool
+    slots: int = Field(ge=1)
+    pool: int = Field(ge=1)
+
+
+class Model(Part):
+    backbone: Annotated[ResNetBackbone | TimmBackbone, Field(discriminator="kind")]
+    norm: Literal["group", "batch", "sync_batch", "frozen_batch", "none"]
+    norm_groups: int = Field(ge=1)
+    pyramid_channels: int = Field(ge=1)
+    pyramid_norm: bool
+    canonical_size: float = Field(gt=0)
+    aligned: bool
+    rpn: RpnPart
+    box: BoxPart
+    mask: MaskPart
+
+
+class Classifier(Part):
+    backbone: Annotated[ResNetBackbone | TimmBackbone, Field(discriminator="kind")]
+    norm: Literal["group", "batch", "sync_batch", "frozen_batch", "none"]
+    norm_groups: int = Field(ge=1)
+    dropout: float = Field(ge=0, lt=1)
+
+
+class Start(Part):
+    kind: Literal["random", "backbone", "detector"]
+    weights: str | None
+    freeze: Literal["none", "stem", "stage1", "stage2", "stage3", "stage4", "backbone"]
+
+    @model_validator(mode="after")
+    def _complete(self) -> "Start":
+        if self.kind == "random" and self.weights is not None:
+            raise ValueError(f"start.weights: {self.weights!r} is given but start.kind is 'random'; expected null, or start.kind 'backbone' or 'detector'")
+        if self.kind != "random" and self.weights is None:
+            raise ValueError(f"start.weights: missing for start.kind {self.kind!r}; expected a weights file")
+        return self
+
+
+class Train(Part):
+    batch: int = Field(ge=1)
+    reference_batch: int = Field(ge=1)
+    rate: float = Field(gt=0)
+    momentum: float = Field(ge=0, lt=1)
+    weight_decay: float = Field(ge=0)
+    norm_weight_decay: float = Field(ge=0)
+    warmup: int | str
+    warmup_from: float = Field(ge=0, le=1)
+    base: int | str
+    schedule: str
+    drop_factor: float = Field(gt=0, le=1)
+    clip_norm: float | None
+    precision: Literal["fp32", "bf16"]
+    compile: bool
+    channels_last: bool
+    log_every: int = Field(ge=1)
+    threads: int | None
+
+
+class ClassifyEvaluate(Part):
+    every: int | str
+    batch: int = Field(ge=1)
+
+
+class Evaluate(Part):
+    every: int | str
+    batch: int = Field(ge=1)
+    score_threshold: float = Field(ge=0, lt=1)
+    nms_threshold: float = Field(ge=0, le=1)
+    detections: int = Field(ge=1)
+
+
+class Checkpoint(Part):
+    every: int | str
+
+
+class Recipe(Part):
+    """A detection run, resolved."""
+
+    task: Literal["detection"]
+    name: str
+    seed: int = Field(ge=0)
+    data: Data
+    input: Input
+    model: Model
+    start: Start
+    train: Train
+    evaluate: Evaluate
+    checkpoint: Checkpoint
+
+
+class ClassifyData(Part):
+    train: str
+    val: str
+    fraction: float = Field(gt=0, le=1)
+    fraction_seed: int = Field(ge=0)
+    num_workers: int = Field(ge=0)
+    cache: bool
+
+
+class ClassifyInput(Part):
+    size: int = Field(gt=0)
+    min_area: float = Field(gt=0, le=1)
+    flip: float = Field(ge=0, le=1)
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    order: Literal["rgb", "bgr"]
+
+
+class ClassifyRecipe(Part):
+    """A classification run (pre-training, or a study of its own), resolved."""
+
+    task: Literal["classification"]
+    name: str
+    seed: int = Field(ge=0)
+    data: ClassifyData
+    input: ClassifyInput
+    model: Classifier
+    start: Start
+    train: Train
+    evaluate: ClassifyEvaluate
+    checkpoint: Checkpoint
+
+
+AnyRecipe = Recipe | ClassifyRecipe
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested mapping as {dotted path: value}."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{path}.")
+        else:
+            flat[path] = value
+    return flat
+
+
+def unflatten(flat: dict[str, Any]) -> dict[str, Any]:
+    """The inverse of `flatten`."""
+    tree: dict[str, Any] = {}
+    for path, value in flat.items():
+        *parents, leaf = str(path).split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise ValueError(f"{path}: {parent!r} holds a value, it has no fields")
+        node[leaf] = unflatten(value) if isinstance(value, dict) else value
+    return tree
+
+
+def to_dict(recipe: AnyRecipe) -> dict[str, Any]:
+    """A recipe as plain nested data, as it is written to a run."""
+    return recipe.model_dump(mode="json")
+
+
+def digest(recipe: AnyRecipe, *extra: str) -> str:
+    """Twelve hex digits of everything in a recipe that can change the result, and of `extra` (data, weights, parent)."""
+    flat = {key: value for key, value in flatten(to_dict(recipe)).items() if key not in CLERICAL and key != "name"}
+    return hashlib.sha256(json.dumps([flat, *extra], sort_keys=True).encode()).hexdigest()[:12]
+
+
+def schedule_of(recipe: AnyRecipe, num_images: int, name: str | None = None) -> Schedule:
+    """The learning-rate schedule of a recipe on a data set of `num_images`, with the rate scaled linearly by the batch."""
+    train = recipe.train
+    return Schedule.nx(
+        parse_schedule(name or train.schedule),
+        duration(train.base, field="train.base", batch=train.batch, num_images=num_images),
+        base_rate=scaled_rate(recipe),
+        warmup=duration(train.warmup, field="train.warmup", batch=train.batch, num_images=num_images),
+        warmup_from=train.warmup_from,
+        factor=train.drop_factor,
+    )
+
+
+def scaled_rate(recipe: AnyRecipe) -> float:
+    """The base rate of the actual batch: linear scaling from the reference batch (Goyal et al. 2017)."""
+    return recipe.train.rate * recipe.train.batch / recipe.train.reference_batch
