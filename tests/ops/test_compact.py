@@ -1,0 +1,53 @@
+"""What an eager CPU may cut away, and that it equals the fixed form."""
+
+from unittest import mock
+
+import pytest
+import torch
+
+from headstart.ops.compact import pool_slots, used_length
+
+
+def static():
+    return mock.patch("torch.compiler.is_compiling", return_value=True)
+
+
+@pytest.mark.parametrize(
+    ("rows", "used"),
+    [([[1, 0, 0], [1, 1, 0]], 2), ([[0, 0, 0], [0, 0, 1]], 3), ([[0, 0, 0], [0, 0, 0]], 1), ([[1, 1, 1]], 3)],
+)
+def test_used_length(rows, used):
+    valid = torch.tensor(rows, dtype=torch.bool)
+    assert used_length(valid) == used
+    with static():
+        assert used_length(valid) == valid.shape[1]
+
+
+def flags_of(count, num=50):
+    generator = torch.Generator().manual_seed(count)
+    flags = torch.zeros(num, dtype=torch.bool)
+    flags[torch.randperm(num, generator=generator)[:count]] = True
+    return flags, torch.rand(num, generator=generator)
+
+
+@pytest.mark.parametrize("count", [0, 1, 12, 20, 21, 50])
+@pytest.mark.parametrize("capacity", [20, 500])
+def test_both_forms_choose_the_same(count, capacity):
+    flags, priority = flags_of(count)
+    index, chosen = pool_slots(flags, capacity, priority)
+    with static():
+        fixed_index, fixed_chosen = pool_slots(flags, capacity, priority)
+    assert fixed_index.shape == (min(capacity, 50),), "the shape must not depend on the data"
+    assert index.shape[0] <= capacity
+    assert sorted(index[chosen].tolist()) == sorted(fixed_index[fixed_chosen].tolist())
+    assert chosen.sum() == min(count, capacity)
+    assert flags[index[chosen]].all() and not flags[fixed_index[~fixed_chosen]].any()
+    assert fixed_index.unique().numel() == fixed_index.numel()
+
+
+def test_overflow_drops_the_lowest_priorities():
+    flags, priority = flags_of(40)
+    index, chosen = pool_slots(flags, 15, priority)
+    wanted = flags.nonzero().squeeze(1)
+    wanted = wanted[priority[wanted].argsort(descending=True)[:15]]
+    assert chosen.all() and sorted(index.tolist()) == sorted(wanted.tolist())
