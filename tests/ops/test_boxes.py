@@ -21,7 +21,9 @@ def random_boxes(*shape, seed=0, scale=100.0, smallest=0.5):
 @pytest.mark.parametrize("weights", WEIGHTS)
 def test_decode_inverts_encode(weights):
     wanted, anchors = random_boxes(2, 300, seed=1), random_boxes(2, 300, seed=2, smallest=4)
-    torch.testing.assert_close(ops.decode(ops.encode(wanted, anchors, weights), anchors, weights), wanted, rtol=1e-5, atol=1e-3)
+    torch.testing.assert_close(
+        ops.decode(ops.encode(wanted, anchors, weights), anchors, weights), wanted, rtol=1e-5, atol=1e-3
+    )
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)

@@ -22,7 +22,9 @@ def test_mix_is_murmurs_finaliser():
     assert mix(torch.tensor(values)).tolist() == [murmur_finaliser(value) for value in values]
 
 
-@pytest.mark.parametrize("keys", [[0, 1, 2, 3], [2**40, 2**40 + 1, 7, 2**62], [fold(3, n) for n in range(4)], [-1, -2, 5, 6]])
+@pytest.mark.parametrize(
+    "keys", [[0, 1, 2, 3], [2**40, 2**40 + 1, 7, 2**62], [fold(3, n) for n in range(4)], [-1, -2, 5, 6]]
+)
 def test_numbers_are_uniform(keys):
     """Kolmogorov-Smirnov distance and means; the bounds are four standard errors."""
     numbers = uniform(torch.tensor(keys), 100_000, salt=1).double()
@@ -61,7 +63,10 @@ def test_salts_and_keys_tell_apart():
 
 def test_numbers_are_pinned():
     """The stream is part of what a run means: changing it changes every result."""
-    assert uniform(torch.tensor([0, 12345]), 3, salt=1).mul(2**24).long().tolist() == [[4653563, 3835454, 136112], [14816255, 3799268, 6228227]]
+    assert uniform(torch.tensor([0, 12345]), 3, salt=1).mul(2**24).long().tolist() == [
+        [4653563, 3835454, 136112],
+        [14816255, 3799268, 6228227],
+    ]
 
 
 def test_fold_tells_order_depth_and_value_apart():

@@ -23,17 +23,19 @@ def regions(num=60):
     generator = torch.Generator().manual_seed(1)
     low = torch.rand(num, 2, generator=generator) * SIDE
     boxes = torch.cat([low, low + torch.exp(torch.rand(num, 2, generator=generator) * 4.5)], dim=1)
-    odd = torch.tensor([
-        [0.0, 0, SIDE, SIDE],  # the whole image
-        [-40.0, -30, 20, 25],  # over the upper left corner
-        [100.0, 90, 300, 250],  # over the lower right
-        [-90.0, -90, -50, -60],  # outside altogether
-        [400.0, 10, 500, 60],
-        [50.0, 50, 50, 50],  # a point
-        [10.0, 70, 60, 70],  # a line
-        [0.0, 0, 1e-3, 1e-3],
-        [-4.0, -4, 140, 140],  # samples in the cell-wide rim where the border is repeated
-    ])
+    odd = torch.tensor(
+        [
+            [0.0, 0, SIDE, SIDE],  # the whole image
+            [-40.0, -30, 20, 25],  # over the upper left corner
+            [100.0, 90, 300, 250],  # over the lower right
+            [-90.0, -90, -50, -60],  # outside altogether
+            [400.0, 10, 500, 60],
+            [50.0, 50, 50, 50],  # a point
+            [10.0, 70, 60, 70],  # a line
+            [0.0, 0, 1e-3, 1e-3],
+            [-4.0, -4, 140, 140],  # samples in the cell-wide rim where the border is repeated
+        ]
+    )
     boxes = torch.cat([boxes, odd])
     return boxes, torch.arange(len(boxes)) % 2
 
@@ -94,7 +96,10 @@ def test_no_region_gives_nothing_and_a_zero_gradient():
 
 
 def test_gradient_in_double_precision():
-    features = [torch.randn(2, 2, 4, 5, dtype=torch.double, requires_grad=True), torch.randn(2, 2, 2, 3, dtype=torch.double, requires_grad=True)]
+    features = [
+        torch.randn(2, 2, 4, 5, dtype=torch.double, requires_grad=True),
+        torch.randn(2, 2, 2, 3, dtype=torch.double, requires_grad=True),
+    ]
     boxes = torch.tensor([[1.0, 2, 11, 13], [-3.0, 0, 9, 30], [4.0, 4, 4, 4]])
     image, level = torch.tensor([0, 1, 1]), torch.tensor([0, 1, 0])
 
