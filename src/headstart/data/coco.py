@@ -12,7 +12,7 @@ import numpy as np
 import orjson
 
 from headstart.data import coco_json
-from headstart.data.coco_json import POLYGONS, RLE
+from headstart.data.coco_segments import POLYGONS, RLE, Segments, gather
 from headstart.data.images import load_image
 
 
@@ -41,7 +41,7 @@ class Dataset:
     crowd: np.ndarray  # bool [N]
     difficult: np.ndarray  # bool [N]
     areas: np.ndarray  # float64 [N]
-    segment_kind: np.ndarray  # uint8 [N]: coco_json.NO_SEGMENT, POLYGONS or RLE
+    segment_kind: np.ndarray  # uint8 [N]: NO_SEGMENT, POLYGONS or RLE
     polygon_first: np.ndarray  # int64 [N + 1]
     coord_first: np.ndarray  # int64 [P + 1]
     coords: np.ndarray  # float64 [Q]
@@ -98,8 +98,8 @@ def read(path: str | Path, image_dir: str | Path | None = None, *, keep_difficul
     collecting = gc.isenabled()
     gc.disable()  # millions of fresh lists and no cycles: collecting would only walk them again and again
     try:
-        document = coco_json.load(path)
-        return from_document(document, path, image_dir, keep_difficult=keep_difficult)
+        document, segments = coco_json.load(path)
+        return _assemble(document, segments, path, image_dir, keep_difficult)
     finally:
         if collecting:
             gc.enable()
@@ -109,12 +109,19 @@ def from_document(
     document: dict, path: str | Path, image_dir: str | Path | None = None, *, keep_difficult: bool = True
 ) -> Dataset:
     """A parsed COCO document (lists images, annotations, categories) as read; the document is used up on the way."""
+    coco_json.check_document(path, document)
+    return _assemble(document, coco_json.take_segments(path, document), path, image_dir, keep_difficult)
+
+
+def _assemble(
+    document: dict, segments: Segments, path: str | Path, image_dir: str | Path | None, keep_difficult: bool
+) -> Dataset:
     images, categories, records = (document.pop(k) for k in ("images", "categories", "annotations"))
     notes: list[str] = []
     columns = coco_json.image_columns(path, images)
     columns |= coco_json.category_columns(path, categories)
     names = columns["keypoint_names"]
-    columns |= coco_json.annotation_columns(path, records, columns, notes, keep_difficult)
+    columns |= coco_json.annotation_columns(path, records, segments, columns, notes, keep_difficult)
     if image_dir is None:
         image_dir = _find_image_dir(Path(path), columns["file_names"][0])
     columns["left_right"] = left_right(names)
@@ -195,9 +202,9 @@ def subset(dataset: Dataset, image_indices: np.ndarray | Sequence[int]) -> Datas
     """The data set of these image indices (not ids; each at most once), in the given order, with all classes."""
     images = np.asarray(image_indices, np.int64)
     assert np.unique(images).size == images.size, "an image index is given twice"
-    kept, first = _gather(dataset.first, images)
-    polygons, polygon_first = _gather(dataset.polygon_first, kept)
-    coords, coord_first = _gather(dataset.coord_first, polygons)
+    kept, first = gather(dataset.first, images)
+    polygons, polygon_first = gather(dataset.polygon_first, kept)
+    coords, coord_first = gather(dataset.coord_first, polygons)
     new = {int(n): k for k, n in enumerate(kept) if dataset.segment_kind[n] == RLE}
     per_annotation = ("annotation_ids", "boxes", "labels", "crowd", "difficult", "areas", "segment_kind")
     return replace(
@@ -212,14 +219,6 @@ def subset(dataset: Dataset, image_indices: np.ndarray | Sequence[int]) -> Datas
         rles={k: dataset.rles[n] for n, k in new.items()},
         keypoints=None if dataset.keypoints is None else dataset.keypoints[kept],
     )
-
-
-def _gather(first: np.ndarray, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The members of the chosen groups, in order, and the new offsets; group g has members first[g]:first[g + 1]."""
-    counts = first[chosen + 1] - first[chosen]
-    offsets = np.concatenate(([0], np.cumsum(counts)))
-    members = np.arange(offsets[-1]) + np.repeat(first[chosen] - offsets[:-1], counts)
-    return members, offsets
 
 
 def nested_fraction(num_images: int, fraction: float, seed: int) -> np.ndarray:

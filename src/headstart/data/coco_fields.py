@@ -7,8 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from headstart.data import rle
-
 MAX_COORDINATE = 1e6  # pixels; pycocotools walks polygon edges in fifths of a pixel with 32-bit integers
 MISSING = object()  # what a record without the field has in it
 PLURAL = {"image": "images", "annotation": "annotations", "category": "categories"}
@@ -39,11 +37,13 @@ def place(kind: str, position: int, record: Any) -> str:
     return f"{kind} {own}" if type(own) is int else f"{PLURAL[kind]}[{position}]"
 
 
-def check_records(path: Any, kind: str, records: list) -> None:
-    """ValueError unless every record is a JSON object."""
+def check_records(path: Any, kind: str, records: list, offset: int = 0) -> None:
+    """ValueError unless every record is a JSON object; offset is the first one's position in its list."""
     if set(map(type, records)) - {dict}:
         position = next(i for i, r in enumerate(records) if type(r) is not dict)
-        raise ValueError(f"{path}: {PLURAL[kind]}[{position}] = {show(records[position])}: expected a JSON object")
+        raise ValueError(
+            f"{path}: {PLURAL[kind]}[{offset + position}] = {show(records[position])}: expected a JSON object"
+        )
 
 
 def integers(
@@ -116,7 +116,7 @@ def boxes(path: Any, records: list[dict]) -> np.ndarray:
                 raise TypeError
             flat.extend(value)
     except (TypeError, OverflowError):
-        bad = next(i for i, v in enumerate(values) if not _numbers(v, 4))
+        bad = next(i for i, v in enumerate(values) if not is_numbers(v, 4))
         expected = "four numbers [x, y, width, height] in pixels"
         raise wrong(path, place("annotation", bad, records[bad]), "bbox", values[bad], expected, records[bad]) from None
     found = np.frombuffer(flat, np.float64).reshape(-1, 4) if flat else np.zeros((0, 4))
@@ -127,7 +127,8 @@ def boxes(path: Any, records: list[dict]) -> np.ndarray:
     return found
 
 
-def _numbers(value: Any, length: int | None = None) -> bool:
+def is_numbers(value: Any, length: int | None = None) -> bool:
+    """Whether value is a list of JSON numbers, of that length if given."""
     return type(value) is list and set(map(type, value)) <= {int, float} and (length is None or len(value) == length)
 
 
@@ -161,71 +162,6 @@ def note(notes: list[str], ids: np.ndarray, what: str) -> None:
         notes.append(f"{len(ids)} annotation{'s' if len(ids) > 1 else ''} {what}: id {listed}")
 
 
-def segmentations(path: Any, records: list[dict], heights: np.ndarray, widths: np.ndarray) -> dict[str, Any]:
-    """Segments of N annotations, taken out of the records so that their memory is freed as we go.
-
-    heights, widths int [N] of each annotation's image. Returns segment_kind, polygon_first, coord_first, coords, rles.
-    """
-    coords, coord_ends, polygon_ends = array("d"), array("q", [0]), array("q", [0])
-    kinds, rles = np.zeros(len(records), np.uint8), {}
-    for n, record in enumerate(records):
-        segmentation = record.pop("segmentation", None)
-        if type(segmentation) is list:
-            try:
-                for polygon in segmentation:
-                    coords.extend(polygon)
-                    coord_ends.append(len(coords))
-                    if len(polygon) < 6 or len(polygon) % 2:
-                        raise TypeError
-            except (TypeError, OverflowError):
-                raise _wrong_polygon(path, n, record, segmentation) from None
-            kinds[n] = 1 if segmentation else 0
-        elif type(segmentation) is dict:
-            kinds[n] = 2
-            rles[n] = _checked_rle(path, n, record, segmentation, int(heights[n]), int(widths[n]))
-        elif segmentation is not None:
-            raise wrong(path, place("annotation", n, record), "segmentation", segmentation, "polygons or RLE")
-        polygon_ends.append(len(coord_ends) - 1)
-    columns = {
-        "segment_kind": kinds,
-        "polygon_first": np.frombuffer(polygon_ends, np.int64),
-        "coord_first": np.frombuffer(coord_ends, np.int64),
-        "coords": np.frombuffer(coords, np.float64) if coords else np.zeros(0),
-        "rles": rles,
-    }
-    _check_coords(path, records, columns)
-    return columns
-
-
-def _checked_rle(path: Any, n: int, record: dict, segmentation: dict, height: int, width: int) -> dict:
-    try:
-        return rle.checked(segmentation, height, width)
-    except ValueError as error:
-        raise wrong(path, place("annotation", n, record), "segmentation", segmentation, str(error)) from None
-
-
-def _wrong_polygon(path: Any, n: int, record: dict, segmentation: list) -> ValueError:
-    where = place("annotation", n, record)
-    bad = next((p for p in segmentation if not _numbers(p) or len(p) < 6 or len(p) % 2), segmentation)
-    position = segmentation.index(bad) if bad is not segmentation else 0
-    expected = "a list of polygons, each [x1, y1, x2, y2, …] of 3 points or more"
-    return wrong(path, where, f"segmentation[{position}]", bad, expected)
-
-
-def _check_coords(path: Any, records: list[dict], columns: dict[str, Any]) -> None:
-    coords = columns["coords"]
-    block = 1 << 22  # values looked at together: keeps the temporaries small beside 40 million coordinates
-    for start in range(0, coords.size, block):
-        inside = np.abs(coords[start : start + block]) <= MAX_COORDINATE  # NaN compares False
-        if not inside.all():
-            at = start + int(np.argmin(inside))
-            polygon = int(np.searchsorted(columns["coord_first"], at, side="right")) - 1
-            n = int(np.searchsorted(columns["polygon_first"], polygon, side="right")) - 1
-            field = f"segmentation[{polygon - int(columns['polygon_first'][n])}]"
-            expected = f"finite coordinates within ±{MAX_COORDINATE:.0f} pixels"
-            raise wrong(path, place("annotation", n, records[n]), field, float(coords[at]), expected)
-
-
 def keypoint_names(path: Any, categories: list[dict]) -> tuple[str, ...]:
     """Names of the keypoints, () if no category lists any; ValueError if two categories list different ones."""
     found: tuple[str, ...] = ()
@@ -254,7 +190,7 @@ def keypoints(path: Any, records: list[dict], names: tuple[str, ...], notes: lis
         values = record.pop("keypoints", None)
         if values is None or values == []:
             continue
-        row = np.array(values, np.float64).reshape(-1, 3) if _numbers(values, 3 * len(names)) else None
+        row = np.array(values, np.float64).reshape(-1, 3) if is_numbers(values, 3 * len(names)) else None
         if row is None or not (np.abs(row) <= MAX_COORDINATE).all() or not np.isin(row[:, 2], (0, 1, 2)).all():
             expected = f"{len(names)} times x, y, visibility (0, 1 or 2), {3 * len(names)} finite numbers"
             raise wrong(path, place("annotation", n, record), "keypoints", values, expected)

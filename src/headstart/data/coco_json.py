@@ -8,35 +8,72 @@ from typing import Any
 import numpy as np
 import orjson
 
-from headstart.data import coco_fields, rle
+from headstart.data import coco_fields, coco_segments, json_pieces
+from headstart.data.coco_segments import Segments
 from headstart.data.images import MAX_PIXELS
 
-NO_SEGMENT, POLYGONS, RLE = 0, 1, 2  # segment_kind
+_PIECE = 1 << 24  # bytes parsed together; a smaller file is parsed whole
 
 
-def load(path: Path) -> dict:
-    """The parsed file as a dict with the lists images, annotations, categories; ValueError naming file and line.
+def load(path: Path) -> tuple[dict, Segments]:
+    """The parsed file: lists images, annotations and categories; and the segmentations, taken out of the annotations.
 
-    NaN and Infinity, which some tools write although JSON has none, are parsed so that the record can be named.
+    ValueError naming file and line. NaN and Infinity, which some tools write although JSON has none, are parsed so that
+    the record can be named. A large file is parsed in pieces: COCO's own would take 4 GiB whole.
     """
     try:
-        raw = path.read_bytes()
+        raw = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
     except FileNotFoundError:
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*")], 1)
         raise ValueError(f"{path}: no such annotation file{coco_fields.did_you_mean(near)}") from None
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror}): expected a COCO JSON file") from error
-    document = _parse(path, raw.removeprefix(b"\xef\xbb\xbf"))
+    parsed = _parse_in_pieces(path, raw) if len(raw) > _PIECE else None
+    if parsed is not None:
+        return parsed
+    document = _parse(path, raw)
     del raw
+    return check_document(path, document), take_segments(path, document)
+
+
+def take_segments(path: Any, document: dict) -> Segments:
+    """The segmentations of a checked document, taken out of its annotations."""
+    segments = Segments(path)
+    segments.add(document["annotations"])
+    return segments
+
+
+def check_document(path: Any, document: Any) -> dict:
+    """The document; ValueError unless it is an object with the three lists."""
     if not isinstance(document, dict):
-        raise ValueError(
-            f"{path}: {coco_fields.show(document)}: expected a JSON object with images, annotations and categories"
-        )
+        expected = "a JSON object with images, annotations and categories"
+        raise ValueError(f"{path}: {coco_fields.show(document)}: expected {expected}")
     for field in coco_fields.PLURAL.values():
         records = document.get(field, coco_fields.MISSING)
         if not isinstance(records, list):
             raise coco_fields.wrong(path, "file", field, records, "a list", document)
     return document
+
+
+def _parse_in_pieces(path: Path, raw: bytes) -> tuple[dict, Segments] | None:
+    """As load; None if anything is not as in a sound file, whose error then comes from parsing the whole."""
+    found = json_pieces.split(raw, "annotations", _PIECE)
+    if found is None:
+        return None
+    emptied, pieces = found
+    segments, annotations = Segments(path), []
+    try:
+        document = check_document(path, orjson.loads(emptied))
+        for number, piece in enumerate(pieces):
+            records = orjson.loads(piece)
+            if number and not records:  # a comma without a record
+                return None
+            segments.add(records)
+            annotations += records
+    except orjson.JSONDecodeError:
+        return None
+    document["annotations"] = annotations
+    return document, segments
 
 
 def _parse(path: Path, raw: bytes) -> Any:
@@ -107,10 +144,9 @@ def category_columns(path: Any, categories: list) -> dict[str, Any]:
 
 
 def annotation_columns(
-    path: Any, records: list, known: dict[str, Any], notes: list[str], keep_difficult: bool
+    path: Any, records: list, segments: Segments, known: dict[str, Any], notes: list[str], keep_difficult: bool
 ) -> dict[str, Any]:
     """All per-annotation columns, sorted by image; known holds the columns of images and categories."""
-    coco_fields.check_records(path, "annotation", records)
     ids = coco_fields.integers(path, "annotation", records, "id", "an integer")
     coco_fields.check_unique(path, "annotation", "id", ids)
     image = coco_fields.positions(path, records, "image_id", known["image_ids"], "images")
@@ -126,15 +162,14 @@ def annotation_columns(
     order = np.argsort(image, kind="stable")
     order = order[keep[order]]
     kept = [records[n] for n in order]
-    records.clear()  # so that taking a segmentation out of its record frees it
     ids, image, labels, xywh, difficult = (column[order] for column in (ids, image, labels, xywh, difficult))
 
     crowd, missing = coco_fields.flags(path, kept, "iscrowd")
     coco_fields.note(notes, ids[missing], "without iscrowd taken as single objects")
     areas = coco_fields.floats(path, kept, "area")
     keypoints = coco_fields.keypoints(path, kept, known["keypoint_names"], notes)
-    segments = coco_fields.segmentations(path, kept, known["heights"][image], known["widths"][image])
-    _fill_areas(areas, xywh, segments, ids, notes)
+    segment_columns = segments.arrays(order, kept, known["heights"][image], known["widths"][image])
+    _fill_areas(areas, xywh, segment_columns, ids, notes)
     return {
         "first": np.searchsorted(image, np.arange(len(known["image_ids"]) + 1)).astype(np.int64),
         "annotation_ids": ids,
@@ -144,31 +179,15 @@ def annotation_columns(
         "difficult": difficult,
         "areas": areas,
         "keypoints": keypoints,
-        **segments,
+        **segment_columns,
     }
 
 
 def _fill_areas(areas: np.ndarray, xywh: np.ndarray, segments: dict, ids: np.ndarray, notes: list[str]) -> None:
-    """Replace NaN areas in place: polygons by the shoelace formula, one by one, RLE by its pixels, else the box."""
+    """Replace NaN areas in place by the segmentation's, else the box's."""
     missing = np.isnan(areas)
-    if not missing.any():
-        return
-    filled = xywh[:, 2] * xywh[:, 3]
-    polygons = segments["segment_kind"] == POLYGONS
-    filled[polygons] = _polygon_areas(segments)[polygons]
-    for n in segments["rles"]:
-        filled[n] = rle.area(segments["rles"][n])
-    areas[missing] = filled[missing]
-    coco_fields.note(notes, ids[missing], "without area measured from the segmentation or the box")
-
-
-def _polygon_areas(segments: dict) -> np.ndarray:
-    starts = segments["coord_first"][:-1] // 2
-    points = segments["coords"].reshape(-1, 2)
-    owner = np.repeat(np.arange(len(segments["segment_kind"])), np.diff(segments["polygon_first"]))
-    if not len(starts):
-        return np.zeros(len(segments["segment_kind"]))
-    following = np.concatenate((points[1:], points[:1]))
-    following[segments["coord_first"][1:] // 2 - 1] = points[starts]  # the last point closes its own polygon
-    twice = np.add.reduceat(points[:, 0] * following[:, 1] - following[:, 0] * points[:, 1], starts)
-    return np.bincount(owner, np.abs(twice) / 2, minlength=len(segments["segment_kind"]))
+    if missing.any():
+        measured = coco_segments.areas(segments)
+        filled = np.where(np.isnan(measured), xywh[:, 2] * xywh[:, 3], measured)
+        areas[missing] = filled[missing]
+        coco_fields.note(notes, ids[missing], "without area measured from the segmentation or the box")

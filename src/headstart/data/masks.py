@@ -10,7 +10,7 @@ from pycocotools import mask as coco_mask
 
 from headstart.data import rle
 from headstart.data.coco import Dataset
-from headstart.data.coco_json import POLYGONS, RLE
+from headstart.data.coco_segments import POLYGONS, RLE
 
 
 def rasterise(polygons: Sequence[np.ndarray], box: np.ndarray, size: int) -> np.ndarray:
@@ -74,7 +74,8 @@ def _image_shape(dataset: Dataset, n: int) -> tuple[int, int]:
 
 def pack(frames: np.ndarray) -> np.ndarray:
     """Bool [n, M, M] -> uint8 [n, M * M / 8], row by row, first cell in the highest bit."""
-    return np.packbits(frames.reshape(len(frames), -1), axis=1)
+    n, rows, columns = frames.shape
+    return np.packbits(frames.reshape(n, rows * columns), axis=1)
 
 
 def unpack(packed: np.ndarray, size: int) -> np.ndarray:

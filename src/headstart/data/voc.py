@@ -6,6 +6,7 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from headstart.data import coco
 from headstart.data.coco import Dataset
@@ -44,41 +45,41 @@ def read_voc(root: str | Path, split: str | None = None, class_names: Sequence[s
     document: dict = {"images": [], "annotations": []}
     document["categories"] = [{"id": c + 1, "name": name} for c, name in enumerate(names)]
     left_out, from_zero, own = [], [], 0
-    for number, file in enumerate(files):
-        inside = file.stem in chosen
-        if inside:
+    for number, file in enumerate(files, 1):
+        if file.stem in chosen:
             name = images.get(file.stem) or (trees[file.stem].findtext("filename") or f"{file.stem}.jpg").strip()
             height, width = _size(file, trees[file.stem], root / "JPEGImages" / name)
-            document["images"].append({"id": number + 1, "file_name": name, "height": height, "width": width})
-        for position, found in enumerate(objects[file.stem]):
-            own += 1
-            x1, y1, x2, y2 = found.corners
-            if not inside:
-                continue
-            if x2 <= x1 or y2 <= y1:
-                left_out.append(f"{file.name} object {position + 1} ({found.name}, {[x1, y1, x2, y2]})")
-                continue
-            if min(x1, y1) < 1:
-                from_zero.append(f"{file.name} object {position + 1}")
-            document["annotations"].append(
-                {
-                    "id": own,
-                    "image_id": number + 1,
-                    "category_id": _label(file, position, found.name, names) + 1,
-                    "bbox": [x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1],
-                    "area": (x2 - x1 + 1) * (y2 - y1 + 1),
-                    "iscrowd": 0,
-                    "difficult": found.difficult,
-                }
-            )
+            document["images"].append({"id": number, "file_name": name, "height": height, "width": width})
+            for position, found in enumerate(objects[file.stem], 1):
+                x1, y1, x2, y2 = found.corners
+                where = f"{file.name} object {position}"
+                if x2 <= x1 or y2 <= y1:
+                    left_out.append(f"{where} ({found.name}, {[x1, y1, x2, y2]})")
+                    continue
+                if min(x1, y1) < 1:
+                    from_zero.append(where)
+                label = _label(file, position, found.name, names)
+                document["annotations"].append(_record(found, own + position, number, label + 1))
+        own += len(objects[file.stem])
     dataset = coco.from_document(document, root, root / "JPEGImages")
-    notes = []
+    return replace(dataset, notes=dataset.notes + _notes(left_out, from_zero))
+
+
+def _record(found: _Object, own: int, image_id: int, category_id: int) -> dict[str, Any]:
+    x1, y1, x2, y2 = found.corners
+    box = [x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1]
+    numbers = {"id": own, "image_id": image_id, "category_id": category_id, "iscrowd": 0}
+    return numbers | {"bbox": box, "area": box[2] * box[3], "difficult": found.difficult}
+
+
+def _notes(left_out: list[str], from_zero: list[str]) -> tuple[str, ...]:
+    notes = ()
     if left_out:
-        notes.append(f"{len(left_out)} boxes without width or height left out: {', '.join(left_out)}")
+        notes += (f"{len(left_out)} boxes without width or height left out: {', '.join(left_out)}",)
     if from_zero:
         listed = ", ".join(from_zero)
-        notes.append(f"{len(from_zero)} boxes with a corner below VOC's first pixel 1 kept as written: {listed}")
-    return replace(dataset, notes=dataset.notes + tuple(notes))
+        notes += (f"{len(from_zero)} boxes with a corner below VOC's first pixel 1 kept as written: {listed}",)
+    return notes
 
 
 def _split_stems(root: Path, split: str | None, stems: list[str]) -> set[str]:
@@ -155,7 +156,7 @@ def _class_names(root: Path, objects: dict[str, list[_Object]], given: Sequence[
 
 def _label(file: Path, position: int, name: str, names: list[str]) -> int:
     if name not in names:
-        raise ValueError(f"{file}: object {position + 1}: name = {name!r}: expected one of {names}{_near(name, names)}")
+        raise ValueError(f"{file}: object {position}: name = {name!r}: expected one of {names}{_near(name, names)}")
     return names.index(name)
 
 
