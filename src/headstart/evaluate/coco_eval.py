@@ -1,0 +1,165 @@
+"""COCO's detection metrics, equal to pycocotools, with the records that let AP be computed again per image.
+
+Letters: D detections kept, G annotations, A area ranges, T IoU thresholds, C classes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from headstart.data.coco import Dataset
+from headstart.evaluate import overlaps
+from headstart.evaluate.groups import Groups, group, pairs
+from headstart.evaluate.matching import match
+from headstart.evaluate.overlaps import Overlap
+from headstart.evaluate.predictions import Predictions
+from headstart.evaluate.records import THRESHOLDS, Records, curves, mean_precisions, precisions
+
+KINDS = ("box", "mask", "keypoint")
+# COCO's ranges of the annotated area in pixels, both ends included: all, small, medium, large.
+AREA_RANGES = np.array([[0, 1e10], [0, 32**2], [32**2, 96**2], [96**2, 1e10]])
+KEYPOINT_DETECTIONS = 20  # COCO's limit for keypoints, where it evaluates people only
+_MAX_PAIRS = 1 << 20  # pairs matched at once: bounds the memory to some 100 MB
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Metrics in 0..1, by kind; NaN where pycocotools has -1 (nothing annotated).
+
+    metrics: box and mask have AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, and AR<max_detections> where that is
+    more than 100; keypoint has AP, AP50, AP75, APm, APl, AR, AR50, AR75, ARm, ARl. per_class: AP, AP50, AP75 for each
+    class name. records: the matches of all areas.
+    """
+
+    metrics: dict[str, dict[str, float]]
+    per_class: dict[str, dict[str, dict[str, float]]]
+    records: dict[str, Records]
+
+
+def evaluate(
+    dataset: Dataset,
+    predictions: Predictions,
+    *,
+    kinds: Sequence[str] = ("box", "mask"),
+    max_detections: int = 100,
+    sigmas: Sequence[float] | None = None,
+) -> Evaluation:
+    """Compare predictions with all annotations of a data set, by COCO's rules.
+
+    max_detections: the best so many detections of each image and class take part (keypoints: always 20, as in COCO).
+    sigmas: spread of each keypoint, in units of the square root of the area; COCO's own by default for its 17.
+    Crowd annotations are ignored and may be taken by any number of detections, the overlap being the covered share of
+    the detection. Difficult annotations (VOC) are ignored too, but like any other are taken only once, by their IoU.
+    Areas: an annotation's `area`, a detection's own box, mask, or box around its keypoints.
+    Raises ValueError for what does not fit the data set: ids, kinds, mask sizes, numbers of keypoints.
+    """
+    if max_detections < 1:
+        raise ValueError(f"max_detections is {max_detections}, expected at least 1")
+    limits = {kind: KEYPOINT_DETECTIONS if kind == "keypoint" else max_detections for kind in kinds}
+    groups = {limit: group(dataset, predictions, limit) for limit in set(limits.values())}
+    evaluation = Evaluation({}, {}, {})
+    for kind, limit in limits.items():
+        matches = _match(groups[limit], *_measures(dataset, predictions, kind, sigmas), dataset)
+        records = [_records(dataset, groups[limit], matches, area) for area in range(len(AREA_RANGES))]
+        weights = np.ones(len(dataset.image_ids), np.int64)
+        precision = [precisions(curves(record), weights) for record in records]
+        num_classes = len(dataset.category_ids)
+        recall = {most: _recalls(groups[limit], matches, most, num_classes) for most in (1, 10, 100, limit)}
+        summary = _keypoint_metrics if kind == "keypoint" else _metrics
+        evaluation.metrics[kind] = summary(precision, recall)
+        classes = enumerate(dataset.class_names)
+        evaluation.per_class[kind] = {name: mean_precisions(precision[0][:, [label]]) for label, name in classes}
+        evaluation.records[kind] = records[0]
+    return evaluation
+
+
+def _measures(dataset: Dataset, predictions: Predictions, kind: str, sigmas) -> tuple[Overlap, np.ndarray, np.ndarray]:
+    """How this kind overlaps, the area of each detection, and which annotations never count."""
+    ignored = dataset.crowd | dataset.difficult
+    if kind == "box":
+        sides = predictions.boxes[:, 2:] - predictions.boxes[:, :2]
+        return overlaps.box_overlap(dataset, predictions), sides[:, 0] * sides[:, 1], ignored
+    if kind == "mask":
+        area = overlaps.mask_areas(dataset, predictions)
+        return overlaps.mask_overlap(dataset, predictions, area, THRESHOLDS[0]), area, ignored
+    if kind != "keypoint":
+        raise ValueError(f"kind is {kind!r}, expected one of {', '.join(KINDS)}")
+    overlap = overlaps.keypoint_overlap(dataset, predictions, sigmas)
+    points = dataset.keypoints[:0] if predictions.keypoints is None else predictions.keypoints
+    extent = np.ptp(points[:, :, :2].astype(np.float64), axis=1)
+    return overlap, extent[:, 0] * extent[:, 1], ignored | ~(dataset.keypoints[:, :, 2] > 0).any(axis=1)
+
+
+@dataclass(frozen=True, eq=False)
+class _Matches:
+    """What became of each detection and annotation, both in the order of the groups."""
+
+    matched: np.ndarray  # bool [D, A, T]
+    ignored: np.ndarray  # bool [D, A, T]
+    counts: np.ndarray  # bool [G, A], annotations that count
+
+
+def _match(groups: Groups, overlap: Overlap, det_area: np.ndarray, ignored: np.ndarray, dataset: Dataset) -> _Matches:
+    det_area, areas, crowd = det_area[groups.det, None], dataset.areas[groups.gt, None], dataset.crowd[groups.gt]
+    gt_ignored = ignored[groups.gt, None] | (areas < AREA_RANGES[:, 0]) | (areas > AREA_RANGES[:, 1])
+    outside = (det_area < AREA_RANGES[:, 0]) | (det_area > AREA_RANGES[:, 1])
+    det_matched = np.zeros((*outside.shape, len(THRESHOLDS)), bool)
+    det_ignored = np.repeat(outside[:, :, None], len(THRESHOLDS), axis=2)
+    for det, gt in pairs(groups.gt_begin, groups.gt_end, _MAX_PAIRS):
+        values = overlap(groups.det[det], groups.gt[gt])
+        found, winner = match(det, gt, values, groups.gt_begin[det], gt_ignored, crowd, THRESHOLDS)
+        winner_ignored = gt_ignored[winner, np.arange(len(AREA_RANGES))[:, None]]
+        det_matched[found] = winner >= 0
+        det_ignored[found] = np.where(winner >= 0, winner_ignored, det_ignored[found])
+    return _Matches(det_matched, det_ignored, ~gt_ignored)
+
+
+def _records(dataset: Dataset, groups: Groups, matches: _Matches, area: int) -> Records:
+    """Records of one area range."""
+    order = np.lexsort((-groups.score, groups.label))  # stable, so that equal scores stay in order of image ids
+    num_classes = max(len(dataset.category_ids), 1)
+    counted = np.flatnonzero(matches.counts[:, area])
+    cells, count = np.unique(groups.gt_image[counted] * num_classes + groups.gt_label[counted], return_counts=True)
+    return Records(
+        image_ids=dataset.image_ids,
+        category_ids=dataset.category_ids,
+        image=groups.image[order].astype(np.int32),
+        label=groups.label[order].astype(np.int16),
+        score=groups.score[order],
+        matched=matches.matched[order, area],
+        ignored=matches.ignored[order, area],
+        gt_image=(cells // num_classes).astype(np.int32),
+        gt_label=(cells % num_classes).astype(np.int16),
+        gt_count=count.astype(np.int32),
+    )
+
+
+def _recalls(groups: Groups, matches: _Matches, most: int, num_classes: int) -> np.ndarray:
+    """Share of annotations found by the `most` best detections of each image and class, [C, A, T]; NaN without any."""
+    det, area, level = np.nonzero(matches.matched & ~matches.ignored & (groups.rank < most)[:, None, None])
+    shape = (num_classes, *matches.matched.shape[1:])
+    found = np.bincount(np.ravel_multi_index((groups.label[det], area, level), shape), minlength=np.prod(shape))
+    gt, area = np.nonzero(matches.counts)
+    cell = groups.gt_label[gt] * shape[1] + area
+    total = np.bincount(cell, minlength=shape[0] * shape[1]).reshape(*shape[:2], 1)
+    return np.divide(found.reshape(shape), total, out=np.full(shape, np.nan), where=total > 0)
+
+
+def _metrics(precision: list[np.ndarray], recall: dict[int, np.ndarray]) -> dict[str, float]:
+    sizes = {f"AP{size}": mean_precisions(precision[area])["AP"] for area, size in enumerate("sml", 1)}
+    recalls = {f"AR{most}": _mean(values[:, 0]) for most, values in recall.items() if most in (1, 10) or most >= 100}
+    return mean_precisions(precision[0]) | sizes | recalls
+
+
+def _keypoint_metrics(precision: list[np.ndarray], recall: dict[int, np.ndarray]) -> dict[str, float]:
+    values = recall[KEYPOINT_DETECTIONS]
+    sizes = {"APm": mean_precisions(precision[2])["AP"], "APl": mean_precisions(precision[3])["AP"]}
+    levels = {"AR": _mean(values[:, 0]), "AR50": _mean(values[:, 0, 0]), "AR75": _mean(values[:, 0, 5])}
+    return mean_precisions(precision[0]) | sizes | levels | {"ARm": _mean(values[:, 2]), "ARl": _mean(values[:, 3])}
+
+
+def _mean(values: np.ndarray) -> float:
+    """Mean of what is defined; NaN if nothing is."""
+    defined = values[~np.isnan(values)]
+    return float(defined.mean()) if defined.size else float("nan")
