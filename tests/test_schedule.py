@@ -152,4 +152,4 @@ def test_wrong_durations_name_field_and_value(text):
 
 def test_describe_in_all_three_units():
     assert describe(90_000, 16, 118_287) == "90,000 steps = 12.2 epochs = 1,440,000 images"
-    assert describe(1, 8, 1_000) == "1 steps = 0.008 epochs = 8 images"
+    assert describe(1, 8, 1_000) == "1 step = 0.008 epochs = 8 images"

@@ -180,7 +180,8 @@ def describe(steps: int, batch: int, num_images: int) -> str:
     """A duration in all three units: "90,000 steps = 12.2 epochs = 1,440,000 images"."""
     images = steps * batch
     epochs = images / num_images
-    return f"{steps:,} steps = {epochs:,.{1 if epochs >= 1 or not epochs else 3}f} epochs = {images:,} images"
+    counted = f"{steps:,} step{'' if steps == 1 else 's'}"
+    return f"{counted} = {epochs:,.{1 if epochs >= 1 or not epochs else 3}f} epochs = {images:,} images"
 
 
 def _distinct_distances(distances: Iterable[int]) -> tuple[int, ...]:

@@ -5,12 +5,14 @@ Letters: S seeds on the first axis; any other axes are independent problems (cel
 
 from __future__ import annotations
 
+from functools import cache
 from math import sqrt
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 MOST_FLIPPED = 20  # 2^20 sign patterns take 8 MB for each problem; beyond that the t test is as good
+_NODES = 128  # points of the average over the spread: error below 0.002 even at two seeds
 _TIE = 1e-12  # sums of the same numbers in another order must count as equal
 
 
@@ -19,7 +21,7 @@ def t_half_width(differences: np.ndarray, level: float) -> np.ndarray:
     num_seeds = len(differences)
     if num_seeds < 2:
         return np.full(differences.shape[1:], np.nan)
-    return stats.t.ppf((1 + level) / 2, num_seeds - 1) * differences.std(0, ddof=1) / sqrt(num_seeds)
+    return special.stdtrit(num_seeds - 1, (1 + level) / 2) * differences.std(0, ddof=1) / sqrt(num_seeds)
 
 
 def p_above(differences: np.ndarray, bound: float, *, test: str) -> np.ndarray:
@@ -34,14 +36,25 @@ def p_above(differences: np.ndarray, bound: float, *, test: str) -> np.ndarray:
     num_seeds = len(centred)
     mean, error = centred.mean(0), centred.std(0, ddof=1) / sqrt(num_seeds)
     with np.errstate(divide="ignore", invalid="ignore"):
-        p = stats.t.sf(mean / error, num_seeds - 1)
+        p = special.stdtr(num_seeds - 1, -mean / error)
     return np.where(error > _TIE, p, np.where(mean > _TIE, 0.0, 1.0))
 
 
 def t_power(effect: float, num_seeds: int, alpha: float) -> float:
-    """Chance that a one-sided t test at `alpha` decides, for a true mean of `effect` standard deviations."""
-    critical = stats.t.ppf(1 - alpha, num_seeds - 1)
-    return float(stats.nct.sf(critical, num_seeds - 1, effect * sqrt(num_seeds)))
+    """Chance that a one-sided t test at `alpha` decides, for a true mean of `effect` standard deviations.
+
+    The normal chance averaged over the spread that the seeds may show: to 0.002 of the noncentral t, and much faster.
+    """
+    freedom = num_seeds - 1
+    critical = special.stdtrit(freedom, 1 - alpha)
+    return float(special.ndtr(effect * sqrt(num_seeds) - critical * _seen_spreads(freedom)).mean())
+
+
+@cache
+def _seen_spreads(freedom: int) -> np.ndarray:
+    """Equally likely values of the observed spread, in units of the true one."""
+    shares = (np.arange(_NODES) + 0.5) / _NODES
+    return np.sqrt(special.chdtri(freedom, shares) / freedom)
 
 
 def _flip_p(centred: np.ndarray) -> np.ndarray:

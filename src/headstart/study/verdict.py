@@ -14,7 +14,7 @@ from math import ceil, hypot, isnan, log2
 from typing import Literal
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from headstart.study.paired import p_above, t_half_width, t_power
 from headstart.study.wording import verdict_sentence
@@ -132,7 +132,7 @@ class Verdict:
         claim = self._is_margin_claim()
         seeds = self.margin_half_width if claim else self.half_width
         room = self._distance() ** 2 - seeds**2
-        share = stats.norm.ppf(1 - self.rule.alpha if claim else (1 + self.rule.level) / 2) * self.images.sd
+        share = special.ndtri(1 - self.rule.alpha if claim else (1 + self.rule.level) / 2) * self.images.sd
         return ceil(self.images.num_images * share**2 / room) if room > 0 else None
 
     def sentence(self) -> str:
@@ -140,7 +140,7 @@ class Verdict:
         return verdict_sentence(self)
 
     def _with_images(self, half_width: float, quantile: float) -> float:
-        return hypot(half_width, stats.norm.ppf(quantile) * self.images.sd) if self.images else float("nan")
+        return hypot(half_width, special.ndtri(quantile) * self.images.sd) if self.images else float("nan")
 
     def _is_margin_claim(self) -> bool:
         return self.outcome in ("equivalent", "not worse")
@@ -234,7 +234,7 @@ def judge_cells(rule: Rule, baseline: np.ndarray, candidate: np.ndarray, cells: 
 
 
 def seeds_needed(rule: Rule, mean: float, sd: float) -> int | None:
-    """Seeds with which the rule decides in 80 % of studies, were the true mean and sd as observed.
+    """Seeds with which the rule decides in at least 80 % of studies, were the true mean and sd as observed.
 
     None where they are unknown or more than 1,000 seeds would be needed (a mean on the very edge of the margin).
     A spread estimated from few seeds is itself rough; take the number as an order of magnitude.
@@ -257,7 +257,7 @@ def seeds_needed(rule: Rule, mean: float, sd: float) -> int | None:
 
 
 def _power(rule: Rule, mean: float, margin: float, num_seeds: int) -> float:
-    """Chance of any decision with means in units of the sd; the larger of the two ways to one."""
+    """Chance of a decision with means in units of the sd: the likelier of the ways to one, so a lower bound."""
     lead = margin if rule.kind == "superiority" else 0.0
     difference = t_power(abs(mean) - lead, num_seeds, rule.alpha / 2)
     below, above = (t_power(room, num_seeds, rule.alpha) for room in (margin + mean, margin - mean))

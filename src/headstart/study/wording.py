@@ -6,6 +6,7 @@ from math import isnan
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from headstart.study.curves import Crossover, ImagesWorth, Overfit
     from headstart.study.verdict import Verdict
 
 
@@ -19,10 +20,73 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
+def amount(value: float) -> str:
+    """A step, image or cost count: whole from 100 on, four digits below."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.4g}"
+
+
 def verdict_sentence(verdict: Verdict) -> str:
     """A verdict as one to four sentences: the outcome, what it would take, what other images could change."""
     parts = [_outcome(verdict), _what_it_takes(verdict), _other_images(verdict), _left_out(verdict)]
     return " ".join(part for part in parts if part)
+
+
+def crossover_sentence(found: Crossover) -> str:
+    """Where one arm catches up with another, with the interval over seeds."""
+    budget = f"the {amount(found.budget)} {found.axis} tried"
+    if found.x is None:
+        claim = f"{found.candidate} does not catch up with {found.baseline} within {budget}"
+    elif found.x == found.start:
+        claim = (
+            f"{found.candidate} is level with {found.baseline} or ahead from the first point ({amount(found.start)})"
+        )
+    else:
+        claim = f"{found.candidate} catches up with {found.baseline} at about {amount(found.x)} {found.axis}"
+    if found.indicative:
+        return f"{claim} (1 seed, indicative only)."
+    level = f"{100 * found.level:g} %"
+    seeds = counted(found.num_seeds, "seed")
+    if found.low is None:
+        return f"{claim}; at {level} over {seeds} a crossing before that is ruled out."
+    end = "beyond the budget" if found.high is None else f"{amount(found.high)}"
+    return f"{claim} ({level} interval {amount(found.low)} to {end}, {seeds})."
+
+
+def images_worth_sentence(found: ImagesWorth) -> str:
+    """What a start is worth in labelled images, with the interval over seeds."""
+    have = f"{found.baseline} with {found.images:,} labelled images"
+    if found.needed is None:
+        claim = f"{found.candidate} does not reach {have}, not even with {found.most:,}"
+        worth = f"the start is worth more than {found.most - found.images:,} images there"
+    elif found.needed <= found.least:
+        claim, worth = (
+            f"{found.candidate} does as well as {have} with {found.least:,} or fewer",
+            "the start is worth none",
+        )
+    else:
+        claim = f"{found.candidate} needs about {found.needed:,.0f} labelled images to do as well as {have}"
+        more = found.needed - found.images
+        worth = f"the start is worth about {more:,.0f} images there" if more > 0 else "the start is worth none there"
+    if found.indicative:
+        return f"{claim}: {worth} (1 seed, indicative only)."
+    low = f"more than {found.most:,}" if found.low is None else f"{found.low:,.0f}"
+    high = f"more than {found.most:,}" if found.high is None else f"{found.high:,.0f}"
+    between = low if low == high else f"{low} to {high}"
+    interval = f"{100 * found.level:g} % interval of the images needed: {between}"
+    return f"{claim}: {worth} ({interval}, {counted(found.num_seeds, 'seed')})."
+
+
+def overfit_sentence(found: Overfit) -> str:
+    """Whether and where an arm overfits."""
+    where = f"{amount(found.onset)} {found.axis}"
+    fall = f"{points(found.fall)[1:]} points" if found.fall > 0 else "nothing"
+    if found.indicative:
+        return f"{found.arm}: validation is best at {where} and loses {fall} by the end (1 seed, indicative only)."
+    low, high = (points(found.fall + sign * found.half_width) for sign in (-1, 1))
+    interval = f"{100 * found.level:g} % interval {low} to {high}, {counted(found.num_seeds, 'seed')}"
+    if found.decided:
+        return f"{found.arm} overfits from about {where} on: validation loses {fall} by the end ({interval})."
+    return f"{found.arm}: no overfitting shown; validation is best at {where} and loses {fall} by the end ({interval})."
 
 
 def _outcome(verdict: Verdict) -> str:
