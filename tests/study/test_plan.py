@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from headstart.schedule import Schedule
+from headstart.schedule import Schedule, due
 from headstart.study.definition import Study, parse_study, read_study
 from headstart.study.forecast import Load, cell_rows, num_evaluations, segment_rows, totals
 from headstart.study.plan import Segment, expand, make_schedules, schedule_names
@@ -185,7 +185,7 @@ def test_forecast_counts_like_walking_through_every_step():
     rows = {row["segment"]: row for row in segment_rows(plan, loads)}
     for row in cell_rows(plan, loads):
         total = next(cell.total for cell in plan.cells if cell.name == row["cell"])
-        evaluations = sum(step % 50 == 0 or step == total for step in range(1, total + 1))
+        evaluations = sum(due(step, 50, total) for step in range(1, total + 1))
         assert row["seconds"] == pytest.approx(total * 0.5 + evaluations * 0.3)
         assert (row["steps"], row["images"]) == (total, 4 * total)
         assert row["epochs"] == 4 * total / (200 if row["fraction"] == 1 else 20)
@@ -199,12 +199,10 @@ def test_forecast_counts_like_walking_through_every_step():
     assert rows["pretrain-shapes"]["seconds"] == pytest.approx(40 * 0.5 + 0.3)
 
 
-@pytest.mark.parametrize(("start", "stop", "every"), [(0, 100, 50), (60, 120, 50), (100, 110, 50), (0, 7, 0)])
-def test_evaluations_of_trunks_and_tails(start, stop, every):
-    regular = sum(every > 0 and step % every == 0 for step in range(start + 1, stop + 1))
-    trunk, tail = (Segment("s", kind, "a", 1.0, 0, None, start, stop) for kind in ("trunk", "tail"))
-    assert num_evaluations(trunk, every) == regular
-    assert num_evaluations(tail, every) == regular + (every == 0 or stop % every != 0)
+@pytest.mark.parametrize(("start", "stop"), [(0, 100), (60, 120), (100, 110), (0, 7)])
+@pytest.mark.parametrize("every", [0, 1, 50])
+def test_evaluations_fall_where_periodic_work_is_due(start, stop, every):
+    assert num_evaluations(start, stop, every) == sum(due(step, every, stop) for step in range(start + 1, stop + 1))
 
 
 def test_a_thousand_cells_are_planned_in_two_seconds():

@@ -15,7 +15,7 @@ class Load:
     """What one arm, or one pre-training, does in a step and in an evaluation.
 
     num_images are training images by fraction (a pre-training has {1.0: n}). Seconds are those measured on this
-    machine; num_eval_images 0 means that nothing is evaluated, eval_every 0 that only the end of a schedule is.
+    machine; num_eval_images 0 means that nothing is evaluated, eval_every 0 that only the end of a run is.
     """
 
     batch: int
@@ -31,17 +31,16 @@ def load_key(segment: Segment) -> str:
     return f"{PRETRAIN_PREFIX}{segment.arm}" if segment.kind == "pretrain" else segment.arm
 
 
-def num_evaluations(segment: Segment, every: int) -> int:
-    """Evaluations that fall into a segment: each `every` steps, and the end of tails and pre-training."""
-    regular = segment.stop // every - segment.start // every if every else 0
-    at_end = segment.kind != "trunk" and (not every or segment.stop % every != 0)
-    return regular + at_end
+def num_evaluations(start: int, stop: int, every: int) -> int:
+    """Evaluations in the steps start..stop of one run: each `every` steps (0: none of these) and always at the end."""
+    regular = stop // every - start // every if every else 0
+    return regular + (not every or stop % every != 0)
 
 
-def segment_seconds(segment: Segment, load: Load) -> float:
-    """Expected seconds of training and evaluation."""
-    evaluated = num_evaluations(segment, load.eval_every) * load.num_eval_images
-    return segment.steps * load.seconds_per_step + evaluated * load.seconds_per_eval_image
+def expected_seconds(start: int, stop: int, load: Load) -> float:
+    """Seconds of training the steps start..stop in one run, and of its evaluations."""
+    evaluated = num_evaluations(start, stop, load.eval_every) * load.num_eval_images
+    return (stop - start) * load.seconds_per_step + evaluated * load.seconds_per_eval_image
 
 
 def segment_rows(plan: Plan, loads: Mapping[str, Load]) -> list[dict[str, Any]]:
@@ -59,7 +58,7 @@ def segment_rows(plan: Plan, loads: Mapping[str, Load]) -> list[dict[str, Any]]:
             "stop": segment.stop,
             "cells": len(users[segment.name]),
             **_work(segment.steps, segment.fraction, loads[load_key(segment)]),
-            "seconds": segment_seconds(segment, loads[load_key(segment)]),
+            "seconds": expected_seconds(segment.start, segment.stop, loads[load_key(segment)]),
         }
         for segment in plan.segments
     ]
@@ -67,7 +66,6 @@ def segment_rows(plan: Plan, loads: Mapping[str, Load]) -> list[dict[str, Any]]:
 
 def cell_rows(plan: Plan, loads: Mapping[str, Load]) -> list[dict[str, Any]]:
     """One row a cell as if it were run alone, pre-training left out."""
-    seconds = {segment.name: segment_seconds(segment, loads[load_key(segment)]) for segment in plan.segments}
     return [
         {
             "cell": cell.name,
@@ -76,7 +74,7 @@ def cell_rows(plan: Plan, loads: Mapping[str, Load]) -> list[dict[str, Any]]:
             "fraction": cell.fraction,
             "seed": cell.seed,
             **_work(cell.total, cell.fraction, loads[cell.arm]),
-            "seconds": sum(seconds[name] for name in cell.segments),
+            "seconds": expected_seconds(0, cell.total, loads[cell.arm]),
         }
         for cell in plan.cells
     ]
