@@ -1,0 +1,69 @@
+"""How images are normalised before a network sees them: part of what its weights mean.
+
+Values are pixel values (0..255); `mean` and `std` are listed in the channel order that `order` names.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+# One pixel value of 255: Detectron's mean and Detectron2's differ by up to 0.9 and are used for the same weights.
+MEAN_TOLERANCE = 1.0
+STD_TOLERANCE = 0.02  # relative; torchvision's and others' roundings of the same ImageNet statistics stay within it
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """Normalisation (pixel - mean) / std of channels in `order` ("rgb" or "bgr"; other channel counts: any order)."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    order: str
+
+    def in_order(self, order: str) -> "InputSpec":
+        """The same normalisation written for another channel order; three channels only."""
+        if order == self.order:
+            return self
+        assert len(self.mean) == len(self.std) == 3
+        return InputSpec(self.mean[::-1], self.std[::-1], order)
+
+    def differences(self, own: "InputSpec") -> list[str]:
+        """What differs from the weights' own normalisation, as "field value, expected value"; empty where nothing."""
+        found = [] if self.order == own.order else [f"input.order is {self.order}, expected {own.order}"]
+        if not _near(self.mean, own.mean, [MEAN_TOLERANCE] * len(own.mean)):
+            found.append(f"input.mean is {_short(self.mean)}, expected {_short(own.mean)}")
+        if not _near(self.std, own.std, [STD_TOLERANCE * value for value in own.std]):
+            found.append(f"input.std is {_short(self.std)}, expected {_short(own.std)}")
+        return found
+
+    def to_text(self) -> str:
+        """One line of JSON, as it is kept beside weights."""
+        return json.dumps(asdict(self))
+
+
+def parse_input_spec(value: Any) -> InputSpec | None:
+    """An InputSpec from a mapping or its JSON text; None where it is neither or lacks a field."""
+    try:
+        fields = json.loads(value) if isinstance(value, str) else value
+        mean, std = tuple(map(float, fields["mean"])), tuple(map(float, fields["std"]))
+        return InputSpec(mean, std, str(fields["order"]).lower())
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _near(values: tuple[float, ...], expected: tuple[float, ...], tolerances: list[float]) -> bool:
+    if len(values) != len(expected):
+        return False
+    return all(abs(a - b) <= limit for a, b, limit in zip(values, expected, tolerances, strict=True))
+
+
+def _short(values: tuple[float, ...]) -> str:
+    return "[" + ", ".join(f"{value:g}" for value in values) + "]"
+
+
+# torchvision's ImageNet classifiers and its detectors: 255 times (0.485, 0.456, 0.406) and (0.229, 0.224, 0.225).
+IMAGENET = InputSpec((123.675, 116.28, 103.53), (58.395, 57.12, 57.375), "rgb")
+# Detectron's config.py PIXEL_MEANS; its weights see no division by a deviation.
+DETECTRON = InputSpec((102.9801, 115.9465, 122.7717), (1.0, 1.0, 1.0), "bgr")
+# Detectron2's defaults: MODEL.PIXEL_MEAN, PIXEL_STD, INPUT.FORMAT.
+DETECTRON2 = InputSpec((103.53, 116.28, 123.675), (1.0, 1.0, 1.0), "bgr")
