@@ -6,6 +6,7 @@ import torch
 
 from headstart.model.backbone import ResNet, build_resnet
 from headstart.model.box_head import BoxHead, DetectionLimits
+from headstart.model.classifier import Classifier
 from headstart.model.detector import Detector
 from headstart.model.fpn import Pyramid
 from headstart.model.mask_head import MaskHead
@@ -26,6 +27,11 @@ def resnet(depth=18, norm_kind="batch", **changes):
         "in_channels": 3,
     } | changes
     return build_resnet(depth, norm_kind=norm_kind, **options).eval()
+
+
+def classifier(kind="group", seed=0):
+    torch.manual_seed(seed)
+    return Classifier(resnet(18, kind, **NARROW), 3).train()
 
 
 def file_of(tensors, **fields):
