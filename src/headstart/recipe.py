@@ -13,7 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from headstart.schedule import Schedule, duration, parse_schedule
 
 # Fields that change how a run is carried out, not what comes out of it: left out of the digest.
-CLERICAL = ("evaluate.every", "checkpoint.every", "train.log_every", "train.threads", "data.num_workers", "data.cache")
+CLERICAL = ("name", "evaluate.every", "checkpoint.every", "train.log_every", "train.threads", "data.num_workers", "data.cache")
+# Where things lie, and what the digest takes in another form: the content of data and weights, the schedule in steps.
+REPLACED = ("data.train", "data.train_images", "data.val", "data.val_images", "start.weights", "train.schedule", "train.base", "train.warmup")
 
 
 class Part(BaseModel):
@@ -256,7 +258,7 @@ def to_dict(recipe: AnyRecipe) -> dict[str, Any]:
 
 def digest(recipe: AnyRecipe, *extra: str) -> str:
     """Twelve hex digits of everything in a recipe that can change the result, and of `extra` (data, weights, parent)."""
-    flat = {key: value for key, value in flatten(to_dict(recipe)).items() if key not in CLERICAL and key != "name"}
+    flat = {key: value for key, value in flatten(to_dict(recipe)).items() if key not in CLERICAL + REPLACED}
     return hashlib.sha256(json.dumps([flat, *extra], sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -276,3 +278,12 @@ def schedule_of(recipe: AnyRecipe, num_images: int, name: str | None = None) -> 
 def scaled_rate(recipe: AnyRecipe) -> float:
     """The base rate of the actual batch: linear scaling from the reference batch (Goyal et al. 2017)."""
     return recipe.train.rate * recipe.train.batch / recipe.train.reference_batch
+
+
+def derived(recipe: AnyRecipe) -> dict[str, Any]:
+    """Values that follow from others, with their derivation."""
+    train = recipe.train
+    return {
+        "train.rate (actual)": f"{scaled_rate(recipe):g} = {train.rate:g} x {train.batch}/{train.reference_batch}",
+        "digest": digest(recipe),
+    }

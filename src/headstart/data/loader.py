@@ -218,8 +218,8 @@ class EvalImages:
         sizes = [self.resize.size(int(self.dataset.heights[i]), int(self.dataset.widths[i])) for i in indices]
         return Raw([self.images(int(i)) for i in indices], [View(size, False) for size in sizes], bucket, indices, indices)
 
-    def batches(self, device: torch.device | str = "cpu") -> Iterator[tuple[np.ndarray, torch.Tensor, torch.Tensor]]:
-        """(image indices, images [B,3,H,W], sizes [B,2]) until every image has been seen once."""
-        for raw in ahead(self.raw, range(len(self.plan)), self.num_workers):
+    def batches(self, device: torch.device | str = "cpu", *, part: int = 0, parts: int = 1) -> Iterator[tuple[np.ndarray, torch.Tensor, torch.Tensor]]:
+        """(image indices, images [B,3,H,W], sizes [B,2]) until every image has been seen once; `part` of `parts` takes every such batch."""
+        for raw in ahead(self.raw, range(part, len(self.plan), parts), self.num_workers):
             images = stack_images(raw.images, raw.views, raw.bucket, self.convention, device)
             yield raw.indices, images, torch.tensor([view.size for view in raw.views], device=device)

@@ -75,3 +75,9 @@ def move_keypoints(keypoints: np.ndarray, original: tuple[int, int], view: View,
         for a, b in left_right:
             moved[:, [a, b]] = moved[:, [b, a]]
     return moved
+
+
+def crop_images(images: Sequence[np.ndarray], crops: Sequence[tuple[int, int, int, int, bool]], size: int, convention: Convention, device: torch.device | str) -> Tensor:
+    """Crops (top, left, height, width, flip) of images uint8 [h,w,3], resized to [B,3,size,size] and normalised."""
+    cut = [image[top : top + height, left : left + width] for image, (top, left, height, width, _) in zip(images, crops)]
+    return stack_images(cut, [View((size, size), crop[4]) for crop in crops], (size, size), convention, device)

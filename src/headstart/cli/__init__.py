@@ -1,0 +1,36 @@
+"""The verbs of the command line: the one place that prints for people and exits.
+
+What a user gave wrong ends as one clear line and exit code 2, a loss that is not finite as one line and exit code 3.
+"""
+
+import typer
+
+from headstart.cli import data, recipes, runs, studies, weights
+from headstart.cli.console import fail
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Do you need pre-training, or can you train from scratch? Train the same detector both ways, and know.",
+)
+app.command("train")(runs.train)
+app.command("pretrain")(runs.pretrain)
+app.command("eval")(runs.evaluate)
+app.command("predict")(runs.predict)
+app.add_typer(data.app, name="data", help="Make, convert, check and count data sets.")
+app.add_typer(recipes.app, name="recipe", help="See what a run will be, and where each value comes from.")
+app.add_typer(weights.app, name="weights", help="List, look into, and (only when asked) download weights.")
+app.add_typer(studies.app, name="study", help="Compare starts: plan, run, report.")
+
+
+def main() -> None:
+    """Entry point of `headstart` and `python -m headstart`."""
+    try:
+        app()
+    except ValueError as error:
+        fail(str(error), 2)
+    except FloatingPointError as error:
+        fail(str(error), 3)
+    except KeyboardInterrupt:
+        fail("stopped; the same command continues at the last checkpoint", 130)

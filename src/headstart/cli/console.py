@@ -1,0 +1,89 @@
+"""How the command line speaks: lines, tables, progress bars, and the shared reading of arguments."""
+
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+out = Console(soft_wrap=True)
+err = Console(stderr=True, soft_wrap=True)
+
+Overrides = Annotated[list[str] | None, typer.Argument(help="key.path=value, any number of them", metavar="[KEY=VALUE]...")]
+
+
+def fail(message: str, code: int) -> None:
+    """Print `headstart: message` on the error stream and exit."""
+    err.print(f"headstart: {message}", markup=False, highlight=False, style="red")
+    sys.exit(code)
+
+
+def say(line: str) -> None:
+    """One line for a person, as it is."""
+    out.print(line, markup=False, highlight=False)
+
+
+def show(title: str, header: list[str], rows: list[list[Any]]) -> None:
+    """A table of texts; names from users' files are not read as markup."""
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for name in header:
+        table.add_column(name)
+    for row in rows:
+        table.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
+    out.print(table)
+
+
+def patch_of(overrides: list[str] | None) -> dict[str, Any]:
+    """{dotted path: value} of `key.path=value` arguments."""
+    from headstart.resolve import parse_override
+
+    return dict(parse_override(text) for text in overrides or [])
+
+
+def resolved(recipe: str, overrides: list[str] | None) -> tuple[Any, Any]:
+    """The recipe and the origin of its values; sets the number of CPU threads it asks for."""
+    import torch
+
+    from headstart.resolve import resolve
+
+    found, origins = resolve(recipe, [("override", patch_of(overrides))])
+    if found.train.threads is not None:
+        torch.set_num_threads(found.train.threads)
+    return found, origins
+
+
+def bar() -> Progress:
+    """A progress bar with an ETA, on the error stream."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+    return Progress(*columns, console=err)
+
+
+def step_bar(progress: Progress, name: str, total: int) -> Callable[[int, dict[str, Any]], None]:
+    """A callback for the loop that moves one bar."""
+    task = progress.add_task(name, total=total, note="")
+
+    def update(step: int, values: dict[str, Any]) -> None:
+        progress.update(task, completed=step, note=f"loss {values['loss']:.3f}")
+
+    return update
+
+
+def describe_run(recipe: Any, num_images: int) -> int:
+    """Print durations in all units and the derivation of the rate; returns the total steps."""
+    from headstart.recipe import scaled_rate, schedule_of
+    from headstart.schedule import describe
+
+    schedule, part = schedule_of(recipe, num_images), recipe.train
+    say(f"{part.schedule}: {describe(schedule.total, part.batch, num_images)}; drops at {', '.join(f'{drop:,}' for drop in schedule.drops) or 'none'}; warm-up {schedule.warmup:,} steps")
+    say(f"rate {scaled_rate(recipe):g} = {part.rate:g} x {part.batch}/{part.reference_batch} (linear scaling with the batch)")
+    return schedule.total
+
+
+def show_metrics(metrics: dict[str, dict[str, float | None]]) -> None:
+    """AP and the like as a table, in points."""
+    for kind, values in metrics.items():
+        show(kind, list(values), [["-" if value is None or value != value else f"{100 * value:.1f}" for value in values.values()]])

@@ -1,0 +1,82 @@
+"""Verbs that train a recipe and use what came out."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from headstart.cli.console import Overrides, bar, describe_run, resolved, say, show, show_metrics, step_bar
+
+Out = Annotated[Path, typer.Option(help="Where run directories go.")]
+
+
+def train(recipe: Annotated[str, typer.Argument(help="A shipped recipe or a YAML file.")], overrides: Overrides = None, out: Out = Path("runs")) -> None:
+    """Train a recipe; a finished run is found again, a killed one continues."""
+    from headstart.train import distributed
+    from headstart.train.run import num_training_images
+    from headstart.train.run import train as train_run
+
+    found, origins = resolved(recipe, overrides)
+    distributed.start_processes()
+    total = describe_run(found, num_training_images(found)) if distributed.is_writer() else 1
+    with bar() as progress:
+        result = train_run(found, out, provenance=origins, progress=step_bar(progress, found.name, total), say=say if distributed.is_writer() else None)
+    if distributed.is_writer():
+        show_metrics(result.metrics)
+        say(f"run: {result.directory}")
+    distributed.stop_processes()
+
+
+def pretrain(recipe: Annotated[str, typer.Argument(help="A shipped classification recipe or a YAML file.")], overrides: Overrides = None, out: Out = Path("runs")) -> None:
+    """Train a classifier on image folders, to start a detector from its backbone."""
+    found, _ = resolved(recipe, overrides)
+    if found.task != "classification":
+        raise ValueError(f"recipe {recipe!r}: task is {found.task!r}, pretrain expects a classification recipe such as demo_pretrain")
+    train(recipe, overrides, out)
+
+
+def evaluate(checkpoint: Annotated[Path, typer.Argument(help="A checkpoint or a run directory.")], data: Annotated[str | None, typer.Option(help="COCO JSON, VOC folder or YOLO data.yaml; the recipe's validation set if left out; 'train' for its training set.")] = None, images: Annotated[Path | None, typer.Option(help="Image folder of a COCO JSON.")] = None, split: Annotated[str | None, typer.Option(help="Split of a VOC or YOLO set.")] = None, save: Annotated[Path | None, typer.Option(help="Write the predictions as COCO JSON.")] = None, per_class: Annotated[bool, typer.Option("--per-class", help="AP of every class.")] = False) -> None:
+    """COCO box and mask AP of a checkpoint on a data set."""
+    from headstart.data.formats import open_dataset
+    from headstart.inference import evaluate as evaluate_trained
+    from headstart.inference import load_trained
+    from headstart.train.detection import training_data, validation_data
+
+    trained = load_trained(checkpoint)
+    chosen = {None: validation_data, "train": training_data}.get(data)
+    dataset = chosen(trained.recipe) if chosen else open_dataset(data, images, split)
+    result, predictions = evaluate_trained(trained, dataset)
+    show_metrics(result.metrics)
+    if per_class:
+        for kind, classes in result.per_class.items():
+            show(f"{kind}, by class", ["class", *next(iter(classes.values()), {})], [[name, *("-" if v != v else f"{100 * v:.1f}" for v in values.values())] for name, values in classes.items()])
+    if save is not None:
+        predictions.to_json(save)
+        say(f"predictions: {save}")
+
+
+def predict(checkpoint: Annotated[Path, typer.Argument(help="A checkpoint or a run directory.")], images: Annotated[list[Path], typer.Argument(help="Image files or folders.")], out: Annotated[Path, typer.Option(help="Where pictures and predictions.json go.")] = Path("predictions"), score: Annotated[float, typer.Option(help="Lowest score that is drawn and written.", min=0.0, max=1.0)] = 0.5) -> None:
+    """Draw detections on images, and write them as COCO JSON."""
+    import json
+
+    from headstart.data.images import load_image
+    from headstart.draw import draw
+    from headstart.inference import image_files, load_trained
+    from headstart.inference import predict as predict_one
+
+    trained, files = load_trained(checkpoint), image_files(images)
+    out.mkdir(parents=True, exist_ok=True)
+    results: list[dict[str, Any]] = []
+    with bar() as progress:
+        task = progress.add_task("predict", total=len(files), note="")
+        for number, path in enumerate(files, start=1):
+            pixels = load_image(path)
+            found = predict_one(trained, pixels, score_threshold=score)
+            picture = draw(pixels, found.boxes, found.labels, found.category_ids, scores=found.scores, masks=found.masks, scale=max(1, 384 // max(pixels.shape[:2])))
+            picture.save(out / f"{path.stem}.png")
+            for index, (x1, y1, x2, y2) in enumerate(found.boxes.tolist()):
+                mask = {} if found.masks is None else {"segmentation": {"size": list(found.masks[index]["size"]), "counts": found.masks[index]["counts"].decode()}}
+                results.append({"image_id": number, "file_name": str(path), "category_id": found.category_ids[index], "bbox": [x1, y1, x2 - x1, y2 - y1], "score": float(found.scores[index]), **mask})
+            progress.update(task, advance=1)
+    (out / "predictions.json").write_text(json.dumps(results))
+    say(f"{len(files)} images, {len(results)} detections: {out}")

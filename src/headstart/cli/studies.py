@@ -1,0 +1,105 @@
+"""Verbs about studies."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from headstart.cli.console import Overrides, bar, patch_of, say, show
+
+app = typer.Typer(no_args_is_help=True)
+Name = Annotated[str, typer.Argument(help="A shipped study or a YAML file.")]
+Out = Annotated[Path, typer.Option(help="Where study directories go.")]
+STUDY_FIELDS = ("seeds", "fractions", "schedules", "name")
+
+
+def prepared_study(name: str, overrides: list[str] | None) -> Any:
+    """A study with its plan; `seeds=3` and the like change the study, `train.batch=4` and the like every recipe."""
+    import torch
+
+    from headstart.study.definition import parse_study, read_study
+    from headstart.study.run import prepare
+
+    patch = patch_of(overrides)
+    own = {key: patch.pop(key) for key in STUDY_FIELDS if key in patch}
+    study = read_study(name)
+    if own:
+        study = parse_study({**study.model_dump(mode="json", exclude_none=True), **own}, source=name)
+    if patch.get("train.threads"):
+        torch.set_num_threads(patch["train.threads"])
+    return prepare(study, patch)
+
+
+@app.command("list")
+def list_studies() -> None:
+    """Shipped studies and the first line of each."""
+    from headstart.resolve import shipped
+
+    show("shipped studies", ["name", "what"], [[name, path.read_text().split("\n", 1)[0].removeprefix("# ")] for name, path in shipped("studies").items()])
+
+
+@app.command()
+def plan(study: Name, overrides: Overrides = None) -> None:
+    """Cells, segments, steps, images, epochs, expected time here, and what sharing trunks saves. Runs nothing but a short timing."""
+    show_plan(prepared_study(study, overrides))
+
+
+def show_plan(prepared: Any) -> dict[str, Any]:
+    """Print the plan of a study and return its totals."""
+    from headstart.study.forecast import segment_rows, totals
+    from headstart.study.timing import measure_loads
+
+    loads = measure_loads(prepared)
+    rows = [[row["segment"], f"{row['steps']:,}", f"{row['images']:,}", f"{row['epochs']:.1f}", f"{row['seconds']:,.0f}"] for row in segment_rows(prepared.plan, loads)]
+    show(f"study {prepared.study.name}: segments", ["segment", "steps", "images", "epochs", "seconds (expected)"], rows)
+    found = totals(prepared.plan, loads)
+    seconds = found["seconds_shared"] + found["seconds_pretrain"]
+    say(f"{found['cells']} cells in {found['segments']} segments: {found['steps_shared']:,} steps instead of {found['steps_alone']:,} (shared trunks save {100 * found['saving']:.0f} %), and {found['steps_pretrain']:,} of pre-training")
+    say(f"expected time on this machine, from a few timed steps: {seconds / 60:.1f} minutes ({seconds / 3600:.2f} hours)")
+    for note in prepared.plan.notes:
+        say(f"note: {note}")
+    return found
+
+
+@app.command()
+def run(study: Name, overrides: Overrides = None, out: Out = Path("runs")) -> None:
+    """Run every segment that is missing, then write the report. Stop it anywhere; the same command continues."""
+    from headstart.study.run import run_study, undeclared
+    from headstart.study.report import build_report
+
+    prepared = prepared_study(study, overrides)
+    odd = undeclared(prepared)
+    if odd:
+        raise ValueError(f"study {study}: the arms differ in {odd[0]} without declaring it; expected the same value, or the field in an arm")
+    segments = {segment.name: segment for segment in prepared.plan.segments}
+    with bar() as progress:
+        whole = progress.add_task(f"study {prepared.study.name}", total=sum(segment.steps for segment in segments.values()), note="")
+        finished: dict[str, int] = {}
+
+        def update(segment: Any, step: int, values: dict[str, Any]) -> None:
+            finished[segment.name] = step - segment.start
+            progress.update(whole, completed=sum(finished.values()), note=f"{segment.name} loss {values['loss']:.3f}")
+
+        def reuse(name: str) -> None:
+            finished[name] = segments[name].steps
+            progress.update(whole, completed=sum(finished.values()))
+
+        directory = run_study(prepared, out, progress=update, finished=reuse, say=None)
+    say_verdict(build_report(directory))
+
+
+def say_verdict(page: Path) -> None:
+    """Print the verdict sentences of a report and where to look."""
+    import json
+
+    for sentence in json.loads(page.with_name("report.json").read_text())["sentences"]:
+        say(sentence)
+    say(f"report: {page}")
+
+
+@app.command()
+def report(directory: Annotated[Path, typer.Argument(help="A study's directory, such as runs/demo.")]) -> None:
+    """Write the report of a study, finished or not."""
+    from headstart.study.report import build_report
+
+    say_verdict(build_report(directory))

@@ -1,0 +1,49 @@
+"""Verbs about weights."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from headstart.cli.console import Overrides, resolved, say, show
+
+app = typer.Typer(no_args_is_help=True)
+
+
+@app.command("list")
+def list_weights() -> None:
+    """Public weights that `download` knows: source, licence, documented cost."""
+    from headstart.model.public import list_weights as known
+
+    header, *rows = known()
+    show("public weights", list(header), [list(row) for row in rows])
+
+
+@app.command()
+def inspect(path: Annotated[Path, typer.Argument(help="A weight file.")]) -> None:
+    """What a weight file holds, without executing anything in it."""
+    from headstart.model.weight_files import read_weights
+
+    file = read_weights(path)
+    show(f"{path}, sha256 {file.hash[:16]}", ["tensor", "shape", "type"], [[name, list(value.shape), str(value.dtype).removeprefix("torch.")] for name, value in file.tensors.items()])
+
+
+@app.command("import")
+def import_weights(path: Annotated[Path, typer.Argument(help="torchvision, timm, Detectron2 or headstart weights.")], recipe: Annotated[str, typer.Argument(help="The recipe that is to start from them.")], overrides: Overrides = None) -> None:
+    """Try weights on a recipe: what loads, what is left out, and the initialisation audit."""
+    from headstart.train.run import make_task, prepare_start
+
+    found, _ = resolved(recipe, [*(overrides or []), f"start.weights={path}", *([] if any(text.startswith("start.kind=") for text in overrides or []) else ["start.kind=backbone"])])
+    result = prepare_start(make_task(found), found)
+    header, *rows = result.table()
+    show(f"{path}: initialisation audit of {found.name}", list(header), [list(row) for row in rows])
+    for line in (*result.notes, *(f"left out: {name}" for name in result.left_out)):
+        say(line)
+
+
+@app.command()
+def download(name: Annotated[str, typer.Argument(help="A name of `weights list`.")], out: Annotated[Path, typer.Argument(help="File to write.")]) -> None:
+    """Download public weights: the only verb that reaches for the network."""
+    from headstart.model.public import download as fetch
+
+    say(f"{fetch(name, out)}")

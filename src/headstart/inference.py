@@ -1,0 +1,114 @@
+"""From a checkpoint alone: the model, evaluation on any data set, predictions on any images."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from headstart.data.buckets import Resize, bucket_of
+from headstart.data.coco import Dataset
+from headstart.data.images import SUFFIXES, load_image
+from headstart.data.transforms import View, stack_images
+from headstart.evaluate.coco_eval import Evaluation
+from headstart.evaluate.coco_eval import evaluate as evaluate_predictions
+from headstart.evaluate.predictions import Predictions
+from headstart.evaluate.rle import paste_rle
+from headstart.model.detector import Detector, build
+from headstart.recipe import Recipe
+from headstart.resolve import validate
+from headstart.train import checkpoint, distributed
+from headstart.train.detection import convention_of, eval_images, predict_all
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained detector (an ordinary nn.Module in eval mode), its recipe, and the categories it knows."""
+
+    model: Detector
+    recipe: Recipe
+    category_ids: tuple[int, ...]
+    class_names: tuple[str, ...]
+    step: int
+
+
+def load_trained(path: str | Path) -> Trained:
+    """The detector of a checkpoint file or of a run directory (its newest checkpoint)."""
+    path = Path(path)
+    if path.is_dir():
+        steps = checkpoint.steps_saved(path)
+        if not steps:
+            raise ValueError(f"{path}: holds no checkpoints")
+        path = checkpoint.path_of(path, steps[-1])
+    state = checkpoint.load(path)
+    if state["recipe"].get("task") != "detection":
+        raise ValueError(f"{path}: was made by a {state['recipe'].get('task')} recipe, expected a detection checkpoint")
+    recipe = validate(Recipe, state["recipe"], str(path))
+    model = build(recipe, len(state["classes"]["names"]))
+    model.load_state_dict(state["model"])
+    model.to(distributed.device()).eval()
+    if recipe.train.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    return Trained(model, recipe, tuple(state["classes"]["ids"]), tuple(state["classes"]["names"]), state["step"])
+
+
+def evaluate(trained: Trained, data: Dataset) -> tuple[Evaluation, Predictions]:
+    """COCO metrics of a trained detector on a data set with the same categories, and its predictions."""
+    if tuple(data.category_ids.tolist()) != trained.category_ids:
+        raise ValueError(f"{data.path}: has categories {data.category_ids.tolist()[:10]}, the checkpoint was trained on {list(trained.category_ids)[:10]}")
+    predictions = predict_all(trained.model, eval_images(trained.recipe, data), distributed.device())
+    kinds = ("box",) if trained.model.mask_head is None else ("box", "mask")
+    return evaluate_predictions(data, predictions, kinds=kinds, max_detections=trained.recipe.evaluate.detections), predictions
+
+
+@dataclass(frozen=True)
+class ImagePrediction:
+    """What a detector found on one image: boxes [n,4] XYXY pixels, scores [n], class names and ids, COCO RLE masks or None."""
+
+    path: Path
+    boxes: np.ndarray
+    scores: np.ndarray
+    labels: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    masks: tuple[dict[str, Any], ...] | None
+
+
+def image_files(paths: Iterable[str | Path]) -> list[Path]:
+    """Image files among the given files and folders (not below them), sorted within a folder; ValueError for what is not there."""
+    files: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            found = sorted(item for item in path.iterdir() if item.suffix.lower() in SUFFIXES)
+            if not found:
+                raise ValueError(f"{path}: holds no images ({', '.join(SUFFIXES)})")
+            files += found
+        elif path.is_file():
+            files.append(path)
+        else:
+            raise ValueError(f"{path}: no such image or folder")
+    return files
+
+
+@torch.no_grad()
+def predict(trained: Trained, image: str | Path | np.ndarray, *, score_threshold: float = 0.0) -> ImagePrediction:
+    """Detections on one image (a file, or uint8 [H,W,3] RGB), best first, in its own pixels."""
+    pixels = image if isinstance(image, np.ndarray) else load_image(image)
+    height, width = pixels.shape[:2]
+    resize = Resize(trained.recipe.input.test_short, trained.recipe.input.test_long)
+    size = resize.size(height, width)
+    batch = stack_images([pixels], [View(size, False)], bucket_of(height, width, resize), convention_of(trained.recipe), distributed.device())
+    found = trained.model.predict(batch, torch.tensor([size], device=batch.device))
+    keep = found.valid[0] & (found.scores[0] >= score_threshold)
+    boxes = found.boxes[0, keep].double().cpu().numpy() * np.array([width / size[1], height / size[0]] * 2)
+    labels = found.labels[0, keep].tolist()
+    masks = None if found.masks is None else tuple(paste_rle(found.masks[0, keep].float().cpu().numpy(), boxes, height, width))
+    return ImagePrediction(
+        path=Path("array") if isinstance(image, np.ndarray) else Path(image),
+        boxes=boxes,
+        scores=found.scores[0, keep].double().cpu().numpy(),
+        labels=tuple(trained.class_names[label] for label in labels),
+        category_ids=tuple(trained.category_ids[label] for label in labels),
+        masks=masks,
+    )

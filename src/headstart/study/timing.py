@@ -1,0 +1,63 @@
+"""How long a step and an evaluated image take here: a few real steps of a throw-away model."""
+
+import time
+
+import torch
+
+from headstart.recipe import AnyRecipe
+from headstart.study.definition import PRETRAIN_PREFIX
+from headstart.study.forecast import Load
+from headstart.study.run import Prepared, arm_recipe, pretrain_recipe
+from headstart.train import distributed
+from headstart.train.run import make_task, settings_of
+from headstart.train.task import Task, parameter_groups
+
+WARM_UP, TIMED = 2, 6  # steps; the first two pay for caches and memory
+
+
+def measure_loads(prepared: Prepared) -> dict[str, Load]:
+    """The load of every arm and pre-training, timed on this machine. Arms of the same shape are timed once."""
+    loads: dict[str, Load] = {}
+    timed: dict[str, tuple[float, float]] = {}
+    for name in prepared.plan_arms():
+        if name.startswith(PRETRAIN_PREFIX):
+            recipe = pretrain_recipe(prepared.study, name.removeprefix(PRETRAIN_PREFIX), prepared.overrides)[0]
+            num_images = {}
+        else:
+            recipe = arm_recipe(prepared.study, name, prepared.overrides)[0]
+            num_images = prepared.num_images
+        # The start changes neither shapes nor costs, unless something is frozen.
+        key = recipe.model_copy(update={"name": "", "start": None}).model_dump_json() + recipe.start.freeze
+        task = make_task(recipe)
+        if key not in timed:
+            timed[key] = (seconds_per_step(task, recipe), seconds_per_image(task))
+        step, image = timed[key]
+        settings = settings_of(recipe, task)
+        loads[name] = Load(batch=recipe.train.batch, num_images=num_images or {1.0: task.num_images}, seconds_per_step=step, seconds_per_eval_image=image, num_eval_images=task.num_eval_images, eval_every=settings.eval_every)
+    return loads
+
+
+def seconds_per_step(task: Task, recipe: AnyRecipe) -> float:
+    """Median seconds of a training step, loading included."""
+    device = distributed.device()
+    model = task.model.to(device).train()
+    optimizer = torch.optim.SGD(parameter_groups(model, weight_decay=0.0, norm_weight_decay=0.0), lr=0.0, foreach=True)
+    seconds, since = [], time.perf_counter()
+    for batch in task.batches(0, WARM_UP + TIMED, device):
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.train.precision == "bf16"):
+            loss = sum(task.losses(model, batch).values())
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        float(loss)
+        seconds.append(time.perf_counter() - since)
+        since = time.perf_counter()
+    return sorted(seconds[WARM_UP:])[TIMED // 2]
+
+
+def seconds_per_image(task: Task) -> float:
+    """Seconds of an evaluation, by its images; a random model finds more than a trained one, so this is on the high side."""
+    since = time.perf_counter()
+    task.model.eval()
+    task.evaluate(distributed.device())
+    return (time.perf_counter() - since) / max(task.num_eval_images, 1)

@@ -1,0 +1,106 @@
+"""Checkpoints that are whole or not there, and the one function that decides how a run starts."""
+
+import hashlib
+import os
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+FORMAT = 1
+KEPT = 2  # the newest two: one to continue from, one to re-execute a stretch from
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    """Write a checkpoint under a temporary name and rename it, so that a reader never meets half a file.
+
+    A full disk leaves the earlier checkpoints as they are, and no temporary file behind.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    try:
+        with temporary.open("wb") as file:
+            torch.save(state | {"format": FORMAT}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise ValueError(f"{path}: the checkpoint cannot be written ({error.strerror}); earlier checkpoints are untouched") from None
+    except RuntimeError as error:  # torch reports a full disk this way
+        temporary.unlink(missing_ok=True)
+        raise ValueError(f"{path}: the checkpoint cannot be written ({str(error).splitlines()[0]}); earlier checkpoints are untouched") from None
+
+
+def load(path: Path | str) -> dict[str, Any]:
+    """A checkpoint's content, on the CPU. Never executes code: anything but tensors and plain data is refused."""
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: no such checkpoint")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise ValueError(f"{path}: holds objects other than tensors and plain data, which could execute code when loaded; refused") from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError):
+        raise ValueError(f"{path}: is not a whole checkpoint (torn, empty or of another kind)") from None
+    if not isinstance(state, dict) or "model" not in state or "recipe" not in state:
+        raise ValueError(f"{path}: is not a headstart checkpoint: it has no {'recipe' if isinstance(state, dict) and 'model' in state else 'model'}")
+    if state.get("format") != FORMAT:
+        raise ValueError(f"{path}: checkpoint format {state.get('format')!r}, expected {FORMAT}")
+    return state
+
+
+def path_of(directory: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return directory / "checkpoints" / f"{step:08d}.pt"
+
+
+def steps_saved(directory: Path) -> list[int]:
+    """Steps of the checkpoints in a run directory, ascending."""
+    return sorted(int(path.stem) for path in (directory / "checkpoints").glob("*.pt") if path.stem.isdigit())
+
+
+def prune(directory: Path) -> None:
+    """Remove all but the newest checkpoints, and what a killed process left half written."""
+    for step in steps_saved(directory)[:-KEPT]:
+        path_of(directory, step).unlink(missing_ok=True)
+    for path in (directory / "checkpoints").glob("*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@dataclass(frozen=True)
+class StartPoint:
+    """How a run starts: source "checkpoint", "branch", "weights" or "random", from which file, at which step."""
+
+    source: str
+    path: Path | None
+    step: int
+    state: dict[str, Any] | None
+
+
+def start_point(directory: Path, *, branch: Path | None, weights: str | None) -> StartPoint:
+    """Own checkpoint > given branch point > given weights > random, in that order.
+
+    An own checkpoint that cannot be read (torn by a crash of the machine) gives way to the one before it.
+    """
+    for step in reversed(steps_saved(directory)):
+        path = path_of(directory, step)
+        try:
+            state = load(path)
+        except ValueError:
+            continue
+        return StartPoint("checkpoint", path, state["step"], state)
+    if branch is not None:
+        state = load(branch)
+        return StartPoint("branch", Path(branch), state["step"], state)
+    if weights is not None:
+        return StartPoint("weights", Path(weights), 0, None)
+    return StartPoint("random", None, 0, None)

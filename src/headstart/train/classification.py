@@ -1,0 +1,136 @@
+"""The classification task: pre-training on image folders, with the detector's own backbone."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from headstart.data.coco import Dataset, fingerprint, nested_fraction, subset
+from headstart.data.formats import read_folders
+from headstart.data.loader import Images, ahead
+from headstart.data.order import Order, slot_generator
+from headstart.data.transforms import Convention, crop_images
+from headstart.model.classifier import Classifier
+from headstart.model.detector import build_backbone
+from headstart.ops.collective import num_processes
+from headstart.ops.random import fold
+from headstart.recipe import ClassifyRecipe
+from headstart.train import distributed
+from headstart.train.task import Judgement, Task
+
+
+@dataclass(frozen=True)
+class LabelledBatch:
+    """images [B,3,S,S] normalised; labels [B] in 0..C-1; indices [B] into the data set."""
+
+    images: Tensor
+    labels: Tensor
+    indices: np.ndarray
+
+
+class CropStream:
+    """Random square crops of image folders by step: a pure function of (seed, step, slot)."""
+
+    def __init__(self, dataset: Dataset, recipe: ClassifyRecipe):
+        self.dataset, self.recipe = dataset, recipe
+        self.images = Images(dataset, keep=recipe.data.cache)
+        self.order = Order([np.arange(dataset.num_images)], batch=recipe.train.batch, seed=recipe.seed)
+        share = recipe.train.batch // num_processes()
+        self.share = slice(distributed.rank() * share, (distributed.rank() + 1) * share)
+
+    def raw(self, step: int) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+        """Decoded images, their indices and slot numbers."""
+        indices = self.order.indices(step)[self.share]
+        slots = np.arange(step * self.order.batch, (step + 1) * self.order.batch)[self.share]
+        return [self.images(int(i)) for i in indices], indices, slots
+
+    def batches(self, start: int, stop: int, device: torch.device) -> Iterator[LabelledBatch]:
+        """Batches of steps start..stop-1."""
+        part = self.recipe.input
+        for images, indices, slots in ahead(self.raw, range(start, stop), self.recipe.data.num_workers):
+            crops = [random_crop(image.shape[:2], part.min_area, slot_generator(self.recipe.seed, 4, int(slot)), part.flip) for image, slot in zip(images, slots)]
+            yield LabelledBatch(crop_images(images, crops, part.size, _convention(self.recipe), device), torch.from_numpy(self.dataset.labels[indices].astype(np.int64)).to(device), indices)
+
+
+def random_crop(shape: tuple[int, int], min_area: float, generator: np.random.Generator, flip: float) -> tuple[int, int, int, int, bool]:
+    """(top, left, height, width, flip) of a random square-ish crop: area share uniform in [min_area, 1], aspect in [3/4, 4/3].
+
+    The sampling of Szegedy et al. 2015 as every ImageNet trainer does it, without its retries: sides are cut to the image.
+    """
+    area, aspect, top, left, coin = generator.random(5)
+    target = (min_area + (1 - min_area) * area) * shape[0] * shape[1]
+    ratio = 1.0 if min_area == 1.0 else float(np.exp((2 * aspect - 1) * np.log(4 / 3)))
+    height = shape[0] if min_area == 1.0 else min(max(round(np.sqrt(target / ratio)), 1), shape[0])
+    width = shape[1] if min_area == 1.0 else min(max(round(np.sqrt(target * ratio)), 1), shape[1])
+    return int(top * (shape[0] - height + 1)), int(left * (shape[1] - width + 1)), height, width, bool(coin < flip)
+
+
+def _convention(recipe: ClassifyRecipe) -> Convention:
+    return Convention(recipe.input.mean, recipe.input.std, recipe.input.order)
+
+
+def build_classifier(recipe: ClassifyRecipe, num_classes: int) -> Classifier:
+    """The classifier of a recipe, randomly initialised from its seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(fold(recipe.seed, 0))
+        return Classifier(build_backbone(recipe.model, len(recipe.input.mean)), num_classes, dropout=recipe.model.dropout)
+
+
+def training_folders(recipe: ClassifyRecipe) -> Dataset:
+    """The training images of a recipe: its fraction of the whole set."""
+    data = read_folders(recipe.data.train)
+    if recipe.data.fraction == 1.0:
+        return data
+    return subset(data, np.sort(nested_fraction(data.num_images, recipe.data.fraction, recipe.data.fraction_seed)))
+
+
+def classification_task(recipe: ClassifyRecipe) -> Task:
+    """Everything the loop needs to train and judge this recipe's classifier."""
+    train, val = training_folders(recipe), read_folders(recipe.data.val)
+    if train.class_names != val.class_names:
+        odd = sorted(set(train.class_names) ^ set(val.class_names))
+        raise ValueError(f"{recipe.data.val}: classes differ from {recipe.data.train}: {odd[0]!r} is in one of them only")
+    stream, held_out = CropStream(train, recipe), Images(val, keep=recipe.data.cache)
+    model = build_classifier(recipe, len(train.class_names))
+    if recipe.train.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    return Task(
+        model=model,
+        losses=class_loss,
+        batches=stream.batches,
+        counts=lambda step: (recipe.train.batch, recipe.train.batch * recipe.input.size**2),
+        evaluate=lambda device: judge(model, held_out, recipe, device),
+        describe=lambda batch: f"images {', '.join(train.file_names[i] for i in batch.indices)}",
+        classes={"ids": list(range(len(train.class_names))), "names": list(train.class_names)},
+        num_images=train.num_images,
+        num_eval_images=val.num_images,
+        fingerprint=fingerprint(train) + fingerprint(val),
+        image_ids=list(train.file_names),
+        notes=list(train.notes),
+    )
+
+
+def class_loss(model: nn.Module, batch: LabelledBatch) -> dict[str, Tensor]:
+    """Cross-entropy of a batch, through the model's forward so that DDP sees it."""
+    return {"class": nn.functional.cross_entropy(model(batch.images), batch.labels)}
+
+
+@torch.no_grad()
+def judge(model: Classifier, images: Images, recipe: ClassifyRecipe, device: torch.device) -> Judgement:
+    """Top-1 accuracy on every image (the whole image, resized to the input square), over all and per class."""
+    data, size, batch = images.dataset, recipe.input.size, recipe.evaluate.batch
+    right = np.zeros(data.num_images, bool)
+    for at in range(0, data.num_images, batch):
+        shown = [images(i) for i in range(at, min(at + batch, data.num_images))]
+        whole = [(0, 0, *image.shape[:2], False) for image in shown]
+        logits = model(crop_images(shown, whole, size, _convention(recipe), device))
+        right[at : at + len(shown)] = logits.argmax(dim=1).cpu().numpy() == data.labels[at : at + len(shown)]
+    per_class = {name: {"top1": float(right[data.labels == label].mean())} for label, name in enumerate(data.class_names)}
+
+    def save(directory: Path, step: int) -> None:
+        np.savez(directory / f"records-class-{step}.npz", right=right)
+
+    return Judgement({"class": {"top1": float(right.mean())}}, {"class": per_class}, save)

@@ -1,0 +1,145 @@
+"""The detection task: the model, stream and judgement of a recipe on a COCO-like data set."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from headstart.batch import Batch, Detections
+from headstart.data.buckets import Resize
+from headstart.data.coco import Dataset, fingerprint, nested_fraction, subset
+from headstart.data.formats import open_dataset
+from headstart.data.loader import Augmentation, EvalImages, TrainStream
+from headstart.data.transforms import Convention
+from headstart.evaluate.coco_eval import evaluate
+from headstart.evaluate.predictions import Predictions, concat, empty
+from headstart.evaluate.rle import paste_rle
+from headstart.model.detector import Detector, build
+from headstart.ops.collective import num_processes
+from headstart.recipe import Recipe
+from headstart.train import distributed
+from headstart.train.task import Judgement, Task
+
+
+def convention_of(recipe: Recipe) -> Convention:
+    """The input convention of a recipe."""
+    return Convention(recipe.input.mean, recipe.input.std, recipe.input.order)
+
+
+def training_data(recipe: Recipe) -> Dataset:
+    """The training images of a recipe: its fraction of the whole set."""
+    data = open_dataset(recipe.data.train, recipe.data.train_images, recipe.data.train_split)
+    if recipe.data.fraction == 1.0:
+        return data
+    return subset(data, np.sort(nested_fraction(data.num_images, recipe.data.fraction, recipe.data.fraction_seed)))
+
+
+def validation_data(recipe: Recipe) -> Dataset:
+    """The validation images of a recipe."""
+    return open_dataset(recipe.data.val, recipe.data.val_images, recipe.data.val_split)
+
+
+def detection_task(recipe: Recipe) -> Task:
+    """Everything the loop needs to train and judge this recipe's detector."""
+    data, held_out = training_data(recipe), validation_data(recipe)
+    check_same_classes(data, held_out)
+    if recipe.model.mask.enabled and data.num_annotations and not data.segment_kind.any():
+        raise ValueError(f"{data.path}: no object has a segmentation, which model.mask.enabled needs; expected model.mask.enabled=false")
+    stream = TrainStream(
+        data,
+        Augmentation(recipe.input.short, recipe.input.long, recipe.input.flip),
+        convention_of(recipe),
+        batch=recipe.train.batch,
+        seed=recipe.seed,
+        mask_frame=recipe.data.mask_frame if recipe.model.mask.enabled else 0,
+        max_objects=recipe.data.max_objects,
+        cache=recipe.data.cache,
+        num_workers=recipe.data.num_workers,
+        rank=distributed.rank(),
+        num_ranks=num_processes(),
+    )
+    model = build(recipe, data.num_classes)
+    if recipe.train.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    images = eval_images(recipe, held_out)
+    return Task(
+        model=model,
+        losses=lambda wrapped, batch: wrapped(batch),
+        batches=stream.batches,
+        counts=stream.counts,
+        evaluate=lambda device: judge(model, images, device, bf16=recipe.train.precision == "bf16"),
+        describe=_describe,
+        classes={"ids": data.category_ids.tolist(), "names": list(data.class_names)},
+        num_images=data.num_images,
+        num_eval_images=held_out.num_images,
+        fingerprint=fingerprint(data) + fingerprint(held_out),
+        image_ids=data.image_ids.tolist(),
+        notes=[*data.notes, *stream.targets.notes()],
+    )
+
+
+def check_same_classes(train: Dataset, val: Dataset) -> None:
+    """Both splits must have the same categories; ValueError names the first that differ."""
+    if train.category_ids.tolist() != val.category_ids.tolist() or train.class_names != val.class_names:
+        ours, theirs = dict(zip(train.category_ids.tolist(), train.class_names)), dict(zip(val.category_ids.tolist(), val.class_names))
+        odd = next(key for key in sorted({*ours, *theirs}) if ours.get(key) != theirs.get(key))
+        raise ValueError(f"{val.path}: category {odd} is {theirs.get(odd)!r}, in {train.path} it is {ours.get(odd)!r}; expected the same categories in both")
+
+
+def eval_images(recipe: Recipe, data: Dataset) -> EvalImages:
+    """A data set's images as this recipe's detector sees them in evaluation."""
+    resize = Resize(recipe.input.test_short, recipe.input.test_long)
+    return EvalImages(data, resize, convention_of(recipe), batch=recipe.evaluate.batch, cache=recipe.data.cache, num_workers=recipe.data.num_workers)
+
+
+def _describe(batch: Batch) -> str:
+    return f"images {', '.join(str(i) for i in batch.image_ids.tolist())}"
+
+
+@torch.no_grad()
+def predict_all(model: Detector, images: EvalImages, device: torch.device, *, bf16: bool = False) -> Predictions:
+    """Predictions on every image of a data set, in its own image pixels and category ids; shared among processes."""
+    was_training = model.training
+    model.eval()
+    parts = []
+    for indices, batch, sizes in images.batches(device, part=distributed.rank(), parts=num_processes()):
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+            found = model.predict(batch, sizes)
+        parts.extend(to_original(found, sizes, indices, images.dataset))
+    model.train(was_training)
+    gathered = [part for share in distributed.gather(parts) for part in share]
+    return concat(gathered) if gathered else empty(masks=model.mask_head is not None)
+
+
+def to_original(found: Detections, sizes: torch.Tensor, indices: np.ndarray, data: Dataset) -> Iterator[Predictions]:
+    """Detections of a batch as Predictions of each image, in the pixels and ids of the data set."""
+    for slot, index in enumerate(indices.tolist()):
+        valid = found.valid[slot]
+        height, width = int(data.heights[index]), int(data.widths[index])
+        scale = np.array([width / float(sizes[slot, 1]), height / float(sizes[slot, 0])] * 2)
+        boxes = found.boxes[slot, valid].double().cpu().numpy() * scale
+        masks = None if found.masks is None else tuple(paste_rle(found.masks[slot, valid].float().cpu().numpy(), boxes, height, width))
+        labels = found.labels[slot, valid].cpu().numpy()
+        yield Predictions(
+            image_ids=np.full(len(boxes), data.image_ids[index], dtype=np.int64),
+            category_ids=data.category_ids[labels].astype(np.int64),
+            boxes=boxes,
+            scores=found.scores[slot, valid].double().cpu().numpy(),
+            masks=masks,
+            keypoints=None,
+        )
+
+
+def judge(model: Detector, images: EvalImages, device: torch.device, *, bf16: bool) -> Judgement:
+    """COCO metrics of the model on a data set; `save` keeps the predictions and the per-image match records."""
+    predictions = predict_all(model, images, device, bf16=bf16)
+    kinds = ("box",) if model.mask_head is None else ("box", "mask")
+    result = evaluate(images.dataset, predictions, kinds=kinds, max_detections=max(model.limits.num, 1))
+
+    def save(directory: Path, step: int) -> None:
+        predictions.to_json(directory / f"predictions-{step}.json")
+        for kind, records in result.records.items():
+            records.save(directory / f"records-{kind}-{step}.npz")
+
+    return Judgement(result.metrics, result.per_class, save)

@@ -1,0 +1,72 @@
+"""Several processes under torchrun: group, rank, wrapping, and who writes."""
+
+import os
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+
+def start_processes() -> None:
+    """Join the group that torchrun announced in the environment; nothing to do for a single process."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+
+
+def rank() -> int:
+    """This process's number; 0 when alone."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def is_writer() -> bool:
+    """Whether this process writes files and speaks to people."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    """Wait for all processes."""
+    if dist.is_available() and dist.is_initialized():
+        dist.barrier()
+
+
+def device() -> torch.device:
+    """The device of this process: its own GPU where there is one."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cpu")
+
+
+def wrap(model: nn.Module) -> nn.Module:
+    """The model under DistributedDataParallel when there are several processes.
+
+    Statistics of BatchNorm kinds are this process's own until evaluation, as everywhere; rank 0's are saved.
+    """
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        device_ids = [torch.cuda.current_device()] if torch.cuda.is_available() else None
+        return nn.parallel.DistributedDataParallel(model, device_ids=device_ids)
+    return model
+
+
+def mean(values: torch.Tensor) -> torch.Tensor:
+    """A tensor averaged over processes."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        values = values.clone()
+        dist.all_reduce(values)
+        values /= dist.get_world_size()
+    return values
+
+
+def gather(value: Any) -> list[Any]:
+    """Every process's object, in order of rank."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return [value]
+    out: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(out, value)
+    return out
+
+
+def stop_processes() -> None:
+    """Leave the group."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()

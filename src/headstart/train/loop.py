@@ -1,0 +1,140 @@
+"""The loop: batch, rate, forward, finite check, backward, clip, step, row. In view, without hooks."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from headstart.model.freeze import set_train_mode
+from headstart.schedule import Schedule, due
+from headstart.train import checkpoint, distributed
+from headstart.train.record import Clock, Rows
+from headstart.train.task import Task, parameter_groups
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the loop runs, as plain values; periods are in steps, 0 meaning at the end only.
+
+    A trunk's end is the end of nothing: no evaluation and no row that an unbroken run would not have."""
+
+    batch: int
+    momentum: float
+    weight_decay: float
+    norm_weight_decay: float
+    clip_norm: float | None
+    bf16: bool
+    compile: bool
+    log_every: int
+    eval_every: int
+    save_every: int
+    freeze: str
+    is_trunk: bool = False
+
+
+Progress = Callable[[int, dict[str, Any]], None]
+
+
+def run(task: Task, schedule: Schedule, settings: Settings, directory: Path, start: checkpoint.StartPoint, *, stop: int, keep: dict[str, Any], progress: Progress | None = None) -> Path:
+    """Train from `start` to `stop` steps in a run directory; returns the final checkpoint.
+
+    `keep` (recipe, classes, audit) goes into every checkpoint, so that one alone suffices to evaluate, predict and resume.
+    Raises FloatingPointError before the update of a step whose loss is not finite.
+    """
+    device = distributed.device()
+    task.model.to(device)
+    optimizer = torch.optim.SGD(
+        parameter_groups(task.model, weight_decay=settings.weight_decay, norm_weight_decay=settings.norm_weight_decay),
+        lr=schedule.base_rate, momentum=settings.momentum, foreach=True,
+    )
+    step, counters, window, clock = 0, {"images": 0, "instances": 0, "pixels": 0}, {}, Clock()
+    if start.state is not None:
+        task.model.load_state_dict(start.state["model"])
+        optimizer.load_state_dict(start.state["optimizer"])
+        step, counters, window = start.step, dict(start.state["counters"]), dict(start.state["window"])
+        clock = Clock(start.state["seconds"])
+    model = distributed.wrap(torch.compile(task.model) if settings.compile else task.model)
+    writer = distributed.is_writer()
+    own = start.source == "checkpoint"
+    rows = Rows(directory, after_step=step if own else None) if writer else None
+    if rows and not own:
+        rows.write({"kind": "start", "step": step, "source": start.source, "stop": stop, "total": schedule.total})
+    set_train_mode(task.model, settings.freeze)
+    batches = task.batches(step, stop, device)
+    end = -1 if settings.is_trunk else stop
+
+    while step < stop:
+        clock.switch("other")
+        batch = next(batches)
+        clock.switch("train")
+        rate = schedule.rate(step)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=settings.bf16):
+            losses = task.losses(model, batch)
+        loss = sum(losses.values())
+        values = _finite(losses, step, task, batch)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if settings.clip_norm is not None:
+            nn.utils.clip_grad_norm_(task.model.parameters(), settings.clip_norm)
+        optimizer.step()
+        step += 1
+
+        instances, pixels = task.counts(step - 1)
+        for name, amount in (("images", settings.batch), ("instances", instances), ("pixels", pixels)):
+            counters[name] += amount
+        for name, value in values.items():
+            window.setdefault(name, []).append(value)
+        if progress and writer:
+            progress(step, {"loss": sum(values.values())})
+        if rows and due(step, settings.log_every, end):
+            means = {name: math.fsum(series) / len(series) for name, series in window.items()}
+            rows.write({"kind": "train", "step": step, **counters, "rate": rate, "loss": math.fsum(means.values()), "losses": means, "seconds": clock.read()})
+        if due(step, settings.log_every, end):
+            window = {}
+        if due(step, settings.eval_every, end):
+            clock.switch("eval")
+            task.model.eval()
+            judgement = task.evaluate(device)
+            set_train_mode(task.model, settings.freeze)
+            if rows:
+                rows.write({"kind": "eval", "step": step, "split": "val", **counters, "metrics": judgement.metrics, "per_class": judgement.per_class, "seconds": clock.read()})
+                if step == stop:
+                    judgement.save(directory, step)
+        if due(step, settings.save_every, stop) and writer:
+            clock.switch("other")
+            state = {"model": task.model.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "counters": counters, "window": window, "seconds": clock.read()}
+            checkpoint.save(checkpoint.path_of(directory, step), state | keep)
+            checkpoint.prune(directory)
+    final = checkpoint.path_of(directory, stop)
+    if rows:
+        rows.write({"kind": "end", "step": stop, "checkpoint": str(final.relative_to(directory)), "hash": weights_digest(task.model), "seconds": clock.read()})
+        rows.close()
+    distributed.barrier()
+    return final
+
+
+def _finite(losses: dict[str, torch.Tensor], step: int, task: Task, batch: Any) -> dict[str, float]:
+    """The losses as numbers, averaged over processes; FloatingPointError naming step and images if one is not finite."""
+    stacked = distributed.mean(torch.stack([value.detach().float() for value in losses.values()]))
+    values = dict(zip(losses, stacked.tolist(), strict=True))
+    if not all(math.isfinite(value) for value in values.values()):
+        listed = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+        raise FloatingPointError(f"step {step}: the loss is not finite ({listed}) on {task.describe(batch)}; stopped before the update")
+    return values
+
+
+def weights_digest(model: nn.Module) -> str:
+    """SHA-256 of all tensors of a model in order: equal exactly when the weights are equal bit for bit."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8 if tensor.dim() else tensor.dtype).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,118 @@
+"""What a run says of itself: one JSON row an event in rows.jsonl, and a clock that knows what the time went on.
+
+Everything shown to a person is derived from rows and the recipe. TensorBoard gets the same numbers.
+"""
+
+import json
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+KINDS = ("train", "eval", "other")
+
+
+class Clock:
+    """Seconds by kind of work, continued across restarts: `with`-free, one kind at a time."""
+
+    def __init__(self, seconds: dict[str, float] | None = None):
+        self.seconds = {kind: 0.0 for kind in KINDS} | (seconds or {})
+        self._kind, self._since = "other", time.perf_counter()
+
+    def switch(self, kind: str) -> None:
+        """From now on the time goes to `kind`."""
+        assert kind in KINDS
+        now = time.perf_counter()
+        self.seconds[self._kind] += now - self._since
+        self._kind, self._since = kind, now
+
+    def read(self) -> dict[str, float]:
+        """Seconds so far, rounded to milliseconds."""
+        self.switch(self._kind)
+        return {kind: round(value, 3) for kind, value in self.seconds.items()}
+
+
+class Rows:
+    """The rows of a run directory, appended as they happen; `after_step` is where a resumed run continues.
+
+    Rows of later steps were written by a process that was killed before it could save: they are cut off, as is a torn
+    last line, so that the file ends up as if nothing had happened.
+    """
+
+    def __init__(self, directory: Path, *, after_step: int | None, tensorboard: bool = True):
+        directory.mkdir(parents=True, exist_ok=True)
+        self.path = directory / "rows.jsonl"
+        kept = [] if after_step is None else [row for row in read_rows(self.path) if row["step"] <= after_step and row["kind"] != "end"]
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text("".join(_line(row) for row in kept))
+        os.replace(temporary, self.path)
+        self._file = self.path.open("a")
+        self._board = _board(directory, after_step) if tensorboard else None
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Append one row and hand it to the operating system at once."""
+        self._file.write(_line(row))
+        self._file.flush()
+        if self._board is not None:
+            for name, value in _scalars(row):
+                self._board.add_scalar(name, value, row["step"])
+
+    def close(self) -> None:
+        """Flush everything."""
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def _line(row: dict[str, Any]) -> str:
+    return json.dumps(_plain(row), allow_nan=False) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN: what is undefined (the AP of a class without objects) becomes null."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value.item() if hasattr(value, "item") else value
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """All whole rows of a file; a torn last line is left out, an absent file has none.
+
+    ValueError for a line in the middle that is not JSON: then somebody edited the file.
+    """
+    if not path.exists():
+        return []
+    lines = path.read_text().split("\n")
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        if not line:
+            continue
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            if number >= len(lines) - 1:
+                break
+            raise ValueError(f"{path}: line {number} is not JSON, expected one row a line") from None
+    return rows
+
+
+def _board(directory: Path, after_step: int | None) -> Any:
+    from torch.utils.tensorboard import SummaryWriter  # here: it takes a second to import, and evaluation needs none of it
+
+    return SummaryWriter(str(directory / "tensorboard"), purge_step=None if after_step is None else after_step + 1)
+
+
+def _scalars(row: dict[str, Any]) -> list[tuple[str, float]]:
+    """The numbers of a row that TensorBoard shows."""
+    if row["kind"] == "train":
+        losses = [(f"loss/{name}", value) for name, value in row["losses"].items()]
+        return [("loss/total", row["loss"]), ("rate", row["rate"]), *losses]
+    if row["kind"] == "eval":
+        tree = row["metrics"]
+        return [(f"{kind}/{name}", value) for kind, values in tree.items() for name, value in values.items() if math.isfinite(value)]
+    return []
