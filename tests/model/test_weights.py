@@ -8,14 +8,14 @@ import timm
 import torch
 import torchvision
 from safetensors.torch import save_file
-from weight_nets import assert_same_maps, file_of, randomise, resnet
+from weight_nets import NARROW, assert_same_maps, file_of, randomise, resnet
 
 from headstart.model.backbone import TimmBackbone
 from headstart.model.classifier import Classifier
 from headstart.model.input_spec import DETECTRON, DETECTRON2, IMAGENET, InputSpec
 from headstart.model.weight_files import file_hash, read_weights
 from headstart.model.weight_names import input_of
-from headstart.model.weights import expected_names, load_weights, named_tensors, save_weights
+from headstart.model.weights import convert_weights, expected_names, load_weights, named_tensors, save_weights
 
 
 @cache
@@ -141,6 +141,26 @@ def test_save_and_read_round_trip(tmp_path):
     assert os.listdir(tmp_path) == ["own.safetensors"]
     with pytest.raises(ValueError, match=r"ends in \.safetensors"):
         save_weights(source, tmp_path / "own.pt", input=spec)
+
+
+def test_converted_file_loads_the_same_without_the_original(tmp_path):
+    source = randomise(timm.create_model("resnet18", pretrained=False))
+    names = convert_weights(file_of(source.state_dict()), tmp_path / "own.safetensors")
+    assert names.left_out == ("fc.weight", "fc.bias") and names.unknown == ()
+    direct, converted = resnet(18), resnet(18)
+    load_weights(direct, file_of(source.state_dict()), scope="backbone")
+    report = load_weights(converted, read_weights(tmp_path / "own.safetensors"), scope="backbone", input=IMAGENET)
+    assert report.source_input == IMAGENET
+    for a, b in zip(named_tensors(direct).values(), named_tensors(converted).values(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_conversion_needs_to_know_the_input(tmp_path):
+    file = file_of(named_tensors(resnet(18, "group", **NARROW)))
+    with pytest.raises(ValueError, match="does not say how its images were normalised; state mean, std and order"):
+        convert_weights(file, tmp_path / "own.safetensors")
+    convert_weights(file, tmp_path / "own.safetensors", input=DETECTRON)
+    assert read_weights(tmp_path / "own.safetensors").input == DETECTRON
 
 
 def test_own_checkpoint_tells_its_input_from_its_recipe(tmp_path):

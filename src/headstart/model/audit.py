@@ -195,8 +195,8 @@ def _input(report: LoadReport, input: InputSpec) -> list[str]:
     own = report.source_input
     if own is None:
         return [
-            f"{report.path} does not say how its images were normalised; save it again with headstart "
-            "(save_weights with the input it was trained with)"
+            f"{report.path} does not say how its images were normalised; convert it with its input stated "
+            "(headstart weights), or save it again with headstart"
         ]
     return [
         f"{difference}: the normalisation that the weights of {report.path} were trained with"

@@ -81,12 +81,32 @@ def save_weights(
 
     ValueError for another suffix, or a folder that is not there.
     """
-    path = Path(path)
+    _write(Path(path), named_tensors(model), {**(metadata or {}), "input": input.to_text()})
+
+
+def convert_weights(file: WeightFile, path: str | Path, *, input: InputSpec | None = None) -> Names:
+    """Write another project's file under our names to .safetensors; what found no place is in the names returned.
+
+    `input` says how its images were normalised, where the file does not or is wrong. ValueError where neither tells,
+    and for Detectron's folded BatchNorm, which only makes sense in the model that it is loaded into.
+    """
+    layout = layout_of(file)
+    names, input = our_names(file, layout), input or input_of(file, layout)
+    if input is None:
+        raise ValueError(f"{file.path}: does not say how its images were normalised; state mean, std and order")
+    if layout == "Detectron" and any("_bn_s" in name for name in names.found.values()):
+        raise ValueError(f"{file.path}: has folded BatchNorm, which only a model can use; name it in start.weights")
+    tensors = {ours: to_our_rows(ours, file.tensors[name], layout) for ours, name in names.found.items()}
+    _write(Path(path), tensors, {"input": input.to_text(), "converted_from": f"{Path(file.path).name} {file.hash}"})
+    return names
+
+
+def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     if path.suffix != ".safetensors" or not path.parent.is_dir():
         raise ValueError(f"{path}: expected a name that ends in .safetensors, in a folder that exists")
-    tensors = {name: value.detach().cpu().contiguous() for name, value in named_tensors(model).items()}
+    whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     partial = path.with_name(path.name + ".partial")
-    save_file(tensors, partial, metadata={**(metadata or {}), "author": "headstart", "input": input.to_text()})
+    save_file(whole, partial, metadata={**metadata, "author": "headstart"})
     os.replace(partial, path)
 
 
