@@ -14,7 +14,7 @@ from headstart.evaluate.groups import Groups, group, pairs
 from headstart.evaluate.matching import match
 from headstart.evaluate.overlaps import Overlap
 from headstart.evaluate.predictions import Predictions
-from headstart.evaluate.records import THRESHOLDS, Records, curves, mean_precisions, precisions
+from headstart.evaluate.records import THRESHOLDS, Records, average_precisions, curves, mean_precisions
 
 KINDS = ("box", "mask", "keypoint")
 # COCO's ranges of the annotated area in pixels, both ends included: all, small, medium, large.
@@ -60,12 +60,12 @@ def evaluate(
     groups = {limit: group(dataset, predictions, limit) for limit in set(limits.values())}
     evaluation = Evaluation({}, {}, {})
     for kind, limit in limits.items():
-        matches = _match(groups[limit], *_measures(dataset, predictions, kind, sigmas), dataset)
-        records = [_records(dataset, groups[limit], matches, area) for area in range(len(AREA_RANGES))]
+        matches = _match(dataset, groups[limit], *_measures(dataset, predictions, kind, sigmas))
+        order = np.lexsort((-groups[limit].score, groups[limit].label))  # stable: equal scores stay in order of images
+        records = [_records(dataset, groups[limit], matches, area, order) for area in range(len(AREA_RANGES))]
         weights = np.ones(len(dataset.image_ids), np.int64)
-        precision = [precisions(curves(record), weights) for record in records]
-        num_classes = len(dataset.category_ids)
-        recall = {most: _recalls(groups[limit], matches, most, num_classes) for most in (1, 10, 100, limit)}
+        precision = [average_precisions(curves(record), weights) for record in records]
+        recall = _recalls(groups[limit], matches, {1, 10, 100, limit}, len(dataset.category_ids))
         summary = _keypoint_metrics if kind == "keypoint" else _metrics
         evaluation.metrics[kind] = summary(precision, recall)
         classes = enumerate(dataset.class_names)
@@ -93,31 +93,47 @@ def _measures(dataset: Dataset, predictions: Predictions, kind: str, sigmas) -> 
 
 @dataclass(frozen=True, eq=False)
 class _Matches:
-    """What became of each detection and annotation, both in the order of the groups."""
+    """What became of the detections and annotations, both in the order of the groups.
 
-    matched: np.ndarray  # bool [D, A, T]
-    ignored: np.ndarray  # bool [D, A, T]
-    counts: np.ndarray  # bool [G, A], annotations that count
+    Most detections reach no annotation; only the n that do have a row.
+    """
+
+    det: np.ndarray  # int64 [n], place of each detection that reaches an annotation, ascending
+    taken: np.ndarray  # bool [n, A, T], it takes one
+    ignored: np.ndarray  # bool [n, A, T], and that one does not count
+    outside: np.ndarray  # bool [D, A], area of the detection outside the range
+    counts: np.ndarray  # bool [G, A], annotation counts
 
 
-def _match(groups: Groups, overlap: Overlap, det_area: np.ndarray, ignored: np.ndarray, dataset: Dataset) -> _Matches:
+def _match(
+    dataset: Dataset, groups: Groups, overlap: Overlap, det_area: np.ndarray, gt_ignored: np.ndarray
+) -> _Matches:
     det_area, areas, crowd = det_area[groups.det, None], dataset.areas[groups.gt, None], dataset.crowd[groups.gt]
-    gt_ignored = ignored[groups.gt, None] | (areas < AREA_RANGES[:, 0]) | (areas > AREA_RANGES[:, 1])
+    gt_ignored = gt_ignored[groups.gt, None] | (areas < AREA_RANGES[:, 0]) | (areas > AREA_RANGES[:, 1])
     outside = (det_area < AREA_RANGES[:, 0]) | (det_area > AREA_RANGES[:, 1])
-    det_matched = np.zeros((*outside.shape, len(THRESHOLDS)), bool)
-    det_ignored = np.repeat(outside[:, :, None], len(THRESHOLDS), axis=2)
+    found = [np.zeros(0, np.int64)]
+    winners = [np.zeros((0, len(AREA_RANGES), len(THRESHOLDS)), np.int64)]
     for det, gt in pairs(groups.gt_begin, groups.gt_end, _MAX_PAIRS):
         values = overlap(groups.det[det], groups.gt[gt])
-        found, winner = match(det, gt, values, groups.gt_begin[det], gt_ignored, crowd, THRESHOLDS)
-        winner_ignored = gt_ignored[winner, np.arange(len(AREA_RANGES))[:, None]]
-        det_matched[found] = winner >= 0
-        det_ignored[found] = np.where(winner >= 0, winner_ignored, det_ignored[found])
-    return _Matches(det_matched, det_ignored, ~gt_ignored)
+        det, winner = match(det, gt, values, groups.gt_begin[det], gt_ignored, crowd, THRESHOLDS)
+        found.append(det), winners.append(winner)
+    winner = np.concatenate(winners)
+    ignored = gt_ignored[winner, np.arange(len(AREA_RANGES))[:, None]]
+    return _Matches(np.concatenate(found), winner >= 0, ignored, outside, ~gt_ignored)
 
 
-def _records(dataset: Dataset, groups: Groups, matches: _Matches, area: int) -> Records:
-    """Records of one area range."""
-    order = np.lexsort((-groups.score, groups.label))  # stable, so that equal scores stay in order of image ids
+def _records(dataset: Dataset, groups: Groups, matches: _Matches, area: int, order: np.ndarray) -> Records:
+    """Records of one area range; order: detections by label and falling score.
+
+    A detection that is ignored at every threshold changes nothing, so the three partial ranges go without.
+    """
+    matched = np.zeros((len(order), len(THRESHOLDS)), bool)
+    ignored = np.repeat(matches.outside[:, [area]], len(THRESHOLDS), axis=1)
+    taken = matches.taken[:, area]
+    matched[matches.det] = taken
+    ignored[matches.det] = np.where(taken, matches.ignored[:, area], ignored[matches.det])
+    if area > 0:
+        order = order[~ignored.all(axis=1)[order]]
     num_classes = max(len(dataset.category_ids), 1)
     counted = np.flatnonzero(matches.counts[:, area])
     cells, count = np.unique(groups.gt_image[counted] * num_classes + groups.gt_label[counted], return_counts=True)
@@ -127,28 +143,33 @@ def _records(dataset: Dataset, groups: Groups, matches: _Matches, area: int) -> 
         image=groups.image[order].astype(np.int32),
         label=groups.label[order].astype(np.int16),
         score=groups.score[order],
-        matched=matches.matched[order, area],
-        ignored=matches.ignored[order, area],
+        matched=matched[order],
+        ignored=ignored[order],
         gt_image=(cells // num_classes).astype(np.int32),
         gt_label=(cells % num_classes).astype(np.int16),
         gt_count=count.astype(np.int32),
     )
 
 
-def _recalls(groups: Groups, matches: _Matches, most: int, num_classes: int) -> np.ndarray:
-    """Share of annotations found by the `most` best detections of each image and class, [C, A, T]; NaN without any."""
-    det, area, level = np.nonzero(matches.matched & ~matches.ignored & (groups.rank < most)[:, None, None])
-    shape = (num_classes, *matches.matched.shape[1:])
-    found = np.bincount(np.ravel_multi_index((groups.label[det], area, level), shape), minlength=np.prod(shape))
+def _recalls(groups: Groups, matches: _Matches, limits: set[int], num_classes: int) -> dict[int, np.ndarray]:
+    """Share of annotations found by the best so many detections of each image and class, [C, A, T]; NaN without any."""
+    shape = (num_classes, *matches.taken.shape[1:])
+    row, area, level = np.nonzero(matches.taken & ~matches.ignored)
+    det = matches.det[row]
+    cell = np.ravel_multi_index((groups.label[det], area, level), shape)
     gt, area = np.nonzero(matches.counts)
-    cell = groups.gt_label[gt] * shape[1] + area
-    total = np.bincount(cell, minlength=shape[0] * shape[1]).reshape(*shape[:2], 1)
-    return np.divide(found.reshape(shape), total, out=np.full(shape, np.nan), where=total > 0)
+    total = np.bincount(groups.gt_label[gt] * shape[1] + area, minlength=shape[0] * shape[1]).reshape(*shape[:2], 1)
+    recalls = {}
+    for limit in limits:
+        hits = np.bincount(cell[groups.rank[det] < limit], minlength=np.prod(shape)).reshape(shape)
+        recalls[limit] = np.divide(hits, total, out=np.full(shape, np.nan), where=total > 0)
+    return recalls
 
 
 def _metrics(precision: list[np.ndarray], recall: dict[int, np.ndarray]) -> dict[str, float]:
     sizes = {f"AP{size}": mean_precisions(precision[area])["AP"] for area, size in enumerate("sml", 1)}
-    recalls = {f"AR{most}": _mean(values[:, 0]) for most, values in recall.items() if most in (1, 10) or most >= 100}
+    limits = [limit for limit in sorted(recall) if limit in (1, 10) or limit >= 100]
+    recalls = {f"AR{limit}": _mean(recall[limit][:, 0]) for limit in limits}
     return mean_precisions(precision[0]) | sizes | recalls
 
 

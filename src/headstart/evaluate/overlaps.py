@@ -6,12 +6,13 @@ Letters: P pairs, D detections, N annotations, K keypoints.
 """
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from headstart.data.coco import POLYGONS, RLE, Dataset
+from headstart.data.coco import POLYGONS, Dataset
 from headstart.evaluate.predictions import Predictions
 
 Overlap = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -55,65 +56,80 @@ def mask_areas(dataset: Dataset, predictions: Predictions) -> np.ndarray:
 def mask_overlap(dataset: Dataset, predictions: Predictions, det_area: np.ndarray, least: float) -> Overlap:
     """Intersection over union of the masks, exact where it is at least `least`, and otherwise any value below `least`.
 
-    det_area float64 [D]: pixels of the predicted masks. Boxes around two masks and their areas bound the overlap; only
-    pairs that can reach `least` are compared run by run.
+    det_area float64 [D]: pixels of the predicted masks. The areas alone bound the overlap; only pairs that can reach
+    `least` are compared run by run.
     """
+    image = np.repeat(np.arange(len(dataset.image_ids)), np.diff(dataset.first))
+    group = image * len(dataset.category_ids) + dataset.labels
 
     def overlap(det: np.ndarray, gt: np.ndarray) -> np.ndarray:
-        dets, det = np.unique(det, return_inverse=True)
-        gts, gt = np.unique(gt, return_inverse=True)
-        det_masks = [predictions.masks[index] for index in dets.tolist()]
+        gts, gt_row = np.unique(gt, return_inverse=True)
         gt_masks = annotation_rles(dataset, gts)
-        area, gt_area = det_area[dets], _areas(gt_masks)
-        boxes, gt_boxes = _corners(coco_mask.toBbox(det_masks)), _corners(coco_mask.toBbox(gt_masks))
-        shared = np.minimum(np.minimum(area[det], gt_area[gt]), _intersection(boxes, det, gt_boxes, gt))
-        crowd = dataset.crowd[gts]
-        union = np.where(crowd[gt], area[det], area[det] + gt_area[gt] - shared)
-        bound = np.divide(shared, union, out=np.zeros(len(det)), where=shared > 0)
-        near = np.flatnonzero(bound >= least)
-        bound[:] = 0
-        bound[near] = _mask_iou(det_masks, det[near], gt_masks, gt[near], crowd)
-        return bound
+        area, gt_area = det_area[det], _areas(gt_masks)[gt_row]
+        shared = np.minimum(area, gt_area)
+        union = np.where(dataset.crowd[gt], area, np.maximum(area, gt_area))
+        values = np.zeros(len(det))
+        near = np.flatnonzero(shared / np.maximum(union, 1) >= least)  # both are whole numbers of pixels
+        values[near] = _mask_iou(
+            predictions.masks, det[near], gt_masks, gt_row[near], dataset.crowd[gts], group[gt[near]]
+        )
+        return values
 
     return overlap
 
 
-def _mask_iou(det_masks: list, det: np.ndarray, gt_masks: list, gt: np.ndarray, crowd: np.ndarray) -> np.ndarray:
-    """Exact IoU of the pairs: one call into pycocotools for each annotation and all detections near it."""
-    order = np.argsort(gt, kind="stable")
-    values = np.empty(len(det))
-    starts = np.flatnonzero(np.diff(gt[order], prepend=-1))
-    places = det[order].tolist()
-    flags = crowd.astype(np.uint8).tolist()
-    for begin, end in pairwise([*starts.tolist(), len(order)]):
-        annotation = gt[order[begin]]
-        near = [det_masks[place] for place in places[begin:end]]
-        values[order[begin:end]] = coco_mask.iou(near, [gt_masks[annotation]], [flags[annotation]])[:, 0]
-    return values
+def _mask_iou(det_masks: Sequence[dict], det, gt_masks: Sequence[dict], gt, crowd, group) -> np.ndarray:
+    """Exact IoU of the pairs: one call into pycocotools for each group and all its masks that occur in a pair.
+
+    det, gt, group int64 [P], crowd bool, one for each of gt_masks. A call costs more (checks, parsing of the masks)
+    than the few needless pairs among its masks.
+    """
+    groups, group = np.unique(group, return_inverse=True)
+    dets, det_row = np.unique(group * len(det_masks) + det, return_inverse=True)
+    gts, gt_row = np.unique(group * len(gt_masks) + gt, return_inverse=True)
+    ends = np.arange(len(groups) + 1)
+    det_first = np.searchsorted(dets, ends * len(det_masks))
+    gt_first = np.searchsorted(gts, ends * len(gt_masks))
+    left = [det_masks[index] for index in (dets % len(det_masks)).tolist()]
+    right = [gt_masks[index] for index in (gts % len(gt_masks)).tolist()]
+    flags = crowd[gts % len(gt_masks)].astype(np.uint8)
+    tables = [
+        coco_mask.iou(left[d:d_end], right[g:g_end], flags[g:g_end]).ravel()
+        for (d, d_end), (g, g_end) in zip(pairwise(det_first.tolist()), pairwise(gt_first.tolist()))
+    ]
+    table_first = np.cumsum([0, *map(len, tables)])
+    columns = np.diff(gt_first)[group]
+    cell = table_first[group] + (det_row - det_first[group]) * columns + gt_row - gt_first[group]
+    return np.concatenate(tables)[cell] if tables else np.zeros(0)
 
 
 def annotation_rles(dataset: Dataset, annotations: np.ndarray) -> list[dict]:
     """Compressed RLE of each annotation (index array): polygons rasterised as COCO does, RLE as it is.
 
-    An annotation without a segmentation stands for its whole box.
+    An annotation without a segmentation stands for its whole box. What was rasterised is kept for the next call.
     """
+    known = _rasterised(dataset)
     image = np.searchsorted(dataset.first, annotations, side="right") - 1
-    rles = []
-    for index, height, width in zip(
-        annotations.tolist(), dataset.heights[image].tolist(), dataset.widths[image].tolist()
-    ):
-        kind = dataset.segment_kind[index]
-        if kind == RLE:
-            rles.append(dataset.rles[index])
-            continue
-        if kind == POLYGONS:
-            bounds = dataset.coord_first[dataset.polygon_first[index] : dataset.polygon_first[index + 1] + 1].tolist()
-            polygons = [dataset.coords[begin:end] for begin, end in pairwise(bounds)]
-        else:
-            polygons = [dataset.boxes[index][[0, 1, 2, 1, 2, 3, 0, 3]]]
-        parts = coco_mask.frPyObjects(polygons, height, width)
-        rles.append(parts[0] if len(parts) == 1 else coco_mask.merge(parts))
-    return rles
+    for index, place in zip(annotations.tolist(), image.tolist()):
+        if index not in known:
+            known[index] = _rasterise(dataset, index, int(dataset.heights[place]), int(dataset.widths[place]))
+    return [known[index] for index in annotations.tolist()]
+
+
+@lru_cache(maxsize=1)
+def _rasterised(dataset: Dataset) -> dict[int, dict]:
+    """Masks by annotation index, filled as they are needed: a training evaluates one data set again and again."""
+    return dict(dataset.rles)
+
+
+def _rasterise(dataset: Dataset, index: int, height: int, width: int) -> dict:
+    if dataset.segment_kind[index] == POLYGONS:
+        bounds = dataset.coord_first[dataset.polygon_first[index] : dataset.polygon_first[index + 1] + 1].tolist()
+        polygons = [dataset.coords[begin:end] for begin, end in pairwise(bounds)]
+    else:
+        polygons = [dataset.boxes[index][[0, 1, 2, 1, 2, 3, 0, 3]]]
+    parts = coco_mask.frPyObjects(polygons, height, width)
+    return parts[0] if len(parts) == 1 else coco_mask.merge(parts)
 
 
 def keypoint_overlap(dataset: Dataset, predictions: Predictions, sigmas: Sequence[float] | None) -> Overlap:
@@ -158,10 +174,6 @@ def _areas(masks: Sequence[dict]) -> np.ndarray:
 
 def _sides(boxes: np.ndarray) -> np.ndarray:
     return boxes[:, 2:] - boxes[:, :2]
-
-
-def _corners(extents: np.ndarray) -> np.ndarray:
-    return np.concatenate([extents[:, :2], extents[:, :2] + extents[:, 2:]], axis=1)
 
 
 def _intersection(det_boxes: np.ndarray, det: np.ndarray, gt_boxes: np.ndarray, gt: np.ndarray) -> np.ndarray:

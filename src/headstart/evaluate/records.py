@@ -1,10 +1,11 @@
 """Per-image match records: what AP needs to be computed again for any resample of the images.
 
-Letters: D detections, I images, C classes, T IoU thresholds, S = T * C curves, P true positives of all curves,
-R recalls.
+Letters: D detections, I images, C classes, T IoU thresholds, S = T * C curves, P true positives of all curves.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -58,71 +59,84 @@ class Records:
 
 @dataclass(frozen=True, eq=False)
 class Curves:
-    """Records prepared for many weightings: only the detections that a curve can depend on, in curve order."""
+    """Records prepared for many weightings of the images.
+
+    Along a curve, true positives that follow each other directly form a steep: precision only rises within it, so that
+    its end stands for all of it. Q counts the steeps of all curves.
+    """
 
     image: np.ndarray  # intp [D], of every detection
     tp_image: np.ndarray  # intp [P], of every true positive, by (threshold, label, falling score)
-    tp_place: np.ndarray  # intp [P], its place among the detections
-    tp_first: np.ndarray  # intp [S + 1], range of each curve
-    label_place: np.ndarray  # intp [P], place of the first detection of its label
+    tp_first: np.ndarray  # intp [S + 1], range of true positives of each curve
+    last_tp: np.ndarray  # intp [Q], last true positive of each steep
+    place: np.ndarray  # intp [Q], its place among the detections
+    first: np.ndarray  # intp [S + 1], range of steeps of each curve
+    label_place: np.ndarray  # intp [C], place of the first detection of each label
     skip_image: np.ndarray  # intp, of every ignored detection, in the same order
-    skip_upto: np.ndarray  # intp [P], ignored ones before it, on all curves
-    skip_base: np.ndarray  # intp [P], ignored ones before its own curve
+    skip_upto: np.ndarray  # intp [Q], ignored ones before the end of the steep, on all curves
+    skip_first: np.ndarray  # intp [S], ignored ones before the curve
     gt_image: np.ndarray  # intp
     gt_label: np.ndarray  # intp
     gt_count: np.ndarray  # int64
-    num_classes: int
 
 
 def curves(records: Records) -> Curves:
     """Sort out which detections are true positives and which are ignored, once for all weightings."""
     num_classes, num_thresholds = len(records.category_ids), records.matched.shape[1]
-    num_detections = len(records.label)
-    label = records.label.astype(np.int64)
-    label_first = np.searchsorted(label, np.arange(num_classes))
-    level, place = np.divmod(np.flatnonzero((records.matched & ~records.ignored).T), max(num_detections, 1))
+    num_detections = max(len(records.label), 1)
+    label = records.label.astype(np.intp)
+    label_place = np.searchsorted(label, np.arange(num_classes))
+    level, place = np.divmod(np.flatnonzero((records.matched & ~records.ignored).T), num_detections)
+    curve = level * num_classes + label[place]
+    last_tp = np.flatnonzero((np.diff(place, append=-1) != 1) | (np.diff(curve, append=-1) != 0))
     skip = np.flatnonzero(records.ignored.T)
-    tp_label = label[place]
+    starts = np.arange(num_thresholds)[:, None] * num_detections + label_place
+    every = np.arange(num_thresholds * num_classes + 1)
     return Curves(
         image=records.image.astype(np.intp),
         tp_image=records.image[place].astype(np.intp),
-        tp_place=place,
-        tp_first=np.searchsorted(level * num_classes + tp_label, np.arange(num_thresholds * num_classes + 1)),
-        label_place=label_first[tp_label],
-        skip_image=records.image[skip % max(num_detections, 1)].astype(np.intp),
-        skip_upto=np.searchsorted(skip, level * num_detections + place),
-        skip_base=np.searchsorted(skip, level * num_detections + label_first[tp_label]),
+        tp_first=np.searchsorted(curve, every),
+        last_tp=last_tp,
+        place=place[last_tp],
+        first=np.searchsorted(curve[last_tp], every),
+        label_place=label_place,
+        skip_image=records.image[skip % num_detections].astype(np.intp),
+        skip_upto=np.searchsorted(skip, (level * num_detections + place)[last_tp]),
+        skip_first=np.searchsorted(skip, starts.ravel()),
         gt_image=records.gt_image.astype(np.intp),
         gt_label=records.gt_label.astype(np.intp),
         gt_count=records.gt_count.astype(np.int64),
-        num_classes=num_classes,
     )
 
 
-def precisions(curves: Curves, weights: np.ndarray) -> np.ndarray:
-    """COCO's interpolated precision, float64 [T, C, R], where image i stands weights[i] (int64 [I]) times in the data.
+def average_precisions(curves: Curves, weights: np.ndarray) -> np.ndarray:
+    """COCO's AP of each threshold and class, float64 [T, C], where image i stands weights[i] (int64 [I]) times.
 
     NaN for classes without an annotation that counts. The copies of a detection follow each other directly.
     """
-    running = _running(weights[curves.image])
-    tp = _running(weights[curves.tp_image])
-    skipped = _running(weights[curves.skip_image])
-    base = tp[curves.tp_first]
-    seen = running[curves.tp_place + 1] - running[curves.label_place]
-    seen -= skipped[curves.skip_upto] - skipped[curves.skip_base]
-    hits = tp[1:] - np.repeat(base[:-1], np.diff(curves.tp_first))
-    precision = np.append(hits / (seen + np.spacing(1)), 0)  # the same small term as pycocotools; one cell to read past
-    num_gt = np.bincount(curves.gt_label, weights[curves.gt_image] * curves.gt_count, curves.num_classes)
-    num_curves = len(base) - 1
-    needed = np.tile(_needed(num_gt), (num_curves // max(curves.num_classes, 1), 1))
-    spots = np.searchsorted(tp[1:], base[:-1, None] + needed)
-    spots = np.minimum(spots, curves.tp_first[1:, None])
-    bounds = np.concatenate([spots, curves.tp_first[1:, None]], axis=1)
-    best = np.maximum.reduceat(precision, bounds.ravel()).reshape(bounds.shape)[:, :-1]
-    best[spots == curves.tp_first[1:, None]] = 0  # this recall is never reached
-    best = np.maximum.accumulate(best[:, ::-1], axis=1)[:, ::-1].reshape(-1, curves.num_classes, len(RECALLS))
-    best[:, num_gt == 0] = np.nan
-    return best
+    num_classes, sizes = len(curves.label_place), np.diff(curves.first)
+    running, hits_at = _running(weights[curves.image]), _running(weights[curves.tp_image])
+    hits = hits_at[1:][curves.last_tp] - np.repeat(hits_at[curves.tp_first[:-1]], sizes)
+    num_thresholds = len(sizes) // max(num_classes, 1)
+    seen = running[1:][curves.place] - np.repeat(np.tile(running[curves.label_place], num_thresholds), sizes)
+    if len(curves.skip_image):
+        skipped = _running(weights[curves.skip_image])
+        seen -= skipped[curves.skip_upto] - np.repeat(skipped[curves.skip_first], sizes)
+    precision = hits / (seen + np.spacing(1))  # the same small term as pycocotools
+    for begin, end in pairwise(curves.first.tolist()):
+        backward = precision[begin:end][::-1]
+        np.maximum.accumulate(backward, out=backward)  # the best precision at this recall or a higher one
+    num_gt = np.bincount(curves.gt_label, weights[curves.gt_image] * curves.gt_count, num_classes).astype(np.int64)
+    reached, table_first = _recalls_reached(num_gt)
+    recalls = reached[hits + np.repeat(np.tile(table_first, num_thresholds), sizes)]
+    new = np.diff(recalls, prepend=0)
+    starts = curves.first[:-1][sizes > 0]
+    new[starts] = recalls[starts]
+    sums = np.zeros(len(sizes))
+    sums[sizes > 0] = np.add.reduceat(precision * new, starts) if len(starts) else 0
+    result = (sums / len(RECALLS)).reshape(num_thresholds, num_classes)
+    result[:, num_gt == 0] = np.nan
+    return result
 
 
 def _running(values: np.ndarray) -> np.ndarray:
@@ -132,22 +146,27 @@ def _running(values: np.ndarray) -> np.ndarray:
     return total
 
 
-def _needed(num_gt: np.ndarray) -> np.ndarray:
-    """Fewest true positives, int64 [C, R], whose share of `num_gt` [C] is at least each recall, as floats compare.
+def _recalls_reached(num_gt: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How many of COCO's recalls are reached with 0, 1, ... num_gt[c] true positives, for all classes in one table.
 
-    At least 1: recall 0 asks for the best precision anywhere, and that is at a true positive.
+    Returns the table and the place of each class in it. Recall 0 asks for the best precision anywhere, which is at a
+    true positive: it is reached with the first. Compared as floats, like pycocotools.
     """
     total = np.maximum(num_gt, 1)[:, None]
     needed = np.ceil(RECALLS * total)
     needed -= (needed - 1) / total >= RECALLS
     needed += needed / total < RECALLS
-    return np.maximum(needed, 1).astype(np.int64)
+    needed = np.maximum(needed, 1).astype(np.int64)
+    first = np.cumsum(total[:, 0] + 1) - total[:, 0] - 1
+    steps = np.bincount((first[:, None] + needed).ravel(), minlength=int((total + 1).sum()))
+    reached = np.cumsum(steps)
+    return reached - np.repeat(np.arange(len(num_gt)) * len(RECALLS), total[:, 0] + 1), first
 
 
-def mean_precisions(precision: np.ndarray) -> dict[str, float]:
-    """AP, AP50, AP75 from precision [T, C, R]: means over what is defined, NaN if nothing is."""
+def mean_precisions(precisions: np.ndarray) -> dict[str, float]:
+    """AP, AP50, AP75 from average precisions [T, C]: means over the classes that have any, NaN if none has."""
     levels = {"AP": slice(None), "AP50": slice(0, 1), "AP75": slice(5, 6)}
-    defined = precision[:, ~np.isnan(precision[0, :, 0])] if precision.size else precision[:, :0]
+    defined = precisions[:, ~np.isnan(precisions).any(axis=0)]
     return {name: float(defined[at].mean()) if defined.size else float("nan") for name, at in levels.items()}
 
 
@@ -160,4 +179,23 @@ def ap_from_records(records: Records, image_weights: np.ndarray | None = None) -
     if image_weights is None:
         image_weights = np.ones(len(records.image_ids), np.int64)
     assert image_weights.shape == records.image_ids.shape, (image_weights.shape, records.image_ids.shape)
-    return mean_precisions(precisions(curves(records), image_weights.astype(np.int64)))
+    return mean_precisions(average_precisions(curves(records), image_weights.astype(np.int64)))
+
+
+def bootstrap_ap(paired: Sequence[Records], *, num_resamples: int, generator: np.random.Generator) -> np.ndarray:
+    """AP, AP50 and AP75 of runs evaluated on the same images, each resampled: float64 [num_resamples, runs, 3].
+
+    A resample draws I images with replacement, the same ones for all runs, so that differences between runs are
+    paired. Raises ValueError unless all runs hold the same images and categories.
+    """
+    for index, records in enumerate(paired):
+        for name in ("image_ids", "category_ids"):
+            if not np.array_equal(getattr(records, name), getattr(paired[0], name)):
+                raise ValueError(f"records {index} were made on other {name} than records 0, expected the same")
+    prepared = [curves(records) for records in paired]
+    results = np.empty((num_resamples, len(prepared), 3))
+    for row in results:
+        num_images = len(paired[0].image_ids)
+        weights = np.bincount(generator.integers(0, num_images, num_images), minlength=num_images)
+        row[:] = [list(mean_precisions(average_precisions(run, weights)).values()) for run in prepared]
+    return results
