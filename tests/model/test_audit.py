@@ -15,6 +15,7 @@ from headstart.model.backbone import TimmBackbone
 from headstart.model.classifier import Classifier
 from headstart.model.freeze import POLICIES, freeze, set_train_mode
 from headstart.model.input_spec import DETECTRON, IMAGENET, InputSpec
+from headstart.model.norm import FrozenBatchNorm
 from headstart.model.weights import load_weights, named_tensors
 
 
@@ -283,6 +284,16 @@ def test_file_that_does_not_tell_its_input_is_an_error():
     report = load_weights(model, file_of(named_tensors(classifier(seed=1))), scope="backbone", input=IMAGENET)
     result = audit(model, start="backbone", freeze="none", input=IMAGENET, report=report)
     assert_errors(result, "weights.pth does not say how its images were normalised")
+
+
+def test_frozen_norms_of_heads_that_a_classifier_cannot_fill_are_named_with_their_switches():
+    model = group_detector(1)
+    for part in (model.pyramid, model.box_head, model.mask_head):
+        for conv in [*getattr(part, "lateral", []), *getattr(part, "output", []), *getattr(part, "convs", [])]:
+            conv.norm = FrozenBatchNorm(conv.norm.num_channels)
+    report = load_weights(model, file_of(group_detector(2).backbone.state_dict()), scope="backbone", input=IMAGENET)
+    result = audit(model.train(), start="backbone", freeze="none", input=IMAGENET, report=report)
+    assert_errors(result, "16 norms (pyramid.lateral.0.norm ... set model.pyramid_norm, model.box.norm")
 
 
 def test_one_changed_number_is_noticed():

@@ -13,9 +13,16 @@ from weight_nets import NARROW, assert_same_maps, file_of, randomise, resnet
 from headstart.model.backbone import TimmBackbone
 from headstart.model.classifier import Classifier
 from headstart.model.input_spec import DETECTRON, DETECTRON2, IMAGENET, InputSpec
-from headstart.model.weight_files import file_hash, read_weights
+from headstart.model.weight_files import WeightFile, file_hash, read_weights
 from headstart.model.weight_names import input_of
-from headstart.model.weights import convert_weights, expected_names, load_weights, named_tensors, save_weights
+from headstart.model.weights import (
+    WITHOUT_EPSILON,
+    convert_weights,
+    expected_names,
+    load_weights,
+    named_tensors,
+    save_weights,
+)
 
 
 @cache
@@ -141,6 +148,26 @@ def test_save_and_read_round_trip(tmp_path):
     assert os.listdir(tmp_path) == ["own.safetensors"]
     with pytest.raises(ValueError, match=r"ends in \.safetensors"):
         save_weights(source, tmp_path / "own.pt", input=spec)
+
+
+@pytest.mark.parametrize("name", ["maskrcnn_resnet50_fpn", "fasterrcnn_resnet50_fpn"])
+def test_published_detectors_without_epsilon_are_corrected(name):
+    digits = torchvision.models.get_model_weights(name)["COCO_V1"].url.split("-")[-1].removesuffix(".pth")
+    assert digits in WITHOUT_EPSILON
+    source = randomise(resnet(18, **NARROW))
+    for key, value in source.state_dict().items():
+        if key.endswith("running_var"):
+            value.mul_(1e-4)  # small enough for the epsilon to matter
+    ours = resnet(18, "frozen_batch", **NARROW)
+    load_weights(
+        ours, WeightFile("published.pth", digits + "0" * 56, named_tensors(source), input=IMAGENET), scope="backbone"
+    )
+    norm = source.layer1[0].bn1
+    x = torch.randn(2, 16, 3, 3)
+    expected = (x - norm.running_mean.view(1, -1, 1, 1)) / norm.running_var.sqrt().view(1, -1, 1, 1)
+    expected = expected * norm.weight.view(1, -1, 1, 1) + norm.bias.view(1, -1, 1, 1)
+    assert torch.allclose(ours.layer1[0].bn1(x), expected, rtol=1e-4)
+    assert not torch.allclose(source.layer1[0].bn1(x), expected, rtol=1e-2)
 
 
 def test_converted_file_loads_the_same_without_the_original(tmp_path):

@@ -32,6 +32,9 @@ from headstart.model.weight_names import (
 SCOPES = ("backbone", "detector")
 COUNTER = ".num_batches_tracked"  # BatchNorm's, which no computation of ours reads: not a weight, never accounted for
 FIRST_CONV = "backbone.conv1.weight"
+# First digits of the sha256 of torchvision's COCO_V1 detectors, which it runs with a BatchNorm epsilon of 0
+# (`overwrite_eps` in its constructors): Mask R-CNN and Faster R-CNN R50-FPN.
+WITHOUT_EPSILON = ("bf2d0c1e", "258fb6c6")
 
 
 def prefix_of(model: nn.Module) -> str:
@@ -67,6 +70,8 @@ def load_weights(
     refuse_other_stride(report, tensors)
     if (strict and (report.missing or report.unexpected or report.mismatched)) or not report.loaded:
         raise ValueError(strict_error(report, own, tensors))
+    if file.hash.startswith(WITHOUT_EPSILON):
+        tensors |= {name: tensors[name] - EPSILON for name in report.loaded if name.endswith("running_var")}
     source, notes = _convert_input(tensors, input_of(file, layout), input)
     with torch.no_grad():
         for name in report.loaded:
