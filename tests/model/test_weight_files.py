@@ -31,7 +31,7 @@ def test_pickle_payload_is_refused_and_not_executed(tmp_path, suffix):
         path.write_bytes(pickle.dumps(content))
     else:
         torch.save({"w": torch.zeros(1), "note": Payload(mark)}, path)
-    with pytest.raises(ValueError, match=rf"evil\{suffix}: refused.*\bio\.open|evil\{suffix}: refused.*open") as caught:
+    with pytest.raises(ValueError, match=rf"evil\{suffix}: refused, because it asks for \w+\.open") as caught:
         read_weights(path)
     assert "\n" not in str(caught.value) and not mark.exists()
     pickle.loads(pickle.dumps(Payload(mark))).close()  # it would have worked
@@ -72,7 +72,10 @@ def test_objects_hidden_in_an_array_are_no_tensors(tmp_path):
 def bad_files(tmp_path):
     buffer = io.BytesIO()
     torch.save({"a": torch.zeros(1000)}, buffer)
+    program = io.BytesIO()
+    torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)), program)
     contents = {
+        "program.pt": (program.getvalue(), "it is a TorchScript program, expected a state dict"),
         "torn.pth": (buffer.getvalue()[:-2000], "not a readable torch file"),
         "torn.safetensors": (b"\x10\x00\x00\x00", "not a readable safetensors file"),
         "torn.pkl": (b"\x80\x04\x95", "not a readable pickle of arrays"),
@@ -87,6 +90,7 @@ def bad_files(tmp_path):
     yield tmp_path / "absent.pth", "no such weight file"
 
 
+@pytest.mark.filterwarnings("ignore:.*TorchScript|.*torch.jit")
 def test_bad_files_are_one_line_that_names_them(tmp_path):
     for path, message in bad_files(tmp_path):
         with pytest.raises(

@@ -127,11 +127,14 @@ def _read_pickle(path: Path) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
+    """The first sentence: torch goes on to advise loading the file without protection."""
+    if "TorchScript" in str(error):
+        return "it is a TorchScript program, expected a state dict"
+    return (str(error) or type(error).__name__).splitlines()[0].split(". ")[0]
 
 
 def _refusal(path: Path, name: str) -> str:
-    return f"{path}: refused, because it would run code when loaded (it asks for {name}); nothing of it was executed"
+    return f"{path}: refused, because it asks for {name} when loaded, which could run code; nothing was executed"
 
 
 class _RefusedError(Exception):
