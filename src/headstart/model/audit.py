@@ -200,7 +200,7 @@ def _input(report: LoadReport, input: InputSpec) -> list[str]:
     if own is None:
         return [
             f"{report.path} does not say how its images were normalised; convert it with its input stated "
-            "(headstart weights), or save it again with headstart"
+            "(headstart.model.weights.convert_weights), or save it again with headstart"
         ]
     return [
         f"{difference}: the normalisation that the weights of {report.path} were trained with"

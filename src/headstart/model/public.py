@@ -45,15 +45,29 @@ class Fetched:
     hash: str
     verified: bool
 
+    def __str__(self) -> str:
+        check = "agrees with its publisher's hash" if self.verified else "its publisher gives no hash to compare"
+        return f"{self.path}: sha256 {self.hash}, {check}"
 
-def list_weights() -> tuple[PublicWeights, ...]:
+
+def known_weights() -> tuple[PublicWeights, ...]:
     """All known public weights, in the order of their names."""
     return tuple(sorted([*_torchvision_classifiers(), *_OTHERS], key=lambda known: known.name))
 
 
+def list_weights() -> list[tuple[str, ...]]:
+    """Header and rows of text about all known public weights, to be printed."""
+    header = ("name", "start.kind", "model.norm", "cost", "images", "licence")
+    return [header, *((w.name, w.scope, w.norm, w.cost, _count(w.images), w.licence) for w in known_weights())]
+
+
+def _count(images: int | None) -> str:
+    return "not documented" if images is None else f"{images:,}"
+
+
 def find_weights(name: str) -> PublicWeights:
     """Known weights by name; ValueError with the nearest name."""
-    known = {weights.name: weights for weights in list_weights()}
+    known = {weights.name: weights for weights in known_weights()}
     if name in known:
         return known[name]
     near = get_close_matches(name, known, n=1, cutoff=0.4)

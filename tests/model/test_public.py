@@ -10,8 +10,8 @@ import torch
 import torchvision
 from weight_nets import NARROW, resnet
 
-from headstart.model import public_weights
-from headstart.model.public_weights import IMAGENET_IMAGES, download, find_weights, list_weights
+from headstart.model import public
+from headstart.model.public import IMAGENET_IMAGES, download, find_weights, known_weights, list_weights
 from headstart.model.weight_files import file_hash, read_weights
 from headstart.model.weights import load_weights
 
@@ -27,24 +27,27 @@ def published(tmp_path):
 
 
 def test_table_is_complete_and_agrees_with_torchvision():
-    table = list_weights()
+    table = known_weights()
     assert len({weights.name for weights in table}) == len(table) == 16
     for weights in table:
         assert weights.licence and weights.cost and weights.norm and weights.scope in ("backbone", "detector")
         if weights.name.startswith("torchvision/"):
-            url = public_weights.torchvision_url(weights.source)
+            url = public.torchvision_url(weights.source)
             model, version = weights.name.removeprefix("torchvision/").split(".")
             enum = torchvision.models.get_model_weights(model)[version.upper()]
             assert url == enum.url and url.startswith("https://download.pytorch.org/")
+    header, *rows = list_weights()
+    assert len(rows) == 16 and {len(row) for row in rows} == {len(header)}
     assert find_weights(RESNET).images == 90 * IMAGENET_IMAGES
     with pytest.raises(ValueError, match=r"not known; the nearest is 'torchvision/resnet18\.imagenet1k_v1'"):
         find_weights("torchvision/resnet18")
 
 
 def test_fetched_file_is_verified_and_loads(tmp_path, published, monkeypatch):
-    monkeypatch.setattr(public_weights, "torchvision_url", lambda source: published.as_uri())
+    monkeypatch.setattr(public, "torchvision_url", lambda source: published.as_uri())
     fetched = download(RESNET, tmp_path / "mine.pth")
     assert fetched.verified and fetched.hash == file_hash(published) and fetched.path == tmp_path / "mine.pth"
+    assert str(fetched) == f"{fetched.path}: sha256 {fetched.hash}, agrees with its publisher's hash"
     report = load_weights(resnet(18, **NARROW), read_weights(fetched.path), scope="backbone")
     assert report.hash == fetched.hash
     with pytest.raises(ValueError, match=r"mine\.pth: expected a new file with suffix \.pth"):
@@ -55,7 +58,7 @@ def test_fetched_file_is_verified_and_loads(tmp_path, published, monkeypatch):
 
 def test_wrong_hash_is_refused_and_removed(tmp_path, published, monkeypatch):
     wrong = published.rename(tmp_path / "net-00000000.pth")
-    monkeypatch.setattr(public_weights, "torchvision_url", lambda source: wrong.as_uri())
+    monkeypatch.setattr(public, "torchvision_url", lambda source: wrong.as_uri())
     with pytest.raises(ValueError, match=r"gave sha256 \w+, expected 00000000; removed"):
         download(RESNET, tmp_path / "mine.pth")
     assert not (tmp_path / "mine.pth").exists()
@@ -82,7 +85,7 @@ def test_detectron_file_is_checked_against_the_md5_beside_it(tmp_path, published
     known = find_weights("detectron/R-50-GN")
     assert known.source.startswith("https://dl.fbaipublicfiles.com/detectron/") and known.norm == "group"
     other = type(known)(**{**vars(known), "source": source.as_uri()})
-    monkeypatch.setattr(public_weights, "find_weights", lambda name: other)
+    monkeypatch.setattr(public, "find_weights", lambda name: other)
     if digest == "wrong":
         with pytest.raises(ValueError, match="gave md5"):
             download("detectron/R-50-GN", tmp_path / "mine.pkl")
