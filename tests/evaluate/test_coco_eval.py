@@ -13,7 +13,7 @@ from pycocotools.cocoeval import COCOeval
 from random_case import add_keypoints, random_case
 
 from headstart.data import coco
-from headstart.evaluate import coco_eval
+from headstart.evaluate import matching
 from headstart.evaluate.coco_eval import evaluate
 from headstart.evaluate.predictions import Predictions, empty
 
@@ -170,7 +170,7 @@ def test_blocks_of_pairs_equal_all_at_once(tmp_path, monkeypatch):
     document, results = random_case(28, num_images=9, max_objects=9)
     dataset, predictions = read(tmp_path, document, results)
     at_once = evaluate(dataset, predictions)
-    monkeypatch.setattr(coco_eval, "_MAX_PAIRS", 5)
+    monkeypatch.setattr(matching, "MAX_PAIRS", 5)
     np.testing.assert_equal(evaluate(dataset, predictions).metrics, at_once.metrics)
 
 

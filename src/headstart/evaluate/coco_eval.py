@@ -9,18 +9,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from headstart.data.coco import Dataset
-from headstart.evaluate import overlaps
-from headstart.evaluate.groups import Groups, group, pairs
-from headstart.evaluate.matching import match
-from headstart.evaluate.overlaps import Overlap
+from headstart.evaluate.groups import Groups, group
+from headstart.evaluate.matching import Matches, match_groups
+from headstart.evaluate.overlaps import measure
 from headstart.evaluate.predictions import Predictions
 from headstart.evaluate.records import THRESHOLDS, Records, average_precisions, curves, mean_precisions
 
-KINDS = ("box", "mask", "keypoint")
 # COCO's ranges of the annotated area in pixels, both ends included: all, small, medium, large.
 AREA_RANGES = np.array([[0, 1e10], [0, 32**2], [32**2, 96**2], [96**2, 1e10]])
 KEYPOINT_DETECTIONS = 20  # COCO's limit for keypoints, where it evaluates people only
-_MAX_PAIRS = 1 << 20  # pairs matched at once: bounds the memory to some 100 MB
 
 
 @dataclass(frozen=True)
@@ -60,7 +57,8 @@ def evaluate(
     groups = {limit: group(dataset, predictions, limit) for limit in set(limits.values())}
     evaluation = Evaluation({}, {}, {})
     for kind, limit in limits.items():
-        matches = _match(dataset, groups[limit], *_measures(dataset, predictions, kind, sigmas))
+        measures = measure(dataset, predictions, kind, least=THRESHOLDS[0], sigmas=sigmas)
+        matches = match_groups(dataset, groups[limit], measures, AREA_RANGES, THRESHOLDS)
         order = np.lexsort((-groups[limit].score, groups[limit].label))  # stable: equal scores stay in order of images
         records = [_records(dataset, groups[limit], matches, area, order) for area in range(len(AREA_RANGES))]
         weights = np.ones(len(dataset.image_ids), np.int64)
@@ -74,62 +72,14 @@ def evaluate(
     return evaluation
 
 
-def _measures(dataset: Dataset, predictions: Predictions, kind: str, sigmas) -> tuple[Overlap, np.ndarray, np.ndarray]:
-    """How this kind overlaps, the area of each detection, and which annotations never count."""
-    ignored = dataset.crowd | dataset.difficult
-    if kind == "box":
-        sides = predictions.boxes[:, 2:] - predictions.boxes[:, :2]
-        return overlaps.box_overlap(dataset, predictions), sides[:, 0] * sides[:, 1], ignored
-    if kind == "mask":
-        area = overlaps.mask_areas(dataset, predictions)
-        return overlaps.mask_overlap(dataset, predictions, area, THRESHOLDS[0]), area, ignored
-    if kind != "keypoint":
-        raise ValueError(f"kind is {kind!r}, expected one of {', '.join(KINDS)}")
-    overlap = overlaps.keypoint_overlap(dataset, predictions, sigmas)
-    points = dataset.keypoints[:0] if predictions.keypoints is None else predictions.keypoints
-    extent = np.ptp(points[:, :, :2].astype(np.float64), axis=1)
-    return overlap, extent[:, 0] * extent[:, 1], ignored | ~(dataset.keypoints[:, :, 2] > 0).any(axis=1)
-
-
-@dataclass(frozen=True, eq=False)
-class _Matches:
-    """What became of the detections and annotations, both in the order of the groups.
-
-    Most detections reach no annotation; only the n that do have a row.
-    """
-
-    det: np.ndarray  # int64 [n], place of each detection that reaches an annotation, ascending
-    taken: np.ndarray  # bool [n, A, T], it takes one
-    ignored: np.ndarray  # bool [n, A, T], and that one does not count
-    outside: np.ndarray  # bool [D, A], area of the detection outside the range
-    counts: np.ndarray  # bool [G, A], annotation counts
-
-
-def _match(
-    dataset: Dataset, groups: Groups, overlap: Overlap, det_area: np.ndarray, gt_ignored: np.ndarray
-) -> _Matches:
-    det_area, areas, crowd = det_area[groups.det, None], dataset.areas[groups.gt, None], dataset.crowd[groups.gt]
-    gt_ignored = gt_ignored[groups.gt, None] | (areas < AREA_RANGES[:, 0]) | (areas > AREA_RANGES[:, 1])
-    outside = (det_area < AREA_RANGES[:, 0]) | (det_area > AREA_RANGES[:, 1])
-    found = [np.zeros(0, np.int64)]
-    winners = [np.zeros((0, len(AREA_RANGES), len(THRESHOLDS)), np.int64)]
-    for det, gt in pairs(groups.gt_begin, groups.gt_end, _MAX_PAIRS):
-        values = overlap(groups.det[det], groups.gt[gt])
-        det, winner = match(det, gt, values, groups.gt_begin[det], gt_ignored, crowd, THRESHOLDS)
-        found.append(det), winners.append(winner)
-    winner = np.concatenate(winners)
-    ignored = gt_ignored[winner, np.arange(len(AREA_RANGES))[:, None]]
-    return _Matches(np.concatenate(found), winner >= 0, ignored, outside, ~gt_ignored)
-
-
-def _records(dataset: Dataset, groups: Groups, matches: _Matches, area: int, order: np.ndarray) -> Records:
+def _records(dataset: Dataset, groups: Groups, matches: Matches, area: int, order: np.ndarray) -> Records:
     """Records of one area range; order: detections by label and falling score.
 
     A detection that is ignored at every threshold changes nothing, so the three partial ranges go without.
     """
     matched = np.zeros((len(order), len(THRESHOLDS)), bool)
     ignored = np.repeat(matches.outside[:, [area]], len(THRESHOLDS), axis=1)
-    taken = matches.taken[:, area]
+    taken = matches.winner[:, area] >= 0
     matched[matches.det] = taken
     ignored[matches.det] = np.where(taken, matches.ignored[:, area], ignored[matches.det])
     if area > 0:
@@ -151,10 +101,10 @@ def _records(dataset: Dataset, groups: Groups, matches: _Matches, area: int, ord
     )
 
 
-def _recalls(groups: Groups, matches: _Matches, limits: set[int], num_classes: int) -> dict[int, np.ndarray]:
+def _recalls(groups: Groups, matches: Matches, limits: set[int], num_classes: int) -> dict[int, np.ndarray]:
     """Share of annotations found by the best so many detections of each image and class, [C, A, T]; NaN without any."""
-    shape = (num_classes, *matches.taken.shape[1:])
-    row, area, level = np.nonzero(matches.taken & ~matches.ignored)
+    shape = (num_classes, *matches.winner.shape[1:])
+    row, area, level = np.nonzero((matches.winner >= 0) & ~matches.ignored)
     det = matches.det[row]
     cell = np.ravel_multi_index((groups.label[det], area, level), shape)
     gt, area = np.nonzero(matches.counts)

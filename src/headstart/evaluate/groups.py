@@ -32,6 +32,7 @@ class Groups:
     gt_end: np.ndarray  # int64 [D]
     gt: np.ndarray  # int64 [G], index into the annotations
     gt_image: np.ndarray  # int64 [G]
+    gt_place: np.ndarray  # int64 [G], place of the image in ascending order of ids
     gt_label: np.ndarray  # int64 [G]
 
 
@@ -66,6 +67,7 @@ def group(dataset: Dataset, predictions: Predictions, max_detections: int) -> Gr
         gt_end=np.searchsorted(gt_key, key, side="right"),
         gt=gt,
         gt_image=gt_image[gt],
+        gt_place=place_of[gt_image[gt]],
         gt_label=dataset.labels[gt].astype(np.int64),
     )
 

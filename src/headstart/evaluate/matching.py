@@ -3,7 +3,47 @@
 Letters: P pairs of a detection and an annotation, G annotations, D detections, A area ranges, T thresholds.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
+
+from headstart.data.coco import Dataset
+from headstart.evaluate.groups import Groups, pairs
+from headstart.evaluate.overlaps import Measures
+
+MAX_PAIRS = 1 << 20  # pairs matched at once: bounds the memory to some 100 MB
+
+
+@dataclass(frozen=True, eq=False)
+class Matches:
+    """What became of the detections and annotations, both in the order of the groups.
+
+    Most detections reach no annotation; only the n that do have a row.
+    """
+
+    det: np.ndarray  # int64 [n], place of each detection that reaches an annotation, ascending
+    winner: np.ndarray  # int64 [n, A, T], place of the annotation that it takes, -1 for none
+    ignored: np.ndarray  # bool [n, A, T], it takes one that does not count
+    outside: np.ndarray  # bool [D, A], area of the detection outside the range
+    counts: np.ndarray  # bool [G, A], annotation counts
+
+
+def match_groups(
+    dataset: Dataset, groups: Groups, measures: Measures, area_ranges: np.ndarray, thresholds: np.ndarray
+) -> Matches:
+    """Match all groups. area_ranges float64 [A, 2], both ends included; thresholds float64 [T] ascending."""
+    det_area, areas = measures.det_area[groups.det, None], dataset.areas[groups.gt, None]
+    gt_ignored = measures.gt_ignored[groups.gt, None] | (areas < area_ranges[:, 0]) | (areas > area_ranges[:, 1])
+    outside = (det_area < area_ranges[:, 0]) | (det_area > area_ranges[:, 1])
+    crowd = dataset.crowd[groups.gt]
+    found, winners = [np.zeros(0, np.int64)], [np.zeros((0, len(area_ranges), len(thresholds)), np.int64)]
+    for det, gt in pairs(groups.gt_begin, groups.gt_end, MAX_PAIRS):
+        overlap = measures.overlap(groups.det[det], groups.gt[gt])
+        rows, winner = match(det, gt, overlap, groups.gt_begin[det], gt_ignored, crowd, thresholds)
+        found.append(rows), winners.append(winner)
+    winner = np.concatenate(winners)
+    ignored = gt_ignored[winner, np.arange(len(area_ranges))[:, None]] & (winner >= 0)
+    return Matches(np.concatenate(found), winner, ignored, outside, ~gt_ignored)
 
 
 def match(

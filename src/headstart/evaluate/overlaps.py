@@ -1,11 +1,12 @@
 """How much a detection and an annotation overlap, for lists of pairs: boxes, masks, keypoints.
 
-Each `*_overlap` gives a function (det, gt) -> float64 [P] of two index arrays int64 [P] into the predictions and the
+An overlap is a function (det, gt) -> float64 [P] of two index arrays int64 [P] into the predictions and the
 annotations. With a crowd annotation the union is replaced by the detection alone, as COCO has it.
 Letters: P pairs, D detections, N annotations, K keypoints.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 
@@ -15,13 +16,45 @@ from pycocotools import mask as coco_mask
 from headstart.data.coco import POLYGONS, Dataset
 from headstart.evaluate.predictions import Predictions
 
+KINDS = ("box", "mask", "keypoint")
 Overlap = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 # Spread of human clicks for COCO's 17 person keypoints (COCO keypoint evaluation page, table of sigmas).
 COCO_SIGMAS = (26, 25, 25, 35, 35, 79, 79, 72, 72, 62, 62, 107, 107, 87, 87, 89, 89)  # thousandths
 
 
-def box_overlap(dataset: Dataset, predictions: Predictions) -> Overlap:
+@dataclass(frozen=True, eq=False)
+class Measures:
+    """How predictions and annotations of one kind (boxes, masks, keypoints) are compared."""
+
+    overlap: Overlap
+    det_area: np.ndarray  # float64 [D]
+    gt_ignored: np.ndarray  # bool [N], annotations that never count
+
+
+def measure(
+    dataset: Dataset, predictions: Predictions, kind: str, *, least: float, sigmas: Sequence[float] | None = None
+) -> Measures:
+    """Measures of a kind; overlaps below `least` may come out as any smaller value.
+
+    Areas are a detection's own box, mask, or box around its keypoints. Raises ValueError for an unknown kind and for
+    predictions that do not hold it.
+    """
+    ignored = dataset.crowd | dataset.difficult
+    if kind == "box":
+        return Measures(_box_overlap(dataset, predictions), np.prod(_sides(predictions.boxes), axis=1), ignored)
+    if kind == "mask":
+        area = _mask_areas(dataset, predictions)
+        return Measures(_mask_overlap(dataset, predictions, area, least), area, ignored)
+    if kind != "keypoint":
+        raise ValueError(f"kind is {kind!r}, expected one of {', '.join(KINDS)}")
+    overlap = _keypoint_overlap(dataset, predictions, sigmas)
+    points = dataset.keypoints[:0] if predictions.keypoints is None else predictions.keypoints
+    extent = np.ptp(points[:, :, :2].astype(np.float64), axis=1)
+    return Measures(overlap, np.prod(extent, axis=1), ignored | ~(dataset.keypoints[:, :, 2] > 0).any(axis=1))
+
+
+def _box_overlap(dataset: Dataset, predictions: Predictions) -> Overlap:
     """Intersection over union of the boxes; 0 where either has no extent."""
     det_area, gt_area = np.prod(_sides(predictions.boxes), axis=1), np.prod(_sides(dataset.boxes), axis=1)
 
@@ -33,7 +66,7 @@ def box_overlap(dataset: Dataset, predictions: Predictions) -> Overlap:
     return overlap
 
 
-def mask_areas(dataset: Dataset, predictions: Predictions) -> np.ndarray:
+def _mask_areas(dataset: Dataset, predictions: Predictions) -> np.ndarray:
     """Pixels of each predicted mask, float64 [D]; ValueError where masks are missing or not of their image's size."""
     if predictions.masks is None:
         if len(predictions):
@@ -53,7 +86,7 @@ def mask_areas(dataset: Dataset, predictions: Predictions) -> np.ndarray:
     return _areas(predictions.masks)
 
 
-def mask_overlap(dataset: Dataset, predictions: Predictions, det_area: np.ndarray, least: float) -> Overlap:
+def _mask_overlap(dataset: Dataset, predictions: Predictions, det_area: np.ndarray, least: float) -> Overlap:
     """Intersection over union of the masks, exact where it is at least `least`, and otherwise any value below `least`.
 
     det_area float64 [D]: pixels of the predicted masks. The areas alone bound the overlap; only pairs that can reach
@@ -132,7 +165,7 @@ def _rasterise(dataset: Dataset, index: int, height: int, width: int) -> dict:
     return parts[0] if len(parts) == 1 else coco_mask.merge(parts)
 
 
-def keypoint_overlap(dataset: Dataset, predictions: Predictions, sigmas: Sequence[float] | None) -> Overlap:
+def _keypoint_overlap(dataset: Dataset, predictions: Predictions, sigmas: Sequence[float] | None) -> Overlap:
     """Object keypoint similarity: the mean over labelled keypoints of exp(-distance² / (2 area (2 sigma)²)).
 
     An annotation without a labelled keypoint measures how far keypoints leave the doubled box, as COCO has it.

@@ -167,7 +167,8 @@ def mean_precisions(precisions: np.ndarray) -> dict[str, float]:
     """AP, AP50, AP75 from average precisions [T, C]: means over the classes that have any, NaN if none has."""
     levels = {"AP": slice(None), "AP50": slice(0, 1), "AP75": slice(5, 6)}
     defined = precisions[:, ~np.isnan(precisions).any(axis=0)]
-    return {name: float(defined[at].mean()) if defined.size else float("nan") for name, at in levels.items()}
+    parts = {name: defined[at] for name, at in levels.items()}
+    return {name: float(part.mean()) if part.size else float("nan") for name, part in parts.items()}
 
 
 def ap_from_records(records: Records, image_weights: np.ndarray | None = None) -> dict[str, float]:
