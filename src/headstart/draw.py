@@ -18,8 +18,20 @@ def colour_of(category_id: int) -> tuple[int, int, int]:
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
-def draw(image: np.ndarray, boxes: np.ndarray, labels: Sequence[str], category_ids: Sequence[int], *, scores: Sequence[float] | None = None, masks: Sequence[dict[str, Any]] | None = None, scale: int = 1) -> Image.Image:
-    """A picture of image uint8 [H,W,3] with boxes [n,4] XYXY pixels; `scale` enlarges small images by a whole factor."""
+def draw(
+    image: np.ndarray,
+    boxes: np.ndarray,
+    labels: Sequence[str],
+    category_ids: Sequence[int],
+    *,
+    scores: Sequence[float] | None = None,
+    masks: Sequence[dict[str, Any]] | None = None,
+    scale: int = 1,
+) -> Image.Image:
+    """A picture of image uint8 [H,W,3] with boxes [n,4] XYXY pixels.
+
+    `scale` enlarges small images by a whole factor.
+    """
     canvas = image.astype(np.float32)
     for mask, category in zip(masks or (), category_ids):
         inside = coco_mask.decode(mask).astype(bool)

@@ -57,10 +57,14 @@ def load_trained(path: str | Path) -> Trained:
 def evaluate(trained: Trained, data: Dataset) -> tuple[Evaluation, Predictions]:
     """COCO metrics of a trained detector on a data set with the same categories, and its predictions."""
     if tuple(data.category_ids.tolist()) != trained.category_ids:
-        raise ValueError(f"{data.path}: has categories {data.category_ids.tolist()[:10]}, the checkpoint was trained on {list(trained.category_ids)[:10]}")
+        raise ValueError(
+            f"{data.path}: has categories {data.category_ids.tolist()[:10]}, the checkpoint was trained on {list(trained.category_ids)[:10]}"
+        )
     predictions = predict_all(trained.model, eval_images(trained.recipe, data), distributed.device())
     kinds = ("box",) if trained.model.mask_head is None else ("box", "mask")
-    return evaluate_predictions(data, predictions, kinds=kinds, max_detections=trained.recipe.evaluate.detections), predictions
+    return evaluate_predictions(
+        data, predictions, kinds=kinds, max_detections=trained.recipe.evaluate.detections
+    ), predictions
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,10 @@ class ImagePrediction:
 
 
 def image_files(paths: Iterable[str | Path]) -> list[Path]:
-    """Image files among the given files and folders (not below them), sorted within a folder; ValueError for what is not there."""
+    """Image files among the given files and folders (not below them), sorted within a folder.
+
+    ValueError for what is not there.
+    """
     files: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
@@ -98,12 +105,22 @@ def predict(trained: Trained, image: str | Path | np.ndarray, *, score_threshold
     height, width = pixels.shape[:2]
     resize = Resize(trained.recipe.input.test_short, trained.recipe.input.test_long)
     size = resize.size(height, width)
-    batch = stack_images([pixels], [View(size, False)], bucket_of(height, width, resize), convention_of(trained.recipe), distributed.device())
+    batch = stack_images(
+        [pixels],
+        [View(size, False)],
+        bucket_of(height, width, resize),
+        convention_of(trained.recipe),
+        distributed.device(),
+    )
     found = trained.model.predict(batch, torch.tensor([size], device=batch.device))
     keep = found.valid[0] & (found.scores[0] >= score_threshold)
     boxes = found.boxes[0, keep].double().cpu().numpy() * np.array([width / size[1], height / size[0]] * 2)
     labels = found.labels[0, keep].tolist()
-    masks = None if found.masks is None else tuple(paste_rle(found.masks[0, keep].float().cpu().numpy(), boxes, height, width))
+    masks = (
+        None
+        if found.masks is None
+        else tuple(paste_rle(found.masks[0, keep].float().cpu().numpy(), boxes, height, width))
+    )
     return ImagePrediction(
         path=Path("array") if isinstance(image, np.ndarray) else Path(image),
         boxes=boxes,

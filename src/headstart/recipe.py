@@ -1,7 +1,7 @@
 """Recipes: what a run is, as data. Frozen, complete, comparable, hashable.
 
-Every value lives in `recipes/base.yaml` (or `base_classify.yaml`), which comments each field; `resolve.py` makes recipes from
-files, arms and overrides. Nothing below `build` and `task` functions has seen one.
+Every value lives in `recipes/base.yaml` (or `base_classify.yaml`), which comments each field; `resolve.py` makes
+recipes from files, arms and overrides. Nothing below `build` and `task` functions has seen one.
 """
 
 import hashlib
@@ -13,9 +13,26 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from headstart.schedule import Schedule, duration, parse_schedule
 
 # Fields that change how a run is carried out, not what comes out of it: left out of the digest.
-CLERICAL = ("name", "evaluate.every", "checkpoint.every", "train.log_every", "train.threads", "data.num_workers", "data.cache")
+CLERICAL = (
+    "name",
+    "evaluate.every",
+    "checkpoint.every",
+    "train.log_every",
+    "train.threads",
+    "data.num_workers",
+    "data.cache",
+)
 # Where things lie, and what the digest takes in another form: the content of data and weights, the schedule in steps.
-REPLACED = ("data.train", "data.train_images", "data.val", "data.val_images", "start.weights", "train.schedule", "train.base", "train.warmup")
+REPLACED = (
+    "data.train",
+    "data.train_images",
+    "data.val",
+    "data.val_images",
+    "start.weights",
+    "train.schedule",
+    "train.base",
+    "train.warmup",
+)
 
 
 class Part(BaseModel):
@@ -131,7 +148,9 @@ class Start(Part):
     @model_validator(mode="after")
     def _complete(self) -> "Start":
         if self.kind == "random" and self.weights is not None:
-            raise ValueError(f"start.weights: {self.weights!r} is given but start.kind is 'random'; expected null, or start.kind 'backbone' or 'detector'")
+            raise ValueError(
+                f"start.weights: {self.weights!r} is given but start.kind is 'random'; expected null, or start.kind 'backbone' or 'detector'"
+            )
         if self.kind != "random" and self.weights is None:
             raise ValueError(f"start.weights: missing for start.kind {self.kind!r}; expected a weights file")
         return self

@@ -1,7 +1,7 @@
 """From files, arms and overrides to a resolved recipe, remembering where each value came from.
 
-A recipe file is a short patch on `recipes/base.yaml`, an arm of a study a short patch on a recipe, and `key.path=value` on
-the command line the last word. Unknown keys are errors that name the nearest field.
+A recipe file is a short patch on `recipes/base.yaml`, an arm of a study a short patch on a recipe, and `key.path=value`
+on the command line the last word. Unknown keys are errors that name the nearest field.
 """
 
 import re
@@ -22,7 +22,9 @@ class _Loader(yaml.SafeLoader):
     """YAML 1.1 reads 1e-4 as text; this loader reads it as the number everybody means."""
 
 
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
 
 
 def read_yaml(path: Path | str, text: str | None = None) -> dict[str, Any]:
@@ -35,7 +37,9 @@ def read_yaml(path: Path | str, text: str | None = None) -> dict[str, Any]:
         raise ValueError(f"{path}: is not a text file, expected YAML") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        raise ValueError(f"{path}: not valid YAML" + (f" at line {mark.line + 1}: {error.problem}" if mark else "")) from None
+        raise ValueError(
+            f"{path}: not valid YAML" + (f" at line {mark.line + 1}: {error.problem}" if mark else "")
+        ) from None
     if not isinstance(content or {}, dict):
         raise ValueError(f"{path}: expected a mapping of fields, found {type(content).__name__}")
     return content or {}
@@ -84,7 +88,9 @@ def resolve(name: str, patches: list[tuple[str, dict[str, Any]]]) -> tuple[AnyRe
         parent = find(str(layers[0][1].pop("extends")))
         layers.insert(0, (parent.name, read_yaml(parent)))
         if "extends" in layers[0][1]:
-            raise ValueError(f"{parent}: extends: {layers[0][1]['extends']!r} is a second level; a recipe may extend only one that extends nothing")
+            raise ValueError(
+                f"{parent}: extends: {layers[0][1]['extends']!r} is a second level; a recipe may extend only one that extends nothing"
+            )
     layers += [(origin, unflatten(patch)) for origin, patch in patches]
     task = next((layer["task"] for _, layer in reversed(layers) if "task" in layer), "detection")
     if task not in _KINDS:
@@ -110,7 +116,10 @@ def _replace_backbone(values: dict[str, Any], origins: Provenance, patch: dict[s
 
 
 def validate(model: type[BaseModel], values: dict[str, Any], source: str) -> Any:
-    """Build a pydantic model; the first problem becomes one line with the field, the value and the nearest valid name."""
+    """Build a pydantic model.
+
+    The first problem becomes one line with the field, the value and the nearest valid name.
+    """
     try:
         return model.model_validate(values)
     except ValidationError as error:
@@ -123,7 +132,9 @@ def validate(model: type[BaseModel], values: dict[str, Any], source: str) -> Any
         message = first["msg"].removeprefix("Value error, ")
         if first["type"] == "value_error":
             raise ValueError(f"{source}: {message}") from None
-        raise ValueError(f"{source}: {path}: {first['input']!r} is not valid: {message[0].lower()}{message[1:]}") from None
+        raise ValueError(
+            f"{source}: {path}: {first['input']!r} is not valid: {message[0].lower()}{message[1:]}"
+        ) from None
 
 
 def field_names(model: type[BaseModel], prefix: str = "") -> list[str]:
@@ -144,7 +155,9 @@ def _nearest(model: type[BaseModel], path: str, values: dict[str, Any]) -> str:
     if not near:  # the right leaf in the wrong section is the second most common slip
         leaf = path.rsplit(".", 1)[-1]
         near = [name for name in names if name.rsplit(".", 1)[-1] == leaf][:1]
-    return f"; the nearest name is {near[0]!r}" if near else f"; known here: {', '.join(sorted(type_fields(model, path)))}"
+    return (
+        f"; the nearest name is {near[0]!r}" if near else f"; known here: {', '.join(sorted(type_fields(model, path)))}"
+    )
 
 
 def type_fields(model: type[BaseModel], path: str) -> list[str]:

@@ -93,7 +93,9 @@ def test_random_cases(tmp_path, seed):
 
 
 def test_more_detections_than_take_part(tmp_path):
-    document, results = random_case(20, num_images=3, category_ids=(1,), max_objects=9, max_extra=500, repeats=30)
+    document, results = random_case(
+        20, num_images=3, category_ids=(1,), max_objects=9, max_extra=500, repeats=30, size=(60, 80)
+    )
     counts = np.unique([result["image_id"] for result in results], return_counts=True)[1]
     assert counts.max() > 300
     ours = assert_equals_reference(tmp_path, document, results)
@@ -103,7 +105,9 @@ def test_more_detections_than_take_part(tmp_path):
 
 @pytest.mark.parametrize("limit", [120, 300])
 def test_other_limits(tmp_path, limit):
-    document, results = random_case(21, num_images=3, category_ids=(1, 2), max_objects=9, max_extra=500, repeats=9)
+    document, results = random_case(
+        21, num_images=3, category_ids=(1, 2), max_objects=9, max_extra=500, repeats=9, size=(60, 80)
+    )
     ours = evaluate(*read(tmp_path, document, results), max_detections=limit).metrics
     for kind in ("box", "mask"):
         _, precision, recall = reference(document, results, kind, max_detections=limit)

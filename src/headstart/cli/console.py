@@ -13,7 +13,9 @@ from rich.text import Text
 out = Console(soft_wrap=True)
 err = Console(stderr=True, soft_wrap=True)
 
-Overrides = Annotated[list[str] | None, typer.Argument(help="key.path=value, any number of them", metavar="[KEY=VALUE]...")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="key.path=value, any number of them", metavar="[KEY=VALUE]...")
+]
 
 
 def fail(message: str, code: int) -> None:
@@ -45,20 +47,23 @@ def patch_of(overrides: list[str] | None) -> dict[str, Any]:
 
 
 def resolved(recipe: str, overrides: list[str] | None) -> tuple[Any, Any]:
-    """The recipe and the origin of its values; sets the number of CPU threads it asks for."""
-    import torch
-
+    """The recipe and the origin of its values."""
     from headstart.resolve import resolve
 
-    found, origins = resolve(recipe, [("override", patch_of(overrides))])
-    if found.train.threads is not None:
-        torch.set_num_threads(found.train.threads)
-    return found, origins
+    return resolve(recipe, [("override", patch_of(overrides))])
 
 
 def bar() -> Progress:
     """A progress bar with an ETA, on the error stream."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
     return Progress(*columns, console=err)
 
 
@@ -78,12 +83,20 @@ def describe_run(recipe: Any, num_images: int) -> int:
     from headstart.schedule import describe
 
     schedule, part = schedule_of(recipe, num_images), recipe.train
-    say(f"{part.schedule}: {describe(schedule.total, part.batch, num_images)}; drops at {', '.join(f'{drop:,}' for drop in schedule.drops) or 'none'}; warm-up {schedule.warmup:,} steps")
-    say(f"rate {scaled_rate(recipe):g} = {part.rate:g} x {part.batch}/{part.reference_batch} (linear scaling with the batch)")
+    say(
+        f"{part.schedule}: {describe(schedule.total, part.batch, num_images)}; drops at {', '.join(f'{drop:,}' for drop in schedule.drops) or 'none'}; warm-up {schedule.warmup:,} steps"
+    )
+    say(
+        f"rate {scaled_rate(recipe):g} = {part.rate:g} x {part.batch}/{part.reference_batch} (linear scaling with the batch)"
+    )
     return schedule.total
 
 
 def show_metrics(metrics: dict[str, dict[str, float | None]]) -> None:
     """AP and the like as a table, in points."""
     for kind, values in metrics.items():
-        show(kind, list(values), [["-" if value is None or value != value else f"{100 * value:.1f}" for value in values.values()]])
+        show(
+            kind,
+            list(values),
+            [["-" if value is None or value != value else f"{100 * value:.1f}" for value in values.values()]],
+        )

@@ -11,19 +11,42 @@ app = typer.Typer(no_args_is_help=True)
 
 
 @app.command()
-def shapes(out: Annotated[Path, typer.Argument(help="Folder to write to.")], images: Annotated[int, typer.Option(help="Training images.", min=1)] = 800, val: Annotated[int, typer.Option(help="Validation images.", min=1)] = 200, seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.", min=0)] = 0, size: Annotated[int, typer.Option(help="Side in pixels.")] = 96, classes: Annotated[bool, typer.Option("--classes", help="Write image folders of single objects of other classes, for pre-training.")] = False) -> None:
+def shapes(
+    out: Annotated[Path, typer.Argument(help="Folder to write to.")],
+    images: Annotated[int, typer.Option(help="Training images.", min=1)] = 800,
+    val: Annotated[int, typer.Option(help="Validation images.", min=1)] = 200,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.", min=0)] = 0,
+    size: Annotated[int, typer.Option(help="Side in pixels.")] = 96,
+    classes: Annotated[
+        bool,
+        typer.Option("--classes", help="Write image folders of single objects of other classes, for pre-training."),
+    ] = False,
+) -> None:
     """Generate the embedded data: procedural scenes as COCO JSON and images, or image folders for pre-training."""
     from headstart.data.shapes import generate, generate_classes
 
     with bar() as progress:
         task = progress.add_task("shapes", total=images + val, note="")
-        made = (generate_classes if classes else generate)(out, images, val, seed, size, progress=lambda: progress.update(task, advance=1))
+        made = (generate_classes if classes else generate)(
+            out, images, val, seed, size, progress=lambda: progress.update(task, advance=1)
+        )
     for path in made:
         say(str(path))
 
 
 @app.command()
-def check(paths: Annotated[list[str], typer.Argument(help="One data set, or training and validation set: COCO JSON, VOC folder[:SPLIT] or YOLO data.yaml[:SPLIT].")], images: Annotated[list[Path] | None, typer.Option(help="Image folder of each COCO JSON, in the same order.")] = None, fix: Annotated[Path | None, typer.Option(help="Write a clean copy of the (one) data set here.")] = None) -> None:
+def check(
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            help="One data set, or training and validation set: COCO JSON, VOC folder[:SPLIT] or YOLO data.yaml[:SPLIT]."
+        ),
+    ],
+    images: Annotated[
+        list[Path] | None, typer.Option(help="Image folder of each COCO JSON, in the same order.")
+    ] = None,
+    fix: Annotated[Path | None, typer.Option(help="Write a clean copy of the (one) data set here.")] = None,
+) -> None:
     """Name every problem of a data set (file, id, value); exit code 1 when there are errors."""
     from headstart.data import doctor
 
@@ -38,20 +61,36 @@ def check(paths: Annotated[list[str], typer.Argument(help="One data set, or trai
 
 
 @app.command()
-def stats(path: Annotated[str, typer.Argument(help="COCO JSON, VOC folder or YOLO data.yaml.")], images: Annotated[Path | None, typer.Option(help="Image folder of a COCO JSON.")] = None, split: Annotated[str | None, typer.Option(help="Split of a VOC or YOLO set.")] = None) -> None:
+def stats(
+    path: Annotated[str, typer.Argument(help="COCO JSON, VOC folder or YOLO data.yaml.")],
+    images: Annotated[Path | None, typer.Option(help="Image folder of a COCO JSON.")] = None,
+    split: Annotated[str | None, typer.Option(help="Split of a VOC or YOLO set.")] = None,
+) -> None:
     """Count images, instances and pixels."""
     from headstart.data import doctor
     from headstart.data.formats import open_dataset
 
     found = doctor.stats(open_dataset(path, images, split))
-    show(path, ["", ""], [[key, f"{value:,}" if isinstance(value, int) else value] for key, value in found.items() if not isinstance(value, dict)])
+    show(
+        path,
+        ["", ""],
+        [
+            [key, f"{value:,}" if isinstance(value, int) else value]
+            for key, value in found.items()
+            if not isinstance(value, dict)
+        ],
+    )
     for key, table in found.items():
         if isinstance(table, dict):
             show(key, ["", ""], [[name, f"{value:,}"] for name, value in table.items()])
 
 
 @app.command()
-def convert(path: Annotated[str, typer.Argument(help="VOC folder or YOLO data.yaml.")], out: Annotated[Path, typer.Argument(help="COCO JSON to write.")], split: Annotated[str | None, typer.Option(help="Split of the set.")] = None) -> None:
+def convert(
+    path: Annotated[str, typer.Argument(help="VOC folder or YOLO data.yaml.")],
+    out: Annotated[Path, typer.Argument(help="COCO JSON to write.")],
+    split: Annotated[str | None, typer.Option(help="Split of the set.")] = None,
+) -> None:
     """Write a VOC or YOLO data set as COCO JSON (images stay where they are)."""
     from headstart.data.coco import write
     from headstart.data.formats import open_dataset
@@ -60,4 +99,6 @@ def convert(path: Annotated[str, typer.Argument(help="VOC folder or YOLO data.ya
     write(data, out)
     for line in data.notes:
         say(line)
-    say(f"{data.num_images} images, {data.num_annotations} objects, {data.num_classes} classes: {out} (images in {data.image_dir})")
+    say(
+        f"{data.num_images} images, {data.num_annotations} objects, {data.num_classes} classes: {out} (images in {data.image_dir})"
+    )

@@ -23,7 +23,9 @@ def list_recipes() -> None:
 
 
 @app.command("show")
-def show_recipe(recipe: Annotated[str, typer.Argument(help="A shipped recipe or a YAML file.")], overrides: Overrides = None) -> None:
+def show_recipe(
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe or a YAML file.")], overrides: Overrides = None
+) -> None:
     """The resolved recipe as YAML."""
     from headstart.recipe import to_dict
     from headstart.resolve import load_recipe
@@ -32,7 +34,9 @@ def show_recipe(recipe: Annotated[str, typer.Argument(help="A shipped recipe or 
 
 
 @app.command()
-def explain(recipe: Annotated[str, typer.Argument(help="A shipped recipe or a YAML file.")], overrides: Overrides = None) -> None:
+def explain(
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe or a YAML file.")], overrides: Overrides = None
+) -> None:
     """Every value and where it comes from: base file, recipe, override, or derived."""
     from headstart.recipe import derived, flatten, to_dict
     from headstart.resolve import resolve

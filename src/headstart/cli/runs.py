@@ -10,7 +10,11 @@ from headstart.cli.console import Overrides, bar, describe_run, resolved, say, s
 Out = Annotated[Path, typer.Option(help="Where run directories go.")]
 
 
-def train(recipe: Annotated[str, typer.Argument(help="A shipped recipe or a YAML file.")], overrides: Overrides = None, out: Out = Path("runs")) -> None:
+def train(
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe or a YAML file.")],
+    overrides: Overrides = None,
+    out: Out = Path("runs"),
+) -> None:
     """Train a recipe; a finished run is found again, a killed one continues."""
     from headstart.train import distributed
     from headstart.train.run import num_training_images
@@ -20,22 +24,46 @@ def train(recipe: Annotated[str, typer.Argument(help="A shipped recipe or a YAML
     distributed.start_processes()
     total = describe_run(found, num_training_images(found)) if distributed.is_writer() else 1
     with bar() as progress:
-        result = train_run(found, out, provenance=origins, progress=step_bar(progress, found.name, total), say=say if distributed.is_writer() else None)
+        result = train_run(
+            found,
+            out,
+            provenance=origins,
+            progress=step_bar(progress, found.name, total),
+            say=say if distributed.is_writer() else None,
+        )
     if distributed.is_writer():
         show_metrics(result.metrics)
         say(f"run: {result.directory}")
     distributed.stop_processes()
 
 
-def pretrain(recipe: Annotated[str, typer.Argument(help="A shipped classification recipe or a YAML file.")], overrides: Overrides = None, out: Out = Path("runs")) -> None:
+def pretrain(
+    recipe: Annotated[str, typer.Argument(help="A shipped classification recipe or a YAML file.")],
+    overrides: Overrides = None,
+    out: Out = Path("runs"),
+) -> None:
     """Train a classifier on image folders, to start a detector from its backbone."""
     found, _ = resolved(recipe, overrides)
     if found.task != "classification":
-        raise ValueError(f"recipe {recipe!r}: task is {found.task!r}, pretrain expects a classification recipe such as demo_pretrain")
+        raise ValueError(
+            f"recipe {recipe!r}: task is {found.task!r}, pretrain expects a classification recipe such as demo_pretrain"
+        )
     train(recipe, overrides, out)
 
 
-def evaluate(checkpoint: Annotated[Path, typer.Argument(help="A checkpoint or a run directory.")], data: Annotated[str | None, typer.Option(help="COCO JSON, VOC folder or YOLO data.yaml; the recipe's validation set if left out; 'train' for its training set.")] = None, images: Annotated[Path | None, typer.Option(help="Image folder of a COCO JSON.")] = None, split: Annotated[str | None, typer.Option(help="Split of a VOC or YOLO set.")] = None, save: Annotated[Path | None, typer.Option(help="Write the predictions as COCO JSON.")] = None, per_class: Annotated[bool, typer.Option("--per-class", help="AP of every class.")] = False) -> None:
+def evaluate(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint or a run directory.")],
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="COCO JSON, VOC folder or YOLO data.yaml; the recipe's validation set if left out; 'train' for its training set."
+        ),
+    ] = None,
+    images: Annotated[Path | None, typer.Option(help="Image folder of a COCO JSON.")] = None,
+    split: Annotated[str | None, typer.Option(help="Split of a VOC or YOLO set.")] = None,
+    save: Annotated[Path | None, typer.Option(help="Write the predictions as COCO JSON.")] = None,
+    per_class: Annotated[bool, typer.Option("--per-class", help="AP of every class.")] = False,
+) -> None:
     """COCO box and mask AP of a checkpoint on a data set."""
     from headstart.data.formats import open_dataset
     from headstart.inference import evaluate as evaluate_trained
@@ -49,13 +77,25 @@ def evaluate(checkpoint: Annotated[Path, typer.Argument(help="A checkpoint or a 
     show_metrics(result.metrics)
     if per_class:
         for kind, classes in result.per_class.items():
-            show(f"{kind}, by class", ["class", *next(iter(classes.values()), {})], [[name, *("-" if v != v else f"{100 * v:.1f}" for v in values.values())] for name, values in classes.items()])
+            show(
+                f"{kind}, by class",
+                ["class", *next(iter(classes.values()), {})],
+                [
+                    [name, *("-" if v != v else f"{100 * v:.1f}" for v in values.values())]
+                    for name, values in classes.items()
+                ],
+            )
     if save is not None:
         predictions.to_json(save)
         say(f"predictions: {save}")
 
 
-def predict(checkpoint: Annotated[Path, typer.Argument(help="A checkpoint or a run directory.")], images: Annotated[list[Path], typer.Argument(help="Image files or folders.")], out: Annotated[Path, typer.Option(help="Where pictures and predictions.json go.")] = Path("predictions"), score: Annotated[float, typer.Option(help="Lowest score that is drawn and written.", min=0.0, max=1.0)] = 0.5) -> None:
+def predict(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint or a run directory.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files or folders.")],
+    out: Annotated[Path, typer.Option(help="Where pictures and predictions.json go.")] = Path("predictions"),
+    score: Annotated[float, typer.Option(help="Lowest score that is drawn and written.", min=0.0, max=1.0)] = 0.5,
+) -> None:
     """Draw detections on images, and write them as COCO JSON."""
     import json
 
@@ -72,11 +112,37 @@ def predict(checkpoint: Annotated[Path, typer.Argument(help="A checkpoint or a r
         for number, path in enumerate(files, start=1):
             pixels = load_image(path)
             found = predict_one(trained, pixels, score_threshold=score)
-            picture = draw(pixels, found.boxes, found.labels, found.category_ids, scores=found.scores, masks=found.masks, scale=max(1, 384 // max(pixels.shape[:2])))
+            picture = draw(
+                pixels,
+                found.boxes,
+                found.labels,
+                found.category_ids,
+                scores=found.scores,
+                masks=found.masks,
+                scale=max(1, 384 // max(pixels.shape[:2])),
+            )
             picture.save(out / f"{path.stem}.png")
             for index, (x1, y1, x2, y2) in enumerate(found.boxes.tolist()):
-                mask = {} if found.masks is None else {"segmentation": {"size": list(found.masks[index]["size"]), "counts": found.masks[index]["counts"].decode()}}
-                results.append({"image_id": number, "file_name": str(path), "category_id": found.category_ids[index], "bbox": [x1, y1, x2 - x1, y2 - y1], "score": float(found.scores[index]), **mask})
+                mask = (
+                    {}
+                    if found.masks is None
+                    else {
+                        "segmentation": {
+                            "size": list(found.masks[index]["size"]),
+                            "counts": found.masks[index]["counts"].decode(),
+                        }
+                    }
+                )
+                results.append(
+                    {
+                        "image_id": number,
+                        "file_name": str(path),
+                        "category_id": found.category_ids[index],
+                        "bbox": [x1, y1, x2 - x1, y2 - y1],
+                        "score": float(found.scores[index]),
+                        **mask,
+                    }
+                )
             progress.update(task, advance=1)
     (out / "predictions.json").write_text(json.dumps(results))
     say(f"{len(files)} images, {len(results)} detections: {out}")

@@ -15,8 +15,6 @@ STUDY_FIELDS = ("seeds", "fractions", "schedules", "name")
 
 def prepared_study(name: str, overrides: list[str] | None) -> Any:
     """A study with its plan; `seeds=3` and the like change the study, `train.batch=4` and the like every recipe."""
-    import torch
-
     from headstart.study.definition import parse_study, read_study
     from headstart.study.run import prepare
 
@@ -25,8 +23,6 @@ def prepared_study(name: str, overrides: list[str] | None) -> Any:
     study = read_study(name)
     if own:
         study = parse_study({**study.model_dump(mode="json", exclude_none=True), **own}, source=name)
-    if patch.get("train.threads"):
-        torch.set_num_threads(patch["train.threads"])
     return prepare(study, patch)
 
 
@@ -35,12 +31,19 @@ def list_studies() -> None:
     """Shipped studies and the first line of each."""
     from headstart.resolve import shipped
 
-    show("shipped studies", ["name", "what"], [[name, path.read_text().split("\n", 1)[0].removeprefix("# ")] for name, path in shipped("studies").items()])
+    show(
+        "shipped studies",
+        ["name", "what"],
+        [[name, path.read_text().split("\n", 1)[0].removeprefix("# ")] for name, path in shipped("studies").items()],
+    )
 
 
 @app.command()
 def plan(study: Name, overrides: Overrides = None) -> None:
-    """Cells, segments, steps, images, epochs, expected time here, and what sharing trunks saves. Runs nothing but a short timing."""
+    """Cells, segments, steps, images, epochs, expected time here, and what sharing trunks saves.
+
+    Runs nothing but a short timing.
+    """
     show_plan(prepared_study(study, overrides))
 
 
@@ -50,30 +53,53 @@ def show_plan(prepared: Any) -> dict[str, Any]:
     from headstart.study.timing import measure_loads
 
     loads = measure_loads(prepared)
-    rows = [[row["segment"], f"{row['steps']:,}", f"{row['images']:,}", f"{row['epochs']:.1f}", f"{row['seconds']:,.0f}"] for row in segment_rows(prepared.plan, loads)]
+    rows = [
+        [row["segment"], f"{row['steps']:,}", f"{row['images']:,}", f"{row['epochs']:.1f}", f"{row['seconds']:,.0f}"]
+        for row in segment_rows(prepared.plan, loads)
+    ]
     show(f"study {prepared.study.name}: segments", ["segment", "steps", "images", "epochs", "seconds (expected)"], rows)
     found = totals(prepared.plan, loads)
     seconds = found["seconds_shared"] + found["seconds_pretrain"]
-    say(f"{found['cells']} cells in {found['segments']} segments: {found['steps_shared']:,} steps instead of {found['steps_alone']:,} (shared trunks save {100 * found['saving']:.0f} %), and {found['steps_pretrain']:,} of pre-training")
-    say(f"expected time on this machine, from a few timed steps: {seconds / 60:.1f} minutes ({seconds / 3600:.2f} hours)")
+    say(
+        f"{found['cells']} cells in {found['segments']} segments: {found['steps_shared']:,} steps instead of {found['steps_alone']:,} (shared trunks save {100 * found['saving']:.0f} %), and {found['steps_pretrain']:,} of pre-training"
+    )
+    say(
+        f"expected time on this machine, from a few timed steps: {seconds / 60:.1f} minutes ({seconds / 3600:.2f} hours)"
+    )
     for note in prepared.plan.notes:
         say(f"note: {note}")
     return found
 
 
 @app.command()
-def run(study: Name, overrides: Overrides = None, out: Out = Path("runs")) -> None:
+def run(
+    study: Name,
+    overrides: Overrides = None,
+    out: Out = Path("runs"),
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            help="Segments at a time, one thread each; by default the number of CPU cores when train.threads is 1, else 1.",
+            min=1,
+        ),
+    ] = None,
+) -> None:
     """Run every segment that is missing, then write the report. Stop it anywhere; the same command continues."""
-    from headstart.study.run import run_study, undeclared
+    from headstart.study.execute import run_study
     from headstart.study.report import build_report
+    from headstart.study.run import undeclared
 
     prepared = prepared_study(study, overrides)
     odd = undeclared(prepared)
     if odd:
-        raise ValueError(f"study {study}: the arms differ in {odd[0]} without declaring it; expected the same value, or the field in an arm")
+        raise ValueError(
+            f"study {study}: the arms differ in {odd[0]} without declaring it; expected the same value, or the field in an arm"
+        )
     segments = {segment.name: segment for segment in prepared.plan.segments}
     with bar() as progress:
-        whole = progress.add_task(f"study {prepared.study.name}", total=sum(segment.steps for segment in segments.values()), note="")
+        whole = progress.add_task(
+            f"study {prepared.study.name}", total=sum(segment.steps for segment in segments.values()), note=""
+        )
         finished: dict[str, int] = {}
 
         def update(segment: Any, step: int, values: dict[str, Any]) -> None:
@@ -84,8 +110,18 @@ def run(study: Name, overrides: Overrides = None, out: Out = Path("runs")) -> No
             finished[name] = segments[name].steps
             progress.update(whole, completed=sum(finished.values()))
 
-        directory = run_study(prepared, out, progress=update, finished=reuse, say=None)
+        directory = run_study(prepared, out, jobs=jobs or default_jobs(prepared), progress=update, finished=reuse)
     say_verdict(build_report(directory))
+
+
+def default_jobs(prepared: Any) -> int:
+    """As many segments at a time as there are cores, where the recipe asks for one thread."""
+    import os
+
+    from headstart.study.run import arm_recipe
+
+    recipe = arm_recipe(prepared.study, next(iter(prepared.study.arms)), prepared.overrides)[0]
+    return len(os.sched_getaffinity(0)) if recipe.train.threads == 1 else 1
 
 
 def say_verdict(page: Path) -> None:

@@ -25,15 +25,30 @@ def inspect(path: Annotated[Path, typer.Argument(help="A weight file.")]) -> Non
     from headstart.model.weight_files import read_weights
 
     file = read_weights(path)
-    show(f"{path}, sha256 {file.hash[:16]}", ["tensor", "shape", "type"], [[name, list(value.shape), str(value.dtype).removeprefix("torch.")] for name, value in file.tensors.items()])
+    show(
+        f"{path}, sha256 {file.hash[:16]}",
+        ["tensor", "shape", "type"],
+        [[name, list(value.shape), str(value.dtype).removeprefix("torch.")] for name, value in file.tensors.items()],
+    )
 
 
 @app.command("import")
-def import_weights(path: Annotated[Path, typer.Argument(help="torchvision, timm, Detectron2 or headstart weights.")], recipe: Annotated[str, typer.Argument(help="The recipe that is to start from them.")], overrides: Overrides = None) -> None:
+def import_weights(
+    path: Annotated[Path, typer.Argument(help="torchvision, timm, Detectron2 or headstart weights.")],
+    recipe: Annotated[str, typer.Argument(help="The recipe that is to start from them.")],
+    overrides: Overrides = None,
+) -> None:
     """Try weights on a recipe: what loads, what is left out, and the initialisation audit."""
     from headstart.train.run import make_task, prepare_start
 
-    found, _ = resolved(recipe, [*(overrides or []), f"start.weights={path}", *([] if any(text.startswith("start.kind=") for text in overrides or []) else ["start.kind=backbone"])])
+    found, _ = resolved(
+        recipe,
+        [
+            *(overrides or []),
+            f"start.weights={path}",
+            *([] if any(text.startswith("start.kind=") for text in overrides or []) else ["start.kind=backbone"]),
+        ],
+    )
     result = prepare_start(make_task(found), found)
     header, *rows = result.table()
     show(f"{path}: initialisation audit of {found.name}", list(header), [list(row) for row in rows])
@@ -42,7 +57,10 @@ def import_weights(path: Annotated[Path, typer.Argument(help="torchvision, timm,
 
 
 @app.command()
-def download(name: Annotated[str, typer.Argument(help="A name of `weights list`.")], out: Annotated[Path, typer.Argument(help="File to write.")]) -> None:
+def download(
+    name: Annotated[str, typer.Argument(help="A name of `weights list`.")],
+    out: Annotated[Path, typer.Argument(help="File to write.")],
+) -> None:
     """Download public weights: the only verb that reaches for the network."""
     from headstart.model.public import download as fetch
 

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 
 STRIDE = 32  # padded sides are multiples of the coarsest backbone stride
-RUNG = 128  # pixels between the rungs of the longer side (perf: 1088/1216/1344 saves 10-19 % over one shape at 800x1333)
+RUNG = (
+    128  # pixels between the rungs of the longer side (perf: 1088/1216/1344 saves 10-19 % over one shape at 800x1333)
+)
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,9 @@ def bucket_of(height: int, width: int, resize: Resize) -> tuple[int, int]:
     return (short, rung) if width >= height else (rung, short)
 
 
-def group_by_bucket(heights: np.ndarray, widths: np.ndarray, resize: Resize, *, smallest: int) -> dict[tuple[int, int], np.ndarray]:
+def group_by_bucket(
+    heights: np.ndarray, widths: np.ndarray, resize: Resize, *, smallest: int
+) -> dict[tuple[int, int], np.ndarray]:
     """Image indices by bucket, {(H, W): indices}, where no group is smaller than `smallest` unless there is only one.
 
     A small group joins the group whose common bucket costs the fewest pixels. Deterministic.

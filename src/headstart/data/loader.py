@@ -64,7 +64,8 @@ class Targets:
         limit = np.stack([dataset.widths, dataset.heights] * 2, axis=1)[image]
         boxes = np.clip(dataset.boxes, 0, limit) if len(image) else dataset.boxes.reshape(0, 4)
         self.dataset = replace(dataset, boxes=boxes)
-        # A box that lies outside its image entirely, or is thinner than a hundredth of a pixel, has nothing to learn from.
+        # A box that lies outside its image entirely, or is thinner than a hundredth of a pixel, has nothing to learn
+        # from.
         usable = ((boxes[:, 2:] - boxes[:, :2]) > 1e-2).all(axis=1) if len(image) else np.zeros(0, bool)
         self.chosen = [np.flatnonzero(usable[a:b]) + a for a, b in zip(dataset.first, dataset.first[1:])]
         self.left_out = int(len(usable) - usable.sum())
@@ -83,9 +84,13 @@ class Targets:
         """What training leaves out, one line each."""
         lines = []
         if self.left_out:
-            lines.append(f"{self.dataset.path}: {self.left_out} boxes lie outside their image and take no part in training")
+            lines.append(
+                f"{self.dataset.path}: {self.left_out} boxes lie outside their image and take no part in training"
+            )
         if self.capped:
-            lines.append(f"{self.dataset.path}: {self.capped} objects are over data.max_objects and take no part in training")
+            lines.append(
+                f"{self.dataset.path}: {self.capped} objects are over data.max_objects and take no part in training"
+            )
         return lines
 
     def fill(self, raw: Raw) -> dict[str, np.ndarray]:
@@ -111,7 +116,9 @@ class Targets:
         out["gt_boxes"][:count] = move_boxes(data.boxes[chosen], original, view)
         out["gt_labels"][:count] = data.labels[chosen]
         out["gt_valid"][:count] = True
-        out["gt_crowd"][:count] = data.crowd[chosen] | data.difficult[chosen]  # difficult: neither learnt nor held against
+        out["gt_crowd"][:count] = (
+            data.crowd[chosen] | data.difficult[chosen]
+        )  # difficult: neither learnt nor held against
         if self.frames is not None:
             frames = self.frames.frames(chosen) & (data.segment_kind[chosen] != 0)[:, None, None]
             out["gt_masks"][:count] = frames[:, :, ::-1] if view.flip else frames
@@ -129,17 +136,42 @@ class Augmentation:
 
 
 class TrainStream:
-    """Batches of a training run by step. `rank` of `num_ranks` processes takes its contiguous share of each step's slots."""
+    """Batches of a training run by step.
 
-    def __init__(self, dataset: Dataset, augmentation: Augmentation, convention: Convention, *, batch: int, seed: int, mask_frame: int, max_objects: int | None, cache: bool, num_workers: int, rank: int = 0, num_ranks: int = 1):
+    `rank` of `num_ranks` processes takes its contiguous share of each step's slots.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        augmentation: Augmentation,
+        convention: Convention,
+        *,
+        batch: int,
+        seed: int,
+        mask_frame: int,
+        max_objects: int | None,
+        cache: bool,
+        num_workers: int,
+        rank: int = 0,
+        num_ranks: int = 1,
+    ):
         if dataset.num_images == 0:
             raise ValueError(f"{dataset.path}: has no images to train on")
         if batch % num_ranks:
             raise ValueError(f"train.batch: {batch} images do not divide among {num_ranks} processes")
-        self.augmentation, self.convention, self.batch, self.seed, self.num_workers = augmentation, convention, batch, seed, num_workers
+        self.augmentation, self.convention, self.batch, self.seed, self.num_workers = (
+            augmentation,
+            convention,
+            batch,
+            seed,
+            num_workers,
+        )
         self.images = Images(dataset, keep=cache)
         self.targets = Targets(dataset, mask_frame=mask_frame, max_objects=max_objects)
-        groups = group_by_bucket(dataset.heights, dataset.widths, Resize(max(augmentation.shorts), augmentation.long), smallest=batch)
+        groups = group_by_bucket(
+            dataset.heights, dataset.widths, Resize(max(augmentation.shorts), augmentation.long), smallest=batch
+        )
         self.buckets = list(groups)
         self.order = Order(list(groups.values()), batch=batch, seed=seed)
         share = batch // num_ranks
@@ -154,7 +186,9 @@ class TrainStream:
 
     def _view(self, slot: int, height: int, width: int) -> View:
         generator = slot_generator(self.seed, 3, slot)
-        return draw_view(height, width, self.augmentation.shorts, self.augmentation.long, self.augmentation.flip, generator)
+        return draw_view(
+            height, width, self.augmentation.shorts, self.augmentation.long, self.augmentation.flip, generator
+        )
 
     def counts(self, step: int) -> tuple[int, int]:
         """Instances and pixels (before padding) of a whole step, all processes together."""
@@ -206,20 +240,31 @@ def assemble(raw: Raw, targets: Targets, convention: Convention, device: torch.d
 class EvalImages:
     """Every image once, in batches of one bucket, without augmentation."""
 
-    def __init__(self, dataset: Dataset, resize: Resize, convention: Convention, *, batch: int, cache: bool, num_workers: int):
+    def __init__(
+        self, dataset: Dataset, resize: Resize, convention: Convention, *, batch: int, cache: bool, num_workers: int
+    ):
         self.dataset, self.resize, self.convention, self.num_workers = dataset, resize, convention, num_workers
         self.images = Images(dataset, keep=cache)
         groups = group_by_bucket(dataset.heights, dataset.widths, resize, smallest=1)
-        self.plan = [(bucket, group[at : at + batch]) for bucket, group in groups.items() for at in range(0, len(group), batch)]
+        self.plan = [
+            (bucket, group[at : at + batch]) for bucket, group in groups.items() for at in range(0, len(group), batch)
+        ]
 
     def raw(self, place: int) -> Raw:
         """Batch number `place`."""
         bucket, indices = self.plan[place]
         sizes = [self.resize.size(int(self.dataset.heights[i]), int(self.dataset.widths[i])) for i in indices]
-        return Raw([self.images(int(i)) for i in indices], [View(size, False) for size in sizes], bucket, indices, indices)
+        return Raw(
+            [self.images(int(i)) for i in indices], [View(size, False) for size in sizes], bucket, indices, indices
+        )
 
-    def batches(self, device: torch.device | str = "cpu", *, part: int = 0, parts: int = 1) -> Iterator[tuple[np.ndarray, torch.Tensor, torch.Tensor]]:
-        """(image indices, images [B,3,H,W], sizes [B,2]) until every image has been seen once; `part` of `parts` takes every such batch."""
+    def batches(
+        self, device: torch.device | str = "cpu", *, part: int = 0, parts: int = 1
+    ) -> Iterator[tuple[np.ndarray, torch.Tensor, torch.Tensor]]:
+        """(image indices, images [B,3,H,W], sizes [B,2]) until every image has been seen once.
+
+        `part` of `parts` takes every such batch.
+        """
         for raw in ahead(self.raw, range(part, len(self.plan), parts), self.num_workers):
             images = stack_images(raw.images, raw.views, raw.bucket, self.convention, device)
             yield raw.indices, images, torch.tensor([view.size for view in raw.views], device=device)

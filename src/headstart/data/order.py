@@ -10,8 +10,8 @@ import numpy as np
 
 from headstart.ops.random import fold
 
-# Step t takes its bucket at position frac(offset + t * golden) of the line of bucket shares: a low-discrepancy sequence, so
-# that every bucket advances through its epochs at the same pace.
+# Step t takes its bucket at position frac(offset + t * golden) of the line of bucket shares: a low-discrepancy
+# sequence, so that every bucket advances through its epochs at the same pace.
 _GOLDEN = 0.6180339887498949
 _BLOCK = 1 << 14
 

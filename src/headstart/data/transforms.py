@@ -31,13 +31,21 @@ class View:
     flip: bool
 
 
-def draw_view(height: int, width: int, shorts: Sequence[int], long: int, flip: float, generator: np.random.Generator) -> View:
+def draw_view(
+    height: int, width: int, shorts: Sequence[int], long: int, flip: float, generator: np.random.Generator
+) -> View:
     """A random view; always draws the same number of random numbers, so that streams stay aligned."""
     short = shorts[int(generator.integers(len(shorts)))]
     return View(Resize(short, long).size(height, width), bool(generator.random() < flip))
 
 
-def stack_images(images: Sequence[np.ndarray], views: Sequence[View], bucket: tuple[int, int], convention: Convention, device: torch.device | str) -> Tensor:
+def stack_images(
+    images: Sequence[np.ndarray],
+    views: Sequence[View],
+    bucket: tuple[int, int],
+    convention: Convention,
+    device: torch.device | str,
+) -> Tensor:
     """Images uint8 [h,w,3] RGB as one float batch [B,3,H,W], resized (bilinear, antialiased), normalised, zero-padded."""
     channels = len(convention.mean)
     batch = torch.zeros((len(images), channels, *bucket), device=device).to(memory_format=torch.channels_last)
@@ -66,7 +74,9 @@ def move_boxes(boxes: np.ndarray, original: tuple[int, int], view: View) -> np.n
     return boxes
 
 
-def move_keypoints(keypoints: np.ndarray, original: tuple[int, int], view: View, left_right: Sequence[tuple[int, int]]) -> np.ndarray:
+def move_keypoints(
+    keypoints: np.ndarray, original: tuple[int, int], view: View, left_right: Sequence[tuple[int, int]]
+) -> np.ndarray:
     """Keypoints [n,K,3] (x, y, visibility) in pixels of a view; a mirror swaps left and right."""
     height, width = view.size
     moved = keypoints * np.array([width / original[1], height / original[0], 1.0])
@@ -77,7 +87,15 @@ def move_keypoints(keypoints: np.ndarray, original: tuple[int, int], view: View,
     return moved
 
 
-def crop_images(images: Sequence[np.ndarray], crops: Sequence[tuple[int, int, int, int, bool]], size: int, convention: Convention, device: torch.device | str) -> Tensor:
+def crop_images(
+    images: Sequence[np.ndarray],
+    crops: Sequence[tuple[int, int, int, int, bool]],
+    size: int,
+    convention: Convention,
+    device: torch.device | str,
+) -> Tensor:
     """Crops (top, left, height, width, flip) of images uint8 [h,w,3], resized to [B,3,size,size] and normalised."""
-    cut = [image[top : top + height, left : left + width] for image, (top, left, height, width, _) in zip(images, crops)]
+    cut = [
+        image[top : top + height, left : left + width] for image, (top, left, height, width, _) in zip(images, crops)
+    ]
     return stack_images(cut, [View((size, size), crop[4]) for crop in crops], (size, size), convention, device)

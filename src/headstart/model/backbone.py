@@ -32,12 +32,25 @@ class Backbone(Protocol):
 class Block(nn.Module):
     """A residual block: two 3x3 convolutions (basic), or 1x1, 3x3, 1x1 (bottleneck, stride on the 3x3)."""
 
-    def __init__(self, in_channels: int, middle: int, out_channels: int, *, stride: int, bottleneck: bool, groups: int, norm_kind: str, norm_groups: int):
+    def __init__(
+        self,
+        in_channels: int,
+        middle: int,
+        out_channels: int,
+        *,
+        stride: int,
+        bottleneck: bool,
+        groups: int,
+        norm_kind: str,
+        norm_groups: int,
+    ):
         super().__init__()
         plan = [(1, 1, 1), (3, stride, groups), (1, 1, 1)] if bottleneck else [(3, stride, 1), (3, 1, 1)]
         widths = [in_channels] + [middle] * (len(plan) - 1) + [out_channels]
         for index, (kernel, step, split) in enumerate(plan):
-            conv = nn.Conv2d(widths[index], widths[index + 1], kernel, step, kernel // 2, groups=split, bias=norm_kind == "none")
+            conv = nn.Conv2d(
+                widths[index], widths[index + 1], kernel, step, kernel // 2, groups=split, bias=norm_kind == "none"
+            )
             self.add_module(f"conv{index + 1}", conv)
             self.add_module(f"bn{index + 1}", norm(norm_kind, widths[index + 1], groups=norm_groups))
         self.downsample = None
@@ -62,7 +75,18 @@ class ResNet(nn.Module):
     `groups` x `group_width` gives ResNeXt's grouped 3x3. Returns C2..C5 at strides 4, 8, 16, 32.
     """
 
-    def __init__(self, blocks: Sequence[int], *, bottleneck: bool, width: int = 64, groups: int = 1, group_width: int | None = None, norm_kind: str = "group", norm_groups: int = 32, in_channels: int = 3):
+    def __init__(
+        self,
+        blocks: Sequence[int],
+        *,
+        bottleneck: bool,
+        width: int = 64,
+        groups: int = 1,
+        group_width: int | None = None,
+        norm_kind: str = "group",
+        norm_groups: int = 32,
+        in_channels: int = 3,
+    ):
         super().__init__()
         expansion = 4 if bottleneck else 1
         group_width = width if group_width is None else group_width
@@ -77,7 +101,18 @@ class ResNet(nn.Module):
             layer = []
             for index in range(count):
                 stride = 2 if stage > 0 and index == 0 else 1
-                layer.append(Block(channels, middle * 2**stage, out, stride=stride, bottleneck=bottleneck, groups=groups, norm_kind=norm_kind, norm_groups=norm_groups))
+                layer.append(
+                    Block(
+                        channels,
+                        middle * 2**stage,
+                        out,
+                        stride=stride,
+                        bottleneck=bottleneck,
+                        groups=groups,
+                        norm_kind=norm_kind,
+                        norm_groups=norm_groups,
+                    )
+                )
                 channels = out
             self.add_module(f"layer{stage + 1}", nn.Sequential(*layer))
             widths.append(out)
@@ -114,11 +149,16 @@ class TimmBackbone(nn.Module):
             from difflib import get_close_matches
 
             near = get_close_matches(name, timm.list_models(), n=1)
-            raise ValueError(f"model.backbone.name: timm has no model {name!r}" + (f"; the nearest name is {near[0]!r}" if near else ""))
+            raise ValueError(
+                f"model.backbone.name: timm has no model {name!r}"
+                + (f"; the nearest name is {near[0]!r}" if near else "")
+            )
         self.body = timm.create_model(name, features_only=True, pretrained=False, in_chans=in_channels)
         chosen = [index for index, stride in enumerate(self.body.feature_info.reduction()) if stride in (4, 8, 16, 32)]
         if [self.body.feature_info.reduction()[index] for index in chosen] != [4, 8, 16, 32]:
-            raise ValueError(f"model.backbone.name: {name!r} gives maps at strides {self.body.feature_info.reduction()}, expected 4, 8, 16 and 32 among them")
+            raise ValueError(
+                f"model.backbone.name: {name!r} gives maps at strides {self.body.feature_info.reduction()}, expected 4, 8, 16 and 32 among them"
+            )
         self.chosen = chosen
         self.channels = tuple(self.body.feature_info.channels()[index] for index in chosen)
         if norm_kind != "batch":
@@ -139,7 +179,12 @@ def replace_batch_norms(module: nn.Module, kind: str, groups: int) -> None:
         if isinstance(child, nn.BatchNorm2d):
             layer = norm(kind, child.num_features, groups=groups)
             activation = getattr(child, "act", None)
-            module.add_module(name, layer if activation is None or isinstance(activation, nn.Identity) else nn.Sequential(layer, activation))
+            module.add_module(
+                name,
+                layer
+                if activation is None or isinstance(activation, nn.Identity)
+                else nn.Sequential(layer, activation),
+            )
         else:
             replace_batch_norms(child, kind, groups)
 
@@ -156,12 +201,33 @@ def initialise_convolutions(module: nn.Module) -> None:
                 nn.init.zeros_(layer.bias)
 
 
-def build_resnet(depth: int | Sequence[int], *, bottleneck: bool | None, width: int, groups: int, group_width: int | None, norm_kind: str, norm_groups: int, in_channels: int) -> ResNet:
+def build_resnet(
+    depth: int | Sequence[int],
+    *,
+    bottleneck: bool | None,
+    width: int,
+    groups: int,
+    group_width: int | None,
+    norm_kind: str,
+    norm_groups: int,
+    in_channels: int,
+) -> ResNet:
     """A ResNet by its depth (18, 34, 50, 101, 152) or by its blocks a stage (then `bottleneck` must be given)."""
     if isinstance(depth, int):
         if depth not in DEPTHS:
-            raise ValueError(f"model.backbone.depth: {depth} is not known, expected one of {', '.join(map(str, DEPTHS))} or four block counts")
+            raise ValueError(
+                f"model.backbone.depth: {depth} is not known, expected one of {', '.join(map(str, DEPTHS))} or four block counts"
+            )
         blocks, is_bottleneck = DEPTHS[depth]
     else:
         blocks, is_bottleneck = tuple(depth), bool(bottleneck)
-    return ResNet(blocks, bottleneck=is_bottleneck, width=width, groups=groups, group_width=group_width, norm_kind=norm_kind, norm_groups=norm_groups, in_channels=in_channels)
+    return ResNet(
+        blocks,
+        bottleneck=is_bottleneck,
+        width=width,
+        groups=groups,
+        group_width=group_width,
+        norm_kind=norm_kind,
+        norm_groups=norm_groups,
+        in_channels=in_channels,
+    )

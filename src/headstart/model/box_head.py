@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from headstart.batch import Detections
 from headstart.model.fpn import ConvNorm
-from headstart.model.regions import Regions, RegionPooler, image_index
+from headstart.model.regions import RegionPooler, Regions, image_index
 from headstart.model.targets import take
 from headstart.ops.boxes import clip, decode, encode
 from headstart.ops.collective import mean_over_processes
@@ -36,11 +36,29 @@ class DetectionLimits:
 class BoxHead(nn.Module):
     """Classifies regions and refines their boxes."""
 
-    def __init__(self, channels: int, pooler: RegionPooler, *, num_classes: int, convs: int, conv_channels: int, fcs: int, fc_width: int, norm_kind: str, norm_groups: int, class_agnostic: bool, weights: Weights, smooth_l1_beta: float):
+    def __init__(
+        self,
+        channels: int,
+        pooler: RegionPooler,
+        *,
+        num_classes: int,
+        convs: int,
+        conv_channels: int,
+        fcs: int,
+        fc_width: int,
+        norm_kind: str,
+        norm_groups: int,
+        class_agnostic: bool,
+        weights: Weights,
+        smooth_l1_beta: float,
+    ):
         super().__init__()
         self.pooler, self.num_classes, self.weights, self.beta = pooler, num_classes, weights, smooth_l1_beta
         widths = [channels] + [conv_channels] * convs
-        self.convs = nn.ModuleList(ConvNorm(a, b, 3, norm_kind=norm_kind, norm_groups=norm_groups, relu=True) for a, b in zip(widths, widths[1:]))
+        self.convs = nn.ModuleList(
+            ConvNorm(a, b, 3, norm_kind=norm_kind, norm_groups=norm_groups, relu=True)
+            for a, b in zip(widths, widths[1:])
+        )
         inputs = [widths[-1] * pooler.size**2] + [fc_width] * fcs
         self.fcs = nn.ModuleList(nn.Linear(a, b) for a, b in zip(inputs, inputs[1:]))
         self.classify = nn.Linear(inputs[-1], num_classes + 1)
@@ -59,7 +77,10 @@ class BoxHead(nn.Module):
                 nn.init.zeros_(layer.bias)
 
     def predict(self, features: list[Tensor], boxes: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """Class logits [B,R,C+1] and deltas [B,R,4C] (or 4) of boxes [B,R,4] in pixels; `valid` keeps padding out of batch statistics."""
+        """Class logits [B,R,C+1] and deltas [B,R,4C] (or 4) of boxes [B,R,4] in pixels.
+
+        `valid` keeps padding out of batch statistics.
+        """
         x = self.pooler(features, boxes.flatten(0, 1), image_index(boxes))
         weight = valid.flatten().float()
         for conv in self.convs:
@@ -70,11 +91,13 @@ class BoxHead(nn.Module):
         shape = boxes.shape[:2]
         return self.classify(x).float().view(*shape, -1), self.regress(x).float().view(*shape, -1)
 
-    def loss(self, logits: Tensor, deltas: Tensor, regions: Regions, gt_boxes: Tensor, *, max_positive: int) -> dict[str, Tensor]:
+    def loss(
+        self, logits: Tensor, deltas: Tensor, regions: Regions, gt_boxes: Tensor, *, max_positive: int
+    ) -> dict[str, Tensor]:
         """Cross-entropy over all sampled regions and smooth L1 over the positive ones.
 
-        logits [B,R,C+1], deltas [B,R,4C] (or 4); gt_boxes [B,G,4]. Both are divided by the number of sampled regions (Fast
-        R-CNN with Detectron's normaliser). No valid region gives two zeros.
+        logits [B,R,C+1], deltas [B,R,4C] (or 4); gt_boxes [B,G,4]. Both are divided by the number of sampled regions
+        (Fast R-CNN with Detectron's normaliser). No valid region gives two zeros.
         """
         count = mean_over_processes(regions.valid.float().sum()).clamp(min=1.0)
         losses = F.cross_entropy(logits.flatten(0, 1), regions.labels.flatten(), reduction="none")
@@ -93,7 +116,9 @@ class BoxHead(nn.Module):
         return deltas.view(*labels.shape, -1, 4).gather(2, index).squeeze(2)
 
     @torch.no_grad()
-    def decode(self, logits: Tensor, deltas: Tensor, proposals: Tensor, valid: Tensor, sizes: Tensor, limits: DetectionLimits) -> Detections:
+    def decode(
+        self, logits: Tensor, deltas: Tensor, proposals: Tensor, valid: Tensor, sizes: Tensor, limits: DetectionLimits
+    ) -> Detections:
         """Detections from raw outputs on proposals [B,R,4] in pixels; sizes [B,2] cut the boxes."""
         scores = logits.softmax(dim=2)[..., :-1].masked_fill(~valid.unsqueeze(2), 0.0)
         num_classes = self.num_classes

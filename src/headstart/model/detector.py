@@ -22,19 +22,42 @@ SALT = 3
 class Detector(nn.Module):
     """A two-stage detector, with masks when `mask_head` is given.
 
-    `forward(batch)` returns the losses; `predict(images, sizes)` returns detections. Sampling inside `forward` is a pure
-    function of (`seed`, the batch's slot numbers).
+    `forward(batch)` returns the losses; `predict(images, sizes)` returns detections. Sampling inside `forward` is a
+    pure function of (`seed`, the batch's slot numbers).
     """
 
-    def __init__(self, backbone: Backbone, pyramid: Pyramid, rpn: Rpn, box_head: BoxHead, mask_head: MaskHead | None, *, num_regions: int, positive_fraction: float, iou_threshold: float, mask_slots: int, limits: DetectionLimits, seed: int):
+    def __init__(
+        self,
+        backbone: Backbone,
+        pyramid: Pyramid,
+        rpn: Rpn,
+        box_head: BoxHead,
+        mask_head: MaskHead | None,
+        *,
+        num_regions: int,
+        positive_fraction: float,
+        iou_threshold: float,
+        mask_slots: int,
+        limits: DetectionLimits,
+        seed: int,
+    ):
         super().__init__()
-        self.backbone, self.pyramid, self.rpn, self.box_head, self.mask_head = backbone, pyramid, rpn, box_head, mask_head
+        self.backbone, self.pyramid, self.rpn, self.box_head, self.mask_head = (
+            backbone,
+            pyramid,
+            rpn,
+            box_head,
+            mask_head,
+        )
         self.num_regions, self.max_positive = num_regions, int(num_regions * positive_fraction)
         self.iou_threshold, self.mask_slots, self.limits = iou_threshold, mask_slots, limits
         self.key = fold(seed) & 0xFFFFFFFF
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Losses by name, each a scalar; finite and connected to every parameter even when the batch shows no object."""
+        """Losses by name, each a scalar.
+
+        Finite and connected to every parameter even when the batch shows no object.
+        """
         batch = without_empty_slots(batch)
         keys = batch.slots ^ self.key
         features = self.pyramid(self.backbone(batch.images))
@@ -42,7 +65,16 @@ class Detector(nn.Module):
         anchors = self.rpn.anchors(features)
         losses = self.rpn.loss(logits, deltas, anchors, batch, keys)
         proposals, valid = self.rpn.decode(logits, deltas, anchors, batch.sizes, self.rpn.train_limits)
-        regions = sample_regions(proposals, valid, batch, keys, num_classes=self.box_head.num_classes, iou_threshold=self.iou_threshold, num=self.num_regions, max_positive=self.max_positive)
+        regions = sample_regions(
+            proposals,
+            valid,
+            batch,
+            keys,
+            num_classes=self.box_head.num_classes,
+            iou_threshold=self.iou_threshold,
+            num=self.num_regions,
+            max_positive=self.max_positive,
+        )
         outputs = self.box_head.predict(features, regions.boxes, regions.valid)
         losses |= self.box_head.loss(*outputs, regions, batch.gt_boxes, max_positive=self.max_positive)
         if self.mask_head is not None:
@@ -62,7 +94,9 @@ class Detector(nn.Module):
         image, gt = torch.div(index, head, rounding_mode="floor"), regions.gt[:, :head].flatten()[index]
         boxes = regions.boxes[:, :head].flatten(0, 1)[index]
         labels = torch.where(chosen, batch.gt_labels[image, gt], 0)
-        targets = sample_frames(batch.gt_masks[image, gt], batch.gt_boxes[image, gt], boxes, 2 * self.mask_head.pooler.size)
+        targets = sample_frames(
+            batch.gt_masks[image, gt], batch.gt_boxes[image, gt], boxes, 2 * self.mask_head.pooler.size
+        )
         return self.mask_head.loss(self.mask_head.predict(features, boxes, image, labels, chosen), targets, chosen)
 
     @torch.no_grad()
@@ -82,7 +116,9 @@ class Detector(nn.Module):
         flags = detections.valid.flatten()
         index, chosen = pool_slots(flags, flags.shape[0], detections.scores.flatten())
         boxes, labels = detections.boxes.flatten(0, 1)[index], detections.labels.flatten()[index]
-        masks = self.mask_head.decode(self.mask_head.predict(features, boxes, image_index(detections.boxes)[index], labels, chosen))
+        masks = self.mask_head.decode(
+            self.mask_head.predict(features, boxes, image_index(detections.boxes)[index], labels, chosen)
+        )
         full = masks.new_zeros(flags.shape[0], *masks.shape[1:]).index_copy(0, index, masks * chosen.view(-1, 1, 1))
         return full.view(*detections.valid.shape, *masks.shape[1:])
 
@@ -94,15 +130,18 @@ def without_empty_slots(batch: Batch) -> Batch:
     return replace(batch, **{name: getattr(batch, name)[:, :used] for name in slots})
 
 
-
-
 def build_backbone(model: Model | Classifier, in_channels: int) -> Backbone:
     """The backbone of a recipe's model section, for images of `in_channels` channels."""
     chosen = model.backbone
     options = {"norm_kind": model.norm, "norm_groups": model.norm_groups, "in_channels": in_channels}
     if chosen.kind == "timm":
         return TimmBackbone(chosen.name, **options)
-    shape = {"bottleneck": chosen.bottleneck, "width": chosen.width, "groups": chosen.groups, "group_width": chosen.group_width}
+    shape = {
+        "bottleneck": chosen.bottleneck,
+        "width": chosen.width,
+        "groups": chosen.groups,
+        "group_width": chosen.group_width,
+    }
     return build_resnet(chosen.depth, **shape, **options)
 
 
@@ -116,7 +155,9 @@ def build(recipe: Recipe, num_classes: int) -> Detector:
         torch.manual_seed(fold(recipe.seed, 0))
         backbone = build_backbone(model, len(recipe.input.mean))
         pyramid_kind = model.norm if model.pyramid_norm else "none"
-        pyramid = Pyramid(backbone.channels, model.pyramid_channels, norm_kind=pyramid_kind, norm_groups=model.norm_groups)
+        pyramid = Pyramid(
+            backbone.channels, model.pyramid_channels, norm_kind=pyramid_kind, norm_groups=model.norm_groups
+        )
         return Detector(
             backbone,
             pyramid,
@@ -127,7 +168,9 @@ def build(recipe: Recipe, num_classes: int) -> Detector:
             positive_fraction=model.box.positive_fraction,
             iou_threshold=model.box.iou_threshold,
             mask_slots=model.mask.slots,
-            limits=DetectionLimits(recipe.evaluate.score_threshold, recipe.evaluate.nms_threshold, recipe.evaluate.detections),
+            limits=DetectionLimits(
+                recipe.evaluate.score_threshold, recipe.evaluate.nms_threshold, recipe.evaluate.detections
+            ),
             seed=recipe.seed,
         )
 

@@ -11,7 +11,9 @@ from headstart.model.norm import norm
 class ConvNorm(nn.Module):
     """A convolution and its normalisation; the bias is left out where a norm follows."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: int, *, norm_kind: str, norm_groups: int, relu: bool = False):
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel: int, *, norm_kind: str, norm_groups: int, relu: bool = False
+    ):
         super().__init__()
         self.conv = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=norm_kind == "none")
         self.norm = norm(norm_kind, out_channels, groups=norm_groups)

@@ -15,7 +15,8 @@ SAMPLES = 2  # a cell and direction, when a target is cut out of the box frame
 
 
 def sample_frames(frames: Tensor, gt_boxes: Tensor, boxes: Tensor, size: int) -> Tensor:
-    """Mask targets [S,T,T] of regions `boxes` [S,4], cut from frames [S,M,M] that cover `gt_boxes` [S,4] (all in pixels).
+    """Mask targets [S,T,T] of regions `boxes` [S,4], cut from frames [S,M,M] that cover `gt_boxes` [S,4] (all in
+    pixels).
 
     The frame is sampled bilinearly with zeros outside, 2x2 samples a cell, and thresholded at one half. Written as two
     small matrix products, because the weights are separable.
@@ -38,11 +39,24 @@ def _axis_weights(gt_low: Tensor, gt_high: Tensor, low: Tensor, high: Tensor, si
 class MaskHead(nn.Module):
     """Predicts one mask a class for each region."""
 
-    def __init__(self, channels: int, pooler: RegionPooler, *, num_classes: int, convs: int, conv_channels: int, norm_kind: str, norm_groups: int):
+    def __init__(
+        self,
+        channels: int,
+        pooler: RegionPooler,
+        *,
+        num_classes: int,
+        convs: int,
+        conv_channels: int,
+        norm_kind: str,
+        norm_groups: int,
+    ):
         super().__init__()
         self.pooler = pooler
         widths = [channels] + [conv_channels] * convs
-        self.convs = nn.ModuleList(ConvNorm(a, b, 3, norm_kind=norm_kind, norm_groups=norm_groups, relu=True) for a, b in zip(widths, widths[1:]))
+        self.convs = nn.ModuleList(
+            ConvNorm(a, b, 3, norm_kind=norm_kind, norm_groups=norm_groups, relu=True)
+            for a, b in zip(widths, widths[1:])
+        )
         self.deconv = nn.ConvTranspose2d(widths[-1], conv_channels, 2, 2)
         self.classify = nn.Conv2d(conv_channels, num_classes, 1)
         for layer in [*(block.conv for block in self.convs), self.deconv, self.classify]:
@@ -65,7 +79,10 @@ class MaskHead(nn.Module):
         return logits.float()
 
     def loss(self, logits: Tensor, targets: Tensor, valid: Tensor) -> dict[str, Tensor]:
-        """Mean binary cross-entropy over the pixels of valid slots; logits, targets [S,T,T], valid [S]. No valid slot gives zero."""
+        """Mean binary cross-entropy over the pixels of valid slots; logits, targets [S,T,T], valid [S].
+
+        No valid slot gives zero.
+        """
         weight = valid.float()
         count = mean_over_processes(weight.sum()).clamp(min=1.0) * (logits.shape[1] * logits.shape[2])
         per_pixel = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")

@@ -22,7 +22,9 @@ def norm(kind: str, channels: int, *, groups: int = 32) -> nn.Module:
     if kind == "group":
         if channels % groups:
             fit = max(g for g in range(1, groups + 1) if channels % g == 0)
-            raise ValueError(f"model.norm_groups: {groups} groups do not divide {channels} channels; the nearest number that does is {fit}")
+            raise ValueError(
+                f"model.norm_groups: {groups} groups do not divide {channels} channels; the nearest number that does is {fit}"
+            )
         return GroupNorm(groups, channels)
     layers = {"batch": BatchNorm, "sync_batch": SyncBatchNorm, "frozen_batch": FrozenBatchNorm, "none": NoNorm}
     if kind not in layers:
@@ -66,11 +68,13 @@ class BatchNorm(nn.BatchNorm2d):
         weight = x.new_ones(x.shape[0], dtype=torch.float32) if weight is None else weight.float()
         values = x.float()
         weighted = values * weight.view(-1, 1, 1, 1)
-        moments = torch.cat([
-            weighted.sum((0, 2, 3)),
-            (weighted * values).sum((0, 2, 3)),
-            (weight.sum() * (x.shape[2] * x.shape[3])).view(1),
-        ])
+        moments = torch.cat(
+            [
+                weighted.sum((0, 2, 3)),
+                (weighted * values).sum((0, 2, 3)),
+                (weight.sum() * (x.shape[2] * x.shape[3])).view(1),
+            ]
+        )
         moments = self._join(moments)
         count = moments[-1]
         mean, square = moments[:-1].view(2, -1) / count.clamp(min=1.0)
@@ -93,7 +97,8 @@ class BatchNorm(nn.BatchNorm2d):
 
 
 class SyncBatchNorm(BatchNorm):
-    """BatchNorm over the joined batch of all processes, by one differentiable all-reduce of (sum, sum of squares, count).
+    """BatchNorm over the joined batch of all processes, by one differentiable all-reduce of (sum, sum of squares,
+    count).
 
     torch's own module refuses CPU tensors when distributed; this one runs on gloo, and a process without any sample
     takes part with a count of zero.

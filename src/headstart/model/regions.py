@@ -28,14 +28,33 @@ class Regions:
 
 
 @torch.no_grad()
-def sample_regions(proposals: Tensor, proposal_valid: Tensor, batch: Batch, keys: Tensor, *, num_classes: int, iou_threshold: float, num: int, max_positive: int) -> Regions:
+def sample_regions(
+    proposals: Tensor,
+    proposal_valid: Tensor,
+    batch: Batch,
+    keys: Tensor,
+    *,
+    num_classes: int,
+    iou_threshold: float,
+    num: int,
+    max_positive: int,
+) -> Regions:
     """Sample `num` regions an image from proposals [B,P,4] joined with the ground truth.
 
     At most `max_positive` with IoU >= `iou_threshold`, the rest from below it. keys [B] decide the choice.
     """
     candidates = torch.cat([proposals, batch.gt_boxes], dim=1)
     inside = torch.cat([proposal_valid, batch.gt_valid & ~batch.gt_crowd], dim=1)
-    matches = match(candidates, batch.gt_boxes, batch.gt_valid, batch.gt_crowd, high=iou_threshold, low=iou_threshold, low_quality=False, inside=inside)
+    matches = match(
+        candidates,
+        batch.gt_boxes,
+        batch.gt_valid,
+        batch.gt_crowd,
+        high=iou_threshold,
+        low=iou_threshold,
+        low_quality=False,
+        inside=inside,
+    )
     chosen = sample(matches.labels, keys, num=num, max_positive=max_positive, salt=SALT)
     gt = take(matches.matched, chosen.index)
     labels = torch.where(chosen.positive, take(batch.gt_labels, gt), num_classes)
@@ -54,8 +73,18 @@ class RegionPooler:
     def __call__(self, features: list[Tensor], boxes: Tensor, image: Tensor) -> Tensor:
         """[R,C,S,S] from features P2.. [B,C,H_l,W_l], boxes [R,4] pixels, image [R] index into the batch."""
         low = self.strides[0].bit_length() - 1
-        level = assign_levels(boxes, min_level=low, max_level=low + len(self.strides) - 1, canonical_size=self.canonical_size)
-        return roi_align(features[: len(self.strides)], boxes, image, level - low, strides=[float(s) for s in self.strides], size=self.size, aligned=self.aligned)
+        level = assign_levels(
+            boxes, min_level=low, max_level=low + len(self.strides) - 1, canonical_size=self.canonical_size
+        )
+        return roi_align(
+            features[: len(self.strides)],
+            boxes,
+            image,
+            level - low,
+            strides=[float(s) for s in self.strides],
+            size=self.size,
+            aligned=self.aligned,
+        )
 
 
 def image_index(boxes: Tensor) -> Tensor:

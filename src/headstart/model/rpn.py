@@ -22,7 +22,13 @@ SALT = 1
 
 
 @lru_cache(maxsize=64)
-def anchors_for(shapes: tuple[tuple[int, int], ...], strides: tuple[int, ...], sizes: tuple[float, ...], ratios: tuple[float, ...], device: torch.device) -> Tensor:
+def anchors_for(
+    shapes: tuple[tuple[int, int], ...],
+    strides: tuple[int, ...],
+    sizes: tuple[float, ...],
+    ratios: tuple[float, ...],
+    device: torch.device,
+) -> Tensor:
     """All anchors [A,4] of a pyramid with feature maps of the given (height, width), in pixels of the padded image.
 
     One size a level; ratio is height over width at equal area; centred on cell corners and rounded to whole half-sides,
@@ -51,7 +57,22 @@ class ProposalLimits:
 class Rpn(nn.Module):
     """Shared 3x3 convolution(s) and two 1x1 outputs on every level."""
 
-    def __init__(self, channels: int, *, anchor_sizes: tuple[float, ...], ratios: tuple[float, ...], strides: tuple[int, ...], num_convs: int, num_samples: int, positive_fraction: float, high: float, low: float, straddle: float | None, train_limits: ProposalLimits, test_limits: ProposalLimits):
+    def __init__(
+        self,
+        channels: int,
+        *,
+        anchor_sizes: tuple[float, ...],
+        ratios: tuple[float, ...],
+        strides: tuple[int, ...],
+        num_convs: int,
+        num_samples: int,
+        positive_fraction: float,
+        high: float,
+        low: float,
+        straddle: float | None,
+        train_limits: ProposalLimits,
+        test_limits: ProposalLimits,
+    ):
         super().__init__()
         self.convs = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(num_convs))
         self.objectness = nn.Conv2d(channels, len(ratios), 1)
@@ -79,16 +100,28 @@ class Rpn(nn.Module):
             deltas.append(self.deltas(x).permute(0, 2, 3, 1).reshape(x.shape[0], -1, 4).float())
         return logits, deltas
 
-    def loss(self, logits: list[Tensor], deltas: list[Tensor], anchors: Tensor, batch: Batch, keys: Tensor) -> dict[str, Tensor]:
+    def loss(
+        self, logits: list[Tensor], deltas: list[Tensor], anchors: Tensor, batch: Batch, keys: Tensor
+    ) -> dict[str, Tensor]:
         """Objectness and box losses over sampled anchors.
 
-        logits [B,A_l], deltas [B,A_l,4] raw outputs; anchors [A,4] pixels of the padded batch; keys [B] choose the sample.
-        Anchors between the two IoU thresholds, and those on crowds, take no part. An image without objects gives negatives
-        only. Both terms are divided by the number of sampled anchors (Detectron's rule; eq. 1 of 1506.01497 divides the
-        box term by the number of locations instead).
+        logits [B,A_l], deltas [B,A_l,4] raw outputs; anchors [A,4] pixels of the padded batch; keys [B] choose the
+        sample.
+        Anchors between the two IoU thresholds, and those on crowds, take no part. An image without objects gives
+        negatives only. Both terms are divided by the number of sampled anchors (Detectron's rule; eq. 1 of 1506.01497
+        divides the box term by the number of locations instead).
         """
         with torch.no_grad():
-            matches = match(anchors, batch.gt_boxes, batch.gt_valid, batch.gt_crowd, high=self.high, low=self.low, low_quality=True, inside=self._inside(anchors, batch.sizes))
+            matches = match(
+                anchors,
+                batch.gt_boxes,
+                batch.gt_valid,
+                batch.gt_crowd,
+                high=self.high,
+                low=self.low,
+                low_quality=True,
+                inside=self._inside(anchors, batch.sizes),
+            )
             chosen = sample(matches.labels, keys, num=self.num_samples, max_positive=self.max_positive, salt=SALT)
             gt = take(batch.gt_boxes, take(matches.matched, chosen.index))
             positive, valid = chosen.positive.float(), chosen.valid.float()
@@ -106,13 +139,21 @@ class Rpn(nn.Module):
         if self.straddle is None:
             return None
         height, width = sizes[:, :1] + self.straddle, sizes[:, 1:] + self.straddle
-        return (anchors[:, 0] >= -self.straddle) & (anchors[:, 1] >= -self.straddle) & (anchors[:, 2] <= width) & (anchors[:, 3] <= height)
+        return (
+            (anchors[:, 0] >= -self.straddle)
+            & (anchors[:, 1] >= -self.straddle)
+            & (anchors[:, 2] <= width)
+            & (anchors[:, 3] <= height)
+        )
 
     @torch.no_grad()
-    def decode(self, logits: list[Tensor], deltas: list[Tensor], anchors: Tensor, sizes: Tensor, limits: ProposalLimits) -> tuple[Tensor, Tensor]:
+    def decode(
+        self, logits: list[Tensor], deltas: list[Tensor], anchors: Tensor, sizes: Tensor, limits: ProposalLimits
+    ) -> tuple[Tensor, Tensor]:
         """Proposals [B,P,4] in pixels, best first, and which of them are real [B,P].
 
-        Per level: the best `before_nms`, decoded and cut to the image, then suppression; then the best `after_nms` of all.
+        Per level: the best `before_nms`, decoded and cut to the image, then suppression; then the best `after_nms` of
+        all.
         """
         boxes, scores, start = [], [], 0
         for level_logits, level_deltas in zip(logits, deltas):

@@ -24,12 +24,22 @@ class Matches:
     matched: Tensor
 
 
-def match(candidates: Tensor, gt_boxes: Tensor, gt_valid: Tensor, gt_crowd: Tensor, *, high: float, low: float, low_quality: bool, inside: Tensor | None = None) -> Matches:
+def match(
+    candidates: Tensor,
+    gt_boxes: Tensor,
+    gt_valid: Tensor,
+    gt_crowd: Tensor,
+    *,
+    high: float,
+    low: float,
+    low_quality: bool,
+    inside: Tensor | None = None,
+) -> Matches:
     """Assign candidates [N,4] or [B,N,4] to ground truth [B,G,4] by IoU.
 
-    IoU >= `high` is positive, below `low` negative, between them neither. With `low_quality` the best candidates of every
-    object are positive whatever their IoU, ties included, but never at IoU 0 (Faster R-CNN, 3.1.2). Candidates on crowd
-    regions, or not `inside` [B,N], take no part. An image without objects has negatives only.
+    IoU >= `high` is positive, below `low` negative, between them neither. With `low_quality` the best candidates of
+    every object are positive whatever their IoU, ties included, but never at IoU 0 (Faster R-CNN, 3.1.2). Candidates on
+    crowd regions, or not `inside` [B,N], take no part. An image without objects has negatives only.
     """
     real = gt_valid & ~gt_crowd
     overlap = iou(candidates, gt_boxes).masked_fill(~real.unsqueeze(1), -1.0)

@@ -12,8 +12,8 @@ def num_processes() -> int:
 def mean_over_processes(count: Tensor) -> Tensor:
     """A count (scalar, no gradient) averaged over the processes.
 
-    Dividing local sums by it gives local losses whose mean over processes, which is what DDP takes of their gradients, is
-    the loss of the joined batch.
+    Dividing local sums by it gives local losses whose mean over processes, which is what DDP takes of their gradients,
+    is the loss of the joined batch.
     """
     if num_processes() == 1:
         return count

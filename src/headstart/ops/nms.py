@@ -50,8 +50,8 @@ def nms_fixed_point(boxes: Tensor, valid: Tensor, threshold: float, *, max_round
 def nms_by_label(boxes: Tensor, scores: Tensor, labels: Tensor, valid: Tensor, threshold: float) -> Tensor:
     """Survivors bool [B,N] when boxes of different labels ignore one another.
 
-    boxes [B,N,4], scores [B,N] sorted falling, labels [B,N]. Labels are told apart exactly (no coordinate offsets, which
-    would round the boxes) in the static form, and by torchvision's own rule on a CPU.
+    boxes [B,N,4], scores [B,N] sorted falling, labels [B,N]. Labels are told apart exactly (no coordinate offsets,
+    which would round the boxes) in the static form, and by torchvision's own rule on a CPU.
     """
     if boxes.device.type == "cpu" and not torch.compiler.is_compiling():
         keep = torch.zeros_like(valid)

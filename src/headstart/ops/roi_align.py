@@ -1,7 +1,7 @@
 """Multi-level RoIAlign as one weighted gather.
 
-B images, C channels, R regions, L levels, S output side. All levels are laid out as one table with a row of C numbers per
-cell; an output bin is a weighted sum of 16 rows (2x2 samples of 4 neighbours). Forward and backward are the same
+B images, C channels, R regions, L levels, S output side. All levels are laid out as one table with a row of C numbers
+per cell; an output bin is a weighted sum of 16 rows (2x2 samples of 4 neighbours). Forward and backward are the same
 operation on a matrix and its transpose, both without a per-level or per-image branch.
 """
 
@@ -12,7 +12,9 @@ from torch import Tensor
 SAMPLES = 2  # per bin and direction: the paper's sampling ratio (Detectron: ROI_XFORM_SAMPLING_RATIO 2)
 
 
-def assign_levels(boxes: Tensor, *, min_level: int, max_level: int, canonical_size: float = 224.0, canonical_level: int = 4) -> Tensor:
+def assign_levels(
+    boxes: Tensor, *, min_level: int, max_level: int, canonical_size: float = 224.0, canonical_level: int = 4
+) -> Tensor:
     """Pyramid level [...] of each box [...,4]: floor(k0 + log2(sqrt(area) / 224)), clamped (FPN, eq. 1)."""
     size = torch.sqrt((boxes[..., 2] - boxes[..., 0]).clamp(min=0) * (boxes[..., 3] - boxes[..., 1]).clamp(min=0))
     # 1e-6 keeps a box of exactly the canonical size on its level in spite of rounding (Detectron, torchvision).
@@ -20,13 +22,22 @@ def assign_levels(boxes: Tensor, *, min_level: int, max_level: int, canonical_si
     return level.clamp(min_level, max_level).long()
 
 
-def roi_align(features: list[Tensor], boxes: Tensor, image: Tensor, level: Tensor, *, strides: list[float], size: int, aligned: bool) -> Tensor:
+def roi_align(
+    features: list[Tensor],
+    boxes: Tensor,
+    image: Tensor,
+    level: Tensor,
+    *,
+    strides: list[float],
+    size: int,
+    aligned: bool,
+) -> Tensor:
     """Features [R,C,S,S] of R regions, each from its own level.
 
-    features: L tensors [B,C,H_l,W_l]; boxes [R,4] pixels of the padded image; image [R] and level [R] index into the batch
-    and into `features`. `aligned` shifts by half a cell so that a pixel's centre is at +0.5 (detectron2's correction);
-    without it the original rule holds, with regions at least one cell wide. Equals torchvision's roi_align with
-    sampling_ratio=2. No region gives an empty tensor.
+    features: L tensors [B,C,H_l,W_l]; boxes [R,4] pixels of the padded image; image [R] and level [R] index into the
+    batch and into `features`. `aligned` shifts by half a cell so that a pixel's centre is at +0.5 (detectron2's
+    correction); without it the original rule holds, with regions at least one cell wide. Equals torchvision's roi_align
+    with sampling_ratio=2. No region gives an empty tensor.
     """
     channels = features[0].shape[1]
     table = torch.cat([feature.permute(0, 2, 3, 1).reshape(-1, channels) for feature in features])
@@ -95,5 +106,11 @@ class WeightedGather(torch.autograd.Function):
         cells = torch.arange(ctx.num_rows, device=rows.device, dtype=rows.dtype)
         first = torch.searchsorted(ordered, cells)
         source = torch.div(tap, rows.shape[1], rounding_mode="floor")
-        table = F.embedding_bag(source, gradient.contiguous(), first, mode="sum", per_sample_weights=weights.flatten()[tap].to(gradient.dtype))
+        table = F.embedding_bag(
+            source,
+            gradient.contiguous(),
+            first,
+            mode="sum",
+            per_sample_weights=weights.flatten()[tap].to(gradient.dtype),
+        )
         return table, None, None

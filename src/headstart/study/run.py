@@ -1,11 +1,8 @@
-"""Run what is missing of a study, in order, on this machine."""
+"""What a study's segments are made of: recipes, spans, difference sheet; and one segment, run."""
 
-import fcntl
 import json
 import os
-import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +16,15 @@ from headstart.study.plan import Plan, Segment, expand, schedule_names
 from headstart.train.run import RunResult, Span, num_training_images, train
 
 Patch = dict[str, Any]
+Progress = Callable[[Segment, int, dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
 class Prepared:
     """A study with its plan and what the plan rests on.
 
-    schedules {arm: {name: Schedule}}; num_images {fraction: images}; overrides are the command line's patch on every recipe.
+    schedules {arm: {name: Schedule}}; num_images {fraction: images}; overrides are the command line's patch on every
+    recipe.
     """
 
     study: Study
@@ -46,7 +45,9 @@ def prepare(study: Study, overrides: Patch | None = None) -> Prepared:
     num_images = {entry.fraction: count_images(study, entry.fraction, overrides) for entry in study.fractions}
     # A base in epochs means epochs of the largest fraction: the other fractions run the same number of steps.
     full = num_images[max(num_images)]
-    schedules = {arm: _schedules(arm_recipe(study, arm, overrides)[0], schedule_names(study), full) for arm in study.arms}
+    schedules = {
+        arm: _schedules(arm_recipe(study, arm, overrides)[0], schedule_names(study), full) for arm in study.arms
+    }
     pretrain = {name: pretrain_recipe(study, name, overrides)[0] for name in study.pretrain}
     pretrain_schedules = {name: schedule_of(recipe, num_training_images(recipe)) for name, recipe in pretrain.items()}
     steps = {name: schedule.total for name, schedule in pretrain_schedules.items()}
@@ -64,20 +65,26 @@ def count_images(study: Study, fraction: float, overrides: Patch) -> int:
     return num_training_images(recipe)
 
 
-def arm_recipe(study: Study, arm: str, overrides: Patch, segment: Segment | None = None, weights: Path | None = None) -> tuple[AnyRecipe, Provenance]:
+def arm_recipe(
+    study: Study, arm: str, overrides: Patch, segment: Segment | None = None, weights: Path | None = None
+) -> tuple[AnyRecipe, Provenance]:
     """The resolved recipe of an arm, or of one of its segments, and where each value comes from."""
     patch = dict(flatten(study.arms[arm]))
     if str(patch.get(WEIGHTS_FIELD, "")).startswith(PRETRAIN_PREFIX) and weights is not None:
         patch[WEIGHTS_FIELD] = str(weights)
     own = {} if segment is None else {"name": segment.name, "seed": segment.seed, "data.fraction": segment.fraction}
-    return resolve(study.recipe, [("study", study.set), (f"arm {arm}", patch), ("override", overrides), ("segment", own)])
+    return resolve(
+        study.recipe, [("study", study.set), (f"arm {arm}", patch), ("override", overrides), ("segment", own)]
+    )
 
 
 def pretrain_recipe(study: Study, name: str, overrides: Patch) -> tuple[AnyRecipe, Provenance]:
     """The resolved recipe of a pre-training; of the command line's patch it takes what is about the machine only."""
     entry = study.pretrain[name]
     machine = {key: value for key, value in overrides.items() if key in ("train.threads", "data.num_workers")}
-    return resolve(entry.recipe, [("study", entry.set), ("override", machine), ("segment", {"name": f"pretrain-{name}"})])
+    return resolve(
+        entry.recipe, [("study", entry.set), ("override", machine), ("segment", {"name": f"pretrain-{name}"})]
+    )
 
 
 def difference_sheet(prepared: Prepared) -> list[dict[str, Any]]:
@@ -99,48 +106,14 @@ def undeclared(prepared: Prepared) -> list[str]:
     return [row["field"] for row in difference_sheet(prepared) if not row["declared"]]
 
 
-@contextmanager
-def lock(directory: Path) -> Iterator[None]:
-    """Only one process runs a study at a time; ValueError says who does. A killed process holds nothing."""
-    directory.mkdir(parents=True, exist_ok=True)
-    path = directory / "lock"
-    with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise ValueError(f"{directory}: this study is being run by {file.read().strip() or 'another process'}") from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
-        yield
-        file.truncate(0)
-
-
-Progress = Callable[[Segment, int, dict[str, Any]], None]
-
-
-def run_study(prepared: Prepared, out: str | Path = "runs", *, progress: Progress | None = None, finished: Callable[[str], None] | None = None, say: Callable[[str], None] | None = None) -> Path:
-    """Run every segment that is not finished, in the plan's order; returns the study's directory.
-
-    `progress` is told of every step, `finished` of every segment that is done (or was found done).
-
-    Kill it anywhere and call it again: finished segments are found by their digest, the one in work continues at its last
-    checkpoint.
-    """
-    directory = Path(out) / prepared.study.name
-    with lock(directory):
-        done: dict[str, RunResult] = {}
-        for segment in prepared.plan.segments:
-            write_plan(prepared, directory, done)
-            done[segment.name] = run_segment(prepared, segment, directory, done, progress=progress, say=say)
-            if finished:
-                finished(segment.name)
-        write_plan(prepared, directory, done)
-    return directory
-
-
-def run_segment(prepared: Prepared, segment: Segment, directory: Path, done: dict[str, RunResult], *, progress: Progress | None = None, say: Callable[[str], None] | None = None) -> RunResult:
+def run_segment(
+    prepared: Prepared,
+    segment: Segment,
+    directory: Path,
+    done: dict[str, RunResult],
+    *,
+    progress: Progress | None = None,
+) -> RunResult:
     """Run one segment whose parent and weights are in `done`, or find it finished."""
     study = prepared.study
     if segment.kind == "pretrain":
@@ -149,11 +122,15 @@ def run_segment(prepared: Prepared, segment: Segment, directory: Path, done: dic
     else:
         weights = done[segment.weights_from].checkpoint if segment.weights_from else None
         recipe, origins = arm_recipe(study, segment.arm, prepared.overrides, segment, weights)
-        schedule = _trunk_schedule(recipe, prepared, segment) if segment.kind == "trunk" else prepared.schedules[segment.arm][segment.schedule]
+        schedule = (
+            _trunk_schedule(recipe, prepared, segment)
+            if segment.kind == "trunk"
+            else prepared.schedules[segment.arm][segment.schedule]
+        )
     parent = done[segment.parent].checkpoint if segment.parent else None
     span = Span(schedule, segment.stop, parent, segment.kind == "trunk")
     report = None if progress is None else (lambda step, values: progress(segment, step, values))
-    return train(recipe, directory, span=span, label=asdict(segment), provenance=origins, progress=report, say=say)
+    return train(recipe, directory, span=span, label=asdict(segment), provenance=origins, progress=report)
 
 
 def _trunk_schedule(recipe: AnyRecipe, prepared: Prepared, segment: Segment) -> Schedule:
@@ -170,7 +147,10 @@ def write_plan(prepared: Prepared, directory: Path, done: dict[str, RunResult]) 
     recipe = arm_recipe(prepared.study, next(iter(prepared.study.arms)), prepared.overrides)[0]
     content = {
         "cells": [asdict(cell) for cell in prepared.plan.cells],
-        "segments": [{**asdict(segment), "directory": done[segment.name].directory.name if segment.name in done else None} for segment in prepared.plan.segments],
+        "segments": [
+            {**asdict(segment), "directory": done[segment.name].directory.name if segment.name in done else None}
+            for segment in prepared.plan.segments
+        ],
         "notes": list(prepared.plan.notes),
         "num_images": {str(fraction): count for fraction, count in prepared.num_images.items()},
         "batch": recipe.train.batch,
@@ -185,5 +165,3 @@ def _replace(path: Path, text: str) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text(text)
     os.replace(temporary, path)
-
-

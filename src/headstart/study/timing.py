@@ -33,7 +33,14 @@ def measure_loads(prepared: Prepared) -> dict[str, Load]:
             timed[key] = (seconds_per_step(task, recipe), seconds_per_image(task))
         step, image = timed[key]
         settings = settings_of(recipe, task)
-        loads[name] = Load(batch=recipe.train.batch, num_images=num_images or {1.0: task.num_images}, seconds_per_step=step, seconds_per_eval_image=image, num_eval_images=task.num_eval_images, eval_every=settings.eval_every)
+        loads[name] = Load(
+            batch=recipe.train.batch,
+            num_images=num_images or {1.0: task.num_images},
+            seconds_per_step=step,
+            seconds_per_eval_image=image,
+            num_eval_images=task.num_eval_images,
+            eval_every=settings.eval_every,
+        )
     return loads
 
 
@@ -56,7 +63,10 @@ def seconds_per_step(task: Task, recipe: AnyRecipe) -> float:
 
 
 def seconds_per_image(task: Task) -> float:
-    """Seconds of an evaluation, by its images; a random model finds more than a trained one, so this is on the high side."""
+    """Seconds of an evaluation, by its images.
+
+    A random model finds more than a trained one, so this is on the high side.
+    """
     since = time.perf_counter()
     task.model.eval()
     task.evaluate(distributed.device())

@@ -28,10 +28,14 @@ def save(path: Path, state: dict[str, Any]) -> None:
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise ValueError(f"{path}: the checkpoint cannot be written ({error.strerror}); earlier checkpoints are untouched") from None
+        raise ValueError(
+            f"{path}: the checkpoint cannot be written ({error.strerror}); earlier checkpoints are untouched"
+        ) from None
     except RuntimeError as error:  # torch reports a full disk this way
         temporary.unlink(missing_ok=True)
-        raise ValueError(f"{path}: the checkpoint cannot be written ({str(error).splitlines()[0]}); earlier checkpoints are untouched") from None
+        raise ValueError(
+            f"{path}: the checkpoint cannot be written ({str(error).splitlines()[0]}); earlier checkpoints are untouched"
+        ) from None
 
 
 def load(path: Path | str) -> dict[str, Any]:
@@ -42,11 +46,15 @@ def load(path: Path | str) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
-        raise ValueError(f"{path}: holds objects other than tensors and plain data, which could execute code when loaded; refused") from None
+        raise ValueError(
+            f"{path}: holds objects other than tensors and plain data, which could execute code when loaded; refused"
+        ) from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError):
         raise ValueError(f"{path}: is not a whole checkpoint (torn, empty or of another kind)") from None
     if not isinstance(state, dict) or "model" not in state or "recipe" not in state:
-        raise ValueError(f"{path}: is not a headstart checkpoint: it has no {'recipe' if isinstance(state, dict) and 'model' in state else 'model'}")
+        raise ValueError(
+            f"{path}: is not a headstart checkpoint: it has no {'recipe' if isinstance(state, dict) and 'model' in state else 'model'}"
+        )
     if state.get("format") != FORMAT:
         raise ValueError(f"{path}: checkpoint format {state.get('format')!r}, expected {FORMAT}")
     return state

@@ -51,14 +51,25 @@ class CropStream:
         """Batches of steps start..stop-1."""
         part = self.recipe.input
         for images, indices, slots in ahead(self.raw, range(start, stop), self.recipe.data.num_workers):
-            crops = [random_crop(image.shape[:2], part.min_area, slot_generator(self.recipe.seed, 4, int(slot)), part.flip) for image, slot in zip(images, slots)]
-            yield LabelledBatch(crop_images(images, crops, part.size, _convention(self.recipe), device), torch.from_numpy(self.dataset.labels[indices].astype(np.int64)).to(device), indices)
+            crops = [
+                random_crop(image.shape[:2], part.min_area, slot_generator(self.recipe.seed, 4, int(slot)), part.flip)
+                for image, slot in zip(images, slots)
+            ]
+            yield LabelledBatch(
+                crop_images(images, crops, part.size, _convention(self.recipe), device),
+                torch.from_numpy(self.dataset.labels[indices].astype(np.int64)).to(device),
+                indices,
+            )
 
 
-def random_crop(shape: tuple[int, int], min_area: float, generator: np.random.Generator, flip: float) -> tuple[int, int, int, int, bool]:
-    """(top, left, height, width, flip) of a random square-ish crop: area share uniform in [min_area, 1], aspect in [3/4, 4/3].
+def random_crop(
+    shape: tuple[int, int], min_area: float, generator: np.random.Generator, flip: float
+) -> tuple[int, int, int, int, bool]:
+    """(top, left, height, width, flip) of a random square-ish crop: area share uniform in [min_area, 1], aspect in
+    [3/4, 4/3].
 
-    The sampling of Szegedy et al. 2015 as every ImageNet trainer does it, without its retries: sides are cut to the image.
+    The sampling of Szegedy et al. 2015 as every ImageNet trainer does it, without its retries: sides are cut to the
+    image.
     """
     area, aspect, top, left, coin = generator.random(5)
     target = (min_area + (1 - min_area) * area) * shape[0] * shape[1]
@@ -76,7 +87,9 @@ def build_classifier(recipe: ClassifyRecipe, num_classes: int) -> Classifier:
     """The classifier of a recipe, randomly initialised from its seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(fold(recipe.seed, 0))
-        return Classifier(build_backbone(recipe.model, len(recipe.input.mean)), num_classes, dropout=recipe.model.dropout)
+        return Classifier(
+            build_backbone(recipe.model, len(recipe.input.mean)), num_classes, dropout=recipe.model.dropout
+        )
 
 
 def training_folders(recipe: ClassifyRecipe) -> Dataset:
@@ -92,7 +105,9 @@ def classification_task(recipe: ClassifyRecipe) -> Task:
     train, val = training_folders(recipe), read_folders(recipe.data.val)
     if train.class_names != val.class_names:
         odd = sorted(set(train.class_names) ^ set(val.class_names))
-        raise ValueError(f"{recipe.data.val}: classes differ from {recipe.data.train}: {odd[0]!r} is in one of them only")
+        raise ValueError(
+            f"{recipe.data.val}: classes differ from {recipe.data.train}: {odd[0]!r} is in one of them only"
+        )
     stream, held_out = CropStream(train, recipe), Images(val, keep=recipe.data.cache)
     model = build_classifier(recipe, len(train.class_names))
     if recipe.train.channels_last:
@@ -128,7 +143,9 @@ def judge(model: Classifier, images: Images, recipe: ClassifyRecipe, device: tor
         whole = [(0, 0, *image.shape[:2], False) for image in shown]
         logits = model(crop_images(shown, whole, size, _convention(recipe), device))
         right[at : at + len(shown)] = logits.argmax(dim=1).cpu().numpy() == data.labels[at : at + len(shown)]
-    per_class = {name: {"top1": float(right[data.labels == label].mean())} for label, name in enumerate(data.class_names)}
+    per_class = {
+        name: {"top1": float(right[data.labels == label].mean())} for label, name in enumerate(data.class_names)
+    }
 
     def save(directory: Path, step: int) -> None:
         np.savez(directory / f"records-class-{step}.npz", right=right)

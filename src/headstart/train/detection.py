@@ -45,7 +45,9 @@ def detection_task(recipe: Recipe) -> Task:
     data, held_out = training_data(recipe), validation_data(recipe)
     check_same_classes(data, held_out)
     if recipe.model.mask.enabled and data.num_annotations and not data.segment_kind.any():
-        raise ValueError(f"{data.path}: no object has a segmentation, which model.mask.enabled needs; expected model.mask.enabled=false")
+        raise ValueError(
+            f"{data.path}: no object has a segmentation, which model.mask.enabled needs; expected model.mask.enabled=false"
+        )
     stream = TrainStream(
         data,
         Augmentation(recipe.input.short, recipe.input.long, recipe.input.flip),
@@ -82,15 +84,27 @@ def detection_task(recipe: Recipe) -> Task:
 def check_same_classes(train: Dataset, val: Dataset) -> None:
     """Both splits must have the same categories; ValueError names the first that differ."""
     if train.category_ids.tolist() != val.category_ids.tolist() or train.class_names != val.class_names:
-        ours, theirs = dict(zip(train.category_ids.tolist(), train.class_names)), dict(zip(val.category_ids.tolist(), val.class_names))
+        ours, theirs = (
+            dict(zip(train.category_ids.tolist(), train.class_names)),
+            dict(zip(val.category_ids.tolist(), val.class_names)),
+        )
         odd = next(key for key in sorted({*ours, *theirs}) if ours.get(key) != theirs.get(key))
-        raise ValueError(f"{val.path}: category {odd} is {theirs.get(odd)!r}, in {train.path} it is {ours.get(odd)!r}; expected the same categories in both")
+        raise ValueError(
+            f"{val.path}: category {odd} is {theirs.get(odd)!r}, in {train.path} it is {ours.get(odd)!r}; expected the same categories in both"
+        )
 
 
 def eval_images(recipe: Recipe, data: Dataset) -> EvalImages:
     """A data set's images as this recipe's detector sees them in evaluation."""
     resize = Resize(recipe.input.test_short, recipe.input.test_long)
-    return EvalImages(data, resize, convention_of(recipe), batch=recipe.evaluate.batch, cache=recipe.data.cache, num_workers=recipe.data.num_workers)
+    return EvalImages(
+        data,
+        resize,
+        convention_of(recipe),
+        batch=recipe.evaluate.batch,
+        cache=recipe.data.cache,
+        num_workers=recipe.data.num_workers,
+    )
 
 
 def _describe(batch: Batch) -> str:
@@ -119,7 +133,11 @@ def to_original(found: Detections, sizes: torch.Tensor, indices: np.ndarray, dat
         height, width = int(data.heights[index]), int(data.widths[index])
         scale = np.array([width / float(sizes[slot, 1]), height / float(sizes[slot, 0])] * 2)
         boxes = found.boxes[slot, valid].double().cpu().numpy() * scale
-        masks = None if found.masks is None else tuple(paste_rle(found.masks[slot, valid].float().cpu().numpy(), boxes, height, width))
+        masks = (
+            None
+            if found.masks is None
+            else tuple(paste_rle(found.masks[slot, valid].float().cpu().numpy(), boxes, height, width))
+        )
         labels = found.labels[slot, valid].cpu().numpy()
         yield Predictions(
             image_ids=np.full(len(boxes), data.image_ids[index], dtype=np.int64),

@@ -1,5 +1,6 @@
 """The loop: batch, rate, forward, finite check, backward, clip, step, row. In view, without hooks."""
 
+import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -39,17 +40,30 @@ class Settings:
 Progress = Callable[[int, dict[str, Any]], None]
 
 
-def run(task: Task, schedule: Schedule, settings: Settings, directory: Path, start: checkpoint.StartPoint, *, stop: int, keep: dict[str, Any], progress: Progress | None = None) -> Path:
+def run(
+    task: Task,
+    schedule: Schedule,
+    settings: Settings,
+    directory: Path,
+    start: checkpoint.StartPoint,
+    *,
+    stop: int,
+    keep: dict[str, Any],
+    progress: Progress | None = None,
+) -> Path:
     """Train from `start` to `stop` steps in a run directory; returns the final checkpoint.
 
-    `keep` (recipe, classes, audit) goes into every checkpoint, so that one alone suffices to evaluate, predict and resume.
+    `keep` (recipe, classes, audit) goes into every checkpoint, so that one alone suffices to evaluate, predict and
+    resume.
     Raises FloatingPointError before the update of a step whose loss is not finite.
     """
     device = distributed.device()
     task.model.to(device)
     optimizer = torch.optim.SGD(
         parameter_groups(task.model, weight_decay=settings.weight_decay, norm_weight_decay=settings.norm_weight_decay),
-        lr=schedule.base_rate, momentum=settings.momentum, foreach=True,
+        lr=schedule.base_rate,
+        momentum=settings.momentum,
+        foreach=True,
     )
     step, counters, window, clock = 0, {"images": 0, "instances": 0, "pixels": 0}, {}, Clock()
     if start.state is not None:
@@ -94,7 +108,17 @@ def run(task: Task, schedule: Schedule, settings: Settings, directory: Path, sta
             progress(step, {"loss": sum(values.values())})
         if rows and due(step, settings.log_every, end):
             means = {name: math.fsum(series) / len(series) for name, series in window.items()}
-            rows.write({"kind": "train", "step": step, **counters, "rate": rate, "loss": math.fsum(means.values()), "losses": means, "seconds": clock.read()})
+            rows.write(
+                {
+                    "kind": "train",
+                    "step": step,
+                    **counters,
+                    "rate": rate,
+                    "loss": math.fsum(means.values()),
+                    "losses": means,
+                    "seconds": clock.read(),
+                }
+            )
         if due(step, settings.log_every, end):
             window = {}
         if due(step, settings.eval_every, end):
@@ -103,38 +127,66 @@ def run(task: Task, schedule: Schedule, settings: Settings, directory: Path, sta
             judgement = task.evaluate(device)
             set_train_mode(task.model, settings.freeze)
             if rows:
-                rows.write({"kind": "eval", "step": step, "split": "val", **counters, "metrics": judgement.metrics, "per_class": judgement.per_class, "seconds": clock.read()})
+                rows.write(
+                    {
+                        "kind": "eval",
+                        "step": step,
+                        "split": "val",
+                        **counters,
+                        "metrics": judgement.metrics,
+                        "per_class": judgement.per_class,
+                        "seconds": clock.read(),
+                    }
+                )
                 if step == stop:
                     judgement.save(directory, step)
         if due(step, settings.save_every, stop) and writer:
             clock.switch("other")
-            state = {"model": task.model.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "counters": counters, "window": window, "seconds": clock.read()}
+            state = {
+                "model": task.model.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "step": step,
+                "counters": counters,
+                "window": window,
+                "seconds": clock.read(),
+            }
             checkpoint.save(checkpoint.path_of(directory, step), state | keep)
             checkpoint.prune(directory)
     final = checkpoint.path_of(directory, stop)
     if rows:
-        rows.write({"kind": "end", "step": stop, "checkpoint": str(final.relative_to(directory)), "hash": weights_digest(task.model), "seconds": clock.read()})
+        rows.write(
+            {
+                "kind": "end",
+                "step": stop,
+                "checkpoint": str(final.relative_to(directory)),
+                "hash": weights_digest(task.model),
+                "seconds": clock.read(),
+            }
+        )
         rows.close()
     distributed.barrier()
     return final
 
 
 def _finite(losses: dict[str, torch.Tensor], step: int, task: Task, batch: Any) -> dict[str, float]:
-    """The losses as numbers, averaged over processes; FloatingPointError naming step and images if one is not finite."""
+    """The losses as numbers, averaged over processes.
+
+    FloatingPointError naming step and images if one is not finite.
+    """
     stacked = distributed.mean(torch.stack([value.detach().float() for value in losses.values()]))
     values = dict(zip(losses, stacked.tolist(), strict=True))
     if not all(math.isfinite(value) for value in values.values()):
         listed = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
-        raise FloatingPointError(f"step {step}: the loss is not finite ({listed}) on {task.describe(batch)}; stopped before the update")
+        raise FloatingPointError(
+            f"step {step}: the loss is not finite ({listed}) on {task.describe(batch)}; stopped before the update"
+        )
     return values
 
 
 def weights_digest(model: nn.Module) -> str:
     """SHA-256 of all tensors of a model in order: equal exactly when the weights are equal bit for bit."""
-    import hashlib
-
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8 if tensor.dim() else tensor.dtype).numpy().tobytes())
+        digest.update(tensor.detach().cpu().contiguous(memory_format=torch.contiguous_format).numpy().tobytes())
     return digest.hexdigest()

@@ -17,7 +17,7 @@ class Clock:
     """Seconds by kind of work, continued across restarts: `with`-free, one kind at a time."""
 
     def __init__(self, seconds: dict[str, float] | None = None):
-        self.seconds = {kind: 0.0 for kind in KINDS} | (seconds or {})
+        self.seconds = dict.fromkeys(KINDS, 0.0) | (seconds or {})
         self._kind, self._since = "other", time.perf_counter()
 
     def switch(self, kind: str) -> None:
@@ -43,7 +43,11 @@ class Rows:
     def __init__(self, directory: Path, *, after_step: int | None, tensorboard: bool = True):
         directory.mkdir(parents=True, exist_ok=True)
         self.path = directory / "rows.jsonl"
-        kept = [] if after_step is None else [row for row in read_rows(self.path) if row["step"] <= after_step and row["kind"] != "end"]
+        kept = (
+            []
+            if after_step is None
+            else [row for row in read_rows(self.path) if row["step"] <= after_step and row["kind"] != "end"]
+        )
         temporary = self.path.with_suffix(".tmp")
         temporary.write_text("".join(_line(row) for row in kept))
         os.replace(temporary, self.path)
@@ -102,7 +106,9 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _board(directory: Path, after_step: int | None) -> Any:
-    from torch.utils.tensorboard import SummaryWriter  # here: it takes a second to import, and evaluation needs none of it
+    from torch.utils.tensorboard import (
+        SummaryWriter,  # here: it takes a second to import, and evaluation needs none of it
+    )
 
     return SummaryWriter(str(directory / "tensorboard"), purge_step=None if after_step is None else after_step + 1)
 
@@ -114,5 +120,10 @@ def _scalars(row: dict[str, Any]) -> list[tuple[str, float]]:
         return [("loss/total", row["loss"]), ("rate", row["rate"]), *losses]
     if row["kind"] == "eval":
         tree = row["metrics"]
-        return [(f"{kind}/{name}", value) for kind, values in tree.items() for name, value in values.items() if math.isfinite(value)]
+        return [
+            (f"{kind}/{name}", value)
+            for kind, values in tree.items()
+            for name, value in values.items()
+            if math.isfinite(value)
+        ]
     return []

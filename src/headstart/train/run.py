@@ -1,9 +1,12 @@
 """One run: a directory with everything it was, did and made."""
 
+import fcntl
 import json
 import os
 import platform
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -60,23 +63,49 @@ def num_training_images(recipe: AnyRecipe) -> int:
     return (training_data(recipe) if isinstance(recipe, Recipe) else training_folders(recipe)).num_images
 
 
-def train(recipe: AnyRecipe, out: str | Path = "runs", *, span: Span | None = None, label: dict[str, Any] | None = None, provenance: Provenance | None = None, progress: loop.Progress | None = None, say: Callable[[str], None] | None = None) -> RunResult:
+def train(
+    recipe: AnyRecipe,
+    out: str | Path = "runs",
+    *,
+    span: Span | None = None,
+    label: dict[str, Any] | None = None,
+    provenance: Provenance | None = None,
+    progress: loop.Progress | None = None,
+    say: Callable[[str], None] | None = None,
+) -> RunResult:
     """Train a recipe in its own directory below `out`; a finished run is found again and not repeated.
 
-    The directory's name ends in the digest of everything that can change the result. `label` is written to segment.json.
+    The directory's name ends in the digest of everything that can change the result. `label` is written to
+    segment.json.
     ValueError for anything a user gave wrong, before the first step; FloatingPointError for a loss that is not finite.
     """
+    if recipe.train.threads is not None:
+        torch.set_num_threads(recipe.train.threads)
     task = make_task(recipe)
     span = span or whole_span(recipe, task)
     directory = Path(out) / f"{recipe.name}-{run_digest(recipe, task, span)}"
     finished = find_result(directory, span.stop)
     if finished is not None:
         return finished
+    with only_process(directory):
+        return _train_here(recipe, task, span, directory, label or {}, provenance, progress, say)
+
+
+def _train_here(
+    recipe: AnyRecipe,
+    task: Task,
+    span: Span,
+    directory: Path,
+    label: dict[str, Any],
+    provenance: Provenance | None,
+    progress: loop.Progress | None,
+    say: Callable[[str], None] | None,
+) -> RunResult:
     found = None if span.parent else prepare_start(task, recipe)
     if span.parent:
         freeze(task.model, recipe.start.freeze)
     if distributed.is_writer():
-        _write_facts(directory, recipe, task, found, label or {}, provenance)
+        _write_facts(directory, recipe, task, found, label, provenance)
     if say:
         for line in task.notes:
             say(line)
@@ -87,6 +116,25 @@ def train(recipe: AnyRecipe, out: str | Path = "runs", *, span: Span | None = No
     return RunResult(directory, final, last_metrics(directory))
 
 
+@contextmanager
+def only_process(directory: Path) -> Iterator[None]:
+    """Hold a run directory; waits a moment for a killed process's workers to leave, then says that the run is taken."""
+    if not distributed.is_writer():
+        yield
+        return
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / "lock").open("a+") as file:
+        for attempt in range(20):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if attempt == 19:
+                    raise ValueError(f"{directory}: another process is training this run") from None
+                time.sleep(0.25)
+        yield
+
+
 def whole_span(recipe: AnyRecipe, task: Task) -> Span:
     """The recipe's own schedule, from its start to its end."""
     schedule = schedule_of(recipe, task.num_images)
@@ -94,7 +142,10 @@ def whole_span(recipe: AnyRecipe, task: Task) -> Span:
 
 
 def run_digest(recipe: AnyRecipe, task: Task, span: Span) -> str:
-    """The digest of a run: recipe, data, weights, schedule, and the lineage that it continues. Paths are not part of it."""
+    """The digest of a run: recipe, data, weights, schedule, and the lineage that it continues.
+
+    Paths are not part of it.
+    """
     weights = recipe.start.weights
     content = file_hash(weights) if weights is not None and Path(weights).is_file() else str(weights)
     schedule = json.dumps([asdict(span.schedule), span.stop, span.is_trunk], sort_keys=True)
@@ -129,7 +180,9 @@ def prepare_start(task: Task, recipe: AnyRecipe) -> Audit:
         report = load_weights(task.model, read_weights(start.weights), scope=start.kind, input=input_spec(recipe))
     freeze(task.model, start.freeze)
     set_train_mode(task.model, start.freeze)
-    found = audit(task.model, start=start.kind, freeze=start.freeze, input=input_spec(recipe), report=report, initial=initial)
+    found = audit(
+        task.model, start=start.kind, freeze=start.freeze, input=input_spec(recipe), report=report, initial=initial
+    )
     found.check()
     return found
 
@@ -158,14 +211,36 @@ def settings_of(recipe: AnyRecipe, task: Task, *, is_trunk: bool = False) -> loo
     )
 
 
-def _write_facts(directory: Path, recipe: AnyRecipe, task: Task, found: Audit | None, label: dict[str, Any], provenance: Provenance | None) -> None:
+def _write_facts(
+    directory: Path,
+    recipe: AnyRecipe,
+    task: Task,
+    found: Audit | None,
+    label: dict[str, Any],
+    provenance: Provenance | None,
+) -> None:
     """Recipe, audit, environment, image ids and segment label, before the first step."""
     directory.mkdir(parents=True, exist_ok=True)
-    origins = "".join(f"# {key}: {origin}\n" for key, origin in (provenance or {}).items() if origin not in ("base.yaml", "base_classify.yaml"))
+    origins = "".join(
+        f"# {key}: {origin}\n"
+        for key, origin in (provenance or {}).items()
+        if origin not in ("base.yaml", "base_classify.yaml")
+    )
     (directory / "recipe.yaml").write_text(origins + yaml.safe_dump(to_dict(recipe), sort_keys=False))
     (directory / "image_ids.txt").write_text("".join(f"{image_id}\n" for image_id in task.image_ids))
     (directory / "environment.json").write_text(json.dumps(environment(), indent=1))
-    (directory / "segment.json").write_text(json.dumps({**label, "num_images": task.num_images, "classes": task.classes, "fingerprint": task.fingerprint, "notes": task.notes}, indent=1))
+    (directory / "segment.json").write_text(
+        json.dumps(
+            {
+                **label,
+                "num_images": task.num_images,
+                "classes": task.classes,
+                "fingerprint": task.fingerprint,
+                "notes": task.notes,
+            },
+            indent=1,
+        )
+    )
     if found is not None:
         (directory / "audit.json").write_text(json.dumps(found.to_json(), indent=1))
 

@@ -22,8 +22,9 @@ class Judgement:
 class Task:
     """A model and its data, ready for the loop.
 
-    losses(model, batch) gives a dict of scalar losses (the model may be wrapped for several processes). batches(start, stop, device) yields the batches of those steps; counts(step)
-    gives the instances and pixels of a whole step. evaluate(device) judges the model (all processes call it).
+    losses(model, batch) gives a dict of scalar losses (the model may be wrapped for several processes). batches(start,
+    stop, device) yields the batches of those steps; counts(step) gives the instances and pixels of a whole step.
+    evaluate(device) judges the model (all processes call it).
     describe says which images a step held, for messages. classes and num_images describe the training data.
     """
 
