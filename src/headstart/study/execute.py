@@ -1,0 +1,65 @@
+"""Run what is missing of a study, in order, on this machine."""
+
+import fcntl
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from headstart.study.plan import Segment
+from headstart.study.run import Prepared, Progress, run_segment, write_plan
+from headstart.study.workers import run_parallel
+from headstart.train.run import RunResult
+
+
+@contextmanager
+def lock(directory: Path) -> Iterator[None]:
+    """Only one process runs a study at a time; ValueError says who does. A killed process holds nothing."""
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / "lock"
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise ValueError(
+                f"{directory}: this study is being run by {file.read().strip() or 'another process'}"
+            ) from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
+        file.truncate(0)
+
+
+def run_study(
+    prepared: Prepared,
+    out: str | Path = "runs",
+    *,
+    jobs: int = 1,
+    progress: Progress | None = None,
+    finished: Callable[[str], None] | None = None,
+) -> Path:
+    """Run every segment that is not finished, `jobs` at a time; returns the study's directory.
+
+    `progress` is told of every step, `finished` of every segment that is done (or was found done). Kill it anywhere and
+    call it again: finished segments are found by their digest, those in work continue at their last checkpoint.
+    """
+    directory = Path(out) / prepared.study.name
+    done: dict[str, RunResult] = {}
+
+    def record(segment: Segment, result: RunResult) -> None:
+        done[segment.name] = result
+        write_plan(prepared, directory, done)
+        if finished:
+            finished(segment.name)
+
+    with lock(directory):
+        write_plan(prepared, directory, done)
+        if jobs > 1:
+            run_parallel(prepared, directory, jobs, progress=progress, finished=record)
+        else:
+            for segment in prepared.plan.segments:
+                record(segment, run_segment(prepared, segment, directory, done, progress=progress))
+    return directory
