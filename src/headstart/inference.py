@@ -58,7 +58,8 @@ def evaluate(trained: Trained, data: Dataset) -> tuple[Evaluation, Predictions]:
     """COCO metrics of a trained detector on a data set with the same categories, and its predictions."""
     if tuple(data.category_ids.tolist()) != trained.category_ids:
         raise ValueError(
-            f"{data.path}: has categories {data.category_ids.tolist()[:10]}, the checkpoint was trained on {list(trained.category_ids)[:10]}"
+            f"{data.path}: has categories {data.category_ids.tolist()[:10]}, "
+            f"the checkpoint was trained on {list(trained.category_ids)[:10]}"
         )
     predictions = predict_all(trained.model, eval_images(trained.recipe, data), distributed.device())
     kinds = ("box",) if trained.model.mask_head is None else ("box", "mask")
@@ -69,7 +70,7 @@ def evaluate(trained: Trained, data: Dataset) -> tuple[Evaluation, Predictions]:
 
 @dataclass(frozen=True)
 class ImagePrediction:
-    """What a detector found on one image: boxes [n,4] XYXY pixels, scores [n], class names and ids, COCO RLE masks or None."""
+    """Detections on one image: boxes [n,4] XYXY pixels, scores [n], class names and ids, COCO RLE masks or None."""
 
     path: Path
     boxes: np.ndarray

@@ -149,7 +149,8 @@ class Start(Part):
     def _complete(self) -> "Start":
         if self.kind == "random" and self.weights is not None:
             raise ValueError(
-                f"start.weights: {self.weights!r} is given but start.kind is 'random'; expected null, or start.kind 'backbone' or 'detector'"
+                f"start.weights: {self.weights!r} is given but start.kind is 'random'; "
+                "expected null, or start.kind 'backbone' or 'detector'"
             )
         if self.kind != "random" and self.weights is None:
             raise ValueError(f"start.weights: missing for start.kind {self.kind!r}; expected a weights file")
@@ -276,13 +277,13 @@ def to_dict(recipe: AnyRecipe) -> dict[str, Any]:
 
 
 def digest(recipe: AnyRecipe, *extra: str) -> str:
-    """Twelve hex digits of everything in a recipe that can change the result, and of `extra` (data, weights, parent)."""
+    """Twelve hex digits of all in a recipe that can change the result, and of `extra` (data, weights, parent)."""
     flat = {key: value for key, value in flatten(to_dict(recipe)).items() if key not in CLERICAL + REPLACED}
     return hashlib.sha256(json.dumps([flat, *extra], sort_keys=True).encode()).hexdigest()[:12]
 
 
 def schedule_of(recipe: AnyRecipe, num_images: int, name: str | None = None) -> Schedule:
-    """The learning-rate schedule of a recipe on a data set of `num_images`, with the rate scaled linearly by the batch."""
+    """The learning-rate schedule of a recipe on `num_images` images, its rate scaled linearly by the batch."""
     train = recipe.train
     return Schedule.nx(
         parse_schedule(name or train.schedule),

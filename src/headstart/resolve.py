@@ -89,7 +89,8 @@ def resolve(name: str, patches: list[tuple[str, dict[str, Any]]]) -> tuple[AnyRe
         layers.insert(0, (parent.name, read_yaml(parent)))
         if "extends" in layers[0][1]:
             raise ValueError(
-                f"{parent}: extends: {layers[0][1]['extends']!r} is a second level; a recipe may extend only one that extends nothing"
+                f"{parent}: extends: {layers[0][1]['extends']!r} is a second level; "
+                "a recipe may extend only one that extends nothing"
             )
     layers += [(origin, unflatten(patch)) for origin, patch in patches]
     task = next((layer["task"] for _, layer in reversed(layers) if "task" in layer), "detection")

@@ -83,12 +83,11 @@ def describe_run(recipe: Any, num_images: int) -> int:
     from headstart.schedule import describe
 
     schedule, part = schedule_of(recipe, num_images), recipe.train
-    say(
-        f"{part.schedule}: {describe(schedule.total, part.batch, num_images)}; drops at {', '.join(f'{drop:,}' for drop in schedule.drops) or 'none'}; warm-up {schedule.warmup:,} steps"
-    )
-    say(
-        f"rate {scaled_rate(recipe):g} = {part.rate:g} x {part.batch}/{part.reference_batch} (linear scaling with the batch)"
-    )
+    drops = ", ".join(f"{drop:,}" for drop in schedule.drops) or "none"
+    length = describe(schedule.total, part.batch, num_images)
+    say(f"{part.schedule}: {length}; drops at {drops}; warm-up {schedule.warmup:,} steps")
+    derivation = f"{part.rate:g} x {part.batch}/{part.reference_batch}"
+    say(f"rate {scaled_rate(recipe):g} = {derivation} (linear scaling with the batch)")
     return schedule.total
 
 

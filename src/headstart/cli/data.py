@@ -39,7 +39,7 @@ def check(
     paths: Annotated[
         list[str],
         typer.Argument(
-            help="One data set, or training and validation set: COCO JSON, VOC folder[:SPLIT] or YOLO data.yaml[:SPLIT]."
+            help="One data set, or training and validation set: COCO JSON, VOC folder[:SPLIT], YOLO data.yaml[:SPLIT]."
         ),
     ],
     images: Annotated[
@@ -100,5 +100,6 @@ def convert(
     for line in data.notes:
         say(line)
     say(
-        f"{data.num_images} images, {data.num_annotations} objects, {data.num_classes} classes: {out} (images in {data.image_dir})"
+        f"{data.num_images} images, {data.num_annotations} objects, {data.num_classes} classes: {out} "
+        f"(images in {data.image_dir})"
     )

@@ -56,7 +56,7 @@ def evaluate(
     data: Annotated[
         str | None,
         typer.Option(
-            help="COCO JSON, VOC folder or YOLO data.yaml; the recipe's validation set if left out; 'train' for its training set."
+            help="COCO JSON, VOC folder or YOLO data.yaml; 'train' or nothing for the recipe's own training or validation set."
         ),
     ] = None,
     images: Annotated[Path | None, typer.Option(help="Image folder of a COCO JSON.")] = None,

@@ -61,10 +61,13 @@ def show_plan(prepared: Any) -> dict[str, Any]:
     found = totals(prepared.plan, loads)
     seconds = found["seconds_shared"] + found["seconds_pretrain"]
     say(
-        f"{found['cells']} cells in {found['segments']} segments: {found['steps_shared']:,} steps instead of {found['steps_alone']:,} (shared trunks save {100 * found['saving']:.0f} %), and {found['steps_pretrain']:,} of pre-training"
+        f"{found['cells']} cells in {found['segments']} segments: {found['steps_shared']:,} steps instead of "
+        f"{found['steps_alone']:,} (shared trunks save {100 * found['saving']:.0f} %), and "
+        f"{found['steps_pretrain']:,} of pre-training"
     )
     say(
-        f"expected time on this machine, from a few timed steps: {seconds / 60:.1f} minutes ({seconds / 3600:.2f} hours)"
+        f"expected time on this machine, from a few timed steps: {seconds / 60:.1f} minutes "
+        f"({seconds / 3600:.2f} hours)"
     )
     for note in prepared.plan.notes:
         say(f"note: {note}")
@@ -79,7 +82,7 @@ def run(
     jobs: Annotated[
         int | None,
         typer.Option(
-            help="Segments at a time, one thread each; by default the number of CPU cores when train.threads is 1, else 1.",
+            help="Segments at a time, one thread each; by default one a CPU core when train.threads is 1, else 1.",
             min=1,
         ),
     ] = None,
@@ -93,7 +96,8 @@ def run(
     odd = undeclared(prepared)
     if odd:
         raise ValueError(
-            f"study {study}: the arms differ in {odd[0]} without declaring it; expected the same value, or the field in an arm"
+            f"study {study}: the arms differ in {odd[0]} without declaring it; "
+            "expected the same value, or the field in an arm"
         )
     segments = {segment.name: segment for segment in prepared.plan.segments}
     with bar() as progress:

@@ -1,4 +1,4 @@
-"""Padded sizes: few enough that one compiled graph each is affordable, close enough that little is wasted on padding."""
+"""Padded sizes: few enough that one compiled graph each is affordable, close enough to waste little on padding."""
 
 from dataclasses import dataclass
 

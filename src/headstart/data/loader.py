@@ -50,7 +50,8 @@ class Images:
         expected = (int(self.dataset.heights[index]), int(self.dataset.widths[index]))
         if image.shape[:2] != expected:
             raise ValueError(
-                f"{self.dataset.image_path(index)}: image {self.dataset.image_ids[index]} is {image.shape[1]} x {image.shape[0]} pixels, "
+                f"{self.dataset.image_path(index)}: image {self.dataset.image_ids[index]} is "
+                f"{image.shape[1]} x {image.shape[0]} pixels, "
                 f"the annotations say {expected[1]} x {expected[0]}"
             )
         return image

@@ -157,7 +157,8 @@ class TimmBackbone(nn.Module):
         chosen = [index for index, stride in enumerate(self.body.feature_info.reduction()) if stride in (4, 8, 16, 32)]
         if [self.body.feature_info.reduction()[index] for index in chosen] != [4, 8, 16, 32]:
             raise ValueError(
-                f"model.backbone.name: {name!r} gives maps at strides {self.body.feature_info.reduction()}, expected 4, 8, 16 and 32 among them"
+                f"model.backbone.name: {name!r} gives maps at strides {self.body.feature_info.reduction()}, "
+                "expected 4, 8, 16 and 32 among them"
             )
         self.chosen = chosen
         self.channels = tuple(self.body.feature_info.channels()[index] for index in chosen)
@@ -216,7 +217,8 @@ def build_resnet(
     if isinstance(depth, int):
         if depth not in DEPTHS:
             raise ValueError(
-                f"model.backbone.depth: {depth} is not known, expected one of {', '.join(map(str, DEPTHS))} or four block counts"
+                f"model.backbone.depth: {depth} is not known, "
+                f"expected one of {', '.join(map(str, DEPTHS))} or four block counts"
             )
         blocks, is_bottleneck = DEPTHS[depth]
     else:

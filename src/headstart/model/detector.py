@@ -124,7 +124,7 @@ class Detector(nn.Module):
 
 
 def without_empty_slots(batch: Batch) -> Batch:
-    """The batch with its trailing ground-truth slots that no image uses cut off, where shapes may depend on the data."""
+    """The batch without trailing ground-truth slots that no image uses, where shapes may depend on the data."""
     used = used_length(batch.gt_valid)
     slots = ("gt_boxes", "gt_labels", "gt_valid", "gt_crowd", "gt_masks", "gt_keypoints")
     return replace(batch, **{name: getattr(batch, name)[:, :used] for name in slots})
@@ -146,7 +146,7 @@ def build_backbone(model: Model | Classifier, in_channels: int) -> Backbone:
 
 
 def build(recipe: Recipe, num_classes: int) -> Detector:
-    """The detector of a recipe, randomly initialised from its seed: nothing below this function has seen a recipe.
+    """The detector of a recipe, randomly initialised from its seed; nothing below has seen a recipe.
 
     The same recipe and number of classes give the same tensors, whatever ran before; the caller's random state is kept.
     """

@@ -23,7 +23,8 @@ def norm(kind: str, channels: int, *, groups: int = 32) -> nn.Module:
         if channels % groups:
             fit = max(g for g in range(1, groups + 1) if channels % g == 0)
             raise ValueError(
-                f"model.norm_groups: {groups} groups do not divide {channels} channels; the nearest number that does is {fit}"
+                f"model.norm_groups: {groups} groups do not divide {channels} channels; "
+                f"the nearest number that does is {fit}"
             )
         return GroupNorm(groups, channels)
     layers = {"batch": BatchNorm, "sync_batch": SyncBatchNorm, "frozen_batch": FrozenBatchNorm, "none": NoNorm}

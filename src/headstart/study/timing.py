@@ -28,6 +28,8 @@ def measure_loads(prepared: Prepared) -> dict[str, Load]:
             num_images = prepared.num_images
         # The start changes neither shapes nor costs, unless something is frozen.
         key = recipe.model_copy(update={"name": "", "start": None}).model_dump_json() + recipe.start.freeze
+        if recipe.train.threads is not None:
+            torch.set_num_threads(recipe.train.threads)
         task = make_task(recipe)
         if key not in timed:
             timed[key] = (seconds_per_step(task, recipe), seconds_per_image(task))

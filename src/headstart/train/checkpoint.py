@@ -34,7 +34,8 @@ def save(path: Path, state: dict[str, Any]) -> None:
     except RuntimeError as error:  # torch reports a full disk this way
         temporary.unlink(missing_ok=True)
         raise ValueError(
-            f"{path}: the checkpoint cannot be written ({str(error).splitlines()[0]}); earlier checkpoints are untouched"
+            f"{path}: the checkpoint cannot be written ({str(error).splitlines()[0]}); "
+            "earlier checkpoints are untouched"
         ) from None
 
 
@@ -52,9 +53,7 @@ def load(path: Path | str) -> dict[str, Any]:
     except (RuntimeError, EOFError, OSError, ValueError, KeyError):
         raise ValueError(f"{path}: is not a whole checkpoint (torn, empty or of another kind)") from None
     if not isinstance(state, dict) or "model" not in state or "recipe" not in state:
-        raise ValueError(
-            f"{path}: is not a headstart checkpoint: it has no {'recipe' if isinstance(state, dict) and 'model' in state else 'model'}"
-        )
+        raise ValueError(f"{path}: is not a headstart checkpoint: it holds no model with its recipe")
     if state.get("format") != FORMAT:
         raise ValueError(f"{path}: checkpoint format {state.get('format')!r}, expected {FORMAT}")
     return state

@@ -46,7 +46,8 @@ def detection_task(recipe: Recipe) -> Task:
     check_same_classes(data, held_out)
     if recipe.model.mask.enabled and data.num_annotations and not data.segment_kind.any():
         raise ValueError(
-            f"{data.path}: no object has a segmentation, which model.mask.enabled needs; expected model.mask.enabled=false"
+            f"{data.path}: no object has a segmentation, which model.mask.enabled needs; "
+            "expected model.mask.enabled=false"
         )
     stream = TrainStream(
         data,
@@ -90,7 +91,8 @@ def check_same_classes(train: Dataset, val: Dataset) -> None:
         )
         odd = next(key for key in sorted({*ours, *theirs}) if ours.get(key) != theirs.get(key))
         raise ValueError(
-            f"{val.path}: category {odd} is {theirs.get(odd)!r}, in {train.path} it is {ours.get(odd)!r}; expected the same categories in both"
+            f"{val.path}: category {odd} is {theirs.get(odd)!r}, in {train.path} it is {ours.get(odd)!r}; "
+            "expected the same categories in both"
         )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Judgement:
-    """The result of one evaluation: metrics by kind, per class by kind, and `save(directory, step)` for its evidence."""
+    """One evaluation: metrics by kind, per class by kind, and `save(directory, step)` for its evidence."""
 
     metrics: dict[str, dict[str, float]]
     per_class: dict[str, dict[str, dict[str, float]]]
@@ -43,7 +43,7 @@ class Task:
 
 
 def parameter_groups(model: nn.Module, *, weight_decay: float, norm_weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups of trainable parameters: weights, and the scales, shifts and biases that decay by `norm_weight_decay`."""
+    """Two groups of trainable parameters: weights; and scales, shifts and biases, with `norm_weight_decay`."""
     plain: list[Tensor] = []
     special: list[Tensor] = []
     for parameter in model.parameters():

@@ -1,0 +1,40 @@
+# The only set-up anyone needs: Python >= 3.11 with pip and venv, and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export MPLBACKEND := Agg
+
+.PHONY: demo test lint bench bench-kill docs install clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("headstart needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; try make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
+	touch $@
+
+# Data on disk, a pre-trained backbone, the paired study, and its report: runs/demo/report.html
+demo: install
+	$(BIN)/headstart data shapes data/demo --images 800 --val 200 --seed 0
+	$(BIN)/headstart data shapes data/demo/classes --classes --images 15000 --val 600 --seed 0
+	$(BIN)/headstart study run demo $(if $(seeds),seeds=$(seeds))
+
+test: install
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks
+
+bench: install
+	$(BIN)/python benchmarks/run.py
+
+bench-kill: install
+	$(BIN)/python benchmarks/kill.py
+
+docs: install
+	$(BIN)/python -m headstart.reference > docs/recipes.md
+
+clean:
+	rm -rf $(VENV) runs data/demo
