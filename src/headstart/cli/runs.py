@@ -56,7 +56,7 @@ def evaluate(
     data: Annotated[
         str | None,
         typer.Option(
-            help="COCO JSON, VOC folder or YOLO data.yaml; 'train' or nothing for the recipe's own training or validation set."
+            help="COCO JSON, VOC folder or YOLO data.yaml; 'train', or nothing, for a set of the recipe's own."
         ),
     ] = None,
     images: Annotated[Path | None, typer.Option(help="Image folder of a COCO JSON.")] = None,
