@@ -60,8 +60,7 @@ def test_empty_batches_give_finite_losses_and_a_gradient_everywhere(kind, norm):
         torch.testing.assert_close(found[0][name], found[1][name], rtol=1e-5, atol=1e-6)
 
 
-def test_boxes_of_no_area_in_padding_slots_are_harmless():
-    """Random numbers left in slots that are not valid change nothing."""
+def test_what_lies_in_padding_slots_changes_nothing():
     detector, batch = small_detector(), small_batch()
     generator = torch.Generator().manual_seed(1)
     hole = ~batch.gt_valid

@@ -1,13 +1,10 @@
-"""The norm kinds against torch's and torchvision's layers, in one process and in two."""
+"""The norm kinds against torch's and torchvision's layers (in two processes: test_two_processes.py)."""
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 
 from headstart.model.norm import KINDS, norm
-from headstart.ops.collective import mean_over_processes
 
 CHANNELS = 6
 
@@ -96,7 +93,7 @@ def test_no_real_sample_is_finite_and_leaves_the_statistics_alone(kind, num):
 
 
 def test_frozen_batch_equals_torchvisions():
-    import torchvision  # here, because the processes of the last test import this file and wait for it
+    import torchvision  # here, because the processes of test_two_processes.py import this file and wait for it
 
     ours, theirs = norm("frozen_batch", CHANNELS), torchvision.ops.FrozenBatchNorm2d(CHANNELS)
     randomised(theirs)
@@ -126,48 +123,3 @@ def test_groups_that_do_not_divide_are_refused_with_the_nearest_that_do():
 def test_an_unknown_kind_is_refused():
     with pytest.raises(ValueError, match="'instance', expected one of " + ", ".join(KINDS)):
         norm("instance", CHANNELS)
-
-
-SPLITS = {"even": (4, 3), "one sample": (6, 1), "empty": (7, 0), "empty first": (0, 7)}
-
-
-def _worker(rank, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    results = {}
-    for name, split in SPLITS.items():
-        for weighted in (False, True):
-            x, gradient, keep = (value.split(split)[rank] for value in (features(), above(), KEEP))
-            weight = keep.float() if weighted else None
-            gradient = gradient * keep.view(-1, 1, 1, 1) if weighted else gradient
-            results[name, weighted] = run(randomised(norm("sync_batch", CHANNELS)), x, gradient, weight)
-    results["mean"] = mean_over_processes(torch.tensor(5.0 if rank == 0 else 0.0))
-    torch.save(results, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
-
-
-KEEP = torch.tensor([1, 1, 0, 1, 1, 0, 1]).bool()
-
-
-def test_two_processes_equal_one_whatever_their_shares(tmp_path):
-    """Uneven and empty shares: outputs, input gradients and statistics are those of the joined batch."""
-    mp.spawn(_worker, args=(str(tmp_path),), nprocs=2)
-    parts = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
-    for name in SPLITS:
-        for weighted in (False, True):
-            first, second = parts[0][name, weighted], parts[1][name, weighted]
-            mask = KEEP.view(-1, 1, 1, 1) if weighted else torch.ones(7, 1, 1, 1)
-            wanted = run(
-                randomised(norm("batch", CHANNELS)),
-                features(),
-                above() * mask,
-                KEEP.float() if weighted else torch.ones(7),
-            )
-            for key in ("out", "x"):
-                first[key] = torch.cat([first[key], second[key]])
-            for key in ("weight", "bias"):  # each process has the gradient of its own loss; their sum is the whole
-                first[key] = first[key] + second[key]
-            assert torch.equal(first["running_mean"], second["running_mean"])
-            assert_same(first, wanted, rtol=2e-4, atol=2e-5)
-    assert parts[0]["mean"] == parts[1]["mean"] == 2.5
-    assert mean_over_processes(torch.tensor(5.0)) == 5.0
