@@ -1,0 +1,63 @@
+"""Numbers as people read them: points, large counts, times and names of fractions and metrics."""
+
+from __future__ import annotations
+
+from math import isfinite
+
+from headstart.study.read import StudyFolder
+from headstart.study.wording import amount, counted
+
+NONE = "–"
+_LARGE = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"))
+_SIZES = {"APs": "AP small", "APm": "AP medium", "APl": "AP large"}
+
+
+def score(value: float | None) -> str:
+    """A metric of 0..1 in points: 0.4134 -> "41.3"; a dash where it is not known."""
+    return f"{100 * value:.1f}" if value is not None and isfinite(value) else NONE
+
+
+def signed(value: float | None) -> str:
+    """A difference of a metric in points, with its sign and a real minus: -0.035 -> "−3.5"."""
+    if value is None or not isfinite(value):
+        return NONE
+    text = f"{100 * value:+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
+
+
+def large(value: float | None) -> str:
+    """A count with three digits and a unit: 8640000 -> "8.64 M"; below a million in full."""
+    if value is None or not isfinite(value):
+        return NONE
+    for size, unit in _LARGE:
+        if abs(value) >= size:
+            return f"{value / size:.3g} {unit}" if abs(value) < 999.5 * size else f"{value / size:,.0f} {unit}"
+    return amount(value)
+
+
+def span(seconds: float | None) -> str:
+    """A time: "48 s", "12 min", "3.4 h", "12.5 days"."""
+    if seconds is None or not isfinite(seconds):
+        return NONE
+    for limit, size, unit in ((90, 1, "s"), (5400, 60, "min"), (172_800, 3600, "h")):
+        if seconds < limit:
+            return f"{seconds / size:.0f} {unit}" if seconds >= 10 * size else f"{seconds / size:.1f} {unit}"
+    return f"{seconds / 86400:.1f} days"
+
+
+def metric_name(metric: str) -> str:
+    """ "box.AP50" -> "box AP50"; sizes in words."""
+    kind, _, name = metric.rpartition(".")
+    return f"{kind} {_SIZES.get(name, name)}".strip()
+
+
+def fraction_name(folder: StudyFolder, fraction: float) -> str:
+    """ "all data (800 images)", "10 % of the data (80 images)"."""
+    share = "all data" if fraction == 1 else f"{100 * fraction:g} % of the data"
+    images = folder.num_images.get(fraction)
+    return share if images is None else f"{share} ({counted(images, 'image')})"
+
+
+def file_part(fraction: float) -> str:
+    """A fraction in a file name, as run directories have it: "f1", "f0.1"."""
+    return f"f{fraction:g}"

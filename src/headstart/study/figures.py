@@ -1,0 +1,157 @@
+"""Figures for papers, SVG and PNG, in the manner of the paper's figures 1, 2, 5 and 8."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
+
+from headstart.study.cost import Cost
+from headstart.study.display import file_part, fraction_name, metric_name
+from headstart.study.findings import common_schedules, metric
+from headstart.study.read import StudyFolder
+from headstart.study.series import Stretch, metrics_of
+from headstart.study.tables import fraction_table
+
+# As in the paper, random starts are purple and the first start with weights is green; all are told apart by the common
+# kinds of colour vision, and by lightness in grey.
+RANDOM_COLOURS = ("#8e3b8c", "#d55e00")
+WEIGHTS_COLOURS = ("#009e73", "#0072b2", "#e69f00", "#56b4e9")
+MARKERS = ("o", "s", "D", "^", "v", "P")
+_STYLE = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "hatch.linewidth": 0.6,
+    "svg.hashsalt": "headstart",  # the same figure is the same file
+}
+_BARS = ("box.AP", "box.AP50", "box.AP75", "mask.AP", "mask.AP50", "mask.AP75")
+
+
+def arm_colours(folder: StudyFolder) -> dict[str, str]:
+    """A colour for each arm that stays the same everywhere."""
+    colours = {True: iter(RANDOM_COLOURS * len(folder.arms)), False: iter(WEIGHTS_COLOURS * len(folder.arms))}
+    return {arm: next(colours[arm in folder.random_arms]) for arm in folder.arms}
+
+
+def write_figures(
+    folder: StudyFolder, stretches: Sequence[Stretch], costs: Sequence[tuple[str, str, Cost, Cost]], directory: Path
+) -> list[Path]:
+    """Write all figures there are data for; returns their paths without ending, of which .svg and .png exist.
+
+    costs: of each bar the arm, its label, the training and the pre-training.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    figures: dict[str, Figure] = {}
+    with matplotlib.rc_context(_STYLE):
+        for fraction in folder.fractions:
+            own = [stretch for stretch in stretches if stretch.fraction == fraction]
+            if own:
+                figures[f"curves-{file_part(fraction)}"] = curve_figure(folder, own, fraction)
+        if costs:
+            figures["cost"] = cost_figure(folder, costs)
+        rows = [row for row in fraction_table(folder) if row["gap"]] if folder.baseline else []
+        if rows:
+            figures["metrics"] = metric_figure(folder)
+        if len(rows) > 1:
+            figures["fractions"] = fraction_figure(folder, rows)
+        for name, figure in figures.items():
+            figure.savefig(directory / f"{name}.svg", metadata={"Date": None})
+            figure.savefig(directory / f"{name}.png", dpi=200, metadata={"Software": None})
+    return [directory / name for name in figures]
+
+
+def curve_figure(folder: StudyFolder, stretches: Sequence[Stretch], fraction: float) -> Figure:
+    """Box and mask AP over steps, all schedules of all arms overlaid (the paper's figure 1)."""
+    names = [name for name in ("box.AP", "mask.AP", "keypoint.AP", "class.top1") if name in metrics_of(folder)][:2]
+    figure = Figure((4.6 * len(names), 3.4), layout="constrained")
+    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names):
+        for arm, colour in arm_colours(folder).items():
+            for stretch in (s for s in stretches if s.arm == arm):
+                _curve(axes, stretch, name, colour)
+            axes.plot([], [], color=colour, label=arm)
+        axes.set(xlabel="steps", ylabel=metric_name(name), xlim=(0, None), ylim=(0, None))
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.legend(loc="lower right")
+    figure.suptitle(fraction_name(folder, fraction), fontsize=9)
+    return figure
+
+
+def _curve(axes: Axes, stretch: Stretch, name: str, colour: str) -> None:
+    x, y = stretch.x["steps"], [100 * value for value in stretch.mean(name)]
+    axes.plot(x, y, color=colour, linewidth=1.3)
+    for seed in stretch.y[name] if len(stretch.seeds) > 1 else ():
+        axes.plot(x, [100 * value for value in seed], color=colour, linewidth=0.5, alpha=0.4)
+    if stretch.schedule:
+        axes.plot(x[-1], y[-1], "o", color=colour, markersize=3.5)
+        axes.annotate(stretch.schedule, (x[-1], y[-1]), (3, 3), textcoords="offset points", fontsize=7, color=colour)
+
+
+def cost_figure(folder: StudyFolder, costs: Sequence[tuple[str, str, Cost, Cost]]) -> Figure:
+    """Images, instances and pixels seen, pre-training hatched below training (the paper's figure 2)."""
+    figure = Figure((7.2, 2.9), layout="constrained")
+    colours = arm_colours(folder)
+    for axes, effort in zip(figure.subplots(1, 3), ("images", "instances", "pixels")):
+        for place, (arm, _, training, before) in enumerate(costs):
+            first, second = getattr(before, effort), getattr(training, effort)
+            axes.bar(place, first, color="white", edgecolor=colours[arm], hatch="////", width=0.62)
+            axes.bar(place, second, bottom=first, color=colours[arm], edgecolor=colours[arm], width=0.62)
+        axes.set_xticks(range(len(costs)), [label for _, label, _, _ in costs], fontsize=7.5)
+        axes.set_title(effort, fontsize=9)
+        axes.yaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.grid(axis="x", visible=False)
+    figure.supxlabel("hatched: pre-training", fontsize=7.5)
+    return figure
+
+
+def metric_figure(folder: StudyFolder) -> Figure:
+    """Six metrics of both arms at the longest common schedule of the largest fraction (the paper's figure 5)."""
+    names = [name for name in _BARS if name in metrics_of(folder)] or [metric(folder)]
+    last, fraction = common_schedules(folder, folder.fractions[0])[-1], folder.fractions[0]
+    figure = Figure((max(3.2, 1.15 * len(names)), 2.9), layout="constrained")
+    axes = figure.subplots()
+    for side, arm in ((-0.2, folder.baseline), (0.2, folder.candidate)):
+        scores = [100 * folder.scores(name, arm, last, fraction) for name in names]
+        _bars(axes, np.arange(len(names)) + side, scores, arm_colours(folder)[arm], arm)
+    axes.set_xticks(range(len(names)), [metric_name(name) for name in names], fontsize=7.5)
+    _finish(axes, f"points at {last}")
+    return figure
+
+
+def fraction_figure(folder: StudyFolder, rows: Sequence[dict]) -> Figure:
+    """The question's metric at the longest common schedule, by share of the data (the paper's figure 8)."""
+    figure = Figure((max(3.2, 1.5 * len(rows)), 2.9), layout="constrained")
+    axes = figure.subplots()
+    for side, arm in ((-0.2, folder.baseline), (0.2, folder.candidate)):
+        scores = [100 * folder.scores(metric(folder), arm, row["schedule"], row["fraction"]) for row in rows]
+        _bars(axes, np.arange(len(rows)) + side, scores, arm_colours(folder)[arm], arm)
+    labels = [f"{row['images']:,} images" if row["images"] else f"{100 * row['fraction']:g} %" for row in rows]
+    axes.set_xticks(range(len(rows)), [f"{label}\n{row['schedule']}" for label, row in zip(labels, rows)], fontsize=7.5)
+    _finish(axes, metric_name(metric(folder)))
+    return figure
+
+
+def _bars(axes: Axes, places: np.ndarray, scores: Sequence[np.ndarray], colour: str, label: str) -> None:
+    means = [np.nanmean(values) if np.isfinite(values).any() else 0.0 for values in scores]
+    bars = axes.bar(places, means, 0.36, color=colour, label=label)
+    axes.bar_label(bars, [f"{mean:.1f}" for mean in means], fontsize=7, padding=2)
+    for place, values in zip(places, scores):
+        if np.isfinite(values).sum() > 1:
+            axes.plot(np.full(len(values), place), values, "_", color="black", markersize=6, markeredgewidth=0.8)
+
+
+def _finish(axes: Axes, label: str) -> None:
+    axes.set_ylabel(label)
+    axes.grid(axis="x", visible=False)
+    axes.margins(y=0.14)
+    axes.legend(loc="upper left", bbox_to_anchor=(0, 1.16), ncols=2, fontsize=8)

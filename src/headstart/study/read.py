@@ -1,0 +1,227 @@
+"""A study's folder as plain data: what was planned, what is finished, and every row of it. Nothing is written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from headstart.recipe import flatten
+from headstart.resolve import read_yaml
+from headstart.study.definition import WEIGHTS_FIELD, check_names
+from headstart.study.plan import Cell, Plan, Segment
+from headstart.study.verdict import Rule
+from headstart.train.record import read_rows
+
+NAN = float("nan")
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What a segment left behind. directory is None, and rows are empty, for one that has not begun."""
+
+    segment: Segment
+    directory: Path | None
+    rows: tuple[dict[str, Any], ...]
+
+    @property
+    def end(self) -> dict[str, Any] | None:
+        """The row that says that the segment reached its last step, with checkpoint and hash; None before that."""
+        return next((r for r in reversed(self.rows) if r["kind"] == "end" and r["step"] == self.segment.stop), None)
+
+    @property
+    def evaluations(self) -> list[dict[str, Any]]:
+        """Rows of evaluations, in order of steps."""
+        return [row for row in self.rows if row["kind"] == "eval"]
+
+    @property
+    def last_step(self) -> int:
+        """The last step that any row speaks of; where the segment starts if there is none."""
+        return max((row["step"] for row in self.rows), default=self.segment.start)
+
+    def fact(self, name: str) -> Any:
+        """The content of a JSON or YAML file of the run (audit.json, recipe.yaml ...); None where there is no such."""
+        path = None if self.directory is None else self.directory / name
+        if path is None or not path.is_file():
+            return None
+        return read_yaml(path) if path.suffix == ".yaml" else _read_json(path)
+
+
+@dataclass(frozen=True, eq=False)
+class StudyFolder:
+    """One study: its settings (study.yaml), its plan, and one Run a segment, by segment name.
+
+    num_images are training images by fraction; differences the rows of the difference sheet ({field, values, declared}).
+    """
+
+    path: Path
+    settings: dict[str, Any]
+    rule: Rule | None
+    plan: Plan
+    runs: dict[str, Run]
+    num_images: dict[float, int]
+    batch: int | None
+    differences: tuple[dict[str, Any], ...]
+
+    @property
+    def name(self) -> str:
+        return str(self.settings.get("name", self.path.name))
+
+    @cached_property
+    def arms(self) -> tuple[str, ...]:
+        """Arms in the order of the study file."""
+        return tuple(self.settings.get("arms") or dict.fromkeys(cell.arm for cell in self.plan.cells))
+
+    @cached_property
+    def seeds(self) -> tuple[int, ...]:
+        return tuple(dict.fromkeys(cell.seed for cell in self.plan.cells))
+
+    @cached_property
+    def fractions(self) -> tuple[float, ...]:
+        """Fractions, the largest first."""
+        return tuple(sorted({cell.fraction for cell in self.plan.cells}, reverse=True))
+
+    @cached_property
+    def random_arms(self) -> tuple[str, ...]:
+        """Arms that start without any weights, by what the study file says of them."""
+        common = flatten(self.settings.get("set") or {})
+        patches = {arm: common | flatten(patch or {}) for arm, patch in (self.settings.get("arms") or {}).items()}
+        return tuple(
+            arm
+            for arm, patch in patches.items()
+            if patch.get("start.kind", "random") == "random" and not patch.get(WEIGHTS_FIELD)
+        )
+
+    @property
+    def baseline(self) -> str | None:
+        """The arm that others are held against: the rule's, else the first with weights; None with a single arm."""
+        if self.rule:
+            return self.rule.baseline
+        return None if len(self.arms) < 2 else next((a for a in self.arms if a not in self.random_arms), self.arms[0])
+
+    @property
+    def candidate(self) -> str | None:
+        """The arm that the question is about: the rule's, else the first other than the baseline."""
+        if self.rule:
+            return self.rule.candidate
+        others = [arm for arm in self.arms if arm != self.baseline]
+        return next((a for a in others if a in self.random_arms), others[0]) if self.baseline else None
+
+    @property
+    def num_finished(self) -> int:
+        """Segments that reached their last step."""
+        return sum(run.end is not None for run in self.runs.values())
+
+    @property
+    def is_finished(self) -> bool:
+        return self.num_finished == len(self.runs) > 0
+
+    def schedules(self, fraction: float, *arms: str) -> tuple[str, ...]:
+        """Names of the schedules that all these arms (default: any arm) have at a fraction, shortest first."""
+        totals = {c.schedule: c.total for c in self.plan.cells if c.fraction == fraction}
+        common = [{c.schedule for c in self.plan.cells if c.fraction == fraction and c.arm == arm} for arm in arms]
+        return tuple(name for name in sorted(totals, key=totals.get) if all(name in names for names in common))
+
+    @cached_property
+    def _cells(self) -> dict[tuple[str, str, float, int], Cell]:
+        return {(c.arm, c.schedule, c.fraction, c.seed): c for c in self.plan.cells}
+
+    def total(self, arm: str, schedule: str, fraction: float) -> int | None:
+        """Steps of a schedule; None where the arm does not have it."""
+        found = [self._cells.get((arm, schedule, fraction, seed)) for seed in self.seeds]
+        return next((cell.total for cell in found if cell), None)
+
+    def tail(self, cell: Cell) -> Run:
+        """The last segment of a cell, in which its schedule ends."""
+        return self.runs[cell.segments[-1]]
+
+    def final_rows(self, arm: str, schedule: str, fraction: float) -> list[dict[str, Any] | None]:
+        """For each seed the evaluation at the end of a finished schedule; None where there is none yet."""
+        cells = [self._cells.get((arm, schedule, fraction, seed)) for seed in self.seeds]
+        return [None if cell is None else final_row(self.tail(cell)) for cell in cells]
+
+    def scores(self, metric: str, arm: str, schedule: str, fraction: float) -> np.ndarray:
+        """The metric at the end of a schedule, float [S] in 0..1; nan where it is not there yet."""
+        rows = self.final_rows(arm, schedule, fraction)
+        return np.array([NAN if row is None else metric_of(row, metric) for row in rows], float)
+
+
+def read_study_folder(path: str | Path) -> StudyFolder:
+    """Read study.yaml, plan.json and all rows of a study.
+
+    A study of which nothing has run yet is fine. ValueError naming the file for what is missing or not what it should be.
+    """
+    path = Path(path)
+    settings, plan = read_yaml(path / "study.yaml"), _read_json(path / "plan.json")
+    try:
+        segments = [_segment(entry) for entry in plan["segments"]]
+        cells = tuple(_cell(entry) for entry in plan["cells"])
+        directories = {entry["name"]: entry.get("directory") for entry in plan["segments"]}
+        num_images = {float(key): int(value) for key, value in (plan.get("num_images") or {}).items()}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path / 'plan.json'}: {error!s} is missing or not what a plan holds; plan the study again"
+        ) from None
+    runs = {segment.name: _run(path, segment, directories[segment.name]) for segment in segments}
+    for cell in cells:
+        check_names(cell.segments, runs, f"{path / 'plan.json'}: cell {cell.name}: segment")
+    return StudyFolder(
+        path=path,
+        settings=settings,
+        rule=_rule(settings, path / "study.yaml"),
+        plan=Plan(tuple(segments), cells, tuple(plan.get("notes") or ())),
+        runs=runs,
+        num_images=num_images,
+        batch=plan.get("batch"),
+        differences=tuple(plan.get("differences") or ()),
+    )
+
+
+def metric_of(row: Mapping[str, Any], metric: str) -> float:
+    """ "box.AP" of an evaluation row, or "top1" of whichever kind has it; nan where it is absent or undefined."""
+    kind, _, name = metric.rpartition(".")
+    metrics = row.get("metrics") or {}
+    found = [values.get(name) for key, values in metrics.items() if not kind or key == kind]
+    return next((float(value) for value in found if value is not None), NAN)
+
+
+def final_row(run: Run) -> dict[str, Any] | None:
+    """The evaluation at the last step of a finished segment; None before that."""
+    if run.end is None:
+        return None
+    return next((row for row in reversed(run.rows) if row["kind"] == "eval" and row["step"] == run.segment.stop), None)
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror}); expected a file that a study writes") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: is not JSON ({error})") from None
+
+
+def _segment(entry: Mapping[str, Any]) -> Segment:
+    return Segment(**{f.name: entry[f.name] for f in fields(Segment)})
+
+
+def _cell(entry: Mapping[str, Any]) -> Cell:
+    return Cell(**{f.name: entry[f.name] for f in fields(Cell)} | {"segments": tuple(entry["segments"])})
+
+
+def _rule(settings: Mapping[str, Any], path: Path) -> Rule | None:
+    if not settings.get("rule"):
+        return None
+    check_names(settings["rule"], Rule.__dataclass_fields__, f"{path}: rule key")
+    return Rule(**settings["rule"])
+
+
+def _run(path: Path, segment: Segment, directory: str | None) -> Run:
+    if directory is None or not (path / directory).is_dir():
+        return Run(segment, None, ())
+    return Run(segment, path / directory, tuple(read_rows(path / directory / "rows.jsonl")))

@@ -1,0 +1,266 @@
+"""The tables of a report as plain data: one list of cells serves the page, report.json and the CSV files."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from headstart.study.cost import Cost
+from headstart.study.findings import common_schedules, metric
+from headstart.study.paper import paper_rows
+from headstart.study.read import StudyFolder, final_row, metric_of
+from headstart.study.series import metrics_of, position
+from headstart.study.spending import Bills
+
+# The metrics of the paper's tables, in its order; a study without boxes has its own first.
+TABLE_METRICS = (
+    "box.AP",
+    "mask.AP",
+    "keypoint.AP",
+    "class.top1",
+    "box.AP50",
+    "box.AP75",
+    "mask.AP50",
+    "mask.AP75",
+    "keypoint.AP50",
+    "keypoint.AP75",
+)
+SIZES = tuple(f"{kind}.AP{size}" for kind in ("box", "mask", "keypoint") for size in "sml")
+
+
+@dataclass(frozen=True)
+class Number:
+    """A score or a difference of scores over seeds in 0..1: mean, spread (nan for one seed), and each seed's value."""
+
+    mean: float
+    sd: float
+    seeds: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a table: of an arm, of the gap of an arm to the baseline, or of the paper."""
+
+    kind: str
+    label: str
+    values: tuple[Number | None, ...]
+
+
+@dataclass(frozen=True)
+class Block:
+    """All lines of one metric (or class); columns belong to the table that it is part of."""
+
+    name: str
+    lines: tuple[Line, ...]
+
+
+@dataclass(frozen=True)
+class ScheduleTable:
+    """Scores at the end of each schedule at one fraction, metric by metric."""
+
+    fraction: float
+    schedules: tuple[str, ...]
+    totals: tuple[int | None, ...]
+    blocks: tuple[Block, ...]
+
+
+def number(values: np.ndarray) -> Number | None:
+    """The summary of the finite ones among seeds' values; None if there is none."""
+    known = np.asarray(values, float)
+    known = known[np.isfinite(known)]
+    if not len(known):
+        return None
+    return Number(
+        float(known.mean()), float(known.std(ddof=1)) if len(known) > 1 else float("nan"), tuple(known.tolist())
+    )
+
+
+def schedule_tables(folder: StudyFolder) -> list[ScheduleTable]:
+    """One table a fraction, the largest first; the paper's rows where the study says which of its models it follows."""
+    metrics = [name for name in TABLE_METRICS if name in metrics_of(folder)]
+    made = []
+    for fraction in folder.fractions:
+        schedules = folder.schedules(fraction)
+        blocks = [
+            Block(name, (*_lines(folder, name, schedules, fraction), *_paper(folder, name, schedules, fraction)))
+            for name in metrics
+        ]
+        totals = tuple(
+            next((t for arm in folder.arms if (t := folder.total(arm, name, fraction))), None) for name in schedules
+        )
+        made.append(ScheduleTable(fraction, schedules, totals, tuple(blocks)))
+    return made
+
+
+def _lines(folder: StudyFolder, name: str, schedules: Sequence[str], fraction: float) -> list[Line]:
+    scores = {arm: [folder.scores(name, arm, schedule, fraction) for schedule in schedules] for arm in folder.arms}
+    lines = [Line("arm", arm, tuple(number(values) for values in scores[arm])) for arm in folder.arms]
+    others = [arm for arm in folder.arms if folder.baseline and arm != folder.baseline]
+    return lines + [
+        Line("gap", arm, tuple(number(own - base) for own, base in zip(scores[arm], scores[folder.baseline])))
+        for arm in others
+    ]
+
+
+def _paper(folder: StudyFolder, name: str, schedules: Sequence[str], fraction: float) -> list[Line]:
+    backbone = folder.settings.get("paper")
+    if not backbone or name != "box.AP" or fraction != 1:
+        return []
+    rows = paper_rows(str(backbone))
+    columns = {
+        start: [Number(v, float("nan"), (v,)) if (v := row.get(s)) else None for s in schedules]
+        for start, row in rows.items()
+    }
+    lines = [Line("paper", f"{start} ({backbone})", tuple(values)) for start, values in columns.items()]
+    gap = [
+        number(np.array([a.mean - b.mean])) if a and b else None
+        for a, b in zip(columns["random"], columns["pre-trained"])
+    ]
+    return [*lines, Line("paper gap", "random", tuple(gap))]
+
+
+def fraction_table(folder: StudyFolder) -> list[dict[str, Any]]:
+    """For each fraction the question's metric of both arms at the longest common schedule, and at each arm's own best."""
+    rows, name = [], metric(folder)
+    for fraction in folder.fractions:
+        schedules = common_schedules(folder, fraction)
+        if not schedules:
+            continue
+        row: dict[str, Any] = {
+            "fraction": fraction,
+            "images": folder.num_images.get(fraction),
+            "schedule": schedules[-1],
+            "longest": {},
+            "best": {},
+        }
+        for arm in (folder.baseline, folder.candidate):
+            row["longest"][arm] = number(folder.scores(name, arm, schedules[-1], fraction))
+            every = [(number(folder.scores(name, arm, s, fraction)), s) for s in folder.schedules(fraction, arm)]
+            known = [pair for pair in every if pair[0]]
+            row["best"][arm] = max(known, key=lambda pair: pair[0].mean) if known else None
+        base, own = (folder.scores(name, arm, schedules[-1], fraction) for arm in (folder.baseline, folder.candidate))
+        row["gap"] = number(own - base)
+        rows.append(row)
+    return rows
+
+
+def class_table(folder: StudyFolder, kind: str) -> list[dict[str, Any]]:
+    """AP of each class at the headline cell in both arms, the largest lead of the candidate first; undefined ones last."""
+    pairs = [_per_class(folder, arm, kind) for arm in (folder.baseline, folder.candidate)]
+    rows = []
+    for name in dict.fromkeys(name for arm in pairs for row in arm for name in row):
+        base, own = (np.array([row.get(name, float("nan")) for row in arm], float) for arm in pairs)
+        rows.append({"class": name, "baseline": number(base), "candidate": number(own), "gap": number(own - base)})
+    return sorted(rows, key=lambda row: (row["gap"] is None, -row["gap"].mean if row["gap"] else 0, row["class"]))
+
+
+def _per_class(folder: StudyFolder, arm: str, kind: str) -> list[dict[str, float]]:
+    """For each seed {class: AP} at the longest common schedule of the largest fraction."""
+    last = common_schedules(folder, folder.fractions[0])[-1:]
+    rows = folder.final_rows(arm, *last, folder.fractions[0]) if last else []
+    names = {"class": "top1"}
+    found = []
+    for row in rows:
+        classes = ((row or {}).get("per_class") or {}).get(kind, {})
+        values = {name: metrics.get(names.get(kind, "AP")) for name, metrics in classes.items()}
+        found.append({name: float("nan") if value is None else value for name, value in values.items()})
+    return found
+
+
+def size_table(folder: StudyFolder) -> list[dict[str, Any]]:
+    """AP by size of objects at the headline cell in both arms."""
+    last = common_schedules(folder, folder.fractions[0])[-1:] if folder.baseline else ()
+    rows = []
+    for name in [size for size in SIZES if last and size in metrics_of(folder)]:
+        base, own = (
+            folder.scores(name, arm, *last, folder.fractions[0]) for arm in (folder.baseline, folder.candidate)
+        )
+        rows.append({"metric": name, "baseline": number(base), "candidate": number(own), "gap": number(own - base)})
+    return rows
+
+
+def cell_rows(folder: StudyFolder, bills: Bills) -> list[dict[str, Any]]:
+    """One flat row a cell: all final metrics, the costs in all four ways, and where they can be traced to."""
+    rows = []
+    for cell in folder.plan.cells:
+        run = folder.tail(cell)
+        final = final_row(run)
+        row: dict[str, Any] = {
+            "arm": cell.arm,
+            "schedule": cell.schedule,
+            "fraction": cell.fraction,
+            "seed": cell.seed,
+            "steps": cell.total,
+        }
+        row |= {
+            "finished": run.end is not None,
+            "run": None if run.directory is None else str(run.directory.relative_to(folder.path)),
+        }
+        row |= {"checkpoint": (run.end or {}).get("checkpoint"), "weights_sha256": (run.end or {}).get("hash")}
+        row |= {
+            f"{kind}.{name}": value
+            for kind, values in ((final or {}).get("metrics") or {}).items()
+            for name, value in values.items()
+        }
+        own = [bill for bill in bills.get((cell.arm, cell.schedule, cell.fraction), ()) if bill.seed == cell.seed]
+        for bill in own:
+            for way in ("alone", "whole", "as_spent", "whole_as_spent"):
+                row |= {f"{way}.{f.name}": getattr(getattr(bill, way), f.name) for f in fields(Cost)}
+        rows.append(row)
+    return rows
+
+
+def curve_rows(folder: StudyFolder) -> list[dict[str, Any]]:
+    """One flat row an evaluation of any cell's segments."""
+    rows = []
+    for run in folder.runs.values():
+        s = run.segment
+        for row in run.evaluations if s.kind != "pretrain" else ():
+            flat = {
+                "arm": s.arm,
+                "fraction": s.fraction,
+                "seed": s.seed,
+                "segment": s.name,
+                "schedule": s.schedule,
+                "step": row["step"],
+            }
+            flat |= {axis: position(row, axis) for axis in ("images", "pixels", "seconds")}
+            flat |= {
+                f"{kind}.{name}": metric_of(row, f"{kind}.{name}")
+                for kind, values in row["metrics"].items()
+                for name in values
+            }
+            rows.append(flat)
+    return rows
+
+
+def class_rows(folder: StudyFolder) -> list[dict[str, Any]]:
+    """One flat row a finished cell and class."""
+    rows = []
+    for cell in folder.plan.cells:
+        final = final_row(folder.tail(cell)) or {}
+        for kind, classes in (final.get("per_class") or {}).items():
+            for name, values in classes.items():
+                key = {"arm": cell.arm, "schedule": cell.schedule, "fraction": cell.fraction, "seed": cell.seed}
+                rows.append(key | {"kind": kind, "class": name} | values)
+    return rows
+
+
+def write_csv(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Rows with whatever columns they have, in order of first use; what is unknown stays empty. Replaces `path` whole."""
+    rows = list(rows)
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    temporary = path.with_name(path.name + ".part")
+    with temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(
+            {name: "" if value is None or value != value else value for name, value in row.items()} for row in rows
+        )
+    os.replace(temporary, path)
