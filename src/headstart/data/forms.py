@@ -1,0 +1,207 @@
+"""Outlines of the embedded data's classes, and their rasterisation.
+
+Letters: V vertices, H x W pixels, S samples per pixel and axis.
+An outline is a simple polygon (concave or not, without holes), float64 [V, 2] as (x, y) with y pointing down.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+Points = NDArray[np.float64]
+
+NUM_ARC = 40  # vertices on a full circle: at a radius of 29 px the chords stay within 0.1 px of it
+SAMPLES = 3  # odd, so that the middle sample of a pixel is its centre: one raster gives the mask and the soft edge
+
+
+def _arc(start: float, stop: float, num: int, radius: float = 1.0, centre: float = 0.0) -> Points:
+    angle = np.linspace(start, stop, num)
+    return np.stack([centre + radius * np.cos(angle), radius * np.sin(angle)], axis=1)
+
+
+def _regular(num: int) -> Points:
+    return _arc(0.0, 2 * np.pi, num + 1)[:-1]
+
+
+def _spiked(num: int, inner: float) -> Points:
+    points = _regular(2 * num)
+    points[1::2] *= inner
+    return points
+
+
+def _outline(*pairs: tuple[float, float]) -> Points:
+    return np.array(pairs, dtype=np.float64)
+
+
+def _disc(vary: float) -> Points:
+    return _regular(NUM_ARC)
+
+
+def _square(vary: float) -> Points:
+    return _regular(4)
+
+
+def _triangle(vary: float) -> Points:
+    return _regular(3)
+
+
+def _star(vary: float) -> Points:
+    return _spiked(5, 0.36 + 0.12 * vary)
+
+
+def _cross(vary: float) -> Points:
+    a = 0.24 + 0.12 * vary
+    return _outline(
+        (-a, -1), (a, -1), (a, -a), (1, -a), (1, a), (a, a), (a, 1), (-a, 1), (-a, a), (-1, a), (-1, -a), (-a, -a)
+    )
+
+
+def _crescent(vary: float) -> Points:
+    """A disc without the part that a second disc of the same radius, moved to the right, covers."""
+    shift = 0.6 + 0.25 * vary
+    horn = np.arccos(shift / 2)
+    outer = _arc(horn, 2 * np.pi - horn, NUM_ARC * 3 // 4)
+    inner = _arc(np.pi + horn, np.pi - horn, NUM_ARC // 2, centre=shift)
+    return np.concatenate([outer, inner[1:-1]])
+
+
+def _arrow(vary: float) -> Points:
+    a, neck = 0.2 + 0.08 * vary, 0.1 + 0.2 * vary
+    return _outline((-1, -a), (neck, -a), (neck, -0.7), (1, 0), (neck, 0.7), (neck, a), (-1, a))
+
+
+def _heart(vary: float) -> Points:
+    """The curve (16 sin^3 t, 13 cos t - 5 cos 2t - 2 cos 3t - cos 4t), its tip and notch included."""
+    t = np.linspace(0, 2 * np.pi, NUM_ARC + 1)[:-1]
+    y = 13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)
+    return np.stack([np.sin(t) ** 3, -(y + 2.5) / 16], axis=1)
+
+
+def _ellipse(vary: float) -> Points:
+    return _regular(NUM_ARC) * (1.0, 0.42 + 0.13 * vary)
+
+
+def _heptagon(vary: float) -> Points:
+    return _regular(7)
+
+
+def _bar(vary: float) -> Points:
+    return _regular_box(0.2 + 0.12 * vary)
+
+
+def _regular_box(half: float) -> Points:
+    return _outline((-1, -half), (1, -half), (1, half), (-1, half))
+
+
+def _hexagram(vary: float) -> Points:
+    return _spiked(6, 0.5 + 0.12 * vary)
+
+
+def _letter_f(vary: float) -> Points:
+    a = 0.32 + 0.12 * vary  # width of a stroke
+    return _outline((-0.7, -1), (0.7, -1), (0.7, a - 1), (a - 0.7, a - 1), (a - 0.7, -0.1), (0.4, -0.1), (0.4, a - 0.1),
+                    (a - 0.7, a - 0.1), (a - 0.7, 1), (-0.7, 1))  # fmt: skip
+
+
+def _letter_h(vary: float) -> Points:
+    a, b = 0.4 - 0.14 * vary, 0.16 + 0.06 * vary
+    return _outline((-0.85, -1), (-a, -1), (-a, -b), (a, -b), (a, -1), (0.85, -1), (0.85, 1), (a, 1), (a, b), (-a, b),
+                    (-a, 1), (-0.85, 1))  # fmt: skip
+
+
+def _letter_t(vary: float) -> Points:
+    a = 0.16 + 0.08 * vary
+    return _outline(
+        (-0.9, -1), (0.9, -1), (0.9, 2 * a - 1), (a, 2 * a - 1), (a, 1), (-a, 1), (-a, 2 * a - 1), (-0.9, 2 * a - 1)
+    )
+
+
+def _letter_u(vary: float) -> Points:
+    a = 0.32 + 0.1 * vary
+    return _outline((-0.85, -1), (a - 0.85, -1), (a - 0.85, 1 - a), (0.85 - a, 1 - a), (0.85 - a, -1), (0.85, -1),
+                    (0.85, 1), (-0.85, 1))  # fmt: skip
+
+
+def _letter_z(vary: float) -> Points:
+    a = 0.3 + 0.1 * vary
+    return _outline((-0.85, -1), (0.85, -1), (0.85, a - 1), (a - 0.45, 1 - a), (0.85, 1 - a), (0.85, 1), (-0.85, 1),
+                    (-0.85, 1 - a), (0.45 - a, a - 1), (-0.85, a - 1))  # fmt: skip
+
+
+def _kite(vary: float) -> Points:
+    return _outline((-1, 0), (-0.4, -0.6), (1, 0), (-0.4, 0.6)) * (1.0, 0.85 + 0.3 * vary)
+
+
+def _chevron(vary: float) -> Points:
+    a = 0.45 + 0.2 * vary
+    return _outline((-0.6, -1), (a - 0.6, -1), (0.7, 0), (a - 0.6, 1), (-0.6, 1), (0.7 - a, 0))
+
+
+def _half_disc(vary: float) -> Points:
+    return _arc(0.0, np.pi, NUM_ARC // 2)
+
+
+# Each maps `vary` in 0..1 (proportions within the class) to an outline of about the unit circle's size.
+DETECTION_FORMS: dict[str, Callable[[float], Points]] = {
+    "disc": _disc, "square": _square, "triangle": _triangle, "star": _star,
+    "cross": _cross, "crescent": _crescent, "arrow": _arrow, "heart": _heart,
+}  # fmt: skip
+CLASSIFICATION_FORMS: dict[str, Callable[[float], Points]] = {
+    "ellipse": _ellipse, "letter_t": _letter_t, "hexagram": _hexagram, "chevron": _chevron,
+    "letter_h": _letter_h, "kite": _kite, "letter_z": _letter_z, "half_disc": _half_disc,
+    "letter_u": _letter_u, "heptagon": _heptagon, "letter_f": _letter_f, "bar": _bar,
+}  # fmt: skip
+
+
+def place(
+    form: Callable[[float], Points], rng: np.random.Generator, extent: float, centre: tuple[float, float]
+) -> Points:
+    """Vary, stretch and turn a form, and put it into the picture: float64 [V, 2] pixels, rounded to hundredths.
+
+    `extent` is the longer side of its bounding box and `centre` the middle of that box, both in pixels.
+    Rounding happens here, so that masks, boxes and the written polygon all come from the same numbers.
+    """
+    vary, stretch, angle = rng.random(), np.exp(rng.uniform(-0.15, 0.15)), rng.uniform(0, 2 * np.pi)
+    points = form(vary) * (stretch, 1.0)
+    turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+    points = points @ turn
+    low, high = points.min(axis=0), points.max(axis=0)
+    return np.round((points - (low + high) / 2) * (extent / (high - low).max()) + centre, 2)
+
+
+def rasterise(polygon: Points, size: int) -> tuple[int, int, NDArray[np.bool_]]:
+    """Which sample points of a size x size picture lie inside a polygon (even-odd rule).
+
+    Returns (top, left, inside [h * SAMPLES, w * SAMPLES]) of the pixels its bounding box touches, clipped to the
+    picture; h or w is 0 where it lies wholly outside. Samples sit at the
+    centres of a SAMPLES x SAMPLES division of each pixel.
+    Cost: one entry a crossing of an edge with a row of samples, then one running sum.
+    """
+    left, top = np.clip(np.floor(polygon.min(axis=0)), 0, size).astype(int)
+    right, bottom = np.clip(np.ceil(polygon.max(axis=0)), 0, size).astype(int)
+    height, width = (bottom - top) * SAMPLES, (right - left) * SAMPLES
+    y = top + (np.arange(height) + 0.5) / SAMPLES
+    (x0, y0), (x1, y1) = polygon.T, np.roll(polygon, -1, axis=0).T
+    edge, row = np.nonzero((y0[:, None] <= y) != (y1[:, None] <= y))
+    crossing = x0[edge] + (y[row] - y0[edge]) * (x1[edge] - x0[edge]) / (y1[edge] - y0[edge])
+    column = np.clip(np.ceil((crossing - left) * SAMPLES - 0.5), 0, width).astype(np.int64)
+    flips = np.bincount(row * (width + 1) + column, minlength=height * (width + 1)).reshape(height, width + 1)
+    return int(top), int(left), (np.cumsum(flips, axis=1)[:, :width] & 1).astype(bool)
+
+
+def centres(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The pixel-centre samples of a raster: bool [h, w]."""
+    return inside[SAMPLES // 2 :: SAMPLES, SAMPLES // 2 :: SAMPLES]
+
+
+def coverage(inside: NDArray[np.bool_]) -> Points:
+    """The share of each pixel's samples that lie inside: float64 [h, w] in 0..1."""
+    height, width = inside.shape
+    return inside.reshape(height // SAMPLES, SAMPLES, width // SAMPLES, SAMPLES).mean(axis=(1, 3))
+
+
+def area(polygon: Points) -> float:
+    """The area that a simple polygon encloses, in square pixels (shoelace formula)."""
+    x, y = polygon.T
+    return abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2
