@@ -10,7 +10,7 @@ from random_case import random_case
 from headstart.data import coco
 from headstart.evaluate.coco_eval import evaluate
 from headstart.evaluate.predictions import Predictions, empty
-from headstart.evaluate.records import Records, ap_from_records, bootstrap_ap
+from headstart.evaluate.records import RECALLS, Records, _recalls_reached, ap_from_records, bootstrap_ap
 
 NAMES = ("AP", "AP50", "AP75")
 
@@ -89,6 +89,16 @@ def test_no_detections_and_no_ground_truth(tmp_path):
     assert np.isnan(ap_from_records(evaluated(tmp_path, document, results).records["box"])["AP"])
     dataset = coco.subset(coco.read(tmp_path / "truth.json"), [])
     assert np.isnan(ap_from_records(evaluate(dataset, empty()).records["box"])["AP"])
+
+
+def test_recalls_are_reached_as_floats_compare():
+    """0.07 of 100 objects takes 8 true positives where 7 / 100 < 0.07 as floats: pycocotools' searchsorted decides."""
+    num_gt = np.arange(0, 700)
+    table, first = _recalls_reached(num_gt)
+    for total, begin in zip(num_gt.tolist(), first.tolist()):
+        spots = np.searchsorted(np.arange(1, total + 1) / max(total, 1), RECALLS)
+        expected = [0, *np.cumsum(np.bincount(spots, minlength=total + 1)[:total])]
+        np.testing.assert_array_equal(table[begin : begin + total + 1], expected)
 
 
 def test_save_and_load(tmp_path):

@@ -89,6 +89,19 @@ def test_a_taken_object_is_not_passed_over_for_the_next(tmp_path):
     assert evaluate_voc(dataset, predictions, eleven_points=True).mean == pytest.approx(6 / 11)
 
 
+@pytest.mark.parametrize("difficult_first", [True, False])
+def test_among_equal_overlaps_the_first_object_decides(tmp_path, difficult_first):
+    document, _ = random_case(0, num_images=1, category_ids=(1,))
+    image = document["images"][0]["id"]
+    truth = {"image_id": image, "category_id": 1, "iscrowd": 0, "area": 100, "bbox": [0, 0, 10, 10]}
+    document["annotations"] = [
+        {**truth, "id": 1, "difficult": int(difficult_first)},
+        {**truth, "id": 2, "difficult": int(not difficult_first)},
+    ]
+    results = [{"image_id": image, "category_id": 1, "bbox": [0, 0, 10, 10], "score": 0.5}]
+    assert evaluate_voc(*read(tmp_path, document, results)).mean == (0 if difficult_first else 1)
+
+
 def test_recalls_on_the_grid_are_reached(tmp_path):
     """3 of 10 objects reach a recall of 0.3, which as a sum of floats they would not."""
     document, _ = random_case(0, num_images=1, category_ids=(1,))
