@@ -18,7 +18,6 @@ CLERICAL = (
     "evaluate.every",
     "checkpoint.every",
     "train.log_every",
-    "train.threads",
     "data.num_workers",
     "data.cache",
 )

@@ -146,3 +146,13 @@ def predict(
             progress.update(task, advance=1)
     (out / "predictions.json").write_text(json.dumps(results))
     say(f"{len(files)} images, {len(results)} detections: {out}")
+
+
+def verify(run: Annotated[Path, typer.Argument(help="A run directory.")]) -> None:
+    """Run the last stretch of a run again and compare rows and weights bit for bit; exit code 1 if they differ."""
+    from headstart.train.verify import verify as verify_run
+
+    found = verify_run(run)
+    say(found.line())
+    if found.differences:
+        raise typer.Exit(1)

@@ -8,9 +8,25 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from headstart.study.plan import Segment
-from headstart.study.run import Prepared, Progress, run_segment, write_plan
+from headstart.study.run import Prepared, Progress, arm_recipe, pretrain_recipe, run_segment, write_plan
 from headstart.study.workers import run_parallel
+from headstart.train import distributed
 from headstart.train.run import RunResult
+
+
+def check_threads(prepared: Prepared) -> None:
+    """ValueError where the number of jobs would change results: sums on a CPU depend on the threads that share them."""
+    if distributed.device().type != "cpu":
+        return
+    study, overrides = prepared.study, prepared.overrides
+    recipes = [arm_recipe(study, arm, overrides)[0] for arm in study.arms]
+    recipes += [pretrain_recipe(study, name, overrides)[0] for name in study.pretrain]
+    for recipe in recipes:
+        if recipe.train.threads is None:
+            raise ValueError(
+                f"study {study.name}: train.threads of {recipe.name} is null, expected a number such as 1 for several "
+                "segments at a time: results depend on it in the last bits"
+            )
 
 
 @contextmanager
@@ -46,6 +62,8 @@ def run_study(
     `progress` is told of every step, `finished` of every segment that is done (or was found done). Kill it anywhere and
     call it again: finished segments are found by their digest, those in work continue at their last checkpoint.
     """
+    if jobs > 1:
+        check_threads(prepared)
     directory = Path(out) / prepared.study.name
     done: dict[str, RunResult] = {}
 

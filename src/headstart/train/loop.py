@@ -76,7 +76,9 @@ def run(
     own = start.source == "checkpoint"
     rows = Rows(directory, after_step=step if own else None) if writer else None
     if rows and not own:
-        rows.write({"kind": "start", "step": step, "source": start.source, "stop": stop, "total": schedule.total})
+        path = None if start.path is None else str(start.path)
+        row = {"kind": "start", "step": step, "source": start.source, "path": path}
+        rows.write(row | {"total": schedule.total, "stop": stop})
     set_train_mode(task.model, settings.freeze)
     batches = task.batches(step, stop, device)
     end = -1 if settings.is_trunk else stop
@@ -188,5 +190,11 @@ def weights_digest(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous(memory_format=torch.contiguous_format).numpy().tobytes())
+        digest.update(bits(tensor))
     return digest.hexdigest()
+
+
+def bits(tensor: torch.Tensor) -> bytes:
+    """A tensor's values as bytes, whatever its memory layout: equal exactly when it is equal bit for bit."""
+    plain = tensor.detach().cpu().contiguous(memory_format=torch.contiguous_format)
+    return plain.view(-1).view(torch.uint8).numpy().tobytes()

@@ -43,6 +43,24 @@ class Span:
     parent: Path | None = None
     is_trunk: bool = False
 
+    def facts(self) -> dict[str, Any]:
+        """The span as plain data, for checkpoints and segment.json; the parent by its run directory's name and step."""
+        return {
+            "schedule": {**asdict(self.schedule), "drops": list(self.schedule.drops)},
+            "stop": self.stop,
+            "parent": load_identity(self.parent) if self.parent else None,
+            "is_trunk": self.is_trunk,
+        }
+
+    @classmethod
+    def from_facts(cls, facts: dict[str, Any], out: Path) -> "Span":
+        """The inverse of `facts`, for run directories below `out`."""
+        parent = None
+        if facts["parent"] is not None:
+            name, step = facts["parent"].rsplit("/", 1)
+            parent = checkpoint.path_of(out / name, int(step))
+        return cls(Schedule(**facts["schedule"]), facts["stop"], parent, facts["is_trunk"])
+
 
 @dataclass(frozen=True)
 class RunResult:
@@ -105,12 +123,18 @@ def _train_here(
     if span.parent:
         freeze(task.model, recipe.start.freeze)
     if distributed.is_writer():
-        _write_facts(directory, recipe, task, found, label, provenance)
+        _write_facts(directory, recipe, task, found, {**label, "span": span.facts()}, provenance)
     if say:
         for line in task.notes:
             say(line)
     start = checkpoint.start_point(directory, branch=span.parent, weights=recipe.start.weights)
-    keep = {"recipe": to_dict(recipe), "classes": task.classes, "version": headstart.__version__}
+    keep = {
+        "recipe": to_dict(recipe),
+        "classes": task.classes,
+        "span": span.facts(),
+        "fingerprint": task.fingerprint,
+        "version": headstart.__version__,
+    }
     settings = settings_of(recipe, task, is_trunk=span.is_trunk)
     final = loop.run(task, span.schedule, settings, directory, start, stop=span.stop, keep=keep, progress=progress)
     return RunResult(directory, final, last_metrics(directory))

@@ -1,0 +1,143 @@
+"""Recipes, data and a study so small that a step takes milliseconds: 64-px scenes, a net of width 8."""
+
+import hashlib
+from pathlib import Path
+
+import yaml
+
+from headstart.data.shapes import generate, generate_classes
+from headstart.resolve import load_recipe
+
+SIDE = 64
+NET = {
+    "model.backbone.depth": [1, 1, 1, 1],
+    "model.backbone.bottleneck": False,
+    "model.backbone.width": 8,
+    "model.norm_groups": 4,
+}
+DETECTOR = {
+    **NET,
+    "name": "tiny",
+    "data.mask_frame": 16,
+    "data.num_workers": 0,
+    "input.short": [SIDE],
+    "input.long": SIDE,
+    "input.test_short": SIDE,
+    "input.test_long": SIDE,
+    "model.pyramid_channels": 16,
+    "model.canonical_size": 32,
+    "model.rpn.anchor_sizes": [8, 16, 32, 48, 64],
+    "model.rpn.num_samples": 16,
+    "model.rpn.train_before_nms": 32,
+    "model.rpn.train_after_nms": 16,
+    "model.rpn.test_before_nms": 16,
+    "model.rpn.test_after_nms": 8,
+    "model.box.convs": 0,
+    "model.box.fc_width": 16,
+    "model.box.num_regions": 16,
+    "model.box.pool": 4,
+    "model.mask.convs": 1,
+    "model.mask.conv_channels": 8,
+    "model.mask.slots": 4,
+    "model.mask.pool": 4,
+    "train.batch": 2,
+    "train.reference_batch": 2,
+    "train.rate": 0.01,
+    "train.warmup": "2 steps",
+    "train.base": "4 steps",
+    "train.schedule": "2x",
+    "train.threads": 1,
+    "train.log_every": 3,
+    "evaluate.every": "4 steps",
+    "evaluate.batch": 4,
+    "evaluate.detections": 10,
+    "checkpoint.every": "3 steps",
+}
+CLASSIFIER = {
+    **NET,
+    "name": "tiny-pretrain",
+    "data.num_workers": 0,
+    "input.size": 32,
+    "train.batch": 4,
+    "train.reference_batch": 4,
+    "train.rate": 0.02,
+    "train.warmup": "1 steps",
+    "train.base": "4 steps",
+    "train.schedule": "1x",
+    "train.threads": 1,
+    "train.log_every": 2,
+    "evaluate.every": "0 steps",
+    "checkpoint.every": "2 steps",
+}
+
+
+def write_data(root: Path) -> Path:
+    """Six training and three validation scenes in root/scenes, and eight single objects of 2 classes in root/classes."""
+    generate(root / "scenes", 6, 3, 0, SIDE, processes=1)
+    generate_classes(root / "classes", 8, 4, 0, 32, num_classes=2, processes=1)
+    return root
+
+
+def scene_paths(root: Path) -> dict[str, str]:
+    """The data fields of a detection recipe on `write_data`'s scenes."""
+    scenes = root / "scenes"
+    return {
+        "data.train": str(scenes / "train.json"),
+        "data.train_images": str(scenes / "train"),
+        "data.val": str(scenes / "val.json"),
+        "data.val_images": str(scenes / "val"),
+    }
+
+
+def class_paths(root: Path) -> dict[str, str]:
+    """The data fields of a classification recipe on `write_data`'s folders."""
+    return {"data.train": str(root / "classes/train"), "data.val": str(root / "classes/val")}
+
+
+def tiny_recipe(root: Path, **changes):
+    """The tiny detector's recipe; `changes` are overrides with "__" for the dots."""
+    patch = {name.replace("__", "."): value for name, value in changes.items()}
+    return load_recipe("base", {**DETECTOR, **scene_paths(root), **patch})
+
+
+def tiny_classifier(root: Path, **changes):
+    """The tiny classifier's recipe; `changes` as in `tiny_recipe`."""
+    patch = {name.replace("__", "."): value for name, value in changes.items()}
+    return load_recipe("base_classify", {**CLASSIFIER, **class_paths(root), **patch})
+
+
+def tiny_study(root: Path, **changes) -> dict:
+    """A study as its YAML holds it: two arms, 2x and 3x, one of them from a tiny pre-training."""
+    return {
+        "name": "tiny",
+        "recipe": "base",
+        "set": {**DETECTOR, **scene_paths(root)},
+        "arms": {
+            "scratch": {"start.kind": "random"},
+            "pretrained": {"start.kind": "backbone", "start.weights": "pretrain:forms"},
+        },
+        "schedules": ["2x", "3x"],
+        "seeds": 1,
+        "pretrain": {"forms": {"recipe": "base_classify", "set": {**CLASSIFIER, **class_paths(root)}}},
+        **changes,
+    }
+
+
+def write_study(path: Path, study: dict) -> Path:
+    """A study file."""
+    path.write_text(yaml.safe_dump(study, sort_keys=False))
+    return path
+
+
+def without_clock(rows: list[dict]) -> list[dict]:
+    """Rows apart from what only the clock decides."""
+    return [{key: value for key, value in row.items() if key not in ("seconds", "time")} for row in rows]
+
+
+def tree_digest(directory: Path) -> dict[str, str]:
+    """SHA-256 of every file below a directory."""
+    return {
+        str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(directory.rglob("*"))
+        if path.is_file()
+    }
