@@ -10,20 +10,13 @@ from headstart.cli.console import Overrides, bar, patch_of, say, show
 app = typer.Typer(no_args_is_help=True)
 Name = Annotated[str, typer.Argument(help="A shipped study or a YAML file.")]
 Out = Annotated[Path, typer.Option(help="Where study directories go.")]
-STUDY_FIELDS = ("seeds", "fractions", "schedules", "name")
 
 
 def prepared_study(name: str, overrides: list[str] | None) -> Any:
     """A study with its plan; `seeds=3` and the like change the study, `train.batch=4` and the like every recipe."""
-    from headstart.study.definition import parse_study, read_study
-    from headstart.study.run import prepare
+    from headstart.api import Study
 
-    patch = patch_of(overrides)
-    own = {key: patch.pop(key) for key in STUDY_FIELDS if key in patch}
-    study = read_study(name)
-    if own:
-        study = parse_study({**study.model_dump(mode="json", exclude_none=True), **own}, source=name)
-    return prepare(study, patch)
+    return Study.read(name, patch_of(overrides)).prepared
 
 
 @app.command("list")
@@ -90,15 +83,10 @@ def run(
     """Run every segment that is missing, then write the report. Stop it anywhere; the same command continues."""
     from headstart.study.execute import run_study
     from headstart.study.report import build_report
-    from headstart.study.run import undeclared
+    from headstart.study.run import refuse_undeclared
 
     prepared = prepared_study(study, overrides)
-    odd = undeclared(prepared)
-    if odd:
-        raise ValueError(
-            f"study {study}: the arms differ in {odd[0]} without declaring it; "
-            "expected the same value, or the field in an arm"
-        )
+    refuse_undeclared(prepared)
     segments = {segment.name: segment for segment in prepared.plan.segments}
     with bar() as progress:
         whole = progress.add_task(

@@ -101,9 +101,14 @@ def difference_sheet(prepared: Prepared) -> list[dict[str, Any]]:
     return rows
 
 
-def undeclared(prepared: Prepared) -> list[str]:
-    """Fields in which arms differ without saying so; a study with any has no valid comparison."""
-    return [row["field"] for row in difference_sheet(prepared) if not row["declared"]]
+def refuse_undeclared(prepared: Prepared) -> None:
+    """ValueError for the first field in which arms differ without an arm declaring it: there is no valid comparison then."""
+    for row in difference_sheet(prepared):
+        if not row["declared"]:
+            raise ValueError(
+                f"study {prepared.study.name}: the arms differ in {row['field']} ({row['values']}) without declaring it; "
+                "expected the same value, or the field in an arm"
+            )
 
 
 def run_segment(
