@@ -45,7 +45,7 @@ def error_types(
     asked for. Raises ValueError as `evaluate` does.
     """
     groups = group(dataset, predictions, max_detections)
-    measures = measure(dataset, predictions, kind, least=TOUCHING)
+    measures = measure(dataset, predictions, kind, least=TOUCHING, across_classes=True)
     matches = match_groups(dataset, groups, measures, AREA_RANGES[:1], np.array([RIGHT]))
     takes = np.full(len(groups.det), -1, np.int64)
     takes[matches.det] = matches.winner[:, 0, 0]
@@ -53,8 +53,7 @@ def error_types(
     ignored[matches.det] |= matches.ignored[:, 0, 0]
     state = _State(dataset, groups, takes, ignored, matches.counts[:, 0])
     wrong = (takes < 0) & ~ignored
-    own, own_gt = _nearest(state, measures, wrong, same_class=True)
-    other, other_gt = _nearest(state, measures, wrong, same_class=False)
+    (own, own_gt), (other, other_gt) = _nearest(state, measures, wrong)
     reasons = [own >= RIGHT, own >= TOUCHING, other >= RIGHT, other >= TOUCHING]
     names = np.array(["duplicate", "localisation", "classification", "both", "background"])
     reason = np.where(wrong, names[np.select(reasons, range(4), default=4)], "")
@@ -78,22 +77,25 @@ class _State:
     counts: np.ndarray  # bool [G], annotation counts
 
 
-def _nearest(
-    state: _State, measures: Measures, asked: np.ndarray, *, same_class: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """Largest overlap of each detection asked for with an annotation that counts, [D], and its place, -1 for none."""
+def _nearest(state: _State, measures: Measures, asked: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Largest overlap of each detection asked for with an annotation that counts, [D], and its place, -1 for none.
+
+    First for annotations of the detection's class, then for those of other classes.
+    """
     groups = state.groups
     begin = np.searchsorted(groups.gt_place, groups.place, side="left")
     end = np.searchsorted(groups.gt_place, groups.place, side="right")
-    most, nearest = np.zeros(len(groups.det)), np.full(len(groups.det), -1, np.int64)
+    found = [(np.zeros(len(groups.det)), np.full(len(groups.det), -1, np.int64)) for _ in range(2)]
     for det, gt in pairs(begin, np.where(asked, end, begin), MAX_PAIRS):
-        fitting = ((groups.label[det] == groups.gt_label[gt]) == same_class) & state.counts[gt]
-        det, gt = det[fitting], gt[fitting]
+        counting = state.counts[gt]
+        det, gt = det[counting], gt[counting]
         overlap = measures.overlap(groups.det[det], groups.gt[gt])
         order = np.lexsort((gt, overlap, det))
-        last = order[np.flatnonzero(np.diff(det[order], append=-1))]
-        most[det[last]], nearest[det[last]] = overlap[last], gt[last]
-    return most, nearest
+        own = (groups.label[det] == groups.gt_label[gt])[order]
+        for (most, nearest), part in zip(found, (order[own], order[~own])):
+            last = part[np.flatnonzero(np.diff(det[part], append=-1))]  # the largest overlap of each detection
+            most[det[last]], nearest[det[last]] = overlap[last], gt[last]
+    return found
 
 
 def _mend(state: _State, chosen: np.ndarray, meant: np.ndarray) -> float:

@@ -33,10 +33,17 @@ class Measures:
 
 
 def measure(
-    dataset: Dataset, predictions: Predictions, kind: str, *, least: float, sigmas: Sequence[float] | None = None
+    dataset: Dataset,
+    predictions: Predictions,
+    kind: str,
+    *,
+    least: float,
+    across_classes: bool = False,
+    sigmas: Sequence[float] | None = None,
 ) -> Measures:
     """Measures of a kind; overlaps below `least` may come out as any smaller value.
 
+    across_classes: pairs will join different classes (only a matter of speed, for masks).
     Areas are a detection's own box, mask, or box around its keypoints. Raises ValueError for an unknown kind and for
     predictions that do not hold it.
     """
@@ -45,7 +52,7 @@ def measure(
         return Measures(_box_overlap(dataset, predictions), np.prod(_sides(predictions.boxes), axis=1), ignored)
     if kind == "mask":
         area = _mask_areas(dataset, predictions)
-        return Measures(_mask_overlap(dataset, predictions, area, least), area, ignored)
+        return Measures(_mask_overlap(dataset, predictions, area, least, across_classes), area, ignored)
     if kind != "keypoint":
         raise ValueError(f"kind is {kind!r}, expected one of {', '.join(KINDS)}")
     overlap = _keypoint_overlap(dataset, predictions, sigmas)
@@ -86,14 +93,17 @@ def _mask_areas(dataset: Dataset, predictions: Predictions) -> np.ndarray:
     return _areas(predictions.masks)
 
 
-def _mask_overlap(dataset: Dataset, predictions: Predictions, det_area: np.ndarray, least: float) -> Overlap:
+def _mask_overlap(
+    dataset: Dataset, predictions: Predictions, det_area: np.ndarray, least: float, across_classes: bool
+) -> Overlap:
     """Intersection over union of the masks, exact where it is at least `least`, and otherwise any value below `least`.
 
     det_area float64 [D]: pixels of the predicted masks. The areas alone bound the overlap; only pairs that can reach
     `least` are compared run by run.
     """
-    image = np.repeat(np.arange(len(dataset.image_ids)), np.diff(dataset.first))
-    group = image * len(dataset.category_ids) + dataset.labels
+    group = np.repeat(np.arange(len(dataset.image_ids)), np.diff(dataset.first))
+    if not across_classes:
+        group = group * len(dataset.category_ids) + dataset.labels
 
     def overlap(det: np.ndarray, gt: np.ndarray) -> np.ndarray:
         gts, gt_row = np.unique(gt, return_inverse=True)
