@@ -120,8 +120,11 @@ def say_verdict(page: Path) -> None:
     """Print the verdict sentences of a report and where to look."""
     import json
 
-    for sentence in json.loads(page.with_name("report.json").read_text())["sentences"]:
-        say(sentence)
+    found = json.loads(page.with_name("report.json").read_text())
+    say(f"{found['title']}. {found['text']}")
+    for answer in found["answers"]:
+        lines = answer["lines"] if isinstance(answer["lines"], list) else [answer["lines"]]
+        say(f"{answer['question']} {' '.join(lines)}")
     say(f"report: {page}")
 
 
