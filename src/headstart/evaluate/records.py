@@ -115,9 +115,26 @@ def average_precisions(curves: Curves, weights: np.ndarray) -> np.ndarray:
     NaN for classes without an annotation that counts. The copies of a detection follow each other directly.
     """
     num_classes, sizes = len(curves.label_place), np.diff(curves.first)
+    num_thresholds = len(sizes) // max(num_classes, 1)
+    hits, precision = _interpolated(curves, weights, num_thresholds)
+    num_gt = np.bincount(curves.gt_label, weights[curves.gt_image] * curves.gt_count, num_classes).astype(np.int64)
+    reached, table_first = _recalls_reached(num_gt)
+    recalls = reached[hits + np.repeat(np.tile(table_first, num_thresholds), sizes)]
+    starts = curves.first[:-1][sizes > 0]
+    new = np.diff(recalls, prepend=0)  # recalls reached within this steep, which all read its precision
+    new[starts] = recalls[starts]
+    sums = np.zeros(len(sizes))
+    sums[sizes > 0] = np.add.reduceat(precision * new, starts) if len(starts) else 0
+    result = (sums / len(RECALLS)).reshape(num_thresholds, num_classes)
+    result[:, num_gt == 0] = np.nan
+    return result
+
+
+def _interpolated(curves: Curves, weights: np.ndarray, num_thresholds: int) -> tuple[np.ndarray, np.ndarray]:
+    """At the end of each steep, [Q]: true positives of its curve so far, and the best precision from there on."""
+    sizes = np.diff(curves.first)
     running, hits_at = _running(weights[curves.image]), _running(weights[curves.tp_image])
     hits = hits_at[1:][curves.last_tp] - np.repeat(hits_at[curves.tp_first[:-1]], sizes)
-    num_thresholds = len(sizes) // max(num_classes, 1)
     seen = running[1:][curves.place] - np.repeat(np.tile(running[curves.label_place], num_thresholds), sizes)
     if len(curves.skip_image):
         skipped = _running(weights[curves.skip_image])
@@ -125,18 +142,8 @@ def average_precisions(curves: Curves, weights: np.ndarray) -> np.ndarray:
     precision = hits / (seen + np.spacing(1))  # the same small term as pycocotools
     for begin, end in pairwise(curves.first.tolist()):
         backward = precision[begin:end][::-1]
-        np.maximum.accumulate(backward, out=backward)  # the best precision at this recall or a higher one
-    num_gt = np.bincount(curves.gt_label, weights[curves.gt_image] * curves.gt_count, num_classes).astype(np.int64)
-    reached, table_first = _recalls_reached(num_gt)
-    recalls = reached[hits + np.repeat(np.tile(table_first, num_thresholds), sizes)]
-    new = np.diff(recalls, prepend=0)
-    starts = curves.first[:-1][sizes > 0]
-    new[starts] = recalls[starts]
-    sums = np.zeros(len(sizes))
-    sums[sizes > 0] = np.add.reduceat(precision * new, starts) if len(starts) else 0
-    result = (sums / len(RECALLS)).reshape(num_thresholds, num_classes)
-    result[:, num_gt == 0] = np.nan
-    return result
+        np.maximum.accumulate(backward, out=backward)
+    return hits, precision
 
 
 def _running(values: np.ndarray) -> np.ndarray:
