@@ -1,6 +1,7 @@
 """The data that several tests share, written once."""
 
 import pytest
+
 from tiny import write_data
 
 

@@ -72,7 +72,7 @@ CLASSIFIER = {
 
 
 def write_data(root: Path) -> Path:
-    """Six training and three validation scenes in root/scenes, and eight single objects of 2 classes in root/classes."""
+    """Six training and three validation scenes in root/scenes; eight single objects of 2 classes in root/classes."""
     generate(root / "scenes", 6, 3, 0, SIDE, processes=1)
     generate_classes(root / "classes", 8, 4, 0, 32, num_classes=2, processes=1)
     return root

@@ -1,4 +1,4 @@
-"""The loop: resumed, branched, watched or not, it makes the same weights bit for bit; and it stops before a bad update."""
+"""The loop: resumed, branched, watched or not, it makes the same weights; and it stops before a bad update."""
 
 import json
 import math
@@ -6,7 +6,6 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
-from tiny import tiny_classifier, tiny_recipe, without_clock
 
 from headstart.model.freeze import set_train_mode
 from headstart.recipe import digest
@@ -15,6 +14,7 @@ from headstart.train import checkpoint, loop
 from headstart.train.record import read_rows
 from headstart.train.run import Span, make_task, settings_of, train
 from headstart.train.verify import state_differences
+from tiny import tiny_classifier, tiny_recipe, without_clock
 
 TOTAL = 8
 

@@ -4,6 +4,7 @@ The order does not depend on workers, processes, or the length of the schedule, 
 differently split run sees the same images. I images, B slots a step.
 """
 
+import threading
 from functools import lru_cache
 
 import numpy as np
@@ -31,6 +32,7 @@ class Order:
         self._offset = (fold(seed, 1) % (1 << 30)) / (1 << 30)
         self._group_of_step = np.zeros(0, dtype=np.int64)
         self._turn_of_step = np.zeros(0, dtype=np.int64)
+        self._extending = threading.Lock()  # workers that cross a block's edge together must not shrink the table
 
     def group(self, step: int) -> int:
         """The group that `step` draws from."""
@@ -51,9 +53,13 @@ class Order:
 
     def _extend(self, step: int) -> None:
         """Know the group of every step up to `step`, and how many earlier steps drew from the same."""
-        known = len(self._group_of_step)
-        if step < known:
+        if step < len(self._group_of_step):
             return
+        with self._extending:
+            if step >= len(self._group_of_step):
+                self._build(step)
+
+    def _build(self, step: int) -> None:
         total = (step // _BLOCK + 1) * _BLOCK
         position = (self._offset + np.arange(total) * _GOLDEN) % 1.0
         group = np.searchsorted(self._edges, position, side="right")
