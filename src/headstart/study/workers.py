@@ -1,0 +1,102 @@
+"""Segments on several processes of this machine.
+
+On a small net one thread a process and several processes use a CPU better than several threads, and the result does not
+depend on how many there are.
+"""
+
+import multiprocessing
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from headstart.study.plan import Segment
+from headstart.study.run import Prepared, Progress, run_segment
+from headstart.train.run import RunResult
+
+_STRIDE = 10  # steps between two messages of a worker
+_queue: Any = None
+
+
+def run_parallel(
+    prepared: Prepared,
+    directory: Path,
+    jobs: int,
+    *,
+    progress: Progress | None,
+    finished: Callable[[Segment, RunResult], None],
+) -> None:
+    """Run all segments, each as soon as what it needs is there, `jobs` at a time; the first error stops the rest."""
+    waiting = list(prepared.plan.segments)
+    done: dict[str, RunResult] = {}
+    running: dict[Future[RunResult], Segment] = {}
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    with (
+        _listening(queue, {segment.name: segment for segment in waiting}, progress),
+        ProcessPoolExecutor(jobs, context, _start_worker, (queue, os.getpid())) as pool,
+    ):
+        try:
+            while waiting or running:
+                for segment in [segment for segment in waiting if _needs(segment) <= set(done)][: jobs - len(running)]:
+                    waiting.remove(segment)
+                    needed = {name: done[name] for name in _needs(segment)}
+                    running[pool.submit(_work, prepared, segment, directory, needed)] = segment
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    segment = running.pop(future)
+                    done[segment.name] = future.result()
+                    finished(segment, done[segment.name])
+        except BaseException:
+            for process in list(pool._processes.values()):  # a segment may run for hours: do not wait for it
+                process.terminate()
+            raise
+
+
+def _needs(segment: Segment) -> set[str]:
+    return {name for name in (segment.parent, segment.weights_from) if name}
+
+
+def _start_worker(queue: Any, parent: int) -> None:
+    """One thread a worker; a worker whose parent was killed must not write on."""
+    import torch
+
+    global _queue
+    _queue = queue
+    torch.set_num_threads(1)
+    threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
+
+
+def _leave_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.2)
+    os._exit(1)
+
+
+def _work(prepared: Prepared, segment: Segment, directory: Path, done: dict[str, RunResult]) -> RunResult:
+    def tell(_: Segment, step: int, values: dict[str, Any]) -> None:
+        if step % _STRIDE == 0 or step == segment.stop:
+            _queue.put((segment.name, step, values))
+
+    return run_segment(prepared, segment, directory, done, progress=tell)
+
+
+@contextmanager
+def _listening(queue: Any, segments: dict[str, Segment], progress: Progress | None) -> Iterator[None]:
+    """Hand the workers' messages to `progress` in this process."""
+
+    def listen() -> None:
+        for name, step, values in iter(queue.get, None):
+            if progress:
+                progress(segments[name], step, values)
+
+    thread = threading.Thread(target=listen, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        queue.put(None)
+        thread.join(timeout=5)
