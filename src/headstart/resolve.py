@@ -104,7 +104,7 @@ def resolve(name: str, patches: list[tuple[str, dict[str, Any]]]) -> tuple[AnyRe
         _replace_backbone(values, origins, flat)
         values |= flat
         origins |= dict.fromkeys(flat, origin)
-    return validate(_KINDS[task][0], unflatten(values), str(path)), origins
+    return validate(_KINDS[task][0], unflatten(values), str(path), origins), origins
 
 
 def _replace_backbone(values: dict[str, Any], origins: Provenance, patch: dict[str, Any]) -> None:
@@ -116,16 +116,20 @@ def _replace_backbone(values: dict[str, Any], origins: Provenance, patch: dict[s
             del origins[key]
 
 
-def validate(model: type[BaseModel], values: dict[str, Any], source: str) -> Any:
+def validate(model: type[BaseModel], values: dict[str, Any], source: str, origins: Provenance | None = None) -> Any:
     """Build a pydantic model.
 
-    The first problem becomes one line with the field, the value and the nearest valid name.
+    The first problem becomes one line with the source, the layer above it that gave the value where `origins` knows of
+    one, the field, the value and the nearest valid name.
     """
     try:
         return model.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         path = ".".join(str(part) for part in first["loc"] if part not in ("resnet", "timm"))
+        layer = (origins or {}).get(path)
+        if layer is not None and not layer.endswith(".yaml"):
+            source = f"{source} ({layer})"
         if first["type"] == "extra_forbidden":
             raise ValueError(f"{source}: {path}: unknown field{_nearest(model, path, values)}") from None
         if first["type"] == "missing":
