@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 ERROR, WARNING, NOTE = "error", "warning", "note"
 LEVELS = (ERROR, WARNING, NOTE)
-MAX_LISTED = 20  # names in one line that says the same of many; the line gives the count too
+MAX_LISTED = 100  # names in one line that says the same of many; the line gives the count too
 
 
 @dataclass(frozen=True)

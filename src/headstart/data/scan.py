@@ -188,10 +188,16 @@ def _check_annotations(table: _Table, images: _Table, categories: _Table) -> Non
     sizes = {record["id"]: (record["height"], record["width"]) for _, record in images.sound()}
     seen = [pair for pair in table.records if _is_id(pair[1].get("image_id")) and pair[1]["image_id"] in sizes]
     table.refuse("segmentation", "segmentation", partial(_segments, path, sizes), seen)
-    for position, record in table.sound():
+    malformed = {position for position, problem in table.found if problem.code == "box-field"}
+    boxes = [pair for pair in table.records if pair[0] not in malformed]
+    table.refuse("box-degenerate", "bbox", partial(_degenerate, path), boxes)
+
+
+def _degenerate(path: str, records: list[dict]) -> None:
+    for position, record in enumerate(records):
         if not (np.isfinite(record["bbox"]).all() and min(record["bbox"][2:]) > 0):
-            message = f"bbox = {coco_fields.show(record['bbox'])}: expected a positive, finite width and height"
-            table.add(position, record, "box-degenerate", record["bbox"], message)
+            where = coco_fields.place("annotation", position, record)
+            raise coco_fields.wrong(path, where, "bbox", record["bbox"], "a positive, finite width and height")
 
 
 def _is_id(value: Any) -> bool:
