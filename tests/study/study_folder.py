@@ -1,4 +1,4 @@
-"""A made-up study as the runner writes one: real plan, plausible rows, small pictures, and names that try to be markup."""
+"""A made-up study as the runner writes one: real plan, plausible rows, pictures, and names that try to be markup."""
 
 import json
 from dataclasses import asdict
@@ -21,7 +21,12 @@ FILE_NAME = "<img src=x onerror=alert({})>.png"
 IMAGES = {1.0: 800, 0.5: 400, 0.1: 80, 0.05: 40}
 BATCH = 8
 # Where box AP ends and how many steps it takes to get there, by arm and fraction.
-ENDS = {("pretrained", 1.0): (0.47, 250), ("scratch", 1.0): (0.49, 520), ("pretrained", 0.1): (0.24, 160), ("scratch", 0.1): (0.13, 350)}
+ENDS = {
+    ("pretrained", 1.0): (0.47, 250),
+    ("scratch", 1.0): (0.49, 520),
+    ("pretrained", 0.1): (0.24, 160),
+    ("scratch", 0.1): (0.13, 350),
+}
 
 
 def build_study(
@@ -43,7 +48,9 @@ def build_study(
     plan = expand(study, made, pretrain_steps={"shapes": 900})
     path = root / "runs" / study.name
     path.mkdir(parents=True)
-    (path / "study.yaml").write_text(yaml.safe_dump(study.model_dump(mode="json") | {"rule": asdict(study.rule)} if study.rule else {}))
+    (path / "study.yaml").write_text(
+        yaml.safe_dump(study.model_dump(mode="json") | {"rule": asdict(study.rule)} if study.rule else {})
+    )
     begun = plan.segments[:num_begun]
     dataset = _write_dataset(root / "data") if pictures else None
     _write_plan(path, study, plan, {segment.name for segment in begun}, differences)
@@ -65,7 +72,9 @@ def _settings(seeds: int, schedules: tuple[str, ...], fractions: tuple[float, ..
         "recipe": "demo",
         "arms": {"pretrained": {"start.kind": "backbone", "start.weights": "pretrain:shapes"}, "scratch": {}},
         "schedules": list(schedules),
-        "fractions": [{"fraction": f, "schedules": list(schedules) if f == 1 else list(schedules[:3])} for f in fractions],
+        "fractions": [
+            {"fraction": f, "schedules": list(schedules) if f == 1 else list(schedules[:3])} for f in fractions
+        ],
         "seeds": seeds,
         "pretrain": {"shapes": {"recipe": "demo_pretrain"}},
         "rule": {"metric": "box.AP", "baseline": "pretrained", "candidate": "scratch", "margin": 0.01},
@@ -93,19 +102,25 @@ def directory_of(segment: Segment) -> str:
     return f"segments/{segment.name}-0123456789ab"
 
 
-def _write_run(path: Path, root: Path, segment: Segment, plan: Plan, dataset, *, log_every: int, eval_every: int) -> None:
+def _write_run(
+    path: Path, root: Path, segment: Segment, plan: Plan, dataset, *, log_every: int, eval_every: int
+) -> None:
     directory = path / directory_of(segment)
     directory.mkdir(parents=True)
     rows = _rows(segment, log_every, eval_every)
     (directory / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = {"val": "data/val.json", "val_images": "data/images", "val_split": None}
     (directory / "recipe.yaml").write_text(yaml.safe_dump({"name": "demo", "data": data, "train": {"batch": BATCH}}))
-    (directory / "environment.json").write_text(json.dumps({"headstart": "0.1.0", "torch": "2.x", "cpus": 2, "gpu": None}))
+    (directory / "environment.json").write_text(
+        json.dumps({"headstart": "0.1.0", "torch": "2.x", "cpus": 2, "gpu": None})
+    )
     (directory / "segment.json").write_text(json.dumps({**asdict(segment), "num_images": IMAGES[segment.fraction]}))
     if segment.parent is None:
         (directory / "audit.json").write_text(json.dumps(_audit(segment)))
     if dataset is not None and segment.kind == "tail":
-        predictions = _predictions(dataset, found=0.9 if segment.arm == "pretrained" else 0.7, seed=segment.seed + len(segment.arm))
+        predictions = _predictions(
+            dataset, found=0.9 if segment.arm == "pretrained" else 0.7, seed=segment.seed + len(segment.arm)
+        )
         predictions.to_json(directory / f"predictions-{segment.stop}.json")
         for kind, records in evaluate(dataset, predictions).records.items():
             records.save(directory / f"records-{kind}-{segment.stop}.npz")
@@ -122,7 +137,15 @@ def _rows(s: Segment, log_every: int, eval_every: int) -> list[dict]:
             rows.append({"kind": "train", **common, "rate": 0.04, "loss": loss, "losses": {"mask": loss}})
         if step % eval_every == 0 or step == s.stop:
             rows.append({"kind": "eval", "split": "val", **common, **_scores(s, step)})
-    rows.append({"kind": "end", "step": s.stop, "checkpoint": f"checkpoints/{s.stop:06d}.pt", "hash": f"{hash_of(s)}", "seconds": clock(s.stop)})
+    rows.append(
+        {
+            "kind": "end",
+            "step": s.stop,
+            "checkpoint": f"checkpoints/{s.stop:06d}.pt",
+            "hash": f"{hash_of(s)}",
+            "seconds": clock(s.stop),
+        }
+    )
     return rows
 
 
@@ -137,7 +160,14 @@ def _scores(s: Segment, step: int) -> dict:
     metrics, per_class = {}, {}
     for kind, factor in (("box", 1.0), ("mask", 0.9)):
         own = ap * factor
-        metrics[kind] = {"AP": own, "AP50": min(1, own * 1.6), "AP75": own * 1.05, "APs": own * 0.6, "APm": own * 1.1, "APl": None}
+        metrics[kind] = {
+            "AP": own,
+            "AP50": min(1, own * 1.6),
+            "AP75": own * 1.05,
+            "APs": own * 0.6,
+            "APm": own * 1.1,
+            "APl": None,
+        }
         metrics[kind] |= {"AR1": own * 0.9, "AR10": own * 1.2, "AR100": own * 1.3}
         tilt = 0.05 if s.arm == "scratch" else -0.05
         values = [{"AP": own * (0.8 + 0.1 * c + tilt * (c - 2)), "AP50": own * 1.5} for c in range(len(CLASSES))]
@@ -149,16 +179,32 @@ def _audit(segment: Segment) -> dict:
     weights = "runs/demo/segments/pretrain-shapes/checkpoints/000900.pt" if segment.weights_from else None
     source = f"{weights} (sha256 abcdef012345)" if weights else "random (MSRA, fan-out)"
     row = {"num_tensors": 12, "num_params": 34_560, "training": "trains", "norm": "group (8)"}
-    rows = [{"group": "stem", "source": source} | row, {"group": "rpn", "source": "random (N(0, 0.01))"} | row | {"norm": "none"}]
+    rows = [
+        {"group": "stem", "source": source} | row,
+        {"group": "rpn", "source": "random (N(0, 0.01))"} | row | {"norm": "none"},
+    ]
     start = "backbone" if weights else "random"
-    return {"start": start, "freeze": "none", "file": weights, "hash": None, "rows": rows, "errors": [], "notes": [], "left_out": []}
+    return {
+        "start": start,
+        "freeze": "none",
+        "file": weights,
+        "hash": None,
+        "rows": rows,
+        "errors": [],
+        "notes": [],
+        "left_out": [],
+    }
 
 
 def _write_dataset(root: Path, num_images: int = 12) -> coco.Dataset:
     """Small pictures of ellipses and boxes, with polygons, as COCO files."""
     generator = np.random.default_rng(0)
     (root / "images").mkdir(parents=True)
-    document: dict = {"images": [], "annotations": [], "categories": [{"id": 3 * c + 2, "name": name} for c, name in enumerate(CLASSES)]}
+    document: dict = {
+        "images": [],
+        "annotations": [],
+        "categories": [{"id": 3 * c + 2, "name": name} for c, name in enumerate(CLASSES)],
+    }
     for i in range(num_images):
         name = FILE_NAME.format(i)
         picture = Image.fromarray(generator.integers(90, 130, (72, 96, 3), dtype=np.uint8))
@@ -168,14 +214,19 @@ def _write_dataset(root: Path, num_images: int = 12) -> coco.Dataset:
             x, y = int(generator.integers(0, 96 - w)), int(generator.integers(0, 72 - h))
             angles = np.linspace(0, 2 * np.pi, 4 if label % 2 else 24, endpoint=False) + 0.3
             polygon = np.stack([x + w / 2 + w / 2 * np.cos(angles), y + h / 2 + h / 2 * np.sin(angles)], 1)
-            ImageDraw.Draw(picture).polygon([tuple(p) for p in polygon], fill=tuple(generator.integers(0, 255, 3).tolist()))
+            ImageDraw.Draw(picture).polygon(
+                [tuple(p) for p in polygon], fill=tuple(generator.integers(0, 255, 3).tolist())
+            )
             low, high = polygon.min(0), polygon.max(0)
-            document["annotations"].append(
-                {
-                    "id": len(document["annotations"]) + 1, "image_id": i + 10, "category_id": 3 * label + 2, "iscrowd": 0,
-                    "bbox": [*low.tolist(), *(high - low).tolist()], "area": float(w * h) * 0.7, "segmentation": [polygon.ravel().tolist()],
-                }
-            )  # fmt: skip
+            box = [*low.tolist(), *(high - low).tolist()]
+            entry = {"id": len(document["annotations"]) + 1, "image_id": i + 10, "category_id": 3 * label + 2}
+            entry |= {
+                "bbox": box,
+                "area": box[2] * box[3] * 0.7,
+                "iscrowd": 0,
+                "segmentation": [polygon.ravel().tolist()],
+            }
+            document["annotations"].append(entry)
         picture.save(root / "images" / name)
         document["images"].append({"id": i + 10, "file_name": name, "width": 96, "height": 72})
     (root / "val.json").write_text(json.dumps(document))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from math import isfinite
 
 from headstart.study.read import StudyFolder
@@ -23,6 +24,11 @@ def signed(value: float | None) -> str:
         return NONE
     text = f"{100 * value:+.1f}"
     return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
+
+
+def minus(sentence: str) -> str:
+    """A sentence with real minus signs before its numbers."""
+    return re.sub(r"(?<=[\s(])-(?=\d)", "−", sentence)
 
 
 def large(value: float | None) -> str:

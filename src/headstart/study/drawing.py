@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 
 import matplotlib
 import numpy as np
@@ -24,7 +25,7 @@ _DASH = 9
 
 @dataclass(frozen=True, eq=False)
 class Shape:
-    """One object: XYXY box in image pixels, mask bool [H, W] or None, label with score, colour index, right or wrong."""
+    """One object: XYXY box in image pixels, mask bool [H, W] or None, label with score, category, right or wrong."""
 
     box: np.ndarray
     mask: np.ndarray | None
@@ -91,7 +92,7 @@ def draw(pixels: np.ndarray, shapes: list[Shape]) -> Image.Image:
 def _outline(canvas: ImageDraw.ImageDraw, shape: Shape, scale: float) -> None:
     x1, y1, x2, y2 = (float(v) * scale for v in shape.box)
     corners = [(x1, y1), (x2, y1), (x2, y2), (x1, y2), (x1, y1)]
-    for (ax, ay), (bx, by) in zip(corners, corners[1:]):
+    for (ax, ay), (bx, by) in pairwise(corners):
         length = max(abs(bx - ax), abs(by - ay))
         step = length if shape.right else 2 * _DASH
         for at in np.arange(0, length, step) if length > 0 else ():

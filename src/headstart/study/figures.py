@@ -13,7 +13,6 @@ from matplotlib.ticker import EngFormatter
 
 from headstart.study.cost import Cost
 from headstart.study.display import file_part, fraction_name, metric_name
-from headstart.study.findings import common_schedules, metric
 from headstart.study.read import StudyFolder
 from headstart.study.series import Stretch, metrics_of
 from headstart.study.tables import fraction_table
@@ -74,8 +73,8 @@ def write_figures(
 def curve_figure(folder: StudyFolder, stretches: Sequence[Stretch], fraction: float) -> Figure:
     """Box and mask AP over steps, all schedules of all arms overlaid (the paper's figure 1)."""
     names = [name for name in ("box.AP", "mask.AP", "keypoint.AP", "class.top1") if name in metrics_of(folder)][:2]
-    figure = Figure((4.6 * len(names), 3.4), layout="constrained")
-    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names):
+    figure, panels = _panels(len(names), width=4.6, height=3.4)
+    for axes, name in zip(panels, names):
         for arm, colour in arm_colours(folder).items():
             for stretch in (s for s in stretches if s.arm == arm):
                 _curve(axes, stretch, name, colour)
@@ -83,8 +82,23 @@ def curve_figure(folder: StudyFolder, stretches: Sequence[Stretch], fraction: fl
         axes.set(xlabel="steps", ylabel=metric_name(name), xlim=(0, None), ylim=(0, None))
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.legend(loc="lower right")
-    figure.suptitle(fraction_name(folder, fraction), fontsize=9)
+        axes.set_title(fraction_name(folder, fraction), fontsize=9)
     return figure
+
+
+def _panels(num: int, *, width: float, height: float) -> tuple[Figure, Sequence[Axes]]:
+    """Panels side by side, each of this size in inches; margins are fixed: a layout engine takes most of the time."""
+    figure = Figure((width * num, height))
+    panels = figure.subplots(1, num, squeeze=False)[0]
+    left, right, bottom, top = 0.55, 0.15, 0.55, 0.35
+    grid = {
+        "left": left / width / num,
+        "right": 1 - right / width / num,
+        "bottom": bottom / height,
+        "top": 1 - top / height,
+    }
+    figure.subplots_adjust(**grid, wspace=(left + right) / (width - left - right))
+    return figure, panels
 
 
 def _curve(axes: Axes, stretch: Stretch, name: str, colour: str) -> None:
@@ -99,9 +113,9 @@ def _curve(axes: Axes, stretch: Stretch, name: str, colour: str) -> None:
 
 def cost_figure(folder: StudyFolder, costs: Sequence[tuple[str, str, Cost, Cost]]) -> Figure:
     """Images, instances and pixels seen, pre-training hatched below training (the paper's figure 2)."""
-    figure = Figure((7.2, 2.9), layout="constrained")
+    figure, panels = _panels(3, width=2.4, height=2.9)
     colours = arm_colours(folder)
-    for axes, effort in zip(figure.subplots(1, 3), ("images", "instances", "pixels")):
+    for axes, effort in zip(panels, ("images", "instances", "pixels")):
         for place, (arm, _, training, before) in enumerate(costs):
             first, second = getattr(before, effort), getattr(training, effort)
             axes.bar(place, first, color="white", edgecolor=colours[arm], hatch="////", width=0.62)
@@ -110,16 +124,15 @@ def cost_figure(folder: StudyFolder, costs: Sequence[tuple[str, str, Cost, Cost]
         axes.set_title(effort, fontsize=9)
         axes.yaxis.set_major_formatter(EngFormatter(sep=""))
         axes.grid(axis="x", visible=False)
-    figure.supxlabel("hatched: pre-training", fontsize=7.5)
+    panels[1].set_xlabel("hatched: pre-training", fontsize=7.5)
     return figure
 
 
 def metric_figure(folder: StudyFolder) -> Figure:
     """Six metrics of both arms at the longest common schedule of the largest fraction (the paper's figure 5)."""
-    names = [name for name in _BARS if name in metrics_of(folder)] or [metric(folder)]
-    last, fraction = common_schedules(folder, folder.fractions[0])[-1], folder.fractions[0]
-    figure = Figure((max(3.2, 1.15 * len(names)), 2.9), layout="constrained")
-    axes = figure.subplots()
+    names = [name for name in _BARS if name in metrics_of(folder)] or [folder.metric]
+    last, fraction = folder.headline_cell
+    figure, (axes,) = _panels(1, width=max(3.2, 1.15 * len(names)), height=2.9)
     for side, arm in ((-0.2, folder.baseline), (0.2, folder.candidate)):
         scores = [100 * folder.scores(name, arm, last, fraction) for name in names]
         _bars(axes, np.arange(len(names)) + side, scores, arm_colours(folder)[arm], arm)
@@ -130,14 +143,13 @@ def metric_figure(folder: StudyFolder) -> Figure:
 
 def fraction_figure(folder: StudyFolder, rows: Sequence[dict]) -> Figure:
     """The question's metric at the longest common schedule, by share of the data (the paper's figure 8)."""
-    figure = Figure((max(3.2, 1.5 * len(rows)), 2.9), layout="constrained")
-    axes = figure.subplots()
+    figure, (axes,) = _panels(1, width=max(3.2, 1.5 * len(rows)), height=2.9)
     for side, arm in ((-0.2, folder.baseline), (0.2, folder.candidate)):
-        scores = [100 * folder.scores(metric(folder), arm, row["schedule"], row["fraction"]) for row in rows]
+        scores = [100 * folder.scores(folder.metric, arm, row["schedule"], row["fraction"]) for row in rows]
         _bars(axes, np.arange(len(rows)) + side, scores, arm_colours(folder)[arm], arm)
     labels = [f"{row['images']:,} images" if row["images"] else f"{100 * row['fraction']:g} %" for row in rows]
     axes.set_xticks(range(len(rows)), [f"{label}\n{row['schedule']}" for label, row in zip(labels, rows)], fontsize=7.5)
-    _finish(axes, metric_name(metric(folder)))
+    _finish(axes, metric_name(folder.metric))
     return figure
 
 

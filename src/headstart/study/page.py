@@ -1,6 +1,7 @@
 """The page: everything of a report in one HTML file that needs nothing else and asks nothing of any network.
 
-All text that comes from a study is escaped by the template; the script gets its data as JSON that cannot end its element.
+All text that comes from a study is escaped by the template; the script gets its data as JSON that
+cannot end its element.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from markupsafe import Markup
 import headstart
 from headstart.study import display
 from headstart.study.curves import Crossover
-from headstart.study.findings import Findings, common_schedules, rule_sentence
+from headstart.study.findings import Findings, rule_sentence
 from headstart.study.page_data import arms_data, plain
 from headstart.study.paper import SOURCE, TABLE_1
 from headstart.study.read import Run, StudyFolder
@@ -52,12 +54,8 @@ def render(
     pictures: Sequence[Path],
 ) -> str:
     """The whole page. data is for the script (page_data), pictures are the figures' SVG files."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters |= {"score": display.score, "signed": display.signed, "large": display.large, "span": display.span, "metric": display.metric_name}
-    environment.filters["fraction"] = lambda fraction: display.fraction_name(folder, fraction)
-    return environment.get_template("report.html.j2").render(
+    return _template().render(
+        fraction_name=lambda fraction: display.fraction_name(folder, fraction),
         folder=folder,
         findings=findings,
         rule=rule_sentence(folder.rule) if folder.rule else None,
@@ -74,9 +72,13 @@ def render(
         tables=tables,
         fractions=fraction_table(folder) if folder.baseline else [],
         costs=_cost_lines(folder, bills),
-        classes={kind: rows for kind in ("box", "mask", "keypoint", "class") if folder.baseline and (rows := class_table(folder, kind))},
+        classes={
+            kind: rows
+            for kind in ("box", "mask", "keypoint", "class")
+            if folder.baseline and (rows := class_table(folder, kind))
+        },
         sizes=size_table(folder),
-        headline_schedule=next(iter(common_schedules(folder, folder.fractions[0])[-1:]), None) if folder.fractions else None,
+        headline_schedule=folder.headline_cell[0] if folder.headline_cell else None,
         samples=samples,
         audits=_audits(folder),
         environments=_environments(folder),
@@ -89,6 +91,20 @@ def render(
         script=Markup((TEMPLATES / "report.js").read_text()),
         plotly=Markup(plotly_source()),
     )
+
+
+@cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    filters = (display.score, display.signed, display.large, display.span, display.minus, display.metric_name)
+    environment.filters |= {each.__name__: each for each in filters}
+    return environment.get_template("report.html.j2")
 
 
 def script_json(value: Any) -> str:
@@ -108,15 +124,27 @@ def plotly_source() -> str:
 
 def _tiles(folder: StudyFolder, findings: Findings, data: dict[str, Any]) -> list[Tile]:
     most = [entry for entry in findings.comparisons if folder.fractions and entry.fraction == folder.fractions[0]]
-    tiles = [_lead_tile(entry.schedule, entry.verdict, when) for entry, when in zip(most[:1] + most[1:][-1:], ("early", "at the end"))]
+    tiles = [
+        _lead_tile(f"at {entry.schedule}", entry.verdict, when)
+        for entry, when in zip(most[:1] + most[1:][-1:], ("early", "at the end"))
+    ]
     if findings.crossover:
         tiles.append(_crossover_tile(findings.crossover))
     for fraction in folder.fractions[1:]:
         last = [entry for entry in findings.comparisons if entry.fraction == fraction][-1:]
-        tiles += [_lead_tile(f"{100 * fraction:g} % of the data", entry.verdict, f"at {entry.schedule}") for entry in last]
+        tiles += [
+            _lead_tile(f"{100 * fraction:g} % of the data", entry.verdict, f"at {entry.schedule}") for entry in last
+        ]
     for arm, cost in data["pretraining"].items():
         if cost["images"]:
-            tiles.append(Tile(f"start of {arm}", f"{display.large(cost['images'])} images", f"{display.span(cost['seconds'])} of pre-training, once", arm))
+            tiles.append(
+                Tile(
+                    f"start of {arm}",
+                    f"{display.large(cost['images'])} images",
+                    f"{display.span(cost['seconds'])} of pre-training, once",
+                    arm,
+                )
+            )
     return tiles
 
 
@@ -133,8 +161,10 @@ def _crossover_tile(found: Crossover) -> Tile:
     if found.x is None:
         return Tile(label, "not yet", f"not within {display.amount(found.budget)} {found.axis}", found.baseline)
     if found.x == found.start:
-        return Tile(label, "at once", f"level or ahead from {display.amount(found.start)} {found.axis} on", found.candidate)
-    return Tile(label, f"≈ {display.amount(found.x)}", f"{found.axis}, between the ends of schedules", found.candidate)
+        return Tile(
+            label, "at once", f"level or ahead from {display.amount(found.start)} {found.axis} on", found.candidate
+        )
+    return Tile(label, f"≈ {display.amount(found.x)} {found.axis}", "between the ends of schedules", found.candidate)
 
 
 def _cost_lines(folder: StudyFolder, bills: Bills) -> list[dict[str, Any]]:
@@ -145,13 +175,16 @@ def _cost_lines(folder: StudyFolder, bills: Bills) -> list[dict[str, Any]]:
             for schedule in folder.schedules(fraction, arm):
                 cells = bills.get((arm, schedule, fraction))
                 if cells:
-                    ways = {way: mean_cost([getattr(bill, way) for bill in cells]) for way in ("alone", "whole", "as_spent", "whole_as_spent")}
+                    ways = {
+                        way: mean_cost([getattr(bill, way) for bill in cells])
+                        for way in ("alone", "whole", "as_spent", "whole_as_spent")
+                    }
                     lines.append({"arm": arm, "schedule": schedule, "fraction": fraction, **ways})
     return lines
 
 
 def _audits(folder: StudyFolder) -> list[dict[str, Any]]:
-    """The initialisation audit of each arm and pre-training: that of the first run which has one, and how many agree with it."""
+    """The audit of each arm and pre-training: that of the first run which has one, and which others differ from it."""
     found: dict[str, list[tuple[Run, dict[str, Any]]]] = {}
     for run in folder.runs.values():
         audit = run.fact("audit.json") if run.directory else None
@@ -164,7 +197,11 @@ def _audits(folder: StudyFolder) -> list[dict[str, Any]]:
             "run": str(entries[0][0].directory.relative_to(folder.path)),
             "audit": entries[0][1],
             "num": len(entries),
-            "others": [str(run.directory.relative_to(folder.path)) for run, audit in entries if audit["rows"] != entries[0][1]["rows"]],
+            "others": [
+                str(run.directory.relative_to(folder.path))
+                for run, audit in entries
+                if audit["rows"] != entries[0][1]["rows"]
+            ],
         }
         for label, entries in found.items()
     ]

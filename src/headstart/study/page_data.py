@@ -9,27 +9,38 @@ from typing import Any
 from headstart.study.cost import Cost
 from headstart.study.display import fraction_name, metric_name
 from headstart.study.figures import MARKERS, arm_colours
-from headstart.study.findings import metric, settled_schedule
+from headstart.study.findings import settled_schedule
 from headstart.study.read import StudyFolder
 from headstart.study.series import Stretch, metrics_of
 from headstart.study.spending import Bills, mean_cost
 from headstart.study.tables import fraction_table
 
 # The figures' colours, lightened to the same contrast on a dark page.
-DARK = {"#8e3b8c": "#d993d7", "#d55e00": "#ff8f4d", "#009e73": "#35c99b", "#0072b2": "#62b4ec", "#e69f00": "#f2bd4b", "#56b4e9": "#93d0f5"}
+DARK = {
+    "#8e3b8c": "#d993d7",
+    "#d55e00": "#ff8f4d",
+    "#009e73": "#35c99b",
+    "#0072b2": "#62b4ec",
+    "#e69f00": "#f2bd4b",
+    "#56b4e9": "#93d0f5",
+}
 _SYMBOLS = {"o": "circle", "s": "square", "D": "diamond", "^": "triangle-up", "v": "triangle-down", "P": "cross"}
 _EFFORTS = ("images", "instances", "pixels", "seconds")
 
 
 def page_data(
-    folder: StudyFolder, stretches: Sequence[Stretch], losses: Sequence[Stretch], pretraining: dict[str, Cost], bills: Bills
+    folder: StudyFolder,
+    stretches: Sequence[Stretch],
+    losses: Sequence[Stretch],
+    pretraining: dict[str, Cost],
+    bills: Bills,
 ) -> dict[str, Any]:
     """Everything the script needs; scores in points, numbers that are not known as null."""
     return {
         "arms": arms_data(folder),
         "fractions": [{"value": f, "name": fraction_name(folder, f)} for f in folder.fractions],
         "metrics": [{"id": name, "name": metric_name(name)} for name in metrics_of(folder)],
-        "metric": metric(folder),
+        "metric": folder.metric,
         "stretches": [_stretch(stretch, 100) for stretch in stretches],
         "losses": [_stretch(stretch, 1) for stretch in losses],
         "pretraining": {arm: _cost(cost) for arm, cost in pretraining.items()},
@@ -54,7 +65,12 @@ def arms_data(folder: StudyFolder) -> list[dict[str, str]]:
     """Name, colours and mark of each arm."""
     colours = arm_colours(folder)
     return [
-        {"name": arm, "light": colours[arm], "dark": DARK[colours[arm]], "symbol": _SYMBOLS[MARKERS[place % len(MARKERS)]]}
+        {
+            "name": arm,
+            "light": colours[arm],
+            "dark": DARK[colours[arm]],
+            "symbol": _SYMBOLS[MARKERS[place % len(MARKERS)]],
+        }
         for place, arm in enumerate(folder.arms)
     ]
 
@@ -92,5 +108,12 @@ def _fractions(folder: StudyFolder) -> list[dict[str, Any]]:
     for row in fraction_table(folder) if folder.baseline else ():
         for arm, number in row["longest"].items():
             if number and row["images"]:
-                rows.append({"arm": arm, "images": row["images"], "schedule": row["schedule"], "seeds": [100 * v for v in number.seeds]})
+                rows.append(
+                    {
+                        "arm": arm,
+                        "images": row["images"],
+                        "schedule": row["schedule"],
+                        "seeds": [100 * v for v in number.seeds],
+                    }
+                )
     return rows

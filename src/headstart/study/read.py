@@ -19,6 +19,7 @@ from headstart.study.verdict import Rule
 from headstart.train.record import read_rows
 
 NAN = float("nan")
+DEFAULT_METRIC = "box.AP"  # what is asked about where a study has no rule
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +57,8 @@ class Run:
 class StudyFolder:
     """One study: its settings (study.yaml), its plan, and one Run a segment, by segment name.
 
-    num_images are training images by fraction; differences the rows of the difference sheet ({field, values, declared}).
+    num_images are training images by fraction; differences are the rows of the difference sheet, each with field,
+    values by arm, and declared.
     """
 
     path: Path
@@ -131,6 +133,21 @@ class StudyFolder:
     def _cells(self) -> dict[tuple[str, str, float, int], Cell]:
         return {(c.arm, c.schedule, c.fraction, c.seed): c for c in self.plan.cells}
 
+    @property
+    def metric(self) -> str:
+        """The metric that the study is about: the rule's, else box AP."""
+        return self.rule.metric if self.rule else DEFAULT_METRIC
+
+    def common_schedules(self, fraction: float) -> tuple[str, ...]:
+        """Schedules that both arms of the question have at a fraction, shortest first; none with a single arm."""
+        return self.schedules(fraction, self.baseline, self.candidate) if self.baseline else ()
+
+    @property
+    def headline_cell(self) -> tuple[str, float] | None:
+        """The schedule and fraction that the headline speaks of: the longest that both arms have, on the most data."""
+        names = self.common_schedules(self.fractions[0]) if self.fractions else ()
+        return (names[-1], self.fractions[0]) if names else None
+
     def total(self, arm: str, schedule: str, fraction: float) -> int | None:
         """Steps of a schedule; None where the arm does not have it."""
         found = [self._cells.get((arm, schedule, fraction, seed)) for seed in self.seeds]
@@ -154,7 +171,7 @@ class StudyFolder:
 def read_study_folder(path: str | Path) -> StudyFolder:
     """Read study.yaml, plan.json and all rows of a study.
 
-    A study of which nothing has run yet is fine. ValueError naming the file for what is missing or not what it should be.
+    A study of which nothing has run yet is fine. ValueError naming the file for what is missing or otherwise wrong.
     """
     path = Path(path)
     settings, plan = read_yaml(path / "study.yaml"), _read_json(path / "plan.json")

@@ -1,7 +1,7 @@
 """The report of a study: one report.html that stands alone, and figures, tables and report.json beside it.
 
-It reads files only (study.yaml, plan.json, rows and the facts of runs), never a model, and may be made at any time: of a
-study that has not begun, that is running, or that is finished.
+It reads files only (study.yaml, plan.json, rows and the facts of runs), never a model, and may be made at any time:
+of a study that has not begun, that is running, or that is finished.
 """
 
 from __future__ import annotations
@@ -39,21 +39,39 @@ def build_report(study_dir: str | Path) -> Path:
     (folder.path / "tables").mkdir(exist_ok=True)
     for name, rows in (("cells", cells), ("curves", curve_rows(folder)), ("classes", class_rows(folder))):
         write_csv(folder.path / "tables" / f"{name}.csv", rows)
-    _replace(folder.path / "report.json", json.dumps(plain(_summary(folder, findings, cells)), indent=1, allow_nan=False))
+    _replace(
+        folder.path / "report.json", json.dumps(plain(_summary(folder, findings, cells)), indent=1, allow_nan=False)
+    )
     data = page_data(folder, stretches, loss_stretches(folder), pretraining_bills(folder, costs), bills)
-    page = render(folder, findings, data=data, cells=cells, tables=tables, bills=bills, samples=make_samples(folder), pictures=pictures)
+    page = render(
+        folder,
+        findings,
+        data=data,
+        cells=cells,
+        tables=tables,
+        bills=bills,
+        samples=make_samples(folder),
+        pictures=pictures,
+    )
     assert len(page.encode()) <= MOST_BYTES, f"the page has {len(page.encode()):,} bytes"
     return _replace(folder.path / "report.html", page)
 
 
 def _cost_bars(folder: StudyFolder, bills: Bills) -> list[tuple]:
-    """Both arms of the question, each at the shortest schedule that comes near its own best, at the largest fraction."""
+    """Both arms, each at the shortest schedule that comes near its own best, at the largest fraction."""
     bars = []
     for arm in (folder.baseline, folder.candidate) if folder.baseline else ():
         schedule = settled_schedule(folder, arm, folder.fractions[0])
         cells = bills.get((arm, schedule, folder.fractions[0]))
         if cells:
-            bars.append((arm, f"{arm} {schedule}", mean_cost([bill.alone for bill in cells]), mean_cost([bill.pretraining for bill in cells])))
+            bars.append(
+                (
+                    arm,
+                    f"{arm} {schedule}",
+                    mean_cost([bill.alone for bill in cells]),
+                    mean_cost([bill.pretraining for bill in cells]),
+                )
+            )
     return bars
 
 
@@ -67,9 +85,11 @@ def _summary(folder: StudyFolder, findings: Findings, cells: list[dict[str, Any]
         "state": findings.state,
         "title": findings.title,
         "text": findings.text,
-        "comparisons": [{"fraction": e.fraction, "schedule": e.schedule} | _verdict(e.verdict) for e in findings.comparisons],
-        "answers": [{"question": a.question, "text": a.text} for a in findings.answers if not a.from_clock],
-        "answers_with_seconds": [{"question": a.question, "text": a.text} for a in findings.answers if a.from_clock],
+        "comparisons": [
+            {"fraction": e.fraction, "schedule": e.schedule} | _verdict(e.verdict) for e in findings.comparisons
+        ],
+        "answers": [{"question": a.question, "lines": a.lines} for a in findings.answers if not a.from_clock],
+        "answers_with_seconds": [{"question": a.question, "lines": a.lines} for a in findings.answers if a.from_clock],
         "at_equal_effort": [_effort(e) for e in findings.equal if "seconds" not in e.effort],
         "at_equal_seconds": [_effort(e) for e in findings.equal if "seconds" in e.effort],
         "differences": list(folder.differences),

@@ -14,7 +14,6 @@ from headstart.data.formats import open_dataset
 from headstart.evaluate.predictions import Predictions
 from headstart.evaluate.records import Records
 from headstart.study.drawing import Shape, draw, shapes_of_annotations, shapes_of_predictions
-from headstart.study.findings import common_schedules
 from headstart.study.read import Run, StudyFolder
 
 MIN_SCORE = 0.5  # what a user of a detector would look at; AP ranks the others too
@@ -71,10 +70,9 @@ def make_samples(folder: StudyFolder) -> Samples:
 
 def _runs(folder: StudyFolder) -> tuple[Run, Run] | None:
     """The finished tails of baseline and candidate, for the longest common schedule and the first seed."""
-    names = common_schedules(folder, folder.fractions[0]) if folder.fractions else ()
-    if not names:
+    if folder.headline_cell is None:
         return None
-    key = (names[-1], folder.fractions[0], folder.seeds[0])
+    key = (*folder.headline_cell, folder.seeds[0])
     tails = {c.arm: folder.tail(c) for c in folder.plan.cells if (c.schedule, c.fraction, c.seed) == key}
     runs = (tails[folder.baseline], tails[folder.candidate])
     return runs if all(run.end for run in runs) else None
@@ -130,15 +128,15 @@ def _gallery(
             size += sum(len(panel.picture) for panel in sample.panels)
             if size <= MOST_BYTES:
                 made.append(sample)
-    schedule, seed = runs[0].segment.schedule, runs[0].segment.seed
+    end = f"at the end of {runs[0].segment.schedule} (seed {runs[0].segment.seed})"
+    if not made:
+        return Samples(f"The arms find the same on every image {end}.")
     note = (
-        f"The images on which the arms differ most at the end of {schedule} (seed {seed}), chosen for either side alike: extremes, not an average. "
+        f"The images on which the arms differ most {end}, chosen for either side alike: extremes, not an average. "
         f"Detections with a score of at least {MIN_SCORE:g}; a solid outline found an annotated object of its class "
         "(IoU 0.5 or more), a dashed one found none."
     )
-    return Samples(
-        note if made else f"The arms find the same on every image at the end of {schedule} (seed {seed}).", tuple(made)
-    )
+    return Samples(note, tuple(made))
 
 
 def _sample(

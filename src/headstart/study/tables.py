@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from headstart.study.cost import Cost
-from headstart.study.findings import common_schedules, metric
 from headstart.study.paper import paper_rows
 from headstart.study.read import StudyFolder, final_row, metric_of
 from headstart.study.series import metrics_of, position
@@ -126,10 +125,10 @@ def _paper(folder: StudyFolder, name: str, schedules: Sequence[str], fraction: f
 
 
 def fraction_table(folder: StudyFolder) -> list[dict[str, Any]]:
-    """For each fraction the question's metric of both arms at the longest common schedule, and at each arm's own best."""
-    rows, name = [], metric(folder)
+    """For each fraction the metric of both arms at the longest common schedule, and at each arm's own best."""
+    rows, name = [], folder.metric
     for fraction in folder.fractions:
-        schedules = common_schedules(folder, fraction)
+        schedules = folder.common_schedules(fraction)
         if not schedules:
             continue
         row: dict[str, Any] = {
@@ -151,7 +150,7 @@ def fraction_table(folder: StudyFolder) -> list[dict[str, Any]]:
 
 
 def class_table(folder: StudyFolder, kind: str) -> list[dict[str, Any]]:
-    """AP of each class at the headline cell in both arms, the largest lead of the candidate first; undefined ones last."""
+    """AP of each class at the headline cell in both arms, the candidate's largest lead first, undefined ones last."""
     pairs = [_per_class(folder, arm, kind) for arm in (folder.baseline, folder.candidate)]
     rows = []
     for name in dict.fromkeys(name for arm in pairs for row in arm for name in row):
@@ -162,8 +161,7 @@ def class_table(folder: StudyFolder, kind: str) -> list[dict[str, Any]]:
 
 def _per_class(folder: StudyFolder, arm: str, kind: str) -> list[dict[str, float]]:
     """For each seed {class: AP} at the longest common schedule of the largest fraction."""
-    last = common_schedules(folder, folder.fractions[0])[-1:]
-    rows = folder.final_rows(arm, *last, folder.fractions[0]) if last else []
+    rows = folder.final_rows(arm, *folder.headline_cell) if folder.headline_cell else []
     names = {"class": "top1"}
     found = []
     for row in rows:
@@ -175,12 +173,11 @@ def _per_class(folder: StudyFolder, arm: str, kind: str) -> list[dict[str, float
 
 def size_table(folder: StudyFolder) -> list[dict[str, Any]]:
     """AP by size of objects at the headline cell in both arms."""
-    last = common_schedules(folder, folder.fractions[0])[-1:] if folder.baseline else ()
+    if folder.headline_cell is None:
+        return []
     rows = []
-    for name in [size for size in SIZES if last and size in metrics_of(folder)]:
-        base, own = (
-            folder.scores(name, arm, *last, folder.fractions[0]) for arm in (folder.baseline, folder.candidate)
-        )
+    for name in [size for size in SIZES if size in metrics_of(folder)]:
+        base, own = (folder.scores(name, arm, *folder.headline_cell) for arm in (folder.baseline, folder.candidate))
         rows.append({"metric": name, "baseline": number(base), "candidate": number(own), "gap": number(own - base)})
     return rows
 
@@ -253,7 +250,7 @@ def class_rows(folder: StudyFolder) -> list[dict[str, Any]]:
 
 
 def write_csv(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Rows with whatever columns they have, in order of first use; what is unknown stays empty. Replaces `path` whole."""
+    """Rows with whatever columns they have, in order of first use; unknown values stay empty. Replaces `path` whole."""
     rows = list(rows)
     columns = list(dict.fromkeys(name for row in rows for name in row))
     temporary = path.with_name(path.name + ".part")

@@ -40,15 +40,15 @@
     return {
       font: { family: "system-ui, sans-serif", color: css("--muted"), size: 13 },
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
-      margin: { l: 46, r: 18, t: 12, b: 44 }, showlegend: false, hovermode: "closest", hoverdistance: 40,
+      margin: { l: 46, r: 22, t: 30, b: 44 }, modebar: { bgcolor: "rgba(0,0,0,0)", color: css("--muted"), activecolor: css("--ink") }, showlegend: false, hovermode: "closest", hoverdistance: 40,
       hoverlabel: { bgcolor: css("--card"), bordercolor: css("--line"), font: { color: css("--ink"), size: 13 }, align: "left" },
       xaxis: { ...axis, ...x }, yaxis: { ...axis, ...y },
     };
   }
-  const config = { responsive: true, displaylogo: false, displayModeBar: "hover", modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", "zoomIn2d", "zoomOut2d", "toImage"] };
+  const config = { responsive: true, displaylogo: false, displayModeBar: "hover", modeBarButtons: [["zoom2d", "pan2d", "resetScale2d"]] };
 
   // ---- learning curves
-  const axisNames = { steps: "steps", images: "images seen", pixels: "pixels seen", seconds: "training time, hours" };
+  const axisNames = { steps: "steps", images: "images seen", pixels: "pixels seen", seconds: "training time" };
   function curveSettings() {
     const fraction = checked("fraction")[0];
     const axis = byId("curve-axis").value;
@@ -69,8 +69,11 @@
   function xOf(stretch, s) {
     const paid = data.pretraining[stretch.arm];
     const before = s.whole && paid ? paid[s.axis] : 0;
-    const unit = s.axis === "seconds" ? 3600 : 1;
-    return stretch.x[s.axis].map((value) => (value === null ? null : (value + before) / unit));
+    return stretch.x[s.axis].map((value) => (value === null ? null : value + before));
+  }
+  function timeUnit(traces) {
+    const most = Math.max(...traces.flatMap((trace) => known(trace.x)), 0);
+    return most > 7200 ? [3600, "hours"] : most > 180 ? [60, "minutes"] : [1, "seconds"];
   }
   const means = (seeds) => seeds[0].map((_, i) => { const v = known(seeds.map((seed) => seed[i])); return v.length === seeds.length ? mean(v) : null; });
   const metricName = (id) => (id === "loss" ? "training loss" : data.metrics.find((m) => m.id === id).name);
@@ -98,7 +101,7 @@
         textfont: { color: colourOf(t.arm), size: 12 }, cliponaxis: false,
         hovertext: y.map((value, i) => {
           const seeds = t.seeds.length > 1 ? `<br>seeds ${t.y[s.metric].map((seed) => digits(seed[i], places(s))).join(", ")}` : "";
-          const x = s.axis === "steps" ? "" : `<br>${s.axis === "seconds" ? span(3600 * xOf(t, s)[i]) : `${large(xOf(t, s)[i])} ${s.axis}`}`;
+          const x = s.axis === "steps" ? "" : `<br>${s.axis === "seconds" ? span(xOf(t, s)[i]) : `${large(xOf(t, s)[i])} ${s.axis}`}`;
           return `<b>${label}</b><br>${metricName(s.metric)} <b>${digits(value, places(s))}</b><br>step ${large(t.x.steps[i])}${x}${seeds}`;
         }),
         hoverinfo: "text",
@@ -109,10 +112,16 @@
   function drawCurves() {
     if (!byId("curve-chart")) return;
     const s = curveSettings();
-    const title = axisNames[s.axis] + (s.whole ? ", pre-training included" : "");
+    const traces = curveTraces(s);
+    let title = axisNames[s.axis] + (s.whole ? ", pre-training included" : "");
+    if (s.axis === "seconds") {
+      const [size, unit] = timeUnit(traces);
+      for (const trace of traces) trace.x = trace.x.map((value) => (value === null ? null : value / size));
+      title += `, ${unit}`;
+    }
     const x = { title: { text: title, standoff: 8, font: { size: 13 } }, rangemode: "tozero", tickformat: s.axis === "seconds" ? "" : "~s" };
     const y = { title: { text: metricName(s.metric) + (s.metric === "loss" ? "" : ", points"), standoff: 6, font: { size: 13 } }, rangemode: "tozero" };
-    Plotly.react("curve-chart", curveTraces(s), layout(x, y), config);
+    Plotly.react("curve-chart", traces, layout(x, y), config);
     if (byId("curve-table").open) fillCurveTable(s);
   }
   function fillCurveTable(s) {
@@ -125,7 +134,7 @@
       means(t.y[s.metric]).forEach((value, i) => {
         const row = body.insertRow();
         row.append(element("th", t.arm, { scope: "row" }), element("td", t.schedule === null ? "trunk" : t.schedule));
-        row.append(element("td", large(t.x.steps[i])), element("td", s.axis === "seconds" ? span(3600 * x[i]) : large(x[i])), element("td", digits(value, places(s))));
+        row.append(element("td", large(t.x.steps[i])), element("td", s.axis === "seconds" ? span(x[i]) : large(x[i])), element("td", digits(value, places(s))));
       });
     }
     const box = byId("curve-table").querySelector(".scroll");

@@ -1,0 +1,47 @@
+"""How far other test images could move the headline: its difference on resampled images, from the match records."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from headstart.evaluate.records import Records, ap_from_records, bootstrap_ap
+from headstart.study.read import Run, StudyFolder, final_row, metric_of
+
+NUM_RESAMPLES = 1_000  # a 95 % percentile interval then rests on 25 values a side
+_COLUMNS = ("AP", "AP50", "AP75")  # what can be computed again from records
+
+
+def resampled_differences(folder: StudyFolder, schedule: str, fraction: float) -> tuple[np.ndarray, int] | None:
+    """Candidate minus baseline in the study's metric, float [S, R], and the number of test images.
+
+    The same resamples for both arms and all seeds; nan for seeds that are not finished. None where the metric cannot be
+    computed from match records, or a finished run has none. ValueError for records that do not give the run's score.
+    """
+    kind, _, name = folder.metric.rpartition(".")
+    if name not in _COLUMNS or not kind:
+        return None
+    key = (schedule, fraction)
+    tails = {(c.arm, c.seed): folder.tail(c) for c in folder.plan.cells if (c.schedule, c.fraction) == key}
+    arms = (folder.baseline, folder.candidate)
+    pairs = [[tails.get((arm, seed)) for arm in arms] for seed in folder.seeds]
+    used = [all(run and run.end for run in pair) for pair in pairs]
+    runs = [run for pair, ok in zip(pairs, used) if ok for run in pair]
+    records = [_records(run, kind, name) for run in runs]
+    if not records or None in records:
+        return None
+    resampled = bootstrap_ap(records, num_resamples=NUM_RESAMPLES, generator=np.random.default_rng(0))
+    scores = resampled[:, :, _COLUMNS.index(name)].T.reshape(-1, 2, NUM_RESAMPLES)
+    differences = np.full((len(folder.seeds), NUM_RESAMPLES), np.nan)
+    differences[used] = scores[:, 1] - scores[:, 0]
+    return differences, len(records[0].image_ids)
+
+
+def _records(run: Run, kind: str, name: str) -> Records | None:
+    path = run.directory / f"records-{kind}-{run.segment.stop}.npz"
+    if not path.is_file():
+        return None
+    records = Records.load(path)
+    told, found = metric_of(final_row(run) or {}, f"{kind}.{name}"), ap_from_records(records)[name]
+    if not abs(told - found) < 1e-6:
+        raise ValueError(f"{path}: gives a {kind} {name} of {found:.4f}, expected the {told:.4f} of the rows beside it")
+    return records
