@@ -180,9 +180,10 @@ def test_a_finished_set_is_not_made_again_and_an_unfinished_one_is_completed(tmp
     calls = []
     shapes.generate(tmp_path, 3, 2, 0, 32, progress=lambda: calls.append(1))
     assert len(calls) == 5
-    before = _digest(tmp_path)
+    before, written = _digest(tmp_path), [path.stat().st_mtime_ns for path in sorted(tmp_path.rglob("*"))]
     shapes.generate(tmp_path, 3, 2, 0, 32, progress=lambda: calls.append(1))
-    assert len(calls) == 5
+    assert len(calls) == 10
+    assert [path.stat().st_mtime_ns for path in sorted(tmp_path.rglob("*"))] == written
     (tmp_path / "train" / "000001.jpg").unlink()
     (tmp_path / "val.json").unlink()
     shapes.generate(tmp_path, 3, 2, 0, 32)

@@ -80,8 +80,8 @@ def _check(num_images: int, seed: int, size: int) -> None:
             raise ValueError(f"{name}: {value} is too small, expected at least {least}")
 
 
-def _finished(marker: Path, info: dict, files: list[Path]) -> bool:
-    """Whether this very split is there already; ValueError where `marker` is some other set's."""
+def _finished(marker: Path, info: dict, files: list[Path], progress: Progress | None) -> bool:
+    """Whether this very split is there already, all of it; ValueError where `marker` is some other set's."""
     if not marker.exists():
         return False
     try:
@@ -91,7 +91,11 @@ def _finished(marker: Path, info: dict, files: list[Path]) -> bool:
     found = found.get("info", found) if isinstance(found, dict) else {}
     if found != info:
         raise ValueError(f"{marker}: holds another data set than the one asked for; expected a new or empty folder")
-    return all(file.is_file() for file in files)
+    if not all(file.is_file() for file in files):
+        return False
+    for _ in files if progress else ():
+        progress()
+    return True
 
 
 def _claim(folder: Path, names: set[str]) -> None:
@@ -117,13 +121,13 @@ def write_detection(
     """Write one split of scenes as OUT/<split>.json (COCO) and OUT/<split>/000000.jpg ..., and return the JSON's path.
 
     The JSON is written last: where it is there, and made with the same arguments, nothing is done again. `progress` is
-    called after each picture. Raises ValueError on bad arguments, or where OUT holds other files under these names.
+    called for each picture. Raises ValueError on bad arguments, or where OUT holds other files under these names.
     """
     _check(num_images, seed, size)
     marker, folder = Path(out_dir) / f"{split}.json", Path(out_dir) / split
     names = [f"{index:06d}.jpg" for index in range(num_images)]
     info = _info("detection", seed=seed, split=split, size=size, num_images=num_images, classes=NAMES)
-    if _finished(marker, info, [folder / name for name in names]):
+    if _finished(marker, info, [folder / name for name in names], progress):
         return marker
     _claim(folder, set(names))
     save = partial(_save_scene, folder=folder, seed=seed, split=split, size=size)
@@ -153,7 +157,8 @@ def write_classification(
     # A .txt, because a .json beside the folders would make them look like a COCO data set.
     marker = folder.with_name(f"{split}.txt")
     info = _info("classification", seed=seed, split=split, size=size, num_images=num_images, classes=classes)
-    if _finished(marker, info, [_single_path(folder, index, num_classes) for index in range(num_images)]):
+    files = [_single_path(folder, index, num_classes) for index in range(num_images)]
+    if _finished(marker, info, files, progress):
         return folder
     _claim(folder, set(classes))
     for label, name in enumerate(classes):
