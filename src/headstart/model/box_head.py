@@ -4,6 +4,7 @@ B images, R regions, C classes (background is C).
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -56,11 +57,10 @@ class BoxHead(nn.Module):
         self.pooler, self.num_classes, self.weights, self.beta = pooler, num_classes, weights, smooth_l1_beta
         widths = [channels] + [conv_channels] * convs
         self.convs = nn.ModuleList(
-            ConvNorm(a, b, 3, norm_kind=norm_kind, norm_groups=norm_groups, relu=True)
-            for a, b in zip(widths, widths[1:])
+            ConvNorm(a, b, 3, norm_kind=norm_kind, norm_groups=norm_groups, relu=True) for a, b in pairwise(widths)
         )
         inputs = [widths[-1] * pooler.size**2] + [fc_width] * fcs
-        self.fcs = nn.ModuleList(nn.Linear(a, b) for a, b in zip(inputs, inputs[1:]))
+        self.fcs = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(inputs))
         self.classify = nn.Linear(inputs[-1], num_classes + 1)
         self.regress = nn.Linear(inputs[-1], 4 if class_agnostic else 4 * num_classes)
         self._initialise()

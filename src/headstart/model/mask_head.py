@@ -3,6 +3,8 @@
 S mask slots (pooled over the batch), C classes, M side of the ground-truth frame, T side of the output (28).
 """
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -54,8 +56,7 @@ class MaskHead(nn.Module):
         self.pooler = pooler
         widths = [channels] + [conv_channels] * convs
         self.convs = nn.ModuleList(
-            ConvNorm(a, b, 3, norm_kind=norm_kind, norm_groups=norm_groups, relu=True)
-            for a, b in zip(widths, widths[1:])
+            ConvNorm(a, b, 3, norm_kind=norm_kind, norm_groups=norm_groups, relu=True) for a, b in pairwise(widths)
         )
         self.deconv = nn.ConvTranspose2d(widths[-1], conv_channels, 2, 2)
         self.classify = nn.Conv2d(conv_channels, num_classes, 1)
