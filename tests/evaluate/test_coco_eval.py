@@ -94,19 +94,19 @@ def test_random_cases(tmp_path, seed):
 
 def test_more_detections_than_take_part(tmp_path):
     document, results = random_case(
-        20, num_images=3, category_ids=(1,), max_objects=9, max_extra=500, repeats=30, size=(60, 80)
+        20, num_images=3, category_ids=(1,), max_objects=9, max_extra=300, repeats=20, size=(60, 80)
     )
     counts = np.unique([result["image_id"] for result in results], return_counts=True)[1]
-    assert counts.max() > 300
+    assert counts.max() > 200
     ours = assert_equals_reference(tmp_path, document, results)
     limited = evaluate(*read(tmp_path, document, results), kinds=("box",), max_detections=7).metrics["box"]
     assert limited["AR10"] == limited["AR100"] < ours.metrics["box"]["AR100"]
 
 
-@pytest.mark.parametrize("limit", [120, 300])
-def test_other_limits(tmp_path, limit):
+def test_other_limits(tmp_path):
+    limit = 120
     document, results = random_case(
-        21, num_images=3, category_ids=(1, 2), max_objects=9, max_extra=500, repeats=9, size=(60, 80)
+        21, num_images=3, category_ids=(1,), max_objects=9, max_extra=300, repeats=9, size=(60, 80)
     )
     ours = evaluate(*read(tmp_path, document, results), max_detections=limit).metrics
     for kind in ("box", "mask"):
