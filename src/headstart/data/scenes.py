@@ -91,7 +91,10 @@ def _paint(rng: np.random.Generator, canvas: NDArray[np.float64], item: Placed) 
     order = covered.sum(axis=0)
     below = np.stack([covered[:, order.argmin()], covered[:, order.argmax()], covered.mean(axis=1)])
     base = textures.contrasting(rng, below)
-    under += alpha * (textures.textured(rng, height, width, base, rng.uniform(0.0, 0.45)) - under)
+    change = textures.textured(rng, height, width, base, rng.uniform(0.0, 0.45))
+    change -= under
+    change *= alpha
+    under += change
 
 
 def _render(rng: np.random.Generator, size: int, placed: list[Placed]) -> Image8:
@@ -99,7 +102,8 @@ def _render(rng: np.random.Generator, size: int, placed: list[Placed]) -> Image8
     for item in placed:
         _paint(rng, canvas, item)
     canvas += rng.standard_normal((size, size)) * rng.uniform(0.0, 5.0)  # grain, in grey levels
-    return np.ascontiguousarray(np.clip(canvas + 0.5, 0, 255).astype(np.uint8).transpose(1, 2, 0))
+    canvas += 0.5
+    return np.ascontiguousarray(np.clip(canvas, 0, 255, out=canvas).astype(np.uint8).transpose(1, 2, 0))
 
 
 def scene(index: int, *, seed: int, split: str, size: int) -> tuple[Image8, list[dict]]:

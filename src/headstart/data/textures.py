@@ -80,4 +80,7 @@ def textured(rng: np.random.Generator, height: int, width: int, base: Field, spr
     """A textured, softly lit surface [3, H, W] from the colour `base` towards another, as far as `spread` (0..1)."""
     other = spread * (colours(rng, 1)[0] - base)
     mix, light = pattern(rng, height, width), 1 + 0.12 * noise(rng, height, width)
-    return (base[:, None, None] + other[:, None, None] * mix) * light
+    surface = other[:, None, None] * mix
+    surface += base[:, None, None]
+    surface *= light
+    return surface
