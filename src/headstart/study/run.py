@@ -16,6 +16,8 @@ from headstart.study.plan import Plan, Segment, expand, schedule_names
 from headstart.train.run import RunResult, Span, num_training_images, train
 
 Patch = dict[str, Any]
+# What a command line says about the machine rather than the study: pre-training takes it too.
+MACHINE = ("train.threads", "train.precision", "train.compile", "data.num_workers")
 Progress = Callable[[Segment, int, dict[str, Any]], None]
 
 
@@ -81,7 +83,7 @@ def arm_recipe(
 def pretrain_recipe(study: Study, name: str, overrides: Patch) -> tuple[AnyRecipe, Provenance]:
     """The resolved recipe of a pre-training; of the command line's patch it takes what is about the machine only."""
     entry = study.pretrain[name]
-    machine = {key: value for key, value in overrides.items() if key in ("train.threads", "data.num_workers")}
+    machine = {key: value for key, value in overrides.items() if key in MACHINE}
     return resolve(
         entry.recipe, [("study", entry.set), ("override", machine), ("segment", {"name": f"pretrain-{name}"})]
     )
