@@ -16,7 +16,7 @@ def shapes(
     images: Annotated[int, typer.Option(help="Training images.", min=1)] = 800,
     val: Annotated[int, typer.Option(help="Validation images.", min=1)] = 200,
     seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.", min=0)] = 0,
-    size: Annotated[int, typer.Option(help="Side in pixels.")] = 96,
+    size: Annotated[int | None, typer.Option(help="Side in pixels; 96, or 64 with --classes.")] = None,
     classes: Annotated[
         bool,
         typer.Option("--classes", help="Write image folders of single objects of other classes, for pre-training."),
@@ -28,7 +28,7 @@ def shapes(
     with bar() as progress:
         task = progress.add_task("shapes", total=images + val, note="")
         made = (generate_classes if classes else generate)(
-            out, images, val, seed, size, progress=lambda: progress.update(task, advance=1)
+            out, images, val, seed, size or (64 if classes else 96), progress=lambda: progress.update(task, advance=1)
         )
     for path in made:
         say(str(path))

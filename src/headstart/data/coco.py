@@ -130,7 +130,8 @@ def _assemble(
 
 def _find_image_dir(path: Path, file_name: str) -> Path:
     split = path.stem.rpartition("_")[2]
-    folders = [path.parent, path.parent / "images", path.parent.parent / split, path.parent.parent / "images"]
+    folders = [path.parent, path.parent / path.stem, path.parent / split]  # beside it, and as `data shapes` writes
+    folders += [path.parent / "images", path.parent.parent / split, path.parent.parent / "images"]  # and as COCO does
     return next((folder for folder in folders if (folder / file_name).is_file()), path.parent)
 
 
