@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -187,8 +187,13 @@ def _finite(losses: dict[str, torch.Tensor], step: int, task: Task, batch: Any) 
 
 def weights_digest(model: nn.Module) -> str:
     """SHA-256 of all tensors of a model in order: equal exactly when the weights are equal bit for bit."""
+    return tensors_digest(model.state_dict())
+
+
+def tensors_digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 of named tensors in order."""
     digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
+    for name, tensor in tensors.items():
         digest.update(name.encode())
         digest.update(bits(tensor))
     return digest.hexdigest()

@@ -18,7 +18,7 @@ import headstart
 from headstart.model.audit import Audit, audit, fingerprint
 from headstart.model.freeze import freeze, set_train_mode
 from headstart.model.input_spec import InputSpec
-from headstart.model.weight_files import file_hash, read_weights
+from headstart.model.weight_files import read_weights
 from headstart.model.weights import load_weights
 from headstart.recipe import AnyRecipe, Recipe, digest, schedule_of, to_dict
 from headstart.resolve import Provenance
@@ -171,9 +171,10 @@ def run_digest(recipe: AnyRecipe, task: Task, span: Span) -> str:
     Paths are not part of it.
     """
     weights = recipe.start.weights
-    content = file_hash(weights) if weights is not None and Path(weights).is_file() else str(weights)
+    # Of the tensors, not of the file: a checkpoint also holds the seconds that it took.
+    content = None if weights is None else loop.tensors_digest(read_weights(weights).tensors)
     schedule = json.dumps([asdict(span.schedule), span.stop, span.is_trunk], sort_keys=True)
-    return digest(recipe, task.fingerprint, content, schedule, load_identity(span.parent) if span.parent else "")
+    return digest(recipe, task.fingerprint, str(content), schedule, load_identity(span.parent) if span.parent else "")
 
 
 def load_identity(path: Path) -> str:

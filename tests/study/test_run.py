@@ -1,0 +1,244 @@
+"""A tiny study end to end: however it is run, stopped or extended, its segments end with the same weights."""
+
+import copy
+import json
+import multiprocessing
+import os
+import re
+import time
+
+import pytest
+
+from headstart.schedule import Schedule
+from headstart.study import execute
+from headstart.study.definition import parse_study
+from headstart.study.execute import lock, run_study
+from headstart.study.run import difference_sheet, prepare, refuse_undeclared
+from headstart.train import checkpoint
+from headstart.train.record import read_rows
+from headstart.train.run import train
+from headstart.train.verify import verify
+from tiny import tiny_study, without_clock
+
+SEGMENTS = {
+    "pretrain-forms",
+    *(
+        f"{arm}-f1-s0-{part}"
+        for arm in ("scratch", "pretrained")
+        for part in ("trunk-0-5", "trunk-5-9", "2x-5-8", "3x-9-12")
+    ),
+}  # fmt: skip
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+def prepared_study(data_root, overrides=None, **changes):
+    return prepare(parse_study(tiny_study(data_root, **changes), source="tiny"), overrides)
+
+
+def outcome(directory):
+    """{segment: its directory, the hash of its weights, its rows without clock and start} from plan.json."""
+    plan = json.loads((directory / "plan.json").read_text())
+    found = {}
+    for segment in plan["segments"]:
+        rows = without_clock(read_rows(directory / segment["directory"] / "rows.jsonl"))
+        found[segment["name"]] = (segment["directory"], rows[-1]["hash"], [r for r in rows if r["kind"] != "start"])
+    return found
+
+
+@pytest.fixture(scope="module")
+def study(data_root, tmp_path_factory):
+    """The study run undisturbed, one segment at a time."""
+    return run_study(prepared_study(data_root), tmp_path_factory.mktemp("study"))
+
+
+def test_every_segment_is_there_and_the_arms_began_as_they_should(study):
+    found = outcome(study)
+    assert set(found) == SEGMENTS
+    assert len({value[1] for value in found.values()}) == len(SEGMENTS)
+    starts = {name: read_rows(study / found[name][0] / "rows.jsonl")[0] for name in SEGMENTS}
+    assert starts["scratch-f1-s0-trunk-0-5"]["source"] == "random"
+    assert starts["pretrained-f1-s0-trunk-0-5"]["source"] == "weights"
+    for name, row in starts.items():
+        if name.endswith(("5-9", "5-8", "9-12")):
+            assert (row["source"], row["step"]) == ("branch", int(re.search(r"-(\d+)-\d+$", name)[1]))
+    label = json.loads((study / found["scratch-f1-s0-2x-5-8"][0] / "segment.json").read_text())
+    assert {key: label[key] for key in ("arm", "fraction", "seed", "kind", "schedule", "start", "stop", "parent")} == {
+        "arm": "scratch", "fraction": 1.0, "seed": 0, "kind": "tail", "schedule": "2x", "start": 5, "stop": 8,
+        "parent": "scratch-f1-s0-trunk-0-5",
+    }  # fmt: skip
+
+
+def test_a_cell_of_the_study_equals_a_straight_run(study, data_root, tmp_path):
+    """3x from scratch: trunk, trunk, tail against one run of its own."""
+    from tiny import tiny_recipe
+
+    straight = train(tiny_recipe(data_root, train__schedule="3x"), tmp_path)
+    found = outcome(study)
+    parts = [found[f"scratch-f1-s0-{part}"] for part in ("trunk-0-5", "trunk-5-9", "3x-9-12")]
+    rows = without_clock(read_rows(straight.directory / "rows.jsonl"))
+    assert parts[-1][1] == rows[-1]["hash"]
+    assert [r for p in parts for r in p[2] if r["kind"] != "end"] == [r for r in rows if r["kind"] in ("train", "eval")]
+
+
+def test_a_second_call_reuses_everything(study, data_root):
+    before = {path: path.stat().st_mtime_ns for path in study.rglob("*.pt")}
+    told = []
+    since = time.process_time()
+    again = run_study(
+        prepared_study(data_root), study.parent, progress=lambda *step: told.append(step), finished=told.append
+    )
+    assert time.process_time() - since < 8
+    assert again == study and set(told) == SEGMENTS
+    assert {path: path.stat().st_mtime_ns for path in study.rglob("*.pt")} == before
+
+
+def test_two_jobs_give_the_same(study, data_root, tmp_path):
+    assert outcome(run_study(prepared_study(data_root), tmp_path, jobs=2)) == outcome(study)
+
+
+def test_several_jobs_need_a_number_of_threads(data_root, tmp_path):
+    with pytest.raises(ValueError, match=r"study tiny: train\.threads of tiny is null, expected a number"):
+        run_study(prepared_study(data_root, {"train.threads": None}), tmp_path, jobs=2)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_killed_in_the_middle_and_run_again_gives_the_same(study, data_root, tmp_path):
+    for fatal in (3, 7, 11, 29):
+        steps = iter(range(1000))
+
+        def progress(segment, step, values, steps=steps, fatal=fatal):
+            if next(steps) == fatal:
+                raise Killed
+
+        with pytest.raises(Killed):
+            run_study(prepared_study(data_root), tmp_path, progress=progress)
+    assert outcome(run_study(prepared_study(data_root), tmp_path)) == outcome(study)
+
+
+def test_extended_and_shortened_schedules_reuse_the_trunk(study, data_root, tmp_path):
+    run = {"jobs": 1}
+    for schedules in (["2x"], ["2x", "3x"], ["3x", "2x"]):
+        told = []
+        directory = run_study(
+            prepared_study(data_root, schedules=schedules), tmp_path,
+            progress=lambda segment, step, values, told=told: told.append((segment.name, step)), **run,
+        )  # fmt: skip
+        names = {name for name, _ in told}
+        if schedules == ["2x"]:
+            assert names == {name for name in SEGMENTS if not name.endswith(("5-9", "9-12"))}
+        elif schedules == ["2x", "3x"]:
+            assert names == {name for name in SEGMENTS if name.endswith(("5-9", "9-12"))}
+        else:
+            assert names == set()
+    found = outcome(directory)
+    assert found == {name: outcome(study)[name] for name in found} and set(found) == SEGMENTS
+
+
+def test_every_kind_of_segment_can_be_verified(study):
+    found = outcome(study)
+    for name in ("pretrain-forms", "pretrained-f1-s0-trunk-0-5", "pretrained-f1-s0-trunk-5-9", "scratch-f1-s0-2x-5-8"):
+        result = verify(study / found[name][0])
+        assert result.differences == () and result.stop > result.start
+
+
+def hold(directory, ready, leave):
+    with lock(directory):
+        ready.set()
+        leave.wait(60)
+
+
+def test_a_second_process_is_refused_and_told_who_holds_the_study(study, data_root):
+    context = multiprocessing.get_context("fork")
+    ready, leave = context.Event(), context.Event()
+    holder = context.Process(target=hold, args=(study, ready, leave))
+    holder.start()
+    assert ready.wait(30)
+    try:
+        with pytest.raises(ValueError, match=rf"tiny: this study is being run by process {holder.pid} on "):
+            run_study(prepared_study(data_root), study.parent)
+    finally:
+        leave.set()
+        holder.join()
+    with lock(study):
+        assert str(os.getpid()) in (study / "lock").read_text()
+
+
+def test_a_killed_holder_holds_nothing(study):
+    context = multiprocessing.get_context("fork")
+    ready, leave = context.Event(), context.Event()
+    holder = context.Process(target=hold, args=(study, ready, leave))
+    holder.start()
+    assert ready.wait(30)
+    holder.kill()
+    holder.join()
+    with lock(study):
+        pass
+
+
+def test_the_difference_sheet_lists_what_arms_declare(data_root):
+    rows = {row["field"]: row for row in difference_sheet(prepared_study(data_root))}
+    assert set(rows) == {"start.kind", "start.weights"}
+    assert all(row["declared"] for row in rows.values())
+    assert rows["start.kind"]["values"] == {"scratch": "random", "pretrained": "backbone"}
+
+
+def test_the_difference_sheet_lists_an_undeclared_difference(data_root, monkeypatch):
+    """A difference that no arm declares cannot be written down; here it slips in while recipes are resolved."""
+    from headstart.study import run
+
+    prepared, honest = prepared_study(data_root), run.arm_recipe
+
+    def slipped(study, arm, overrides, *rest):
+        recipe, origins = honest(study, arm, overrides, *rest)
+        if arm == "scratch":
+            recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"rate": 0.5})})
+        return recipe, origins
+
+    monkeypatch.setattr(run, "arm_recipe", slipped)
+    rows = {row["field"]: row for row in difference_sheet(prepared)}
+    assert rows["train.rate"] == {
+        "field": "train.rate", "values": {"scratch": 0.5, "pretrained": 0.01}, "declared": False,
+    }  # fmt: skip
+    with pytest.raises(ValueError, match=r"the arms differ in train\.rate \(.*\) without declaring it"):
+        refuse_undeclared(prepared)
+
+
+def test_an_arm_that_declares_another_rate_says_so(data_root):
+    arms = copy.deepcopy(tiny_study(data_root)["arms"])
+    arms["scratch"]["train.rate"] = 0.02
+    prepared = prepared_study(data_root, arms=arms)
+    refuse_undeclared(prepared)
+    assert {row["field"] for row in difference_sheet(prepared)} == {"start.kind", "start.weights", "train.rate"}
+    assert prepared.schedules["scratch"]["2x"].base_rate == 2 * prepared.schedules["pretrained"]["2x"].base_rate
+
+
+def test_fractions_are_nested_and_the_same_for_all_arms(data_root, tmp_path):
+    changes = {"fractions": [{"fraction": 1.0}, {"fraction": 0.5, "schedules": ["2x"]}], "schedules": ["2x"]}
+    directory = run_study(prepared_study(data_root, **changes), tmp_path)
+    found, ids = outcome(directory), {}
+    for name, (folder, _, _) in found.items():
+        if name.endswith("2x-5-8"):
+            ids[name] = (directory / folder / "image_ids.txt").read_text().split()
+    assert {len(value) for value in ids.values()} == {3, 6}
+    assert ids["scratch-f0.5-s0-2x-5-8"] == ids["pretrained-f0.5-s0-2x-5-8"]
+    assert set(ids["scratch-f0.5-s0-2x-5-8"]) < set(ids["scratch-f1-s0-2x-5-8"])
+
+
+def test_an_error_in_a_worker_stops_the_study_with_its_line(data_root, tmp_path, monkeypatch):
+    changes = tiny_study(data_root)
+    changes["set"]["train.rate"] = 1e30
+    prepared = prepare(parse_study(changes, source="tiny"))
+    with pytest.raises(FloatingPointError, match=r"step \d+: the loss is not finite .* on images .*stopped before"):
+        run_study(prepared, tmp_path, jobs=2)
+    assert execute.lock
+
+
+def test_trunks_keep_the_checkpoint_that_tails_begin_at(study):
+    found = outcome(study)
+    directory = study / found["scratch-f1-s0-trunk-0-5"][0]
+    assert checkpoint.steps_saved(directory)[-1] == 5
+    state = checkpoint.load(checkpoint.path_of(directory, 5))
+    assert state["span"]["is_trunk"] and Schedule(**state["span"]["schedule"]).drops == ()
