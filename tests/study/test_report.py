@@ -13,7 +13,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import yaml
-from study_folder import CLASSES, FILE_NAME, build_study, hash_of
+from study_folder import CLASSES, FILE_NAME, box_ap, build_study, hash_of
 
 from headstart.evaluate.records import Records, ap_from_records
 from headstart.study import image_noise, report
@@ -371,24 +371,73 @@ def test_metrics_without_a_value_are_not_numbers():
     assert (metric_of(row, "box.AP50"), metric_of(row, "top1")) == (0.5, 0.25)
 
 
+# What a reader would do, and what they would then see.
+DRIVER = """
+window.addEventListener("load", () => setTimeout(() => {
+  const seen = {}, chart = document.getElementById("curve-chart");
+  const set = (selector, change) => {
+    const input = document.querySelector(selector);
+    change(input);
+    input.dispatchEvent(new Event("input", {bubbles: true}));
+  };
+  const highest = () => Math.max(...chart.data.flatMap((trace) => trace.y));
+  const amounts = () => [...document.querySelectorAll("#cost-bars .amount")].map((node) => node.textContent);
+  seen.mains = document.querySelectorAll(".main-svg").length;
+  seen.traces = chart.data.length;
+  seen.highest = highest();
+  Plotly.Fx.hover(chart, [{curveNumber: 0, pointNumber: 0}]);
+  seen.hover = chart.querySelector(".hoverlayer").textContent;
+  seen.alone = amounts();
+  set("#curve-metric", (select) => { select.value = "mask.AP"; });
+  seen.mask = highest();
+  set('input[name="fraction"][value="0.1"]', (radio) => { radio.checked = true; });
+  seen.tenth = highest();
+  set("#curve-axis", (select) => { select.value = "images+"; });
+  const own = chart.data.filter((trace) => trace.hovertext[0].includes("pretrained"));
+  seen.first = Math.min(...own.map((trace) => trace.x[0]));
+  set('input[name="arm"][value="scratch"]', (box) => { box.checked = false; });
+  seen.fewer = chart.data.length;
+  set('input[name="schedule"][value="3x"]', (box) => { box.checked = false; });
+  seen.ends = chart.data.flatMap((trace) => trace.text).filter(Boolean);
+  set('input[name="way"][value="as_spent"]', (radio) => { radio.checked = true; });
+  seen.spent = amounts();
+  set("#curve-metric", (select) => { select.value = "loss"; });
+  seen.loss = highest();
+  const made = document.createElement("pre");
+  made.id = "seen";
+  made.textContent = JSON.stringify(seen);
+  document.body.append(made);
+}, 500));
+"""
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium (Debian: apt-get install chromium)")
-def test_a_browser_draws_it_without_errors(done, tmp_path):
-    path, _ = done
+def test_in_a_browser_it_draws_hovers_and_switches_without_errors(done, tmp_path):
+    path, text = done
+    driven = tmp_path / "report.html"
+    driven.write_text(text.replace("</body>", f"<script>{DRIVER}</script></body>"))
     flags = [
         "--headless",
         "--no-sandbox",
         "--disable-gpu",
         "--disable-background-networking",
-        "--virtual-time-budget=5000",
+        "--window-size=1200,2000",
     ]
-    flags += [f"--user-data-dir={tmp_path}", "--enable-logging=stderr", "--window-size=1200,2000"]
+    flags += ["--virtual-time-budget=8000", f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr"]
     result = subprocess.run(
-        [CHROMIUM, *flags, "--dump-dom", f"file://{path / 'report.html'}"], capture_output=True, text=True, timeout=120
+        [CHROMIUM, *flags, "--dump-dom", f"file://{driven}"], capture_output=True, text=True, timeout=180
     )
     assert "CONSOLE" not in result.stderr, result.stderr
     page = Page(result.stdout)
-    drawn = [a["class"] for _, a, _ in page.elements if "class" in a]
-    assert drawn.count("main-svg") >= 2  # plotly drew into both charts
-    bars = [words for a, words in page.of("span") if a.get("class") == "amount"]
-    assert len(bars) == 8 and all(re.match(r"[\d.,]+", words) for words in bars)
+    seen = json.loads(next(words for a, words in page.of("pre") if a.get("id") == "seen"))
+    box, mask = final_scores(path, "box.AP"), final_scores(path, "mask.AP")
+    assert seen["mains"] >= 4 and seen["traces"] == 16  # two charts; four trunk parts and four tails an arm
+    assert seen["highest"] == pytest.approx(100 * max(v for (v,) in box.values()), rel=1e-5)
+    assert seen["mask"] == pytest.approx(100 * max(v for (v,) in mask.values()), rel=1e-5)
+    assert seen["tenth"] == pytest.approx(100 * max(v for (_, _, f), (v,) in mask.items() if f == 0.1), rel=1e-5)
+    assert seen["hover"] == f"pretrained, trunkbox AP {100 * box_ap('pretrained', 1.0, 0, 100, False):.1f}step 100"
+    assert seen["first"] == 900 * 8 + 100 * 8  # the pre-training's images, then the first evaluation
+    assert seen["fewer"] == 6 and seen["ends"] == ["1x", "2x"]
+    assert seen["alone"][:2] == ["21,600", "14,400"] and seen["spent"][0] != seen["alone"][0]
+    assert 0 < seen["loss"] < 3
     assert [words for _, words in page.of("th")].count(CLASSES[2]) == 2

@@ -77,9 +77,9 @@ def curve_figure(folder: StudyFolder, stretches: Sequence[Stretch], fraction: fl
     for axes, name in zip(panels, names):
         for arm, colour in arm_colours(folder).items():
             for stretch in (s for s in stretches if s.arm == arm):
-                _curve(axes, stretch, name, colour)
+                _curve(axes, stretch, name, colour, below=_is_lowest(stretch, stretches, name))
             axes.plot([], [], color=colour, label=arm)
-        axes.set(xlabel="steps", ylabel=metric_name(name), xlim=(0, None), ylim=(0, None))
+        axes.set(xlabel="steps", ylabel=metric_name(name), xlim=(0, None), ylim=(0, 1.06 * axes.get_ylim()[1]))
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.legend(loc="lower right")
         axes.set_title(fraction_name(folder, fraction), fontsize=9)
@@ -101,14 +101,21 @@ def _panels(num: int, *, width: float, height: float) -> tuple[Figure, Sequence[
     return figure, panels
 
 
-def _curve(axes: Axes, stretch: Stretch, name: str, colour: str) -> None:
+def _is_lowest(stretch: Stretch, stretches: Sequence[Stretch], name: str) -> bool:
+    """Whether a schedule ends below that of every other arm, so that labels do not cover each other."""
+    others = [s for s in stretches if s.schedule == stretch.schedule and s.arm != stretch.arm]
+    return bool(others) and all(stretch.mean(name)[-1] < other.mean(name)[-1] for other in others)
+
+
+def _curve(axes: Axes, stretch: Stretch, name: str, colour: str, *, below: bool) -> None:
     x, y = stretch.x["steps"], [100 * value for value in stretch.mean(name)]
     axes.plot(x, y, color=colour, linewidth=1.3)
     for seed in stretch.y[name] if len(stretch.seeds) > 1 else ():
         axes.plot(x, [100 * value for value in seed], color=colour, linewidth=0.5, alpha=0.4)
     if stretch.schedule:
         axes.plot(x[-1], y[-1], "o", color=colour, markersize=3.5)
-        axes.annotate(stretch.schedule, (x[-1], y[-1]), (3, 3), textcoords="offset points", fontsize=7, color=colour)
+        offset = (3, -9) if below else (3, 3)
+        axes.annotate(stretch.schedule, (x[-1], y[-1]), offset, textcoords="offset points", fontsize=7, color=colour)
 
 
 def cost_figure(folder: StudyFolder, costs: Sequence[tuple[str, str, Cost, Cost]]) -> Figure:
@@ -121,7 +128,7 @@ def cost_figure(folder: StudyFolder, costs: Sequence[tuple[str, str, Cost, Cost]
             axes.bar(place, first, color="white", edgecolor=colours[arm], hatch="////", width=0.62)
             axes.bar(place, second, bottom=first, color=colours[arm], edgecolor=colours[arm], width=0.62)
         axes.set_xticks(range(len(costs)), [label for _, label, _, _ in costs], fontsize=7.5)
-        axes.set_title(effort, fontsize=9)
+        axes.set_title(f"{effort} seen", fontsize=9)
         axes.yaxis.set_major_formatter(EngFormatter(sep=""))
         axes.grid(axis="x", visible=False)
     panels[1].set_xlabel("hatched: pre-training", fontsize=7.5)

@@ -65,7 +65,7 @@ def render(
         metric=data["metric"],
         data_present=bool(data["stretches"]),
         data_pretraining=bool(data["pretraining"]),
-        few=bool(data["few"]),
+        few=len({point["images"] for point in data["few"]}) > 1,
         cells=cells,
         tiles=_tiles(folder, findings, data),
         verdicts={(entry.fraction, entry.schedule): entry.verdict for entry in findings.comparisons},

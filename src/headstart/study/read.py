@@ -90,7 +90,10 @@ class StudyFolder:
 
     @cached_property
     def random_arms(self) -> tuple[str, ...]:
-        """Arms that start without any weights, by what the study file says of them."""
+        """Arms that start without any weights: by the difference sheet, else by what the study file says of them."""
+        sheet = next((row["values"] for row in self.differences if row["field"] == "start.kind"), None)
+        if sheet is not None:
+            return tuple(arm for arm in self.arms if sheet.get(arm) == "random")
         common = flatten(self.settings.get("set") or {})
         patches = {arm: common | flatten(patch or {}) for arm, patch in (self.settings.get("arms") or {}).items()}
         return tuple(

@@ -14,13 +14,14 @@ from typing import Any
 
 from headstart.study.figures import write_figures
 from headstart.study.findings import Findings, find, settled_schedule
+from headstart.study.flat_rows import cell_rows, class_rows, curve_rows, write_csv
 from headstart.study.page import MOST_BYTES, render
 from headstart.study.page_data import page_data, plain
 from headstart.study.read import StudyFolder, read_study_folder
 from headstart.study.samples import make_samples
 from headstart.study.series import evaluation_stretches, loss_stretches
 from headstart.study.spending import Bills, cell_bills, mean_cost, pretraining_bills, segment_bills
-from headstart.study.tables import cell_rows, class_rows, curve_rows, schedule_tables, write_csv
+from headstart.study.tables import schedule_tables
 
 
 def build_report(study_dir: str | Path) -> Path:

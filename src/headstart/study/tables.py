@@ -1,21 +1,16 @@
-"""The tables of a report as plain data: one list of cells serves the page, report.json and the CSV files."""
+"""The tables of a report as plain data."""
 
 from __future__ import annotations
 
-import csv
-import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from headstart.study.cost import Cost
 from headstart.study.paper import paper_rows
-from headstart.study.read import StudyFolder, final_row, metric_of
-from headstart.study.series import metrics_of, position
-from headstart.study.spending import Bills
+from headstart.study.read import StudyFolder
+from headstart.study.series import metrics_of
 
 # The metrics of the paper's tables, in its order; a study without boxes has its own first.
 TABLE_METRICS = (
@@ -180,84 +175,3 @@ def size_table(folder: StudyFolder) -> list[dict[str, Any]]:
         base, own = (folder.scores(name, arm, *folder.headline_cell) for arm in (folder.baseline, folder.candidate))
         rows.append({"metric": name, "baseline": number(base), "candidate": number(own), "gap": number(own - base)})
     return rows
-
-
-def cell_rows(folder: StudyFolder, bills: Bills) -> list[dict[str, Any]]:
-    """One flat row a cell: all final metrics, the costs in all four ways, and where they can be traced to."""
-    rows = []
-    for cell in folder.plan.cells:
-        run = folder.tail(cell)
-        final = final_row(run)
-        row: dict[str, Any] = {
-            "arm": cell.arm,
-            "schedule": cell.schedule,
-            "fraction": cell.fraction,
-            "seed": cell.seed,
-            "steps": cell.total,
-        }
-        row |= {
-            "finished": run.end is not None,
-            "run": None if run.directory is None else str(run.directory.relative_to(folder.path)),
-        }
-        row |= {"checkpoint": (run.end or {}).get("checkpoint"), "weights_sha256": (run.end or {}).get("hash")}
-        row |= {
-            f"{kind}.{name}": value
-            for kind, values in ((final or {}).get("metrics") or {}).items()
-            for name, value in values.items()
-        }
-        own = [bill for bill in bills.get((cell.arm, cell.schedule, cell.fraction), ()) if bill.seed == cell.seed]
-        for bill in own:
-            for way in ("alone", "whole", "as_spent", "whole_as_spent"):
-                row |= {f"{way}.{f.name}": getattr(getattr(bill, way), f.name) for f in fields(Cost)}
-        rows.append(row)
-    return rows
-
-
-def curve_rows(folder: StudyFolder) -> list[dict[str, Any]]:
-    """One flat row an evaluation of any cell's segments."""
-    rows = []
-    for run in folder.runs.values():
-        s = run.segment
-        for row in run.evaluations if s.kind != "pretrain" else ():
-            flat = {
-                "arm": s.arm,
-                "fraction": s.fraction,
-                "seed": s.seed,
-                "segment": s.name,
-                "schedule": s.schedule,
-                "step": row["step"],
-            }
-            flat |= {axis: position(row, axis) for axis in ("images", "pixels", "seconds")}
-            flat |= {
-                f"{kind}.{name}": metric_of(row, f"{kind}.{name}")
-                for kind, values in row["metrics"].items()
-                for name in values
-            }
-            rows.append(flat)
-    return rows
-
-
-def class_rows(folder: StudyFolder) -> list[dict[str, Any]]:
-    """One flat row a finished cell and class."""
-    rows = []
-    for cell in folder.plan.cells:
-        final = final_row(folder.tail(cell)) or {}
-        for kind, classes in (final.get("per_class") or {}).items():
-            for name, values in classes.items():
-                key = {"arm": cell.arm, "schedule": cell.schedule, "fraction": cell.fraction, "seed": cell.seed}
-                rows.append(key | {"kind": kind, "class": name} | values)
-    return rows
-
-
-def write_csv(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Rows with whatever columns they have, in order of first use; unknown values stay empty. Replaces `path` whole."""
-    rows = list(rows)
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    temporary = path.with_name(path.name + ".part")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(
-            {name: "" if value is None or value != value else value for name, value in row.items()} for row in rows
-        )
-    os.replace(temporary, path)
