@@ -41,26 +41,27 @@ def match(
     every object are positive whatever their IoU, ties included, but never at IoU 0 (Faster R-CNN, 3.1.2). Candidates on
     crowd regions, or not `inside` [B,N], take no part. An image without objects has negatives only.
     """
-    real = gt_valid & ~gt_crowd
-    overlap = iou(candidates, gt_boxes).masked_fill(~real.unsqueeze(1), -1.0)
-    if inside is not None:
-        overlap = overlap.masked_fill(~inside.unsqueeze(2), -1.0)
-    best, matched = overlap.max(dim=2)
-    labels = torch.where(best >= high, 1, torch.where(best < low, 0, -1))
+    # What must match nothing is emptied: IoU 0. In [B,G,N] the many candidates are innermost, so that every loop over
+    # the overlaps is long and contiguous, and broadcast masks, which are not, are avoided.
+    real = gt_boxes * (gt_valid & ~gt_crowd).unsqueeze(2)
+    overlap = iou(real, candidates if inside is None else candidates * inside.unsqueeze(2))
+    best, matched = overlap.max(dim=1)
+    labels = (best >= high).char().sub_(((best < high) & (best >= low)).char())
     if low_quality:
-        top = overlap.amax(dim=1, keepdim=True)
-        labels = torch.where(((overlap == top) & (top > 0)).any(dim=2), 1, labels)
-    labels = torch.where((labels != 1) & _on_crowd(candidates, gt_boxes, gt_valid & gt_crowd), -1, labels)
+        top = overlap.amax(dim=2, keepdim=True)
+        difference = overlap.sub_(top.masked_fill_(top <= 0, 2.0))  # 0 exactly where a candidate is the best of one
+        labels.masked_fill_(difference.amax(dim=1) == 0, 1)
+    labels.masked_fill_((labels != 1) & _on_crowd(candidates, gt_boxes, gt_valid & gt_crowd), -1)
     if inside is not None:
-        labels = torch.where(inside, labels, -1)
+        labels.masked_fill_(~inside, -1)
     return Matches(labels, matched)
 
 
 def _on_crowd(candidates: Tensor, gt_boxes: Tensor, crowd: Tensor) -> Tensor:
     if not torch.compiler.is_compiling() and crowd.device.type == "cpu" and not bool(crowd.any()):
         return torch.zeros((), dtype=torch.bool)  # crowds are rare: save the second pass over all pairs
-    share = intersection(candidates, gt_boxes) / area(candidates).unsqueeze(-1).clamp(min=1e-6)
-    return ((share > CROWD_SHARE) & crowd.unsqueeze(1)).any(dim=2)
+    share = intersection(gt_boxes, candidates) / area(candidates).unsqueeze(-2).clamp(min=1e-6)
+    return ((share > CROWD_SHARE) & crowd.unsqueeze(2)).any(dim=1)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """Random numbers as a pure function of a key: no generator, no state, the same on every device and process."""
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -7,29 +9,32 @@ _MASK = 0xFFFFFFFF
 
 
 def mix(value: Tensor) -> Tensor:
-    """32-bit avalanche of int64 values in 0..2**32-1 (the finaliser of MurmurHash3, public domain).
-
-    The products stay below 2**63 because the multipliers are split into two 16-bit halves.
-    """
+    """32-bit avalanche of int64 values in 0..2**32-1 (the finaliser of MurmurHash3, public domain)."""
     value = value ^ (value >> 16)
     value = _multiply(value, 0x85EBCA6B)
-    value = value ^ (value >> 13)
+    value ^= value >> 13
     value = _multiply(value, 0xC2B2AE35)
-    return value ^ (value >> 16)
+    return value.bitwise_xor_(value >> 16)
 
 
 def _multiply(value: Tensor, factor: int) -> Tensor:
-    low = value * (factor & 0xFFFF)
-    high = (value * (factor >> 16)) & 0xFFFF
-    return (low + (high << 16)) & _MASK
+    """value * factor modulo 2**32 for a factor of 32 bits.
+
+    The product with its lower 31 bits stays below 2**63; the top bit adds value << 31, which modulo 2**32 is one bit.
+    """
+    return (value * (factor & 0x7FFFFFFF)).bitwise_xor_(value << 31).bitwise_and_(_MASK)
+
+
+@lru_cache(maxsize=64)
+def _columns(num: int, device: torch.device) -> Tensor:
+    return mix(torch.arange(num, device=device) + 0x9E3779B9 & _MASK)
 
 
 def uniform(keys: Tensor, num: int, *, salt: int) -> Tensor:
     """Uniform float32 numbers [B,num] in [0,1), a function of keys [B] int64, the position and the salt only."""
     rows = mix((keys ^ (keys >> 32) ^ (salt * 0x9E3779B1)) & _MASK)
-    columns = torch.arange(num, device=keys.device)
-    bits = mix(mix(rows.unsqueeze(1) ^ mix(columns + 0x9E3779B9 & _MASK)))
-    return (bits >> 8).float() * 2.0**-24
+    bits = mix(mix(rows.unsqueeze(1) ^ _columns(num, keys.device)))
+    return (bits >> 8).float().mul_(2.0**-24)
 
 
 def fold(seed: int, *values: int) -> int:

