@@ -67,9 +67,7 @@ class BatchNorm(nn.BatchNorm2d):
     def _normalise(self, x: Tensor, weight: Tensor | None) -> Tensor:
         """Normalise by weighted moments; no real sample anywhere leaves x unscaled around its (zero) mean."""
         weight = x.new_ones(x.shape[0], dtype=torch.float32) if weight is None else weight.float()
-        # Around the running mean, so that a large mean does not eat the digits of the variance.
-        shift = self.running_mean.detach().float().clone()
-        values = x.float() - shift.view(1, -1, 1, 1)
+        values = x.float()
         weighted = values * weight.view(-1, 1, 1, 1)
         moments = torch.cat(
             [
@@ -82,7 +80,7 @@ class BatchNorm(nn.BatchNorm2d):
         count = moments[-1]
         mean, square = moments[:-1].view(2, -1) / count.clamp(min=1.0)
         variance = (square - mean * mean).clamp(min=0)
-        self._track(mean.detach() + shift, variance.detach(), count.detach())
+        self._track(mean.detach(), variance.detach(), count.detach())
         scale = self.weight * torch.rsqrt(variance + self.eps)
         out = values * scale.view(1, -1, 1, 1) + (self.bias - mean * scale).view(1, -1, 1, 1)
         return out.to(x.dtype)
