@@ -19,8 +19,8 @@ def reference() -> str:
         "# Recipe reference",
         "",
         "Made by `make docs` from the models in `src/headstart/recipe.py` and the comments in "
-        "`src/headstart/recipes/`; a test keeps it in step. A recipe file is a patch on the base recipe of its task, and `key.path=value` on the "
-        "command line is a patch on the recipe. Durations carry a unit: `500 steps`, `12 epochs`, `90k images`.",
+        "`src/headstart/recipes/`; a test keeps it in step. A recipe file is a patch on the base recipe of its task, and `key.path=value` on the command "
+        "line is a patch on the recipe. Durations carry a unit: `500 steps`, `12 epochs`, `90k images`.",
         "",
     ]
     for title, name, model in (("Detection", "base", Recipe), ("Classification", "base_classify", ClassifyRecipe)):
@@ -75,6 +75,8 @@ def type_of(model: type[BaseModel], path: str) -> str:
 
 def _words(annotation: Any) -> str:
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return _words(arguments[0])
     if origin is typing.Literal:
         return " or ".join(f"`{argument}`" for argument in arguments)
     if origin in (types.UnionType, typing.Union):
