@@ -34,6 +34,9 @@ REPLACED = (
 )
 
 
+Positive = Annotated[float, Field(gt=0)]
+
+
 class Part(BaseModel):
     """A frozen section of a recipe that refuses unknown fields."""
 
@@ -49,20 +52,20 @@ class Data(Part):
     val_split: str | None
     fraction: float = Field(gt=0, le=1)
     fraction_seed: int = Field(ge=0)
-    mask_frame: int = Field(ge=0)
+    mask_frame: int = Field(ge=4, multiple_of=4)
     max_objects: int | None = Field(ge=1)
     num_workers: int = Field(ge=0)
     cache: bool
 
 
 class Input(Part):
-    short: tuple[int, ...] = Field(min_length=1)
+    short: tuple[Annotated[int, Field(gt=0)], ...] = Field(min_length=1)
     long: int = Field(gt=0)
     test_short: int = Field(gt=0)
     test_long: int = Field(gt=0)
     flip: float = Field(ge=0, le=1)
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: tuple[float, float, float]
+    std: tuple[Positive, Positive, Positive]
     order: Literal["rgb", "bgr"]
 
 
@@ -81,8 +84,8 @@ class TimmBackbone(Part):
 
 
 class RpnPart(Part):
-    anchor_sizes: tuple[float, float, float, float, float]
-    ratios: tuple[float, ...]
+    anchor_sizes: tuple[Positive, Positive, Positive, Positive, Positive]
+    ratios: tuple[Positive, ...] = Field(min_length=1)
     num_convs: int = Field(ge=1)
     num_samples: int = Field(ge=1)
     positive_fraction: float = Field(ge=0, le=1)
@@ -221,8 +224,8 @@ class ClassifyInput(Part):
     size: int = Field(gt=0)
     min_area: float = Field(gt=0, le=1)
     flip: float = Field(ge=0, le=1)
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: tuple[float, float, float]
+    std: tuple[Positive, Positive, Positive]
     order: Literal["rgb", "bgr"]
 
 
@@ -283,15 +286,21 @@ def digest(recipe: AnyRecipe, *extra: str) -> str:
 
 def schedule_of(recipe: AnyRecipe, num_images: int, name: str | None = None) -> Schedule:
     """The learning-rate schedule of a recipe on `num_images` images, its rate scaled linearly by the batch."""
-    train = recipe.train
-    return Schedule.nx(
-        parse_schedule(name or train.schedule),
-        duration(train.base, field="train.base", batch=train.batch, num_images=num_images),
-        base_rate=scaled_rate(recipe),
-        warmup=duration(train.warmup, field="train.warmup", batch=train.batch, num_images=num_images),
-        warmup_from=train.warmup_from,
-        factor=train.drop_factor,
-    )
+    train, name = recipe.train, name or recipe.train.schedule
+    multiple, options = parse_schedule(name), {"batch": train.batch, "num_images": num_images}
+    base = duration(train.base, field="train.base", **options)
+    warmup = duration(train.warmup, field="train.warmup", **options)
+    try:
+        return Schedule.nx(
+            multiple,
+            base,
+            base_rate=scaled_rate(recipe),
+            warmup=warmup,
+            warmup_from=train.warmup_from,
+            factor=train.drop_factor,
+        )
+    except ValueError as error:
+        raise ValueError(f"schedule {name} with a base of {base} steps: {error}") from None
 
 
 def scaled_rate(recipe: AnyRecipe) -> float:

@@ -5,6 +5,7 @@ on the command line the last word. Unknown keys are errors that name the nearest
 """
 
 import re
+from collections.abc import Hashable
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
@@ -27,6 +28,27 @@ _Loader.add_implicit_resolver(
 )
 
 
+class _WrongKey(yaml.YAMLError):
+    """A key that repeats another of its mapping, or that is no plain value."""
+
+
+def _mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+    """YAML itself would keep the last of two equal keys and say nothing."""
+    loader.flatten_mapping(node)
+    seen: dict[Any, Any] = {}
+    for key_node, value_node in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        if not isinstance(key, Hashable):
+            raise _WrongKey(f"line {key_node.start_mark.line + 1}: {key!r} cannot be a key")
+        if key in seen:
+            raise _WrongKey(f"line {key_node.start_mark.line + 1}: {key!r} is given twice")
+        seen[key] = loader.construct_object(value_node, deep=True)
+    return seen
+
+
+_Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
+
+
 def read_yaml(path: Path | str, text: str | None = None) -> dict[str, Any]:
     """A YAML mapping; ValueError names the file and the line of a syntax error."""
     try:
@@ -35,6 +57,8 @@ def read_yaml(path: Path | str, text: str | None = None) -> dict[str, Any]:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:
         raise ValueError(f"{path}: is not a text file, expected YAML") from None
+    except _WrongKey as error:
+        raise ValueError(f"{path}: {error}") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         raise ValueError(
@@ -85,7 +109,10 @@ def resolve(name: str, patches: list[tuple[str, dict[str, Any]]]) -> tuple[AnyRe
     path = find(name)
     layers = [(path.name, read_yaml(path))]
     if "extends" in layers[0][1]:
-        parent = find(str(layers[0][1].pop("extends")))
+        try:
+            parent = find(str(layers[0][1].pop("extends")))
+        except ValueError as error:
+            raise ValueError(f"{path}: extends: {error}") from None
         layers.insert(0, (parent.name, read_yaml(parent)))
         if "extends" in layers[0][1]:
             raise ValueError(

@@ -8,6 +8,8 @@ import typer
 from headstart.cli import data, recipes, runs, studies, weights
 from headstart.cli.console import fail
 
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -33,5 +35,7 @@ def main() -> None:
         fail(str(error), 2)
     except FloatingPointError as error:
         fail(str(error), 3)
-    except KeyboardInterrupt:
-        fail("stopped; the same command continues at the last checkpoint", 130)
+    except SystemExit as stop:
+        if stop.code == INTERRUPTED:  # what typer makes of Ctrl-C
+            fail("stopped; the same command continues at the last checkpoint", INTERRUPTED)
+        raise

@@ -54,7 +54,7 @@ def resolved(recipe: str, overrides: list[str] | None) -> tuple[Any, Any]:
 
 
 def bar() -> Progress:
-    """A progress bar with an ETA, on the error stream."""
+    """A progress bar with an ETA, on the error stream where that is a terminal."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -64,7 +64,7 @@ def bar() -> Progress:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    return Progress(*columns, console=err)
+    return Progress(*columns, console=err, disable=not err.is_terminal)  # in a log it would be one last, broken line
 
 
 def step_bar(progress: Progress, name: str, total: int) -> Callable[[int, dict[str, Any]], None]:

@@ -72,6 +72,7 @@ class RegionPooler:
 
     def __call__(self, features: list[Tensor], boxes: Tensor, image: Tensor) -> Tensor:
         """[R,C,S,S] from features P2.. [B,C,H_l,W_l], boxes [R,4] pixels, image [R] index into the batch."""
+        boxes = boxes.nan_to_num(0.0)  # of a net that has diverged: its loss must come out, not an index error
         low = self.strides[0].bit_length() - 1
         level = assign_levels(
             boxes, min_level=low, max_level=low + len(self.strides) - 1, canonical_size=self.canonical_size

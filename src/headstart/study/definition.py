@@ -11,7 +11,6 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, model_validator
 
 from headstart.recipe import flatten
@@ -177,25 +176,7 @@ def read_study(name: str | Path) -> Study:
     Raises ValueError, naming the file, for what cannot be read, a key given twice, or a study that could not run.
     """
     path = find(str(name), "studies")
-    data = read_yaml(path)
-    twice = _given_twice(yaml.compose(path.read_text(), Loader=yaml.SafeLoader))
-    if twice:
-        raise ValueError(f"{path}: line {twice.start_mark.line + 1}: {twice.value!r} is given twice")
-    return parse_study(data, source=str(path))
-
-
-def _given_twice(node: yaml.Node | None) -> yaml.Node | None:
-    """The first key that repeats another of the same mapping; YAML itself would keep the last and say nothing."""
-    if isinstance(node, yaml.MappingNode):
-        seen = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode):
-                if key.value in seen:
-                    return key
-                seen.add(key.value)
-        return next(filter(None, (_given_twice(value) for _, value in node.value)), None)
-    parts = node.value if isinstance(node, yaml.SequenceNode) else ()
-    return next(filter(None, (_given_twice(part) for part in parts)), None)
+    return parse_study(read_yaml(path), source=str(path))
 
 
 def _check_distinct(field: str, values: Collection[object]) -> None:

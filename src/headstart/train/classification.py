@@ -38,6 +38,10 @@ class CropStream:
         self.dataset, self.recipe = dataset, recipe
         self.images = Images(dataset, keep=recipe.data.cache)
         self.order = Order([np.arange(dataset.num_images)], batch=recipe.train.batch, seed=recipe.seed)
+        if recipe.train.batch % num_processes():
+            raise ValueError(
+                f"train.batch: {recipe.train.batch} images do not divide among {num_processes()} processes"
+            )
         share = recipe.train.batch // num_processes()
         self.share = slice(distributed.rank() * share, (distributed.rank() + 1) * share)
 

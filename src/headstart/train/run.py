@@ -105,14 +105,16 @@ def train(
     finished = find_result(directory, span.stop)
     if finished is not None:
         return finished
+    settings = settings_of(recipe, task, is_trunk=span.is_trunk)
     with only_process(directory):
-        return _train_here(recipe, task, span, directory, label or {}, provenance, progress, say)
+        return _train_here(recipe, task, span, settings, directory, label or {}, provenance, progress, say)
 
 
 def _train_here(
     recipe: AnyRecipe,
     task: Task,
     span: Span,
+    settings: loop.Settings,
     directory: Path,
     label: dict[str, Any],
     provenance: Provenance | None,
@@ -135,7 +137,6 @@ def _train_here(
         "fingerprint": task.fingerprint,
         "version": headstart.__version__,
     }
-    settings = settings_of(recipe, task, is_trunk=span.is_trunk)
     final = loop.run(task, span.schedule, settings, directory, start, stop=span.stop, keep=keep, progress=progress)
     return RunResult(directory, final, last_metrics(directory))
 
