@@ -20,7 +20,8 @@ def reference() -> str:
         "",
         "Made by `make docs` from the models in `src/headstart/recipe.py` and the comments in "
         "`src/headstart/recipes/`; a test keeps it in step. A recipe file is a patch on the base recipe of its task, "
-        "and `key.path=value` on the command line is a patch on the recipe. Durations carry a unit: `500 steps`, `12 epochs`, `90k images`.",
+        "and `key.path=value` on the command line is a patch on the recipe. "
+        "Durations carry a unit: `500 steps`, `12 epochs`, `90k images`.",
         "",
     ]
     for title, name, model in (("Detection", "base", Recipe), ("Classification", "base_classify", ClassifyRecipe)):
