@@ -1,12 +1,14 @@
 """Recipes, data and a study so small that a step takes milliseconds: 64-px scenes, a net of width 8."""
 
 import hashlib
+import json
 from pathlib import Path
 
 import yaml
 
 from headstart.data.shapes import generate, generate_classes
 from headstart.resolve import load_recipe
+from headstart.train.record import read_rows
 
 SIDE = 64
 NET = {
@@ -132,6 +134,16 @@ def write_study(path: Path, study: dict) -> Path:
 def without_clock(rows: list[dict]) -> list[dict]:
     """Rows apart from what only the clock decides."""
     return [{key: value for key, value in row.items() if key not in ("seconds", "time")} for row in rows]
+
+
+def outcome(directory):
+    """{segment: its directory, the hash of its weights, its rows without clock and start} from plan.json."""
+    plan = json.loads((directory / "plan.json").read_text())
+    found = {}
+    for segment in plan["segments"]:
+        rows = without_clock(read_rows(directory / segment["directory"] / "rows.jsonl"))
+        found[segment["name"]] = (segment["directory"], rows[-1]["hash"], [r for r in rows if r["kind"] != "start"])
+    return found
 
 
 def tree_digest(directory: Path) -> dict[str, str]:

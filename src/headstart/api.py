@@ -33,7 +33,7 @@ class Study:
 
     @classmethod
     def read(cls, name: str | Path, overrides: dict[str, Any] | None = None, *, out: str | Path = "runs") -> "Study":
-        """A shipped study or a YAML file, with overrides {"seeds": 3, "train.batch": 4}; ValueError if it cannot run."""
+        """A shipped study or a YAML file, with overrides {"seeds": 3, "train.batch": 4}; ValueError if it cannot be."""
         patch = dict(overrides or {})
         own = {key: patch.pop(key) for key in STUDY_FIELDS if key in patch}
         study = read_study(name)

@@ -18,7 +18,7 @@ from headstart.train import checkpoint
 from headstart.train.record import read_rows
 from headstart.train.run import train
 from headstart.train.verify import verify
-from tiny import tiny_study, without_clock
+from tiny import outcome, tiny_study, without_clock
 
 SEGMENTS = {
     "pretrain-forms",
@@ -36,16 +36,6 @@ class Killed(BaseException):
 
 def prepared_study(data_root, overrides=None, **changes):
     return prepare(parse_study(tiny_study(data_root, **changes), source="tiny"), overrides)
-
-
-def outcome(directory):
-    """{segment: its directory, the hash of its weights, its rows without clock and start} from plan.json."""
-    plan = json.loads((directory / "plan.json").read_text())
-    found = {}
-    for segment in plan["segments"]:
-        rows = without_clock(read_rows(directory / segment["directory"] / "rows.jsonl"))
-        found[segment["name"]] = (segment["directory"], rows[-1]["hash"], [r for r in rows if r["kind"] != "start"])
-    return found
 
 
 @pytest.fixture(scope="module")

@@ -46,7 +46,7 @@ def stack_images(
     convention: Convention,
     device: torch.device | str,
 ) -> Tensor:
-    """Images uint8 [h,w,3] RGB as one float batch [B,3,H,W], resized (bilinear, antialiased), normalised, zero-padded."""
+    """Images uint8 [h,w,3] RGB as a float batch [B,3,H,W]: resized (bilinear, antialiased), normalised, zero-padded."""
     channels = len(convention.mean)
     batch = torch.zeros((len(images), channels, *bucket), device=device).to(memory_format=torch.channels_last)
     mean = torch.tensor(convention.mean, device=device).view(-1, 1, 1)

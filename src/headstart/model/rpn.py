@@ -92,13 +92,19 @@ class Rpn(nn.Module):
 
     def predict(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Objectness logits [B,A_l] and deltas [B,A_l,4] a level, in the order of the anchors."""
-        logits, deltas = [], []
+        # Both 1x1 outputs as one matrix product over the cells, which in channels-last memory are rows already: a
+        # convolution of so few channels is slow on a CPU, and its gradients would arrive in pieces of another layout.
+        weight = torch.cat([self.objectness.weight, self.deltas.weight]).flatten(1)
+        bias = torch.cat([self.objectness.bias, self.deltas.bias])
+        levels = []
         for x in features:
             for conv in self.convs:
                 x = F.relu(conv(x), inplace=True)
-            logits.append(self.objectness(x).permute(0, 2, 3, 1).flatten(1).float())
-            deltas.append(self.deltas(x).permute(0, 2, 3, 1).reshape(x.shape[0], -1, 4).float())
-        return logits, deltas
+            levels.append(F.linear(x.permute(0, 2, 3, 1).flatten(1, 2), weight, bias))
+        num, counts = len(self.ratios), [len(self.ratios) * level.shape[1] for level in levels]
+        logits, deltas = torch.cat(levels, dim=1).float().split([num, 4 * num], dim=2)
+        batch = logits.shape[0]
+        return list(logits.reshape(batch, -1).split(counts, 1)), list(deltas.reshape(batch, -1, 4).split(counts, 1))
 
     def loss(
         self, logits: list[Tensor], deltas: list[Tensor], anchors: Tensor, batch: Batch, keys: Tensor
@@ -155,17 +161,16 @@ class Rpn(nn.Module):
         Per level: the best `before_nms`, decoded and cut to the image, then suppression; then the best `after_nms` of
         all.
         """
-        boxes, scores, start = [], [], 0
-        for level_logits, level_deltas in zip(logits, deltas):
-            num = level_logits.shape[1]
-            score, index = torch.topk(level_logits, min(limits.before_nms, num), dim=1)
-            level_anchors = anchors[start : start + num][index]
-            box = clip(decode(take(level_deltas, index), level_anchors, WEIGHTS), sizes)
-            valid = ((box[..., 2:] - box[..., :2]) >= limits.min_size).all(dim=2)
-            keep = nms(box, valid, limits.nms_threshold)
-            boxes.append(box)
-            scores.append(score.masked_fill(~keep, -torch.inf))
-            start += num
-        score = torch.cat(scores, dim=1)
+        counts = [level.shape[1] for level in logits]
+        starts = [sum(counts[:level]) for level in range(len(counts))]
+        best = [torch.topk(level, min(limits.before_nms, level.shape[1]), dim=1) for level in logits]
+        index = torch.cat([top.indices + start for top, start in zip(best, starts)], dim=1)
+        boxes = clip(decode(take(torch.cat(deltas, dim=1), index), anchors[index], WEIGHTS), sizes)
+        valid = ((boxes[..., 2:] - boxes[..., :2]) >= limits.min_size).all(dim=2)
+        # Levels do not suppress one another.
+        split = [top.indices.shape[1] for top in best]
+        parts = zip(boxes.split(split, dim=1), valid.split(split, dim=1))
+        keep = torch.cat([nms(*part, limits.nms_threshold) for part in parts], dim=1)
+        score = torch.cat([top.values for top in best], dim=1).masked_fill(~keep, -torch.inf)
         score, index = torch.topk(score, min(limits.after_nms, score.shape[1]), dim=1)
-        return take(torch.cat(boxes, dim=1), index), score > -torch.inf
+        return take(boxes, index), score > -torch.inf

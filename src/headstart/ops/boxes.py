@@ -35,7 +35,7 @@ def iou(a: Tensor, b: Tensor) -> Tensor:
 def clip(boxes: Tensor, sizes: Tensor) -> Tensor:
     """Boxes [B,N,4] cut to their images; sizes [B,2] (height, width) in pixels."""
     limit = sizes.flip(-1).to(boxes.dtype).repeat(1, 2).unsqueeze(1)
-    return torch.minimum(boxes.clamp(min=0), limit)
+    return torch.minimum(boxes, limit).clamp_(min=0)
 
 
 def _centre_form(boxes: Tensor) -> tuple[Tensor, Tensor]:

@@ -104,11 +104,11 @@ def difference_sheet(prepared: Prepared) -> list[dict[str, Any]]:
 
 
 def refuse_undeclared(prepared: Prepared) -> None:
-    """ValueError for the first field in which arms differ without an arm declaring it: there is no valid comparison then."""
+    """ValueError for the first field in which arms differ without declaring it: no valid comparison then."""
     for row in difference_sheet(prepared):
         if not row["declared"]:
             raise ValueError(
-                f"study {prepared.study.name}: the arms differ in {row['field']} ({row['values']}) without declaring it; "
+                f"study {prepared.study.name}: the arms differ in {row['field']} ({row['values']}) undeclared; "
                 "expected the same value, or the field in an arm"
             )
 
