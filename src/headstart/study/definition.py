@@ -9,7 +9,7 @@ import difflib
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, model_validator
 
@@ -101,7 +101,8 @@ class Study(_Part):
     """Arms, schedules, fractions and seeds of one paired comparison, and the rule written before the first run.
 
     arms are patches on the recipe, by dotted field. schedules are names such as "2x", the same for all arms or a list
-    an arm. fractions keep the given order. seeds N means 0..N-1. `share: false` runs every cell from its own start.
+    an arm. fractions keep the given order. seeds N means 0..N-1. `share: false` runs every cell from its own start. `paper` puts
+    the paper's rows for that backbone into the report's schedule table.
     Raises ValueError (one line of it through `parse_study`) for anything that could not run or not be decided.
     """
 
@@ -116,6 +117,7 @@ class Study(_Part):
     pretrain: dict[str, Pretraining] = {}
     rule: Rule | None = None
     share: bool = True
+    paper: Literal["R50", "R101"] | None = None
 
     @model_validator(mode="before")
     @classmethod
