@@ -101,8 +101,8 @@ class Study(_Part):
     """Arms, schedules, fractions and seeds of one paired comparison, and the rule written before the first run.
 
     arms are patches on the recipe, by dotted field. schedules are names such as "2x", the same for all arms or a list
-    an arm. fractions keep the given order. seeds N means 0..N-1. `share: false` runs every cell from its own start. `paper` puts
-    the paper's rows for that backbone into the report's schedule table.
+    an arm. fractions keep the given order. seeds N means 0..N-1. `share: false` runs every cell from its own start.
+    `paper` puts the paper's rows for that backbone into the report's schedule table.
     Raises ValueError (one line of it through `parse_study`) for anything that could not run or not be decided.
     """
 
