@@ -40,7 +40,7 @@ def reference() -> str:
 def first_line(text: str) -> str:
     """What a shipped file says of itself: its header up to the first full stop."""
     header = " ".join(
-        line.removeprefix("#").strip() for line in text.split("\n\n")[0].splitlines() if line.startswith("#")
+        line.removeprefix("#").strip() for line in text.split("\n\n")[0].splitlines() if line.startswith("# ")
     )
     return header.split(". ")[0].rstrip(".:").replace("|", "\\|")
 

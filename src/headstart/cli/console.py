@@ -32,8 +32,8 @@ def say(line: str) -> None:
 def show(title: str, header: list[str], rows: list[list[Any]]) -> None:
     """A table of texts; names from users' files are not read as markup."""
     table = Table(title=title, title_justify="left", header_style="bold")
-    for name in header:
-        table.add_column(name)
+    for place, name in enumerate(header):
+        table.add_column(name, no_wrap=place == 0)  # names are to be copied: they stay in one piece
     for row in rows:
         table.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
     out.print(table)

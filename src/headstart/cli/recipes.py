@@ -13,12 +13,10 @@ app = typer.Typer(no_args_is_help=True)
 @app.command("list")
 def list_recipes() -> None:
     """Shipped recipes and the first line of each."""
+    from headstart.reference import first_line
     from headstart.resolve import shipped
 
-    rows = []
-    for name, path in shipped().items():
-        first = path.read_text().split("\n", 1)[0]
-        rows.append([name, first.removeprefix("# ")])
+    rows = [[name, first_line(path.read_text())] for name, path in shipped().items()]
     show("shipped recipes", ["name", "what"], rows)
 
 

@@ -22,13 +22,11 @@ def prepared_study(name: str, overrides: list[str] | None) -> Any:
 @app.command("list")
 def list_studies() -> None:
     """Shipped studies and the first line of each."""
+    from headstart.reference import first_line
     from headstart.resolve import shipped
 
-    show(
-        "shipped studies",
-        ["name", "what"],
-        [[name, path.read_text().split("\n", 1)[0].removeprefix("# ")] for name, path in shipped("studies").items()],
-    )
+    rows = [[name, first_line(path.read_text())] for name, path in shipped("studies").items()]
+    show("shipped studies", ["name", "what"], rows)
 
 
 @app.command()
