@@ -7,7 +7,7 @@ import pytest
 
 from headstart.schedule import Schedule, due
 from headstart.study.definition import Study, parse_study, read_study
-from headstart.study.forecast import Load, cell_rows, num_evaluations, segment_rows, totals
+from headstart.study.forecast import Load, cell_rows, makespan, num_evaluations, segment_rows, totals
 from headstart.study.plan import Segment, expand, make_schedules, schedule_names
 
 COCO = {"base": 90_000, "base_rate": 0.02, "warmup": 500, "warmup_from": 1 / 3}
@@ -269,3 +269,17 @@ def test_study_files_refuse_names_given_twice(tmp_path):
     path.write_text("name: s\nrecipe: r\nschedules: [2x]\narms:\n  a: {}\n  a: {}\n")
     with pytest.raises(ValueError, match=r"study.yaml: line 6: 'a' is given twice"):
         read_study(path)
+
+
+def test_makespan_of_one_job_is_the_sum_and_more_jobs_wait_for_what_they_need():
+    study = parse_study(
+        {"name": "s", "recipe": "demo", "arms": {"a": {}, "b": {}}, "schedules": ["1x", "2x"]}, source="test"
+    )
+    schedules = make_schedules(["1x", "2x"], base=90, base_rate=1.0, warmup=1, warmup_from=0.1)
+    plan = expand(study, schedules)
+    load = Load(batch=1, num_images={1.0: 10}, seconds_per_step=1.0)
+    loads = {"a": load, "b": load}
+    # One lineage: trunk 60, then the tail of 1x (30) beside the trunk (60) and the tail (60) of 2x: 180 at the least.
+    assert makespan(plan, loads, 1) == plan.steps_shared == 2 * 210
+    assert makespan(plan, loads, 100) == 180
+    assert 210 <= makespan(plan, loads, 2) <= 420

@@ -10,6 +10,10 @@ from headstart.cli.console import Overrides, bar, patch_of, say, show
 app = typer.Typer(no_args_is_help=True)
 Name = Annotated[str, typer.Argument(help="A shipped study or a YAML file.")]
 Out = Annotated[Path, typer.Option(help="Where study directories go.")]
+Jobs = Annotated[
+    int | None,
+    typer.Option(help="Segments at a time; by default one a CPU core where train.threads is 1, else 1.", min=1),
+]
 
 
 def prepared_study(name: str, overrides: list[str] | None) -> Any:
@@ -30,17 +34,18 @@ def list_studies() -> None:
 
 
 @app.command()
-def plan(study: Name, overrides: Overrides = None) -> None:
+def plan(study: Name, overrides: Overrides = None, jobs: Jobs = None) -> None:
     """Cells, segments, steps, images, epochs, expected time here, and what sharing trunks saves.
 
     Runs nothing but a short timing.
     """
-    show_plan(prepared_study(study, overrides))
+    prepared = prepared_study(study, overrides)
+    show_plan(prepared, jobs or default_jobs(prepared))
 
 
-def show_plan(prepared: Any) -> dict[str, Any]:
-    """Print the plan of a study and return its totals."""
-    from headstart.study.forecast import segment_rows, totals
+def show_plan(prepared: Any, jobs: int) -> dict[str, float]:
+    """Print the plan of a study and return the expected seconds of each segment."""
+    from headstart.study.forecast import makespan, segment_rows, totals
     from headstart.study.timing import measure_loads
 
     loads = measure_loads(prepared)
@@ -50,7 +55,7 @@ def show_plan(prepared: Any) -> dict[str, Any]:
     ]
     show(f"study {prepared.study.name}: segments", ["segment", "steps", "images", "epochs", "seconds (expected)"], rows)
     found = totals(prepared.plan, loads)
-    seconds = found["seconds_shared"] + found["seconds_pretrain"]
+    seconds = makespan(prepared.plan, loads, jobs)
     say(
         f"{found['cells']} cells in {found['segments']} segments: {found['steps_shared']:,} steps instead of "
         f"{found['steps_alone']:,} (shared trunks save {100 * found['saving']:.0f} %), and "
@@ -58,11 +63,22 @@ def show_plan(prepared: Any) -> dict[str, Any]:
     )
     say(
         f"expected time on this machine, from a few timed steps: {seconds / 60:.1f} minutes "
-        f"({seconds / 3600:.2f} hours)"
+        f"({seconds / 3600:.2f} hours), {jobs} segment{'s' if jobs > 1 else ''} at a time"
     )
     for note in prepared.plan.notes:
         say(f"note: {note}")
-    return found
+    return {row["segment"]: row["seconds"] for row in segment_rows(prepared.plan, loads)}
+
+
+def is_finished(directory: Path, prepared: Any) -> bool:
+    """Whether an earlier call says that every segment of this plan has been run."""
+    import json
+
+    path = directory / "plan.json"
+    if not path.exists():
+        return False
+    known = {entry["name"] for entry in json.loads(path.read_text())["segments"] if entry["directory"]}
+    return all(segment.name in known for segment in prepared.plan.segments)
 
 
 @app.command()
@@ -70,13 +86,7 @@ def run(
     study: Name,
     overrides: Overrides = None,
     out: Out = Path("runs"),
-    jobs: Annotated[
-        int | None,
-        typer.Option(
-            help="Segments at a time, one thread each; by default one a CPU core when train.threads is 1, else 1.",
-            min=1,
-        ),
-    ] = None,
+    jobs: Jobs = None,
 ) -> None:
     """Run every segment that is missing, then write the report. Stop it anywhere; the same command continues."""
     from headstart.study.execute import run_study
@@ -85,22 +95,28 @@ def run(
 
     prepared = prepared_study(study, overrides)
     refuse_undeclared(prepared)
+    jobs = jobs or default_jobs(prepared)
     segments = {segment.name: segment for segment in prepared.plan.segments}
+    expected = dict.fromkeys(segments, 1.0)
+    if not is_finished(out / prepared.study.name, prepared):
+        expected = show_plan(prepared, jobs)
     with bar() as progress:
-        whole = progress.add_task(
-            f"study {prepared.study.name}", total=sum(segment.steps for segment in segments.values()), note=""
-        )
-        finished: dict[str, int] = {}
+        whole = progress.add_task(f"study {prepared.study.name}", total=100, note="")
+        shares = dict.fromkeys(segments, 0.0)
+
+        def move(name: str, share: float, note: str) -> None:
+            shares[name] = share
+            done = sum(expected[key] * value for key, value in shares.items()) / sum(expected.values())
+            progress.update(whole, completed=round(100 * done, 1), note=note)
 
         def update(segment: Any, step: int, values: dict[str, Any]) -> None:
-            finished[segment.name] = step - segment.start
-            progress.update(whole, completed=sum(finished.values()), note=f"{segment.name} loss {values['loss']:.3f}")
+            share = (step - segment.start) / segment.steps
+            move(segment.name, share, f"{segment.name} loss {values['loss']:.3f}")
 
         def reuse(name: str) -> None:
-            finished[name] = segments[name].steps
-            progress.update(whole, completed=sum(finished.values()))
+            move(name, 1.0, f"{name} done")
 
-        directory = run_study(prepared, out, jobs=jobs or default_jobs(prepared), progress=update, finished=reuse)
+        directory = run_study(prepared, out, jobs=jobs, progress=update, finished=reuse)
     say_verdict(build_report(directory))
 
 

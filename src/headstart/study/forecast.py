@@ -100,3 +100,24 @@ def totals(plan: Plan, loads: Mapping[str, Load]) -> dict[str, Any]:
 def _work(steps: int, fraction: float, load: Load) -> dict[str, float]:
     images = steps * load.batch
     return {"steps": steps, "images": images, "epochs": images / load.num_images[fraction]}
+
+
+def makespan(plan: Plan, loads: Mapping[str, Load], jobs: int) -> float:
+    """Expected seconds until all is done with `jobs` segments at a time, each beginning when what it needs is there.
+
+    Segments begin in the order of the plan, as `study run` begins them.
+    """
+    assert jobs >= 1
+    seconds = {row["segment"]: row["seconds"] for row in segment_rows(plan, loads)}
+    waiting, ends, running, now = list(plan.segments), {}, [], 0.0
+    while waiting or running:
+        ready = [
+            s for s in waiting if all(ends.get(need, now + 1) <= now for need in (s.parent, s.weights_from) if need)
+        ]
+        for segment in ready[: jobs - len(running)]:
+            waiting.remove(segment)
+            ends[segment.name] = now + seconds[segment.name]
+            running.append(segment.name)
+        now = min(ends[name] for name in running)
+        running = [name for name in running if ends[name] > now]
+    return now
