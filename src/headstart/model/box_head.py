@@ -85,11 +85,21 @@ class BoxHead(nn.Module):
         weight = valid.flatten().float()
         for conv in self.convs:
             x = conv(x, weight)
-        x = x.flatten(1)
-        for fc in self.fcs:
+        x = F.relu(self._first_fc(x), inplace=True)
+        for fc in self.fcs[1:]:
             x = F.relu(fc(x), inplace=True)
         shape = boxes.shape[:2]
         return self.classify(x).float().view(*shape, -1), self.regress(x).float().view(*shape, -1)
+
+    def _first_fc(self, x: Tensor) -> Tensor:
+        """The first fc on x [R,C,S,S]. Its weights count channels before cells, as torchvision's and Detectron's do.
+
+        In memory x has the channels last, so the weights are turned instead of x: there are fewer of them, and the
+        gradient comes back in x's own layout.
+        """
+        fc, channels = self.fcs[0], x.shape[1]
+        weight = fc.weight.view(-1, channels, *x.shape[2:]).permute(0, 2, 3, 1).flatten(1)
+        return F.linear(x.permute(0, 2, 3, 1).flatten(1), weight, fc.bias)
 
     def loss(
         self, logits: Tensor, deltas: Tensor, regions: Regions, gt_boxes: Tensor, *, max_positive: int
