@@ -10,7 +10,6 @@ import time
 import pytest
 
 from headstart.schedule import Schedule
-from headstart.study import execute
 from headstart.study.definition import parse_study
 from headstart.study.execute import lock, run_study
 from headstart.study.run import difference_sheet, prepare, refuse_undeclared
@@ -192,7 +191,7 @@ def test_the_difference_sheet_lists_an_undeclared_difference(data_root, monkeypa
     assert rows["train.rate"] == {
         "field": "train.rate", "values": {"scratch": 0.5, "pretrained": 0.01}, "declared": False,
     }  # fmt: skip
-    with pytest.raises(ValueError, match=r"the arms differ in train\.rate \(.*\) without declaring it"):
+    with pytest.raises(ValueError, match=r"the arms differ in train\.rate"):
         refuse_undeclared(prepared)
 
 
@@ -217,13 +216,12 @@ def test_fractions_are_nested_and_the_same_for_all_arms(data_root, tmp_path):
     assert set(ids["scratch-f0.5-s0-2x-5-8"]) < set(ids["scratch-f1-s0-2x-5-8"])
 
 
-def test_an_error_in_a_worker_stops_the_study_with_its_line(data_root, tmp_path, monkeypatch):
-    changes = tiny_study(data_root)
+def test_an_error_in_a_worker_stops_the_study_with_its_line(data_root, tmp_path):
+    changes = tiny_study(data_root, arms={"scratch": {}}, pretrain={}, schedules=["2x"])
     changes["set"]["train.rate"] = 1e30
     prepared = prepare(parse_study(changes, source="tiny"))
     with pytest.raises(FloatingPointError, match=r"step \d+: the loss is not finite .* on images .*stopped before"):
         run_study(prepared, tmp_path, jobs=2)
-    assert execute.lock
 
 
 def test_trunks_keep_the_checkpoint_that_tails_begin_at(study):

@@ -1,0 +1,109 @@
+"""Kill the demo study with SIGKILL at random moments, restart it each time, and compare it with an undisturbed one.
+
+python benchmarks/kill.py [number of kills] [key=value ...]   (20 kills of the whole demo without arguments: about
+three times as long as the demo itself; `schedules=[1x,2x]` and the like make the study smaller)
+
+Exit code 1 if the weights, rows, predictions, match records or the plan of any segment differ.
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from headstart.data.shapes import generate, generate_classes
+from headstart.train.record import read_rows
+
+SEED = 0
+DATA = Path("data/demo")  # where `make demo` has it, and where the shipped recipes look
+CLOCK = ("seconds", "time")
+
+
+def make_data() -> None:
+    """The demo's data; finished sets are found again."""
+    generate(DATA, 800, 200, 0)
+    generate_classes(DATA / "classes", 15_000, 600, 0)
+
+
+def start(out: Path, overrides: list[str], log: Path) -> subprocess.Popen:
+    """An attempt at the study in a process group of its own."""
+    command = [sys.executable, "-m", "headstart", "study", "run", "demo", *overrides, "--out", str(out)]
+    with log.open("a") as file:
+        return subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
+
+
+def evidence(directory: Path) -> dict[str, object]:
+    """{segment: run directory, rows without clock, predictions and records}, and the plan."""
+    plan = json.loads((directory / "plan.json").read_text())
+    found: dict[str, object] = {"plan": plan}
+    for segment in plan["segments"]:
+        run = directory / segment["directory"]
+        rows = [{k: v for k, v in row.items() if k not in CLOCK} for row in read_rows(run / "rows.jsonl")]
+        files = sorted([*run.glob("predictions-*.json"), *run.glob("records-*.npz"), run / "image_ids.txt"])
+        # The start row holds paths.
+        found[segment["name"]] = (
+            run.name,
+            [row for row in rows if row["kind"] != "start"],
+            {path.name: path.read_bytes() for path in files},
+        )
+    return found
+
+
+def run_undisturbed(out: Path, overrides: list[str], log: Path) -> float:
+    """Seconds of a run that nobody kills."""
+    since = time.perf_counter()
+    if start(out, overrides, log).wait() != 0:
+        raise SystemExit(f"the undisturbed study failed:\n{log.read_text()[-2000:]}")
+    return time.perf_counter() - since
+
+
+def run_killed(out: Path, overrides: list[str], log: Path, num_kills: int, typical: float) -> list[float]:
+    """Kill `num_kills` attempts, whole process groups and lone parents in turn, then let one finish.
+
+    Returns the seconds each attempt lived.
+    """
+    moments, lived = random.Random(SEED), []
+    while True:
+        since, attempt = time.perf_counter(), start(out, overrides, log)
+        limit = moments.uniform(0.2, 2.0) * typical if len(lived) < num_kills else None
+        try:
+            code = attempt.wait(limit)
+        except subprocess.TimeoutExpired:
+            lived.append(time.perf_counter() - since)
+            if len(lived) % 2:
+                os.killpg(attempt.pid, signal.SIGKILL)
+            else:  # its workers must notice by themselves
+                attempt.kill()
+            attempt.wait()
+            continue
+        if code != 0:
+            raise SystemExit(f"attempt {len(lived) + 1} failed with code {code}:\n{log.read_text()[-2000:]}")
+        return lived
+
+
+def main(num_kills: int, overrides: list[str]) -> int:
+    """Print what was done and whether the two studies are the same."""
+    make_data()
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        seconds = run_undisturbed(root / "undisturbed", overrides, root / "undisturbed.log")
+        print(f"undisturbed: {seconds:.0f} s")
+        # Start-up is lost each time, so an attempt lives a little longer than its share.
+        typical = seconds / (num_kills + 1) + 5.0
+        lived = run_killed(root / "killed", overrides, root / "killed.log", num_kills, typical)
+        print(f"killed {len(lived)} times, after {', '.join(f'{value:.1f}' for value in lived)} s")
+        expected, found = evidence(root / "undisturbed/demo"), evidence(root / "killed/demo")
+    odd = [name for name in expected if expected[name] != found.get(name)]
+    print(f"{len(expected) - 1} segments: " + (f"DIFFERENT: {', '.join(odd)}" if odd else "all the same, bit for bit"))
+    return 1 if odd or len(lived) < num_kills else 0
+
+
+if __name__ == "__main__":
+    given = sys.argv[1:]
+    count = int(given.pop(0)) if given and given[0].isdigit() else 20
+    sys.exit(main(count, given))
