@@ -1,7 +1,7 @@
-"""Kill the demo study with SIGKILL at random moments, restart it each time, and compare it with an undisturbed one.
+"""Kill a study with SIGKILL at random moments, restart it each time, and compare it with an undisturbed one.
 
-python benchmarks/kill.py [number of kills] [key=value ...]   (20 kills of the whole demo without arguments: about
-three times as long as the demo itself; `schedules=[1x,2x]` and the like make the study smaller)
+python benchmarks/kill.py [number of kills] [study] [key=value ...]   (20 kills of the whole demo without arguments:
+about three times as long as the demo itself; `schedules=[1x,2x]` and the like make the study smaller)
 
 Exit code 1 if the weights, rows, predictions, match records or the plan of any segment differ.
 """
@@ -30,9 +30,9 @@ def make_data() -> None:
     generate_classes(DATA / "classes", 15_000, 600, 0)
 
 
-def start(out: Path, overrides: list[str], log: Path) -> subprocess.Popen:
+def start(out: Path, study: list[str], log: Path) -> subprocess.Popen:
     """An attempt at the study in a process group of its own."""
-    command = [sys.executable, "-m", "headstart", "study", "run", "demo", *overrides, "--out", str(out)]
+    command = [sys.executable, "-m", "headstart", "study", "run", *study, "--out", str(out)]
     with log.open("a") as file:
         return subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
 
@@ -54,22 +54,22 @@ def evidence(directory: Path) -> dict[str, object]:
     return found
 
 
-def run_undisturbed(out: Path, overrides: list[str], log: Path) -> float:
+def run_undisturbed(out: Path, study: list[str], log: Path) -> float:
     """Seconds of a run that nobody kills."""
     since = time.perf_counter()
-    if start(out, overrides, log).wait() != 0:
+    if start(out, study, log).wait() != 0:
         raise SystemExit(f"the undisturbed study failed:\n{log.read_text()[-2000:]}")
     return time.perf_counter() - since
 
 
-def run_killed(out: Path, overrides: list[str], log: Path, num_kills: int, typical: float) -> list[float]:
+def run_killed(out: Path, study: list[str], log: Path, num_kills: int, typical: float) -> list[float]:
     """Kill `num_kills` attempts, whole process groups and lone parents in turn, then let one finish.
 
     Returns the seconds each attempt lived.
     """
     moments, lived = random.Random(SEED), []
     while True:
-        since, attempt = time.perf_counter(), start(out, overrides, log)
+        since, attempt = time.perf_counter(), start(out, study, log)
         limit = moments.uniform(0.2, 2.0) * typical if len(lived) < num_kills else None
         try:
             code = attempt.wait(limit)
@@ -86,18 +86,21 @@ def run_killed(out: Path, overrides: list[str], log: Path, num_kills: int, typic
         return lived
 
 
-def main(num_kills: int, overrides: list[str]) -> int:
+def main(num_kills: int, study: list[str]) -> int:
     """Print what was done and whether the two studies are the same."""
-    make_data()
+    if study[0] == "demo":
+        make_data()
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        seconds = run_undisturbed(root / "undisturbed", overrides, root / "undisturbed.log")
+        seconds = run_undisturbed(root / "undisturbed", study, root / "undisturbed.log")
         print(f"undisturbed: {seconds:.0f} s")
         # Start-up is lost each time, so an attempt lives a little longer than its share.
         typical = seconds / (num_kills + 1) + 5.0
-        lived = run_killed(root / "killed", overrides, root / "killed.log", num_kills, typical)
+        lived = run_killed(root / "killed", study, root / "killed.log", num_kills, typical)
         print(f"killed {len(lived)} times, after {', '.join(f'{value:.1f}' for value in lived)} s")
-        expected, found = evidence(root / "undisturbed/demo"), evidence(root / "killed/demo")
+        expected, found = (
+            evidence(next((root / name).glob("*/plan.json")).parent) for name in ("undisturbed", "killed")
+        )
     odd = [name for name in expected if expected[name] != found.get(name)]
     print(f"{len(expected) - 1} segments: " + (f"DIFFERENT: {', '.join(odd)}" if odd else "all the same, bit for bit"))
     return 1 if odd or len(lived) < num_kills else 0
@@ -106,4 +109,4 @@ def main(num_kills: int, overrides: list[str]) -> int:
 if __name__ == "__main__":
     given = sys.argv[1:]
     count = int(given.pop(0)) if given and given[0].isdigit() else 20
-    sys.exit(main(count, given))
+    sys.exit(main(count, given if given and "=" not in given[0] else ["demo", *given]))

@@ -18,6 +18,13 @@ NUM_KILLS = 6
 SEED = 2
 
 
+def short_study(data_root):
+    """Both arms at 2x, with a checkpoint after every step, so that there is much to tear."""
+    study = tiny_study(data_root, schedules=["2x"])
+    study["set"]["checkpoint.every"] = study["pretrain"]["forms"]["set"]["checkpoint.every"] = "1 steps"
+    return study
+
+
 def work(study, out, jobs):
     """One attempt, in a process group of its own so that all of it can be killed at once."""
     os.setsid()
@@ -79,18 +86,18 @@ def wait_for(condition, seconds=120.0):
 
 @pytest.fixture(scope="module")
 def undisturbed(data_root, tmp_path_factory):
-    directory = run_study(prepare(parse_study(tiny_study(data_root), source="tiny")), tmp_path_factory.mktemp("study"))
+    directory = run_study(prepare(parse_study(short_study(data_root), source="tiny")), tmp_path_factory.mktemp("study"))
     return evidence(directory)
 
 
 @pytest.mark.slow
 def test_killed_at_random_moments(start, undisturbed, data_root, tmp_path):
-    study, moments, kills = tiny_study(data_root), random.Random(SEED), 0
+    study, moments, kills = short_study(data_root), random.Random(SEED), 0
     while True:
         before, process = saved(tmp_path), start(study, tmp_path)
         if kills < NUM_KILLS:  # some moment after the first checkpoint of this attempt, so that the study ends one day
             wait_for(lambda before=before, process=process: saved(tmp_path) != before or process.exitcode is not None)
-            process.join(timeout=moments.uniform(0.0, 0.2))
+            process.join(timeout=moments.uniform(0.0, 0.1))
         else:
             process.join()
         if process.exitcode is not None:
@@ -105,7 +112,7 @@ def test_killed_at_random_moments(start, undisturbed, data_root, tmp_path):
 
 @pytest.mark.slow
 def test_workers_leave_with_a_killed_parent_and_the_next_attempt_goes_on(start, undisturbed, data_root, tmp_path):
-    study = tiny_study(data_root)
+    study = short_study(data_root)
     process = start(study, tmp_path, jobs=2)
     wait_for(lambda: saved(tmp_path) or process.exitcode is not None)
     workers = set(alive(process.pid)) - {process.pid}
