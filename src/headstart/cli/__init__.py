@@ -3,6 +3,8 @@
 What a user gave wrong ends as one clear line and exit code 2, a loss that is not finite as one line and exit code 3.
 """
 
+import warnings
+
 import typer
 
 from headstart.cli import data, recipes, runs, studies, weights
@@ -29,6 +31,8 @@ app.add_typer(studies.app, name="study", help="Compare starts: plan, run, report
 
 def main() -> None:
     """Entry point of `headstart` and `python -m headstart`."""
+    # Pillow warns where `load_image` refuses: one line is enough.
+    warnings.filterwarnings("ignore", message="Image size .* could be decompression bomb")
     try:
         app()
     except ValueError as error:
