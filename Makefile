@@ -20,8 +20,9 @@ demo: install
 	$(BIN)/headstart data shapes data/demo/classes --classes --images 15000 --val 600 --seed 0
 	$(BIN)/headstart study run demo $(if $(seeds),seeds=$(seeds))
 
+# One thread a process and one process a core: small nets spend two threads waiting for one another.
 test: install
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 lint: install
 	$(BIN)/ruff check src tests benchmarks
