@@ -1,0 +1,175 @@
+"""Time a train step and inference of ours and torchvision's Mask R-CNN in one process, by turns.
+
+    python benchmarks/step.py [demo r18-256 r50-256 r50-800 r50-800-gn] [--threads N] [--repeats N] [--json FILE]
+
+Both have the same weights, images, objects, sampling sizes and threads (benchmarks/cases.py); medians and the spread
+over the repeats, after one step that is not counted. Parts, the share inside convolutions and matrix products, and peak
+memory (a fresh process each) follow. "bf16" is ours under autocast against torchvision in fp32. `--clock cpu` counts
+processor time instead of the clock's: for one thread on a machine that is busy with something else.
+"""
+
+import argparse
+import ctypes
+import gc
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from cases import CASES, Case, inputs, pair
+from parts import shares, stopwatch
+
+PRODUCTS = (
+    "aten::mkldnn_convolution",
+    "aten::convolution_backward",
+    "aten::_slow_conv2d_forward",
+    "aten::_slow_conv2d_backward",
+    "aten::mm",
+    "aten::addmm",
+    "aten::bmm",
+    "aten::mkldnn_linear",
+)
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+GOALS = {"demo": 0.33, "r18-256": 0.5, "r50-256": 0.5, "r50-800": 0.8}
+
+
+def train_step(model: torch.nn.Module, losses: Callable, *, bf16: bool = False) -> Callable[[], None]:
+    """One step of SGD on a fixed batch; with a rate so small that repeats do the same work."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-6, momentum=0.9, fused=True)
+
+    def step() -> None:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+            loss = sum(losses().values())
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def timed(works: dict[str, Callable[[], None]], repeats: int, clock: Callable[[], float]) -> dict[str, list[float]]:
+    """Seconds of each work, taken in turns."""
+    seconds: dict[str, list[float]] = {name: [] for name in works}
+    for repeat in range(repeats + 1):
+        for name, work in works.items():
+            start = clock()
+            work()
+            if repeat:
+                seconds[name].append(clock() - start)
+    return seconds
+
+
+def measure(case: Case, repeats: int, clock: Callable[[], float]) -> dict:
+    """Everything about one case, as plain data; seconds."""
+    ours, theirs = pair(case)
+    batch, (images, targets) = inputs(case)
+    ours.train()
+    theirs.train()
+    step = train_step(ours, lambda: ours(batch))
+    works = {
+        "ours": step,
+        "ours bf16": train_step(ours, lambda: ours(batch), bf16=True),
+        "theirs": train_step(theirs, lambda: theirs(images, targets)),
+    }
+    train = timed(works, repeats, clock)
+    with stopwatch(ours, clock) as parts:
+        step()
+    share = product_share(step)
+    ours.eval()
+    theirs.eval()
+    with torch.no_grad():
+        works = {"ours": lambda: ours.predict(batch.images, batch.sizes), "theirs": lambda: theirs(images)}
+        inference = timed(works, repeats, clock)
+    return {
+        "train": train,
+        "inference": inference,
+        "parts": shares(parts),
+        "product_share": share,
+        "memory": {side: memory_of(case.name, side) for side in ("ours", "theirs")},
+    }
+
+
+def product_share(step: Callable[[], None]) -> float:
+    """The share of a step's operator time that convolutions and matrix products take."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        step()
+    spent = {event.key: event.self_cpu_time_total for event in profile.key_averages()}
+    return sum(spent.get(name, 0.0) for name in PRODUCTS) / sum(spent.values())
+
+
+def memory_of(name: str, side: str) -> float:
+    """Peak memory of a train step above that of the model at rest, in MiB, in a process of its own (Linux)."""
+    command = [sys.executable, __file__, name, "--memory", side, "--threads", str(torch.get_num_threads())]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def print_memory(case: Case, side: str) -> None:
+    """The work of `memory_of`'s process."""
+    ours, theirs = pair(case)
+    batch, (images, targets) = inputs(case)
+    losses = (lambda: ours(batch)) if side == "ours" else (lambda: theirs(images, targets))
+    step = train_step((ours if side == "ours" else theirs).train(), losses)
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what building the models left behind must not hide what a step takes
+    before = status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
+    step()
+    step()
+    print((status("VmHWM") - before) / 1024)
+
+
+def status(name: str) -> int:
+    """A line of /proc/self/status, in KiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name))
+
+
+def table(name: str, found: dict) -> str:
+    """What was found, for reading."""
+
+    def line(label: str, ours: list[float], theirs: list[float], goal: float | None = None) -> str:
+        ratio = statistics.median(ours) / statistics.median(theirs)
+        spread = [f"{1e3 * statistics.median(s):8.0f} ({1e3 * min(s):.0f}-{1e3 * max(s):.0f})" for s in (ours, theirs)]
+        return f"{label:28}{spread[0]:>26}{spread[1]:>26}{ratio:8.2f}{'' if goal is None else f'   goal {goal}'}"
+
+    train, inference, memory = found["train"], found["inference"], found["memory"]
+    lines = [
+        f"{name:28}{'ours ms':>26}{'torchvision ms':>26}{'ratio':>8}",
+        line("train step", train["ours"], train["theirs"], GOALS.get(name)),
+        line("train step, ours in bf16", train["ours bf16"], train["theirs"], 0.55 if name == "r50-800" else None),
+        line("inference", inference["ours"], inference["theirs"], 0.8 if name == "r50-800" else None),
+        f"{'peak memory MiB':28}{memory['ours']:26.0f}{memory['theirs']:26.0f}{memory['ours'] / memory['theirs']:8.2f}",
+        f"inside convolutions and matrix products: {found['product_share']:.0%} of our train step's operators",
+        "parts of our train step: " + ", ".join(f"{part} {share:.1%}" for part, share in found["parts"].items()),
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cases", nargs="*", default=list(CASES), choices=CASES)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--clock", choices=CLOCKS, default="wall")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--memory", choices=("ours", "theirs"), help="print this side's peak memory only")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    if args.memory:
+        return print_memory(CASES[args.cases[0]], args.memory)
+    found = {}
+    for name in args.cases:
+        repeats = 5 * args.repeats if CASES[name].side < 200 else args.repeats
+        found[name] = measure(CASES[name], repeats, CLOCKS[args.clock])
+        print(table(name, found[name]) + "\n", flush=True)
+    if args.json:
+        args.json.write_text(json.dumps({"threads": args.threads, "clock": args.clock, "cases": found}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
