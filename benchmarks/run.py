@@ -1,0 +1,25 @@
+"""All benchmarks, one after another: `make bench`. Each is a script of its own and prints its own table."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+RUNS = (
+    ("step.py", "demo", "r18-256", "--repeats", "5"),
+    ("evaluation.py", "--images", "500", "--resamples", "50"),
+    ("calibration.py", "500"),
+)
+
+
+def main() -> int:
+    """Run every script in a process of its own; the exit code is the number that failed."""
+    failed = 0
+    for script, *arguments in RUNS:
+        print(f"\n== {script} {' '.join(arguments)}", flush=True)
+        failed += subprocess.run([sys.executable, str(HERE / script), *arguments]).returncode != 0
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())
