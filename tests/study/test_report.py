@@ -275,8 +275,9 @@ def test_studies_of_other_kinds_render(tmp_path, settings):
 
 def test_the_papers_numbers_stand_beside_a_study_that_says_so(tmp_path, small):
     path = small(tmp_path, schedules=("1x", "2x", "6x"), fractions=(1.0,))
-    with (path / "study.yaml").open("a") as file:
-        file.write("paper: R50\n")
+    text = (path / "study.yaml").read_text()
+    assert "paper: null" in text
+    (path / "study.yaml").write_text(text.replace("paper: null", "paper: R50"))
     cells = table_numbers(build_report(path).read_text())
     assert cells[1.0, "box.AP", "paper", "random (R50)", "2x"] == "36.8"
     assert cells[1.0, "box.AP", "paper gap", "random", "6x"] == "+0.2"
