@@ -1,8 +1,20 @@
 """The data that several tests share, written once."""
 
+import zlib
+
+import numpy as np
 import pytest
+import torch
 
 from tiny import write_data
+
+
+@pytest.fixture(autouse=True)
+def _same_numbers_every_time(request):
+    """Random inputs are a function of the test's name: no draw fails one time in a thousand, on another machine."""
+    seed = zlib.crc32(request.node.nodeid.encode())
+    torch.manual_seed(seed)
+    np.random.seed(seed)
 
 
 @pytest.fixture(scope="session")
