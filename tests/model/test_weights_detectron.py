@@ -2,15 +2,16 @@
 
 import pickle
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from weight_nets import file_of, group_detector, randomise, resnet
 
-from headstart.model.input_spec import DETECTRON, DETECTRON2
+from headstart.model.input_spec import DETECTRON, DETECTRON2, DETECTRON2_GROUPED, IMAGENET
 from headstart.model.weight_files import read_weights
-from headstart.model.weights import load_weights, named_tensors
+from headstart.model.weights import convert_weights, load_weights, named_tensors
 
 
 def detectron2_name(name):
@@ -147,3 +148,77 @@ def test_msra_resnet_with_its_other_stride_is_refused():
     file = file_of({name: torch.from_numpy(value) for name, value in blobs.items()})
     with pytest.raises(ValueError, match=r"weights\.pth: an MSRA ResNet.*1x1 convolution.*3x3"):
         load_weights(resnet(50, "frozen_batch", width=16), file, scope="backbone")
+
+
+def python2_pickle(blobs):
+    """{"blobs": arrays} byte for byte as Python 2 wrote it: its texts and the arrays' bytes are both "strings"."""
+    out = b"\x80\x02}U\x05blobs}("
+    for name, array in blobs.items():
+        shape = b"(" + b"".join(b"M" + side.to_bytes(2, "little") for side in array.shape) + b"t"
+        data = array.astype("<f4").tobytes()
+        out += b"U" + bytes([len(name)]) + name.encode()
+        out += b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\x00\x85U\x01btR(K\x01" + shape
+        out += b"cnumpy\ndtype\nU\x02f4K\x00K\x01\x87R(K\x03U\x01<NNN" + 2 * b"J\xff\xff\xff\xff" + b"K\x00tb"
+        out += b"\x89T" + len(data).to_bytes(4, "little") + data + b"tb"
+    return out + b"us."
+
+
+def test_imagenet_group_norm_classifier_of_python_2_loads_whole(tmp_path):
+    """As R-50-GN.pkl was written, with its classifier and with bgr input without deviations."""
+    source, ours = (randomise(resnet(50, "group", width=16, norm_groups=4), seed) for seed in (1, 2))
+    blobs = {caffe2_name(name): value.numpy() for name, value in named_tensors(source).items()}
+    blobs |= {"pred_w": np.ones((10, 32), np.float32), "pred_b": np.zeros(10, np.float32)}
+    (tmp_path / "R-50-GN.pkl").write_bytes(python2_pickle(blobs))
+    report = load_weights(ours, read_weights(tmp_path / "R-50-GN.pkl"), scope="backbone", input=DETECTRON)
+    assert report.left_out == ("pred_w", "pred_b") and report.notes == ()
+    assert (report.source_input.mean, report.source_input.std) == ((102.9801, 115.9465, 122.7717), (1.0, 1.0, 1.0))
+    for name, value in named_tensors(ours).items():
+        assert torch.equal(value, named_tensors(source)[name]), name
+    shifted = replace(DETECTRON, mean=(0.0, 0.0, 0.0))
+    assert report.source_input.differences(DETECTRON) == []
+    assert "input.mean is [0, 0, 0]" in shifted.differences(report.source_input)[0]
+
+
+def whole_batch_norm(model):
+    """Detectron2's copy of a Detectron ImageNet file: its blob names, BatchNorm with its statistics."""
+    ending = {"running_mean": "_bn_running_mean", "running_var": "_bn_running_var"}
+    blobs = {"fc1000_w": torch.zeros(10, 32), "fc1000_b": torch.zeros(10), "conv1_b": torch.zeros(16)}
+    for name, value in named_tensors(model).items():
+        stem, last = name.rsplit(".", 1)
+        blob = caffe2_name(f"{stem}.weight").removesuffix("_gn_s").replace("conv1_bn", "res_conv1_bn")
+        kinds = ending | {"weight": "_bn_gamma", "bias": "_bn_beta"}
+        stem_norm = "res_conv1" if blob == "conv1" else blob
+        blobs[caffe2_name(name) if value.dim() == 4 else stem_norm + kinds[last]] = value
+    return blobs
+
+
+@pytest.mark.parametrize("kind", ["batch", "frozen_batch"])
+def test_resnext_with_whole_batch_norm_loads_with_its_own_deviations(kind):
+    source, ours = randomise(resnet(50, **THIN), 1), randomise(resnet(50, kind, **THIN), 2)
+    file = file_of(whole_batch_norm(source))
+    report = load_weights(ours, file, scope="backbone", input=DETECTRON2_GROUPED)
+    assert report.source_input == DETECTRON2_GROUPED and report.notes == ()
+    for name, value in named_tensors(ours).items():
+        assert torch.equal(value, named_tensors(source)[name]), name
+
+
+def test_every_msra_resnet_is_refused_and_no_other():
+    """Told in three layouts; the same file from torchvision's weights, or with GroupNorm, or with groups, loads."""
+    plain, group = randomise(resnet(50, width=16)), randomise(resnet(50, "group", width=16, norm_groups=4))
+    into = {"batch": resnet(50, "batch", width=16), "group": group}
+    detectron2 = {detectron2_name(name): value for name, value in named_tensors(plain).items()}
+    for file in (file_of(whole_batch_norm(plain)), file_of(detectron2)):
+        with pytest.raises(ValueError, match=r"weights\.pth: an MSRA ResNet.*1x1 convolution.*3x3"):
+            load_weights(into["batch"], file, scope="backbone")
+    deviations = {"pixel_mean": torch.tensor(IMAGENET.mean), "pixel_std": torch.tensor(IMAGENET.std)}
+    load_weights(into["batch"], file_of(detectron2 | deviations), scope="backbone")
+    load_weights(into["batch"], file_of(detectron2, author="torchvision"), scope="backbone")
+    grouped = {detectron2_name(name): value for name, value in named_tensors(group).items()}
+    load_weights(into["group"], file_of(grouped), scope="backbone")
+
+
+def test_an_msra_resnet_is_not_converted_either(tmp_path):
+    """Under our names nothing would tell it apart any more."""
+    with pytest.raises(ValueError, match="an MSRA ResNet"):
+        convert_weights(file_of(whole_batch_norm(resnet(50, width=16))), tmp_path / "own.safetensors")
+    assert list(tmp_path.iterdir()) == []

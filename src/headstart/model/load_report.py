@@ -94,16 +94,25 @@ def _first(names: tuple[str, ...], num: int = 3) -> str:
     return ", ".join(names[:num]) + (", …" if len(names) > num else "")
 
 
-def refuse_other_stride(report: LoadReport, tensors: dict[str, Tensor]) -> None:
-    """Refuse MSRA's ResNets (Detectron's R-50.pkl, R-101.pkl): they stride on a block's first 1x1, ours on the 3x3.
+def refuse_other_stride(
+    path: str, layout: str, found: dict[str, str], tensors: dict[str, Tensor], source: InputSpec | None
+) -> None:
+    """Refuse MSRA's ResNets and detectors trained from them: they stride on a block's first 1x1, ours on the 3x3.
 
-    Every shape agrees, so that nothing else would notice. They are told by their folded BatchNorm without groups
-    (detectron2's catalogue: "MSRA models have STRIDE_IN_1X1=True. False otherwise").
+    found {our name: name in the file}; tensors by our names; source is the file's own input.
+    Every shape agrees, so that nothing else would notice. They are told by what only they are: a Detectron or
+    Detectron2 file with bottlenecks without groups, BatchNorm (folded or not), and no deviation in its `source` input
+    (detectron2's catalogue: "MSRA models have STRIDE_IN_1X1=True. False otherwise"; its models that begin with
+    torchvision's weights divide by deviations).
     """
     first, second = (tensors.get(f"backbone.layer2.0.conv{index}.weight") for index in (1, 2))
-    is_folded = report.layout == "Detectron" and any("bn_s" in name for name in report.loaded.values())
-    if is_folded and first is not None and first.shape[-1] == 1 and second.shape[1] == first.shape[0]:
+    if layout not in ("Detectron", "Detectron2") or first is None or source is None:
+        return
+    folded = any(name.endswith("bn_s") for name in found.values())
+    has_batch_norm = folded or any(re.fullmatch(r"backbone\..+\.running_mean", name) for name in tensors)
+    is_plain_bottleneck = first.shape[-1] == 1 and second.shape[1] == first.shape[0]
+    if has_batch_norm and is_plain_bottleneck and set(source.std) == {1.0}:
         raise ValueError(
-            f"{report.path}: an MSRA ResNet, whose blocks stride on the 1x1 convolution; this backbone strides on the "
+            f"{path}: an MSRA ResNet, whose blocks stride on the 1x1 convolution; this backbone strides on the "
             "3x3 and would compute something else; use torchvision's weights, or Detectron's GN ones"
         )

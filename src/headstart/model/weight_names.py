@@ -11,11 +11,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from headstart.model.input_spec import DETECTRON, DETECTRON2, IMAGENET, InputSpec
+from headstart.model.input_spec import DETECTRON, DETECTRON2, DETECTRON2_GROUPED, IMAGENET, InputSpec
 from headstart.model.weight_files import WeightFile
 
 Rule = tuple[str, str | Callable[[re.Match], str]]
 
+# The second convolution of the first bottleneck, in Detectron's spelling and in Detectron2's.
+_SECOND_CONV = r"res2(?:_0_branch2b_w|\.0\.conv2\.weight)"
 # Class predictors, their bias included: what depends on the number of classes.
 PREDICTORS = ("box_head.classify.", "box_head.regress.", "mask_head.classify.")
 
@@ -112,6 +114,11 @@ _CAFFE2_ENDINGS = {
     "bn_b": "norm.bias",
     "bn_rm": "norm.running_mean",
     "bn_riv": "norm.running_var",
+    # Detectron2's own copies of Detectron's ImageNet files, which keep BatchNorm whole
+    "bn_gamma": "norm.weight",
+    "bn_beta": "norm.bias",
+    "bn_running_mean": "norm.running_mean",
+    "bn_running_var": "norm.running_var",
 }
 
 # A classifier: everything but its head belongs to the backbone.
@@ -186,6 +193,8 @@ def input_of(file: WeightFile, layout: str) -> InputSpec | None:
         return file.input
     if layout == "Detectron2":
         return _detectron2_input(file)
+    if layout == "Detectron" and "res2_0_branch2b_bn_gamma" in file.tensors and _is_grouped(file):
+        return DETECTRON2_GROUPED
     return {"Detectron": DETECTRON, "torchvision detector": IMAGENET, "classifier": IMAGENET}.get(layout)
 
 
@@ -193,10 +202,16 @@ def _detectron2_input(file: WeightFile) -> InputSpec:
     if "torchvision" in file.author.lower():  # converted by Detectron2's tool, which keeps RGB and the deviations
         return IMAGENET
     if "pixel_mean" not in file.tensors:
-        return DETECTRON2
+        return DETECTRON2_GROUPED if _is_grouped(file) else DETECTRON2
     mean, std = (tuple(file.tensors[f"pixel_{name}"].flatten().tolist()) for name in ("mean", "std"))
     # ImageNet's red mean is the largest: the order shows in the values
     return InputSpec(mean, std, "bgr" if mean[0] < mean[-1] else "rgb")
+
+
+def _is_grouped(file: WeightFile) -> bool:
+    """Whether a Detectron or Detectron2 file holds a ResNeXt: its 3x3 convolutions see a part of their channels."""
+    blocks = (value for name, value in file.tensors.items() if re.fullmatch(rf"{_BODY}{_SECOND_CONV}", name))
+    return any(value.shape[1] < value.shape[0] for value in blocks)
 
 
 def _rename(name: str, rules: list[Rule]) -> str | None:

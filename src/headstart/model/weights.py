@@ -67,7 +67,7 @@ def load_weights(
     """
     own, layout = named_tensors(model), layout_of(file)
     tensors, report = _account(model, file, layout, scope)
-    refuse_other_stride(report, tensors)
+    refuse_other_stride(file.path, layout, report.loaded, tensors, input_of(file, layout))
     if (strict and (report.missing or report.unexpected or report.mismatched)) or not report.loaded:
         raise ValueError(strict_error(report, own, tensors))
     if file.hash.startswith(WITHOUT_EPSILON):
@@ -93,7 +93,7 @@ def convert_weights(file: WeightFile, path: str | Path, *, input: InputSpec | No
     """Write another project's file under our names to .safetensors; what found no place is in the names returned.
 
     `input` says how its images were normalised, where the file does not or is wrong. ValueError where neither tells,
-    and for Detectron's folded BatchNorm, which only makes sense in the model that it is loaded into.
+    for Detectron's folded BatchNorm, which only makes sense in the model that it is loaded into, and for MSRA ResNets.
     """
     layout = layout_of(file)
     names, input = our_names(file, layout), input or input_of(file, layout)
@@ -102,6 +102,7 @@ def convert_weights(file: WeightFile, path: str | Path, *, input: InputSpec | No
     if layout == "Detectron" and any("_bn_s" in name for name in names.found.values()):
         raise ValueError(f"{file.path}: has folded BatchNorm, which only a model can use; name it in start.weights")
     tensors = {ours: to_our_rows(ours, file.tensors[name], layout) for ours, name in names.found.items()}
+    refuse_other_stride(file.path, layout, names.found, tensors, input)
     _write(Path(path), tensors, {"input": input.to_text(), "converted_from": f"{Path(file.path).name} {file.hash}"})
     return names
 
