@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -21,7 +22,7 @@ from headstart.study.figures import write_figures
 from headstart.study.page import MOST_BYTES, script_json
 from headstart.study.paper import TABLE_1
 from headstart.study.read import metric_of, read_study_folder
-from headstart.study.report import build_report
+from headstart.study.report import build_report, is_current
 from headstart.study.samples import MIN_SCORE, make_samples
 from headstart.study.series import evaluation_stretches
 from headstart.study.verdict import judge
@@ -231,6 +232,16 @@ def test_an_unfinished_study_has_no_verdict(tmp_path, small, num_begun):
     assert summary["title"] == "No verdict yet" and summary["state"] == "unfinished"
     assert f"{num_begun} of 17 segments finished; the rule is applied when all are." in text
     assert ("No schedule is finished yet." in text) == (num_begun < 3)
+
+
+def test_a_report_is_current_until_a_row_is_written(tmp_path, small):
+    path = small(tmp_path, num_begun=2)
+    assert not is_current(path)
+    page = build_report(path)
+    assert is_current(path)
+    rows = next(path.rglob("rows.jsonl"))
+    os.utime(rows, ns=(0, page.stat().st_mtime_ns + 1))
+    assert not is_current(path)
 
 
 def test_a_running_segment_shows_and_counts_as_unfinished(tmp_path, small):

@@ -11,8 +11,9 @@ from headstart.model.freeze import set_train_mode
 from headstart.recipe import digest
 from headstart.schedule import Schedule
 from headstart.train import checkpoint, loop
+from headstart.train.lineage import Span
 from headstart.train.record import read_rows
-from headstart.train.run import Span, make_task, settings_of, train
+from headstart.train.run import make_task, settings_of, train
 from headstart.train.verify import state_differences
 from tiny import tiny_classifier, tiny_recipe, without_clock
 

@@ -9,7 +9,8 @@ import torch
 
 from headstart.schedule import Schedule
 from headstart.train import checkpoint
-from headstart.train.run import Span, train
+from headstart.train.lineage import Span
+from headstart.train.run import train
 from headstart.train.verify import state_differences, verify
 from tiny import tiny_classifier, tiny_recipe, tree_digest
 

@@ -17,7 +17,7 @@ def train(
 ) -> None:
     """Train a recipe; a finished run is found again, a killed one continues."""
     from headstart.train import distributed
-    from headstart.train.run import num_training_images
+    from headstart.train.lineage import num_training_images
     from headstart.train.run import train as train_run
 
     found, origins = resolved(recipe, overrides)

@@ -90,7 +90,7 @@ def run(
 ) -> None:
     """Run every segment that is missing, then write the report. Stop it anywhere; the same command continues."""
     from headstart.study.execute import run_study
-    from headstart.study.report import build_report
+    from headstart.study.report import build_report, is_current
     from headstart.study.run import refuse_undeclared
 
     prepared = prepared_study(study, overrides)
@@ -117,7 +117,7 @@ def run(
             move(name, 1.0, f"{name} done")
 
         directory = run_study(prepared, out, jobs=jobs, progress=update, finished=reuse)
-    say_verdict(build_report(directory))
+    say_verdict(directory / "report.html" if is_current(directory) else build_report(directory))
 
 
 def default_jobs(prepared: Any) -> int:

@@ -85,10 +85,7 @@ def read_folders(root: str | Path) -> Dataset:
     unreadable image, and if there is no image in any class folder.
     """
     root = Path(root)
-    files = sorted(p for p in root.rglob("*") if p.is_file()) if root.is_dir() else []
-    images = [p for p in files if p.suffix.lower() in SUFFIXES and p.parent != root]
-    if not images:
-        raise ValueError(f"{root}: no images in class folders: expected for example {root}/CLASS/IMAGE.jpg")
+    images, num_others = folder_images(root)
     classes = sorted({p.relative_to(root).parts[0] for p in images})
     document: dict = {"images": [], "annotations": []}
     document["categories"] = [{"id": c + 1, "name": name} for c, name in enumerate(classes)]
@@ -101,6 +98,14 @@ def read_folders(root: str | Path) -> Dataset:
         document["images"].append(image)
         document["annotations"].append({"id": number, "image_id": number, "category_id": category, **whole})
     dataset = coco.from_document(document, root, root)
-    others = len(files) - len(images)
-    notes = (f"{others} files left out: no image suffix ({', '.join(SUFFIXES)}) or not in a class folder",)
-    return replace(dataset, notes=notes) if others else dataset
+    notes = (f"{num_others} files left out: no image suffix ({', '.join(SUFFIXES)}) or not in a class folder",)
+    return replace(dataset, notes=notes) if num_others else dataset
+
+
+def folder_images(root: Path) -> tuple[list[Path], int]:
+    """The images in class folders below `root`, sorted, none of them opened; and how many other files there are."""
+    files = sorted(p for p in root.rglob("*") if p.is_file()) if root.is_dir() else []
+    images = [p for p in files if p.suffix.lower() in SUFFIXES and p.parent != root]
+    if not images:
+        raise ValueError(f"{root}: no images in class folders: expected for example {root}/CLASS/IMAGE.jpg")
+    return images, len(files) - len(images)

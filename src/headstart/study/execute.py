@@ -8,10 +8,18 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from headstart.study.plan import Segment
-from headstart.study.run import Prepared, Progress, arm_recipe, pretrain_recipe, run_segment, write_plan
+from headstart.study.run import (
+    Prepared,
+    Progress,
+    arm_recipe,
+    find_segments,
+    pretrain_recipe,
+    run_segment,
+    write_plan,
+)
 from headstart.study.workers import run_parallel
 from headstart.train import distributed
-from headstart.train.run import RunResult
+from headstart.train.lineage import RunResult
 
 
 def check_threads(prepared: Prepared) -> None:
@@ -74,10 +82,14 @@ def run_study(
             finished(segment.name)
 
     with lock(directory):
+        done |= find_segments(prepared, directory)
         write_plan(prepared, directory, done)
-        if jobs > 1:
-            run_parallel(prepared, directory, jobs, progress=progress, finished=record)
+        for name in done if finished else ():
+            finished(name)
+        missing = [segment for segment in prepared.plan.segments if segment.name not in done]
+        if jobs > 1 and missing:
+            run_parallel(prepared, missing, directory, dict(done), jobs, progress=progress, finished=record)
         else:
-            for segment in prepared.plan.segments:
+            for segment in missing:
                 record(segment, run_segment(prepared, segment, directory, done, progress=progress))
     return directory

@@ -58,6 +58,17 @@ def build_report(study_dir: str | Path) -> Path:
     return _replace(folder.path / "report.html", page)
 
 
+def is_current(study_dir: str | Path) -> bool:
+    """Whether a study's report is younger than all that it was made from."""
+    directory = Path(study_dir)
+    page, plan = directory / "report.html", directory / "plan.json"
+    if not page.exists() or not plan.exists():
+        return False
+    runs = [entry["directory"] for entry in json.loads(plan.read_text())["segments"] if entry["directory"]]
+    sources = (plan, directory / "study.yaml", *(directory / run / "rows.jsonl" for run in runs))
+    return all(page.stat().st_mtime_ns >= source.stat().st_mtime_ns for source in sources)
+
+
 def _cost_bars(folder: StudyFolder, bills: Bills) -> list[tuple]:
     """Both arms, each at the shortest schedule that comes near its own best, at the largest fraction."""
     bars = []

@@ -13,7 +13,8 @@ from headstart.schedule import Schedule
 from headstart.study.definition import PRETRAIN_PREFIX, WEIGHTS_FIELD, Study
 from headstart.study.forecast import load_key
 from headstart.study.plan import Plan, Segment, expand, schedule_names
-from headstart.train.run import RunResult, Span, num_training_images, train
+from headstart.train.lineage import Finder, RunResult, Span, num_training_images
+from headstart.train.run import train
 
 Patch = dict[str, Any]
 # What a command line says about the machine rather than the study: pre-training takes it too.
@@ -113,15 +114,11 @@ def refuse_undeclared(prepared: Prepared) -> None:
             )
 
 
-def run_segment(
-    prepared: Prepared,
-    segment: Segment,
-    directory: Path,
-    done: dict[str, RunResult],
-    *,
-    progress: Progress | None = None,
-) -> RunResult:
-    """Run one segment whose parent and weights are in `done`, or find it finished."""
+def segment_run(prepared: Prepared, segment: Segment, done: dict[str, RunResult]) -> tuple[AnyRecipe, Provenance, Span]:
+    """What a segment is to train: its recipe, where the values come from, and its part of the lineage.
+
+    Its parent and its weights are in `done`.
+    """
     study = prepared.study
     if segment.kind == "pretrain":
         recipe, origins = pretrain_recipe(study, segment.arm, prepared.overrides)
@@ -135,7 +132,36 @@ def run_segment(
             else prepared.schedules[segment.arm][segment.schedule]
         )
     parent = done[segment.parent].checkpoint if segment.parent else None
-    span = Span(schedule, segment.stop, parent, segment.kind == "trunk")
+    return recipe, origins, Span(schedule, segment.stop, parent, segment.kind == "trunk")
+
+
+def find_segments(prepared: Prepared, directory: Path) -> dict[str, RunResult]:
+    """The segments that are finished, by name, found by their digests; no model is built."""
+    finder, done = Finder(), {}
+    for segment in prepared.plan.segments:
+        if needs(segment) <= set(done):
+            recipe, _, span = segment_run(prepared, segment, done)
+            found = finder.find(recipe, directory, span)
+            if found is not None:
+                done[segment.name] = found
+    return done
+
+
+def needs(segment: Segment) -> set[str]:
+    """The segments that must be finished before this one begins."""
+    return {name for name in (segment.parent, segment.weights_from) if name}
+
+
+def run_segment(
+    prepared: Prepared,
+    segment: Segment,
+    directory: Path,
+    done: dict[str, RunResult],
+    *,
+    progress: Progress | None = None,
+) -> RunResult:
+    """Run one segment whose parent and weights are in `done`, or find it finished."""
+    recipe, origins, span = segment_run(prepared, segment, done)
     report = None if progress is None else (lambda step, values: progress(segment, step, values))
     return train(recipe, directory, span=span, label=asdict(segment), provenance=origins, progress=report)
 
@@ -169,6 +195,9 @@ def write_plan(prepared: Prepared, directory: Path, done: dict[str, RunResult]) 
 
 
 def _replace(path: Path, text: str) -> None:
+    """Write a file whole or not at all; one that says the same already keeps its time."""
+    if path.exists() and path.read_text() == text:
+        return
     temporary = path.with_suffix(".tmp")
     temporary.write_text(text)
     os.replace(temporary, path)

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from headstart.study.plan import Segment
-from headstart.study.run import Prepared, Progress, run_segment
-from headstart.train.run import RunResult
+from headstart.study.run import Prepared, Progress, needs, run_segment
+from headstart.train.lineage import RunResult
 
 _STRIDE = 10  # steps between two messages of a worker
 _queue: Any = None
@@ -24,15 +24,16 @@ _queue: Any = None
 
 def run_parallel(
     prepared: Prepared,
+    segments: list[Segment],
     directory: Path,
+    done: dict[str, RunResult],
     jobs: int,
     *,
     progress: Progress | None,
     finished: Callable[[Segment, RunResult], None],
 ) -> None:
-    """Run all segments, each as soon as what it needs is there, `jobs` at a time; the first error stops the rest."""
-    waiting = list(prepared.plan.segments)
-    done: dict[str, RunResult] = {}
+    """Run segments, each as soon as what it needs is in `done`, `jobs` at a time; the first error stops the rest."""
+    waiting = list(segments)
     running: dict[Future[RunResult], Segment] = {}
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
@@ -42,9 +43,9 @@ def run_parallel(
     ):
         try:
             while waiting or running:
-                for segment in [segment for segment in waiting if _needs(segment) <= set(done)][: jobs - len(running)]:
+                for segment in [segment for segment in waiting if needs(segment) <= set(done)][: jobs - len(running)]:
                     waiting.remove(segment)
-                    needed = {name: done[name] for name in _needs(segment)}
+                    needed = {name: done[name] for name in needs(segment)}
                     running[pool.submit(_work, prepared, segment, directory, needed)] = segment
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     segment = running.pop(future)
@@ -54,10 +55,6 @@ def run_parallel(
             for process in list(pool._processes.values()):  # a segment may run for hours: do not wait for it
                 process.terminate()
             raise
-
-
-def _needs(segment: Segment) -> set[str]:
-    return {name for name in (segment.parent, segment.weights_from) if name}
 
 
 def _start_worker(queue: Any, parent: int) -> None:

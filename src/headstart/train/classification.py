@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from headstart.data.coco import Dataset, fingerprint, nested_fraction, subset
-from headstart.data.formats import read_folders
+from headstart.data.formats import folder_images, read_folders
 from headstart.data.loader import Images, ahead
 from headstart.data.order import Order, slot_generator
 from headstart.data.transforms import Convention, crop_images
@@ -102,6 +102,17 @@ def training_folders(recipe: ClassifyRecipe) -> Dataset:
     if recipe.data.fraction == 1.0:
         return data
     return subset(data, np.sort(nested_fraction(data.num_images, recipe.data.fraction, recipe.data.fraction_seed)))
+
+
+def num_training_images(recipe: ClassifyRecipe) -> int:
+    """Images that a recipe trains on; only their names are read."""
+    images, _ = folder_images(Path(recipe.data.train))
+    return len(nested_fraction(len(images), recipe.data.fraction, recipe.data.fraction_seed))
+
+
+def data_fingerprint(recipe: ClassifyRecipe) -> str:
+    """The content of what a recipe trains and is judged on."""
+    return fingerprint(training_folders(recipe)) + fingerprint(read_folders(recipe.data.val))
 
 
 def classification_task(recipe: ClassifyRecipe) -> Task:

@@ -40,6 +40,11 @@ def validation_data(recipe: Recipe) -> Dataset:
     return open_dataset(recipe.data.val, recipe.data.val_images, recipe.data.val_split)
 
 
+def data_fingerprint(recipe: Recipe) -> str:
+    """The content of what a recipe trains and is judged on."""
+    return fingerprint(training_data(recipe)) + fingerprint(validation_data(recipe))
+
+
 def detection_task(recipe: Recipe) -> Task:
     """Everything the loop needs to train and judge this recipe's detector."""
     data, held_out = training_data(recipe), validation_data(recipe)

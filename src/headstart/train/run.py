@@ -7,7 +7,6 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,65 +19,19 @@ from headstart.model.freeze import freeze, set_train_mode
 from headstart.model.input_spec import InputSpec
 from headstart.model.weight_files import read_weights
 from headstart.model.weights import load_weights
-from headstart.recipe import AnyRecipe, Recipe, digest, schedule_of, to_dict
+from headstart.recipe import AnyRecipe, Recipe, schedule_of, to_dict
 from headstart.resolve import Provenance
-from headstart.schedule import Schedule, duration
+from headstart.schedule import duration
 from headstart.train import checkpoint, distributed, loop
-from headstart.train.classification import classification_task, training_folders
-from headstart.train.detection import detection_task, training_data
-from headstart.train.record import read_rows
+from headstart.train.classification import classification_task
+from headstart.train.detection import detection_task
+from headstart.train.lineage import RunResult, Span, find_result, last_metrics, run_digest, weights_digest
 from headstart.train.task import Task
-
-
-@dataclass(frozen=True)
-class Span:
-    """Which part of which lineage a run is, when it is a segment of a study.
-
-    It follows `schedule` up to `stop`, continuing the checkpoint `parent` where there is one. A trunk is not judged at
-    its end, because its rate has not dropped yet.
-    """
-
-    schedule: Schedule
-    stop: int
-    parent: Path | None = None
-    is_trunk: bool = False
-
-    def facts(self) -> dict[str, Any]:
-        """The span as plain data, for checkpoints and segment.json; the parent by its run directory's name and step."""
-        return {
-            "schedule": {**asdict(self.schedule), "drops": list(self.schedule.drops)},
-            "stop": self.stop,
-            "parent": load_identity(self.parent) if self.parent else None,
-            "is_trunk": self.is_trunk,
-        }
-
-    @classmethod
-    def from_facts(cls, facts: dict[str, Any], out: Path) -> "Span":
-        """The inverse of `facts`, for run directories below `out`."""
-        parent = None
-        if facts["parent"] is not None:
-            name, step = facts["parent"].rsplit("/", 1)
-            parent = checkpoint.path_of(out / name, int(step))
-        return cls(Schedule(**facts["schedule"]), facts["stop"], parent, facts["is_trunk"])
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """Where a run lies, its final checkpoint and the metrics of its last evaluation."""
-
-    directory: Path
-    checkpoint: Path
-    metrics: dict[str, dict[str, float]]
 
 
 def make_task(recipe: AnyRecipe) -> Task:
     """The task of a recipe of either kind."""
     return detection_task(recipe) if isinstance(recipe, Recipe) else classification_task(recipe)
-
-
-def num_training_images(recipe: AnyRecipe) -> int:
-    """Images that a recipe trains on, without building its model."""
-    return (training_data(recipe) if isinstance(recipe, Recipe) else training_folders(recipe)).num_images
 
 
 def train(
@@ -101,7 +54,8 @@ def train(
         torch.set_num_threads(recipe.train.threads)
     task = make_task(recipe)
     span = span or whole_span(recipe, task)
-    directory = Path(out) / f"{recipe.name}-{run_digest(recipe, task, span)}"
+    weights = weights_digest(recipe.start.weights)
+    directory = Path(out) / f"{recipe.name}-{run_digest(recipe, task.fingerprint, weights, span)}"
     finished = find_result(directory, span.stop)
     if finished is not None:
         return finished
@@ -164,37 +118,6 @@ def whole_span(recipe: AnyRecipe, task: Task) -> Span:
     """The recipe's own schedule, from its start to its end."""
     schedule = schedule_of(recipe, task.num_images)
     return Span(schedule, schedule.total)
-
-
-def run_digest(recipe: AnyRecipe, task: Task, span: Span) -> str:
-    """The digest of a run: recipe, data, weights, schedule, and the lineage that it continues.
-
-    Paths are not part of it.
-    """
-    weights = recipe.start.weights
-    # Of the tensors, not of the file: a checkpoint also holds the seconds that it took.
-    content = None if weights is None else loop.tensors_digest(read_weights(weights).tensors)
-    schedule = json.dumps([asdict(span.schedule), span.stop, span.is_trunk], sort_keys=True)
-    return digest(recipe, task.fingerprint, str(content), schedule, load_identity(span.parent) if span.parent else "")
-
-
-def load_identity(path: Path) -> str:
-    """What a checkpoint is, for digests: its run directory's name and its step."""
-    return f"{path.parent.parent.name}/{path.stem}"
-
-
-def find_result(directory: Path, stop: int) -> RunResult | None:
-    """The result of a finished run in this directory, or None."""
-    final = checkpoint.path_of(directory, stop)
-    if not final.exists() or not any(row["kind"] == "end" for row in read_rows(directory / "rows.jsonl")):
-        return None
-    return RunResult(directory, final, last_metrics(directory))
-
-
-def last_metrics(directory: Path) -> dict[str, dict[str, float]]:
-    """The metrics of the last evaluation row; empty when there was none."""
-    rows = [row for row in read_rows(directory / "rows.jsonl") if row["kind"] == "eval"]
-    return rows[-1]["metrics"] if rows else {}
 
 
 def prepare_start(task: Task, recipe: AnyRecipe) -> Audit:

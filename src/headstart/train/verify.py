@@ -12,8 +12,9 @@ from headstart.model.freeze import freeze
 from headstart.recipe import AnyRecipe, ClassifyRecipe, Recipe
 from headstart.resolve import validate
 from headstart.train import checkpoint, loop
+from headstart.train.lineage import Span
 from headstart.train.record import read_rows
-from headstart.train.run import Span, make_task, prepare_start, settings_of
+from headstart.train.run import make_task, prepare_start, settings_of
 from headstart.train.task import Task
 
 
