@@ -176,7 +176,7 @@ def other_value(value):
     if isinstance(value, (int, float)):
         return value / 2 if isinstance(value, float) and value else value + 1
     if isinstance(value, (list, tuple)):
-        return [other_value(value[0]), *value[1:]]
+        return [other_value(value[0]), *value[1:]] if value else [1]
     return {
         "random": "backbone", "none": "stem", "group": "batch", "fp32": "bf16", "rgb": "bgr", None: 3, "resnet": "timm",
     }.get(value, f"{value}0")  # fmt: skip

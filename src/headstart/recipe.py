@@ -83,8 +83,29 @@ class TimmBackbone(Part):
     name: str
 
 
+class DetNetBackbone(Part):
+    kind: Literal["detnet"]
+    depth: int | tuple[int, int, int, int, int]
+    width: int = Field(default=64, gt=0)
+
+
+class VggBackbone(Part):
+    kind: Literal["vgg"]
+    depth: int | tuple[int, int, int, int, int]
+    width: int = Field(default=64, gt=0)
+
+
+AnyBackbone = Annotated[ResNetBackbone | TimmBackbone | DetNetBackbone | VggBackbone, Field(discriminator="kind")]
+Norm = Literal["group", "batch", "sync_batch", "frozen_batch", "none"]
+
+
+def _check_norm(backbone: AnyBackbone, norm: str) -> None:
+    if backbone.kind == "vgg" and norm != "none":
+        raise ValueError(f"model.norm: {norm!r} for a vgg backbone, which has no normalisation; expected none")
+
+
 class RpnPart(Part):
-    anchor_sizes: tuple[Positive, Positive, Positive, Positive, Positive]
+    anchor_sizes: tuple[Positive, ...] = Field(min_length=1)
     ratios: tuple[Positive, ...] = Field(min_length=1)
     num_convs: int = Field(ge=1)
     num_samples: int = Field(ge=1)
@@ -123,9 +144,10 @@ class MaskPart(Part):
 
 
 class Model(Part):
-    backbone: Annotated[ResNetBackbone | TimmBackbone, Field(discriminator="kind")]
-    norm: Literal["group", "batch", "sync_batch", "frozen_batch", "none"]
+    backbone: AnyBackbone
+    norm: Norm
     norm_groups: int = Field(ge=1)
+    pyramid: bool
     pyramid_channels: int = Field(ge=1)
     pyramid_norm: bool
     canonical_size: float = Field(gt=0)
@@ -134,12 +156,26 @@ class Model(Part):
     box: BoxPart
     mask: MaskPart
 
+    @model_validator(mode="after")
+    def _consistent(self) -> "Model":
+        _check_norm(self.backbone, self.norm)
+        if self.backbone.kind == "vgg" and self.pyramid:
+            raise ValueError("model.pyramid: true for a vgg backbone, which gives one map; expected false")
+        return self
+
 
 class Classifier(Part):
-    backbone: Annotated[ResNetBackbone | TimmBackbone, Field(discriminator="kind")]
-    norm: Literal["group", "batch", "sync_batch", "frozen_batch", "none"]
+    backbone: AnyBackbone
+    norm: Norm
     norm_groups: int = Field(ge=1)
+    pool: int = Field(ge=1)
+    hidden: tuple[Annotated[int, Field(ge=1)], ...]
     dropout: float = Field(ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Classifier":
+        _check_norm(self.backbone, self.norm)
+        return self
 
 
 class Start(Part):

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from headstart.recipe import AnyRecipe, ClassifyRecipe, Recipe, flatten, unflatten
 
+BACKBONE_KINDS = ("resnet", "timm", "detnet", "vgg")  # which pydantic puts into the paths of their fields
 _KINDS = {"detection": (Recipe, "base"), "classification": (ClassifyRecipe, "base_classify")}
 
 
@@ -153,7 +154,7 @@ def validate(model: type[BaseModel], values: dict[str, Any], source: str, origin
         return model.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        path = ".".join(str(part) for part in first["loc"] if part not in ("resnet", "timm"))
+        path = ".".join(str(part) for part in first["loc"] if part not in BACKBONE_KINDS)
         layer = (origins or {}).get(path)
         if layer is not None and not layer.endswith(".yaml"):
             source = f"{source} ({layer})"

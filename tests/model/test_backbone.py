@@ -5,8 +5,9 @@ import torch
 import torchvision
 from torch import nn
 
-from headstart.model.backbone import DEPTHS, TimmBackbone, build_resnet
+from headstart.model.backbone import DEPTHS, TimmBackbone, build_detnet, build_resnet
 from headstart.model.norm import FrozenBatchNorm, GroupNorm
+from headstart.model.vgg import build_vgg
 
 RESNEXT = {"groups": 32, "group_width": 4}
 
@@ -106,17 +107,74 @@ def test_initialisation_is_he_fan_out():
 
 
 def test_parts_partition_the_parameters_from_the_input_up():
-    model = ours(18)
-    parts = model.parts()
-    assert list(parts) == ["stem", "stage1", "stage2", "stage3", "stage4"]
-    inside = [id(p) for modules in parts.values() for module in modules for p in module.parameters()]
-    assert sorted(inside) == sorted(id(p) for p in model.parameters())
+    for model in (
+        ours(18),
+        build_vgg(16, width=8, in_channels=3),
+        build_detnet(59, width=8, norm_kind="none", norm_groups=1, in_channels=3),
+    ):
+        parts = model.parts()
+        assert list(parts)[:5] == ["stem", "stage1", "stage2", "stage3", "stage4"]
+        inside = [id(p) for modules in parts.values() for module in modules for p in module.parameters()]
+        assert sorted(inside) == sorted(id(p) for p in model.parameters())
     assert len(DEPTHS) == 5
 
 
 def test_an_unknown_depth_is_refused():
     with pytest.raises(ValueError, match=r"model\.backbone\.depth: 51 .* 18, 34, 50, 101, 152"):
         ours(51)
+    with pytest.raises(ValueError, match="depth: 15 is not known, expected one of 11, 13, 16, 19 or five counts"):
+        build_vgg(15, width=8, in_channels=3)
+    with pytest.raises(ValueError, match="depth: 50 is not known, expected 59 or five block counts"):
+        build_detnet(50, width=8, norm_kind="group", norm_groups=4, in_channels=3)
+
+
+def test_resnext_152_in_both_readings():
+    """8 groups x width 32 and 32 groups x width 8: the same channels, other numbers of weights in the 3x3."""
+    for groups, width in ((8, 32), (32, 8)):
+        with torch.device("meta"):
+            model = ours(152, norm_kind="group", groups=groups, group_width=width)
+        assert model.layer1[0].conv2.weight.shape == (256, 256 // groups, 3, 3)
+        assert model.channels == (256, 512, 1024, 2048)
+
+
+def test_vgg_gives_torchvisions_last_map():
+    torch.manual_seed(0)
+    plan = [8, 8, "M", 16, 16, "M", 32, 32, 32, "M", 64, 64, 64, "M", 64, 64, 64, "M"]
+    theirs, model = torchvision.models.vgg.make_layers(plan), build_vgg(16, width=8, in_channels=3)
+    model.features.load_state_dict(theirs.state_dict())
+    images = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        (found,) = model(images)
+        assert torch.allclose(found, theirs[:-1](images), rtol=1e-4, atol=1e-5)
+    assert found.shape == (1, *model.channels, 64 // 16, 96 // 16) and model.strides == (16,)
+    for depth in (11, 13, 16, 19):
+        with torch.device("meta"):
+            named = torchvision.models.get_model(f"vgg{depth}", weights=None).features.state_dict()
+            mine = build_vgg(depth, width=64, in_channels=3).features.state_dict()
+        assert {k: v.shape for k, v in mine.items()} == {k: v.shape for k, v in named.items()}
+
+
+def test_vgg_keeps_the_size_of_its_input():
+    """He et al. 2015: with fan-in initialisation the second moment survives thirteen layers (to a factor of two)."""
+    torch.manual_seed(0)
+    model = build_vgg(16, width=16, in_channels=3)
+    images = torch.randn(2, 3, 64, 64)
+    assert 0.3 < float(model(images)[0].detach().square().mean() / images.square().mean()) < 2
+
+
+def test_detnet_is_resnet_50_up_to_stage_3_and_keeps_the_stride_from_there():
+    model = build_detnet(59, width=8, norm_kind="group", norm_groups=4, in_channels=3)
+    plain = ours(50, norm_kind="group", width=8, norm_groups=4)
+    early = {k: v.shape for k, v in plain.state_dict().items() if not k.startswith("layer4")}
+    assert early == {k: v.shape for k, v in model.state_dict().items() if not k.startswith(("layer4", "layer5"))}
+    maps = model(torch.randn(1, 3, 64, 96))
+    assert [m.shape for m in maps] == [(1, c, 64 // s, 96 // s) for c, s in zip(model.channels, model.strides)]
+    assert model.strides == (4, 8, 16, 16, 16) and model.channels == (32, 64, 128, 128, 128)
+    for layer in (model.layer4, model.layer5):  # the first block projects, all spread their 3x3 by two
+        assert [block.downsample is not None for block in layer] == [True, False, False]
+        assert all(block.conv2.dilation == (2, 2) and block.conv2.stride == (1, 1) for block in layer)
+    convs = [name for name, m in model.named_modules() if isinstance(m, nn.Conv2d) and "downsample" not in name]
+    assert len(convs) == 58  # and the classifier's layer
 
 
 @pytest.mark.parametrize("kind", ["batch", "group", "frozen_batch"])

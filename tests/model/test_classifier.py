@@ -28,7 +28,13 @@ def test_initial_fc_is_small_and_dropout_acts_in_training_only():
     assert float(model.fc.weight.detach().std()) == pytest.approx(0.01, rel=0.05) and not model.fc.bias.any()
     features = torch.ones(1, 512)
     assert torch.equal(model.eval().classify(features), model.fc(features))
-    assert not torch.equal(model.train().classify(features), model.fc(features))
+    slots = torch.tensor([7])
+    dropped = model.train().classify(features, slots)
+    assert not torch.equal(dropped, model.fc(features))
+    assert torch.equal(dropped, model.classify(features, slots))  # a function of the slot, not of torch's generator
+    assert not torch.equal(dropped, model.classify(features, slots + 1))
+    kept = model._drop(torch.ones(1, 10_000), slots, 0)
+    assert set(kept.unique().tolist()) == {0.0, 2.0} and float(kept.mean()) == pytest.approx(1, abs=0.05)
 
 
 def test_loss_is_the_mean_cross_entropy_and_a_connected_zero_without_images():

@@ -8,7 +8,7 @@ from torch import nn
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from headstart.model.fpn import ConvNorm, Pyramid
+from headstart.model.fpn import ConvNorm, LastMap, Pyramid
 
 CHANNELS = (4, 6, 8, 10)
 
@@ -34,7 +34,7 @@ def test_equals_torchvisions(norm_kind, size):
     features = maps(size)
     wanted = list(theirs(OrderedDict((str(n), m) for n, m in enumerate(features))).values())
     found = ours(features)
-    assert len(found) == len(Pyramid.strides) == 5
+    assert len(found) == len(ours.strides) == 5
     for one, other in zip(found, wanted):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
@@ -55,3 +55,23 @@ def test_conv_norm_has_a_bias_exactly_without_a_norm():
     assert ConvNorm(4, 8, 3, norm_kind="none", norm_groups=1).conv.bias is not None
     assert ConvNorm(4, 8, 3, norm_kind="group", norm_groups=2).conv.bias is None
     assert (ConvNorm(4, 8, 3, norm_kind="group", norm_groups=2, relu=True)(torch.randn(2, 4, 5, 5)) >= 0).all()
+
+
+def test_maps_of_one_stride_are_added_as_they_are():
+    """DetNet's pyramid: no subsampled level, and each sum taken cell by cell."""
+    torch.manual_seed(0)
+    pyramid = Pyramid((4, 6, 6), 8, norm_kind="none", norm_groups=1, map_strides=(8, 16, 16), subsample=False)
+    features = [torch.randn(1, 4, 8, 8), torch.randn(1, 6, 4, 4), torch.randn(1, 6, 4, 4)]
+    lateral = [layer(x) for layer, x in zip(pyramid.lateral, features)]
+    middle = lateral[1] + lateral[2]
+    low = lateral[0] + middle.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    wanted = [layer(x) for layer, x in zip(pyramid.output, (low, middle, lateral[2]))]
+    assert pyramid.strides == pyramid.pooled_strides == (8, 16, 16)
+    for found, other in zip(pyramid(features), wanted, strict=True):
+        torch.testing.assert_close(found, other)
+
+
+def test_without_a_pyramid_the_last_map_stays_as_it_is():
+    last = LastMap(6, 16)
+    maps = [torch.randn(1, 4, 8, 8), torch.randn(1, 6, 4, 4)]
+    assert last(maps) == maps[1:] and last.strides == last.pooled_strides == (16,) and not list(last.parameters())

@@ -20,7 +20,16 @@ def test_anchors_are_torchvisions(sizes, ratios):
     generator = AnchorGenerator(tuple((size,) for size in sizes), (ratios,) * 5)
     features = [torch.zeros(1, 1, *shape) for shape in shapes]
     wanted = generator(ImageList(torch.zeros(1, 3, 128, 192), [(128, 192)]), features)[0]
-    assert torch.equal(anchors_for(shapes, STRIDES, sizes, ratios, torch.device("cpu")), wanted)
+    levels = tuple((size,) for size in sizes)
+    assert torch.equal(anchors_for(shapes, STRIDES, levels, ratios, torch.device("cpu")), wanted)
+
+
+def test_all_sizes_on_one_map_are_torchvisions():
+    sizes, ratios = (16.0, 32.0, 64.0, 128.0), (0.5, 1.0, 2.0)
+    wanted = AnchorGenerator((sizes,), (ratios,))(
+        ImageList(torch.zeros(1, 3, 64, 96), [(64, 96)]), [torch.zeros(1, 1, 4, 6)]
+    )[0]
+    assert torch.equal(anchors_for(((4, 6),), (16,), (sizes,), ratios, torch.device("cpu")), wanted)
 
 
 def raw(seed=0):

@@ -72,12 +72,12 @@ def detector(kind, *, norm_kind="none", body_norm="batch", num_classes=90, rpn_c
     size = size or Size()
     norms = {"norm_kind": norm_kind, "norm_groups": size.groups}
     backbone = ResNet(size.blocks, bottleneck=True, width=size.width, norm_kind=body_norm, norm_groups=size.groups)
-    limits = ProposalLimits(20, 10)
+    limits, pyramid = ProposalLimits(20, 10), Pyramid(backbone.channels, size.channels, **norms)
     rpn = Rpn(
         size.channels,
-        anchor_sizes=(32.0, 64.0, 128.0, 256.0, 512.0),
+        anchor_sizes=((32.0,), (64.0,), (128.0,), (256.0,), (512.0,)),
         ratios=(0.5, 1.0, 2.0),
-        strides=Pyramid.strides,
+        strides=pyramid.strides,
         num_convs=rpn_convs,
         num_samples=16,
         positive_fraction=0.5,
@@ -89,7 +89,7 @@ def detector(kind, *, norm_kind="none", body_norm="batch", num_classes=90, rpn_c
     )
     box = BoxHead(
         size.channels,
-        RegionPooler(7, Pyramid.strides[:4]),
+        RegionPooler(7, pyramid.pooled_strides),
         num_classes=num_classes,
         convs=box_convs,
         conv_channels=size.channels,
@@ -100,11 +100,11 @@ def detector(kind, *, norm_kind="none", body_norm="batch", num_classes=90, rpn_c
         smooth_l1_beta=1.0,
         **norms,
     )
-    pooler = RegionPooler(14, Pyramid.strides[:4])
+    pooler = RegionPooler(14, pyramid.pooled_strides)
     mask = MaskHead(size.channels, pooler, num_classes=num_classes, convs=4, conv_channels=size.channels, **norms)
     return Detector(
         backbone,
-        Pyramid(backbone.channels, size.channels, **norms),
+        pyramid,
         rpn,
         box,
         mask if kind == "mask" else None,

@@ -1,6 +1,5 @@
 """What the initialisation audit shows: one row a part of the model."""
 
-import re
 from dataclasses import dataclass
 
 from torch import nn
@@ -9,20 +8,17 @@ from headstart.model.backbone import TimmBackbone
 from headstart.model.freeze import backbone_of
 from headstart.model.load_report import LoadReport
 from headstart.model.norm import FrozenBatchNorm, GroupNorm, SyncBatchNorm
+from headstart.model.vgg import Vgg
 from headstart.model.weights import named_tensors, prefix_of
 
 # What the constructors do (scale 1 and shift 0 in every norm).
 INITIALISERS = {
-    "stem": "MSRA, fan-out",
-    "stage1": "MSRA, fan-out",
-    "stage2": "MSRA, fan-out",
-    "stage3": "MSRA, fan-out",
-    "stage4": "MSRA, fan-out",
     "backbone": "timm's own",
     "pyramid": "Xavier uniform",
     "rpn": "N(0, 0.01)",
     "box_head": "MSRA; fc Xavier uniform; classes N(0, 0.01), boxes N(0, 0.001)",
     "mask_head": "MSRA, fan-out",
+    "fcs": "MSRA, fan-in",
     "fc": "N(0, 0.01)",
 }
 
@@ -41,21 +37,23 @@ class AuditRow:
 
 def audit_rows(model: nn.Module, report: LoadReport | None) -> list[AuditRow]:
     """One row a part of the model, from the input up."""
-    prefix, timm = prefix_of(model), isinstance(backbone_of(model), TimmBackbone)
+    prefix, parts = prefix_of(model), part_of_modules(model)
     groups: dict[str, list[str]] = {}
     tensors = named_tensors(model)
     for name in tensors:
-        groups.setdefault(group_of(name, timm=timm), []).append(name)
+        groups.setdefault(group_of(name.rpartition(".")[0], parts), []).append(name)
     trains = {prefix + name: parameter.requires_grad for name, parameter in model.named_parameters()}
     norms: dict[str, list[str]] = {}
     for name, module in model.named_modules():
         kind = _norm_kind(module)
         if kind:
-            norms.setdefault(group_of(f"{prefix}{name}.", timm=timm), []).append(kind)
+            norms.setdefault(group_of(prefix + name, parts), []).append(kind)
+    fan = "fan-in" if isinstance(backbone_of(model), Vgg) else "fan-out"
+    initialisers = dict.fromkeys(parts.values(), f"MSRA, {fan}") | INITIALISERS
     return [
         AuditRow(
             group=group,
-            source=_source(group, names, report),
+            source=_source(initialisers.get(group, "its own initialiser"), names, report),
             num_tensors=len(names),
             num_params=sum(tensors[name].numel() for name in names),
             training=_training([trains[name] for name in names if name in trains]),
@@ -65,18 +63,28 @@ def audit_rows(model: nn.Module, report: LoadReport | None) -> list[AuditRow]:
     ]
 
 
-def group_of(name: str, *, timm: bool = False) -> str:
-    """The part of the model that a tensor belongs to: stem, stage1 .. stage4, then the model's own names."""
-    part, _, rest = name.partition(".")
-    if part != "backbone" or timm:
-        return part
-    layer = re.match(r"layer(\d)\.", rest)
-    return f"stage{layer[1]}" if layer else "stem"
+def part_of_modules(model: nn.Module) -> dict[str, str]:
+    """{module of the backbone: stem, stage1 ...}; timm's layers have no place among these."""
+    backbone = backbone_of(model)
+    if isinstance(backbone, TimmBackbone):
+        return {}
+    parts = {
+        id(layer): part
+        for part, modules in backbone.parts().items()
+        for module in modules
+        for layer in module.modules()
+    }
+    return {f"backbone.{name}": parts[id(module)] for name, module in backbone.named_modules() if id(module) in parts}
 
 
-def _source(group: str, names: list[str], report: LoadReport | None) -> str:
+def group_of(module: str, parts: dict[str, str]) -> str:
+    """The part of the model that a module belongs to: the backbone's parts, then the model's own names."""
+    return parts.get(module, module.partition(".")[0])
+
+
+def _source(initialiser: str, names: list[str], report: LoadReport | None) -> str:
     loaded = [] if report is None else [name for name in names if name in report.loaded]
-    random = f"random ({INITIALISERS.get(group, 'its own initialiser')})"
+    random = f"random ({initialiser})"
     if not loaded:
         return random
     file = f"{report.path} (sha256 {report.hash[:12]})"

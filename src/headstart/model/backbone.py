@@ -1,7 +1,7 @@
-"""Backbones: images to feature maps at strides 4, 8, 16 and 32, under torchvision's parameter names."""
+"""Backbones: images to feature maps and their strides, under torchvision's parameter names."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,12 +17,16 @@ DEPTHS = {
     152: ((3, 8, 36, 3), True),
 }
 STAGES = ("stem", "stage1", "stage2", "stage3", "stage4")
+# DetNet-59 (Li et al. 2018, table 1): ResNet-50's first stages and two that keep the stride.
+DETNET = {59: (3, 4, 6, 3, 3)}
+DETNET_STRIDED = 3  # its stages that are ResNet's
 
 
 class Backbone(Protocol):
-    """What the detector asks of a backbone: channels a level, feature maps, and its parts in the order of freezing."""
+    """What the detector asks of a backbone: channels and stride a map, the maps, and its parts in order of freezing."""
 
     channels: tuple[int, ...]
+    strides: tuple[int, ...]
 
     def __call__(self, images: Tensor) -> list[Tensor]: ...
 
@@ -30,7 +34,10 @@ class Backbone(Protocol):
 
 
 class Block(nn.Module):
-    """A residual block: two 3x3 convolutions (basic), or 1x1, 3x3, 1x1 (bottleneck, stride on the 3x3)."""
+    """A residual block: two 3x3 convolutions (basic), or 1x1, 3x3, 1x1 (bottleneck, stride on the 3x3).
+
+    `dilation` spreads every 3x3; `project` puts a 1x1 convolution on the shortcut where shapes would not ask for one.
+    """
 
     def __init__(
         self,
@@ -43,18 +50,28 @@ class Block(nn.Module):
         groups: int,
         norm_kind: str,
         norm_groups: int,
+        dilation: int = 1,
+        project: bool = False,
     ):
         super().__init__()
         plan = [(1, 1, 1), (3, stride, groups), (1, 1, 1)] if bottleneck else [(3, stride, 1), (3, 1, 1)]
         widths = [in_channels] + [middle] * (len(plan) - 1) + [out_channels]
         for index, (kernel, step, split) in enumerate(plan):
+            spread = dilation if kernel > 1 else 1
             conv = nn.Conv2d(
-                widths[index], widths[index + 1], kernel, step, kernel // 2, groups=split, bias=norm_kind == "none"
+                widths[index],
+                widths[index + 1],
+                kernel,
+                step,
+                padding=spread * (kernel // 2),
+                dilation=spread,
+                groups=split,
+                bias=norm_kind == "none",
             )
             self.add_module(f"conv{index + 1}", conv)
             self.add_module(f"bn{index + 1}", norm(norm_kind, widths[index + 1], groups=norm_groups))
         self.downsample = None
-        if stride != 1 or in_channels != out_channels:
+        if stride != 1 or in_channels != out_channels or project:
             shortcut = nn.Conv2d(in_channels, out_channels, 1, stride, bias=norm_kind == "none")
             self.downsample = nn.Sequential(shortcut, norm(norm_kind, out_channels, groups=norm_groups))
         self.names = tuple((f"conv{index + 1}", f"bn{index + 1}") for index in range(len(plan)))
@@ -72,7 +89,9 @@ class ResNet(nn.Module):
     """ResNet or ResNeXt without its classifier; parameters are named as in torchvision.
 
     `blocks` residual blocks a stage; `width` channels of the first stage (64; 16 makes the demo's narrow net);
-    `groups` x `group_width` gives ResNeXt's grouped 3x3. Returns C2..C5 at strides 4, 8, 16, 32.
+    `groups` x `group_width` gives ResNeXt's grouped 3x3. Each stage after the first doubles stride and channels, up to
+    `strided` stages; later ones keep both and dilate by 2, with a projection in their first block: DetNet's stages 5
+    and 6. Returns a map a stage: C2..C5 at strides 4, 8, 16, 32, or DetNet's five at 4, 8, 16, 16, 16.
     """
 
     def __init__(
@@ -86,8 +105,10 @@ class ResNet(nn.Module):
         norm_kind: str = "group",
         norm_groups: int = 32,
         in_channels: int = 3,
+        strided: int | None = None,
     ):
         super().__init__()
+        strided = len(blocks) if strided is None else strided
         expansion = 4 if bottleneck else 1
         group_width = width if group_width is None else group_width
         # ResNeXt's middle width: groups x group_width at the first stage, doubling a stage (1611.05431, table 1).
@@ -95,41 +116,43 @@ class ResNet(nn.Module):
         self.conv1 = nn.Conv2d(in_channels, width, 7, 2, 3, bias=norm_kind == "none")
         self.bn1 = norm(norm_kind, width, groups=norm_groups)
         self.maxpool = nn.MaxPool2d(3, 2, 1)
-        channels, widths = width, []
-        for stage, count in enumerate(blocks):
-            out = width * 2**stage * expansion
+        channels, scales = width, [2 ** min(stage, strided - 1) for stage in range(len(blocks))]
+        for stage, (count, scale) in enumerate(zip(blocks, scales)):
+            flat = stage >= strided
             layer = []
             for index in range(count):
-                stride = 2 if stage > 0 and index == 0 else 1
                 layer.append(
                     Block(
                         channels,
-                        middle * 2**stage,
-                        out,
-                        stride=stride,
+                        middle * scale,
+                        width * scale * expansion,
+                        stride=2 if stage > 0 and index == 0 and not flat else 1,
                         bottleneck=bottleneck,
                         groups=groups,
                         norm_kind=norm_kind,
                         norm_groups=norm_groups,
+                        dilation=2 if flat else 1,
+                        project=flat and index == 0,
                     )
                 )
-                channels = out
+                channels = width * scale * expansion
             self.add_module(f"layer{stage + 1}", nn.Sequential(*layer))
-            widths.append(out)
-        self.channels = tuple(widths)
+        self.layers = tuple(f"layer{stage + 1}" for stage in range(len(blocks)))
+        self.channels = tuple(width * scale * expansion for scale in scales)
+        self.strides = tuple(4 * scale for scale in scales)
         initialise_convolutions(self)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         x = self.maxpool(F.relu(self.bn1(self.conv1(images)), inplace=True))
         features = []
-        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
-            x = layer(x)
+        for name in self.layers:
+            x = self._modules[name](x)
             features.append(x)
         return features
 
     def parts(self) -> dict[str, list[nn.Module]]:
         """Modules by name, from the input up: what `freeze` counts in."""
-        stages = {f"stage{index}": [self.get_submodule(f"layer{index}")] for index in range(1, 5)}
+        stages = {name.replace("layer", "stage"): [self.get_submodule(name)] for name in self.layers}
         return {"stem": [self.conv1, self.bn1], **stages}
 
 
@@ -139,6 +162,8 @@ class TimmBackbone(nn.Module):
     Its norm layers stay timm's own, except that `norm_kind="group"` or "frozen_batch" replaces BatchNorm throughout.
     Weights come from a file (model/weights.py); nothing is downloaded here.
     """
+
+    strides = (4, 8, 16, 32)
 
     def __init__(self, name: str, *, norm_kind: str, norm_groups: int = 32, in_channels: int = 3):
         super().__init__()
@@ -154,11 +179,11 @@ class TimmBackbone(nn.Module):
                 + (f"; the nearest name is {near[0]!r}" if near else "")
             )
         self.body = timm.create_model(name, features_only=True, pretrained=False, in_chans=in_channels)
-        chosen = [index for index, stride in enumerate(self.body.feature_info.reduction()) if stride in (4, 8, 16, 32)]
-        if [self.body.feature_info.reduction()[index] for index in chosen] != [4, 8, 16, 32]:
+        reductions = self.body.feature_info.reduction()
+        chosen = [index for index, stride in enumerate(reductions) if stride in self.strides]
+        if tuple(reductions[index] for index in chosen) != self.strides:
             raise ValueError(
-                f"model.backbone.name: {name!r} gives maps at strides {self.body.feature_info.reduction()}, "
-                "expected 4, 8, 16 and 32 among them"
+                f"model.backbone.name: {name!r} gives maps at strides {reductions}, expected 4, 8, 16 and 32 among them"
             )
         self.chosen = chosen
         self.channels = tuple(self.body.feature_info.channels()[index] for index in chosen)
@@ -190,14 +215,14 @@ def replace_batch_norms(module: nn.Module, kind: str, groups: int) -> None:
             replace_batch_norms(child, kind, groups)
 
 
-def initialise_convolutions(module: nn.Module) -> None:
-    """MSRA initialisation of every convolution (He et al. 2015, fan-out, as torchvision and detectron2 do).
+def initialise_convolutions(module: nn.Module, *, mode: str = "fan_out") -> None:
+    """MSRA initialisation of every convolution (He et al. 2015; fan-out as torchvision and detectron2 do).
 
     Detectron's GN bodies used Xavier; under a normaliser the scale has no effect (paper.md 2.2).
     """
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
-            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+            nn.init.kaiming_normal_(layer.weight, mode=mode, nonlinearity="relu")
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
 
@@ -215,12 +240,7 @@ def build_resnet(
 ) -> ResNet:
     """A ResNet by its depth (18, 34, 50, 101, 152) or by its blocks a stage (then `bottleneck` must be given)."""
     if isinstance(depth, int):
-        if depth not in DEPTHS:
-            raise ValueError(
-                f"model.backbone.depth: {depth} is not known, "
-                f"expected one of {', '.join(map(str, DEPTHS))} or four block counts"
-            )
-        blocks, is_bottleneck = DEPTHS[depth]
+        blocks, is_bottleneck = by_depth(depth, DEPTHS, "four block counts")
     else:
         blocks, is_bottleneck = tuple(depth), bool(bottleneck)
     return ResNet(
@@ -233,3 +253,33 @@ def build_resnet(
         norm_groups=norm_groups,
         in_channels=in_channels,
     )
+
+
+def build_detnet(
+    depth: int | Sequence[int], *, width: int, norm_kind: str, norm_groups: int, in_channels: int
+) -> ResNet:
+    """DetNet (Li et al. 2018) by its depth (59) or by its blocks a stage: a ResNet whose last two stages stay at 16.
+
+    Those keep the fourth stage's channels (256 in the bottleneck, 1024 out), which is the reading of the paper that has
+    its 4.8 GFLOPs.
+    """
+    blocks = by_depth(depth, DETNET, "five block counts") if isinstance(depth, int) else tuple(depth)
+    return ResNet(
+        blocks,
+        bottleneck=True,
+        width=width,
+        norm_kind=norm_kind,
+        norm_groups=norm_groups,
+        in_channels=in_channels,
+        strided=DETNET_STRIDED,
+    )
+
+
+def by_depth(depth: int, known: dict[int, Any], otherwise: str) -> Any:
+    """The plan of a depth; ValueError with the known ones."""
+    if depth not in known:
+        raise ValueError(
+            f"model.backbone.depth: {depth} is not known, "
+            f"expected {'one of ' if len(known) > 1 else ''}{', '.join(map(str, known))} or {otherwise}"
+        )
+    return known[depth]

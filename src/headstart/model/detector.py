@@ -6,12 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from headstart.batch import Batch, Detections
-from headstart.model.backbone import Backbone, TimmBackbone, build_resnet
+from headstart.model.backbone import Backbone, TimmBackbone, build_detnet, build_resnet
 from headstart.model.box_head import BoxHead, DetectionLimits
-from headstart.model.fpn import Pyramid
+from headstart.model.fpn import LastMap, Pyramid
 from headstart.model.mask_head import MaskHead, sample_frames
 from headstart.model.regions import RegionPooler, Regions, image_index, sample_regions
 from headstart.model.rpn import ProposalLimits, Rpn
+from headstart.model.vgg import build_vgg
 from headstart.ops.compact import pool_slots, used_length
 from headstart.ops.random import fold, uniform
 from headstart.recipe import Classifier, Model, Recipe
@@ -29,7 +30,7 @@ class Detector(nn.Module):
     def __init__(
         self,
         backbone: Backbone,
-        pyramid: Pyramid,
+        pyramid: Pyramid | LastMap,
         rpn: Rpn,
         box_head: BoxHead,
         mask_head: MaskHead | None,
@@ -133,9 +134,13 @@ def without_empty_slots(batch: Batch) -> Batch:
 def build_backbone(model: Model | Classifier, in_channels: int) -> Backbone:
     """The backbone of a recipe's model section, for images of `in_channels` channels."""
     chosen = model.backbone
+    if chosen.kind == "vgg":
+        return build_vgg(chosen.depth, width=chosen.width, in_channels=in_channels)
     options = {"norm_kind": model.norm, "norm_groups": model.norm_groups, "in_channels": in_channels}
     if chosen.kind == "timm":
         return TimmBackbone(chosen.name, **options)
+    if chosen.kind == "detnet":
+        return build_detnet(chosen.depth, width=chosen.width, **options)
     shape = {
         "bottleneck": chosen.bottleneck,
         "width": chosen.width,
@@ -154,16 +159,13 @@ def build(recipe: Recipe, num_classes: int) -> Detector:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(fold(recipe.seed, 0))
         backbone = build_backbone(model, len(recipe.input.mean))
-        pyramid_kind = model.norm if model.pyramid_norm else "none"
-        pyramid = Pyramid(
-            backbone.channels, model.pyramid_channels, norm_kind=pyramid_kind, norm_groups=model.norm_groups
-        )
+        pyramid = _build_pyramid(model, backbone)
         return Detector(
             backbone,
             pyramid,
-            _build_rpn(model),
-            _build_box_head(model, num_classes),
-            _build_mask_head(model, num_classes) if model.mask.enabled else None,
+            _build_rpn(model, pyramid),
+            _build_box_head(model, pyramid, num_classes),
+            _build_mask_head(model, pyramid, num_classes) if model.mask.enabled else None,
             num_regions=model.box.num_regions,
             positive_fraction=model.box.positive_fraction,
             iou_threshold=model.box.iou_threshold,
@@ -175,13 +177,33 @@ def build(recipe: Recipe, num_classes: int) -> Detector:
         )
 
 
-def _build_rpn(model: Model) -> Rpn:
+def _build_pyramid(model: Model, backbone: Backbone) -> Pyramid | LastMap:
+    """The pyramid on all maps, with a subsampled level where there is one anchor size more than maps; or no pyramid."""
+    if not model.pyramid:
+        return LastMap(backbone.channels[-1], backbone.strides[-1])
+    num_maps, num_sizes = len(backbone.strides), len(model.rpn.anchor_sizes)
+    if num_sizes not in (num_maps, num_maps + 1):
+        raise ValueError(
+            f"model.rpn.anchor_sizes: {num_sizes} sizes for a pyramid on {num_maps} maps, expected one a level: "
+            f"{num_maps}, or {num_maps + 1} with a subsampled level"
+        )
+    return Pyramid(
+        backbone.channels,
+        model.pyramid_channels,
+        norm_kind=model.norm if model.pyramid_norm else "none",
+        norm_groups=model.norm_groups,
+        map_strides=backbone.strides,
+        subsample=num_sizes > num_maps,
+    )
+
+
+def _build_rpn(model: Model, pyramid: Pyramid | LastMap) -> Rpn:
     part = model.rpn
     return Rpn(
-        model.pyramid_channels,
-        anchor_sizes=part.anchor_sizes,
+        pyramid.channels,
+        anchor_sizes=tuple((size,) for size in part.anchor_sizes) if model.pyramid else (part.anchor_sizes,),
         ratios=part.ratios,
-        strides=Pyramid.strides,
+        strides=pyramid.strides,
         num_convs=part.num_convs,
         num_samples=part.num_samples,
         positive_fraction=part.positive_fraction,
@@ -193,15 +215,15 @@ def _build_rpn(model: Model) -> Rpn:
     )
 
 
-def _pooler(model: Model, size: int) -> RegionPooler:
-    return RegionPooler(size, Pyramid.strides[:4], model.canonical_size, model.aligned)
+def _pooler(model: Model, pyramid: Pyramid | LastMap, size: int) -> RegionPooler:
+    return RegionPooler(size, pyramid.pooled_strides, model.canonical_size, model.aligned)
 
 
-def _build_box_head(model: Model, num_classes: int) -> BoxHead:
+def _build_box_head(model: Model, pyramid: Pyramid | LastMap, num_classes: int) -> BoxHead:
     part = model.box
     return BoxHead(
-        model.pyramid_channels,
-        _pooler(model, part.pool),
+        pyramid.channels,
+        _pooler(model, pyramid, part.pool),
         num_classes=num_classes,
         convs=part.convs,
         conv_channels=part.conv_channels,
@@ -215,11 +237,11 @@ def _build_box_head(model: Model, num_classes: int) -> BoxHead:
     )
 
 
-def _build_mask_head(model: Model, num_classes: int) -> MaskHead:
+def _build_mask_head(model: Model, pyramid: Pyramid | LastMap, num_classes: int) -> MaskHead:
     part = model.mask
     return MaskHead(
-        model.pyramid_channels,
-        _pooler(model, part.pool),
+        pyramid.channels,
+        _pooler(model, pyramid, part.pool),
         num_classes=num_classes,
         convs=part.convs,
         conv_channels=part.conv_channels,

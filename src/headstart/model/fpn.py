@@ -1,4 +1,4 @@
-"""The feature pyramid (Lin et al. 2017): C2..C5 to P2..P6."""
+"""The feature pyramid (Lin et al. 2017): C2..C5 to P2..P6; and what stands in its place where there is none."""
 
 from collections.abc import Sequence
 
@@ -25,12 +25,26 @@ class ConvNorm(nn.Module):
 
 
 class Pyramid(nn.Module):
-    """Lateral 1x1 and output 3x3 convolutions, nearest-neighbour top-down sums; P6 subsamples P5 for the RPN only."""
+    """Lateral 1x1 and output 3x3 convolutions, nearest-neighbour top-down sums.
 
-    strides = (4, 8, 16, 32, 64)
+    `map_strides` are those of the backbone's maps; regions are pooled from these levels. With `subsample` a last level
+    at twice the stride (P6) takes every second cell of the one before, for the RPN only. `strides` are of all levels.
+    """
 
-    def __init__(self, in_channels: Sequence[int], channels: int, *, norm_kind: str, norm_groups: int):
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        channels: int,
+        *,
+        norm_kind: str,
+        norm_groups: int,
+        map_strides: Sequence[int] = (4, 8, 16, 32),
+        subsample: bool = True,
+    ):
         super().__init__()
+        assert len(map_strides) == len(in_channels)
+        self.pooled_strides = tuple(map_strides)
+        self.strides = (*map_strides, 2 * map_strides[-1]) if subsample else self.pooled_strides
         options = {"norm_kind": norm_kind, "norm_groups": norm_groups}
         self.lateral = nn.ModuleList(ConvNorm(width, channels, 1, **options) for width in in_channels)
         self.output = nn.ModuleList(ConvNorm(channels, channels, 3, **options) for _ in in_channels)
@@ -42,12 +56,26 @@ class Pyramid(nn.Module):
                     nn.init.zeros_(layer.bias)
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """P2..P6 [B,C,H/4..H/64,...] from C2..C5."""
+        """P2..P6 [B,C,H/4..H/64,...] from C2..C5 (maps of one stride are added as they are)."""
         top = self.lateral[-1](features[-1])
         maps = [self.output[-1](top)]
         for level in range(len(features) - 2, -1, -1):
             lateral = self.lateral[level](features[level])
             top = lateral + F.interpolate(top, size=lateral.shape[-2:], mode="nearest")
             maps.insert(0, self.output[level](top))
+        if len(self.strides) == len(maps):
+            return maps
         # A max-pool of one cell: the subsampling of the original, as torchvision and Detectron do it.
         return [*maps, F.max_pool2d(maps[-1], 1, 2)]
+
+
+class LastMap(nn.Module):
+    """No pyramid: RPN and heads on the backbone's last map as it is (the original Faster R-CNN, Ren et al. 2015)."""
+
+    def __init__(self, channels: int, stride: int):
+        super().__init__()
+        self.channels = channels
+        self.strides = self.pooled_strides = (stride,)
+
+    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
+        return [features[-1]]

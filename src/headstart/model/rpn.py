@@ -1,6 +1,6 @@
-"""The region proposal network (Ren et al. 2015, with a pyramid): predict, loss, decode.
+"""The region proposal network (Ren et al. 2015, with or without a pyramid): predict, loss, decode.
 
-B images, L levels, A anchors over all levels (cell by cell, ratios within a cell), P proposals.
+B images, L levels, A anchors over all levels (cell by cell, ratios and sizes within a cell), P proposals.
 """
 
 from dataclasses import dataclass
@@ -25,18 +25,18 @@ SALT = 1
 def anchors_for(
     shapes: tuple[tuple[int, int], ...],
     strides: tuple[int, ...],
-    sizes: tuple[float, ...],
+    sizes: tuple[tuple[float, ...], ...],
     ratios: tuple[float, ...],
     device: torch.device,
 ) -> Tensor:
     """All anchors [A,4] of a pyramid with feature maps of the given (height, width), in pixels of the padded image.
 
-    One size a level; ratio is height over width at equal area; centred on cell corners and rounded to whole half-sides,
-    as torchvision and Detectron do. Constant for a bucket, hence cached.
+    The sizes of each level, within a ratio; ratio is height over width at equal area; centred on cell corners and
+    rounded to whole half-sides, as torchvision and Detectron do. Constant for a bucket, hence cached.
     """
     levels = []
-    for (height, width), stride, size in zip(shapes, strides, sizes):
-        root = torch.tensor(ratios).sqrt()
+    for (height, width), stride, own in zip(shapes, strides, sizes, strict=True):
+        root, size = torch.cartesian_prod(torch.tensor(ratios).sqrt(), torch.tensor(own)).unbind(1)
         half = torch.stack([-size / root, -size * root, size / root, size * root], dim=1).div(2).round()
         y, x = torch.meshgrid(torch.arange(height) * stride, torch.arange(width) * stride, indexing="ij")
         centre = torch.stack([x, y, x, y], dim=-1).view(-1, 1, 4)
@@ -55,13 +55,13 @@ class ProposalLimits:
 
 
 class Rpn(nn.Module):
-    """Shared 3x3 convolution(s) and two 1x1 outputs on every level."""
+    """Shared 3x3 convolution(s) and two 1x1 outputs on every level; `anchor_sizes` of each, equally many."""
 
     def __init__(
         self,
         channels: int,
         *,
-        anchor_sizes: tuple[float, ...],
+        anchor_sizes: tuple[tuple[float, ...], ...],
         ratios: tuple[float, ...],
         strides: tuple[int, ...],
         num_convs: int,
@@ -74,9 +74,11 @@ class Rpn(nn.Module):
         test_limits: ProposalLimits,
     ):
         super().__init__()
+        self.per_cell = len(ratios) * len(anchor_sizes[0])
+        assert all(len(own) == len(anchor_sizes[0]) for own in anchor_sizes)
         self.convs = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(num_convs))
-        self.objectness = nn.Conv2d(channels, len(ratios), 1)
-        self.deltas = nn.Conv2d(channels, 4 * len(ratios), 1)
+        self.objectness = nn.Conv2d(channels, self.per_cell, 1)
+        self.deltas = nn.Conv2d(channels, 4 * self.per_cell, 1)
         for layer in [*self.convs, self.objectness, self.deltas]:
             nn.init.normal_(layer.weight, std=0.01)
             nn.init.zeros_(layer.bias)
@@ -101,7 +103,7 @@ class Rpn(nn.Module):
             for conv in self.convs:
                 x = F.relu(conv(x), inplace=True)
             levels.append(F.linear(x.permute(0, 2, 3, 1).flatten(1, 2), weight, bias))
-        num, counts = len(self.ratios), [len(self.ratios) * level.shape[1] for level in levels]
+        num, counts = self.per_cell, [self.per_cell * level.shape[1] for level in levels]
         logits, deltas = torch.cat(levels, dim=1).float().split([num, 4 * num], dim=2)
         batch = logits.shape[0]
         return list(logits.reshape(batch, -1).split(counts, 1)), list(deltas.reshape(batch, -1, 4).split(counts, 1))

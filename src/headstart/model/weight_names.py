@@ -122,7 +122,13 @@ _CAFFE2_ENDINGS = {
 }
 
 # A classifier: everything but its head belongs to the backbone.
-_CLASSIFIER: list[Rule] = [(r"(?:fc|head|classifier|last_linear)\.(.+)", ""), (r"(.+)", r"backbone.\1")]
+_CLASSIFIER: list[Rule] = [
+    # torchvision's VGG: its first two fully connected layers are those of the box head
+    (r"classifier\.0\.(.+)", r"box_head.fcs.0.\1"),
+    (r"classifier\.3\.(.+)", r"box_head.fcs.1.\1"),
+    (r"(?:fc|head|classifier|last_linear)\.(.+)", ""),
+    (r"(.+)", r"backbone.\1"),
+]
 
 _RULES = {
     "torchvision detector": [*_TORCHVISION_DETECTOR, (r"roi_heads\.keypoint_.+", "")],
@@ -131,7 +137,7 @@ _RULES = {
         (r"pixel_(mean|std)|.*anchor_generator\..+|roi_heads\.keypoint_head\..+|(linear|fc1000)\..+", ""),
     ],
     "Detectron": [*_CAFFE2, (r"(pred|fc1000)/.+|.+_momentum|kps_.+|conv_fcn\d.*|lr|weight_order", "")],
-    "headstart": [(r"fc\..+", ""), (r"(.+)", r"\1")],
+    "headstart": [(r"fc\..+", ""), (r"fcs\.(.+)", r"box_head.fcs.\1"), (r"(.+)", r"\1")],
     "classifier": _CLASSIFIER,
 }
 

@@ -18,6 +18,7 @@ from headstart.model.freeze import backbone_of
 from headstart.model.input_spec import InputSpec
 from headstart.model.load_report import LoadReport, refuse_other_stride, strict_error
 from headstart.model.norm import EPSILON, FrozenBatchNorm
+from headstart.model.vgg import Vgg
 from headstart.model.weight_files import WeightFile
 from headstart.model.weight_names import (
     PREDICTORS,
@@ -31,7 +32,7 @@ from headstart.model.weight_names import (
 
 SCOPES = ("backbone", "detector")
 COUNTER = ".num_batches_tracked"  # BatchNorm's, which no computation of ours reads: not a weight, never accounted for
-FIRST_CONV = "backbone.conv1.weight"
+FIRST_CONVS = ("backbone.conv1.weight", "backbone.features.0.weight")  # of a ResNet, of a VGG
 # First digits of the sha256 of torchvision's COCO_V1 detectors, which it runs with a BatchNorm epsilon of 0
 # (`overwrite_eps` in its constructors): Mask R-CNN and Faster R-CNN R50-FPN.
 WITHOUT_EPSILON = ("bf2d0c1e", "258fb6c6")
@@ -49,10 +50,20 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def expected_names(model: nn.Module, scope: str) -> tuple[str, ...]:
-    """The tensors that weights of a scope should bring: the backbone's for "backbone", all for "detector"."""
+    """The tensors that weights of a scope should bring: the backbone's for "backbone", all for "detector".
+
+    A VGG's backbone includes the two fully connected layers of its box head.
+    """
     if scope not in SCOPES:
         raise ValueError(f"start.kind: weights cannot be loaded as {scope!r}, expected one of {', '.join(SCOPES)}")
-    return tuple(name for name in named_tensors(model) if scope == "detector" or name.startswith("backbone."))
+    parts = ("backbone.", "box_head.fcs.") if _has_vgg_head(model) else ("backbone.",)
+    return tuple(name for name in named_tensors(model) if scope == "detector" or name.startswith(parts))
+
+
+def _has_vgg_head(model: nn.Module) -> bool:
+    """Whether a detector's box head is fc6 and fc7 of a VGG: these start from the classifier's too (Fast R-CNN)."""
+    head = getattr(model, "box_head", None)
+    return isinstance(backbone_of(model), Vgg) and head is not None and not head.convs and len(head.fcs) == 2
 
 
 def load_weights(
@@ -159,7 +170,7 @@ def _sort_out(names: Names, own: dict[str, Tensor], tensors: dict[str, Tensor], 
             found[ours] = name
         elif ours.endswith(COUNTER):
             continue
-        elif ours.split(".")[0] not in parts or _is_zero_bias(ours, own, tensors[ours]):
+        elif ours in own or ours.split(".")[0] not in parts or _is_zero_bias(ours, own, tensors[ours]):
             left_out.append(name)
         else:
             unknown.append(name)
@@ -207,7 +218,8 @@ def _convert_input(
 
     (p - m) / s_source = (p - m) / s_ours * (s_ours / s_source), so that the factor moves into the weights.
     """
-    weight = tensors.get(FIRST_CONV)
+    first = next((name for name in FIRST_CONVS if name in tensors), "")
+    weight = tensors.get(first)
     if source is None or input is None or weight is None or not weight.shape[1] == len(input.std) == len(source.std):
         return source, ()
     notes = []
@@ -218,5 +230,5 @@ def _convert_input(
         weight = weight * (torch.tensor(input.std) / torch.tensor(source.std)).view(1, -1, 1, 1)
         source = replace(source, std=input.std)
         notes.append("first convolution scaled to this recipe's input.std")
-    tensors[FIRST_CONV] = weight
+    tensors[first] = weight
     return source, tuple(notes)

@@ -24,10 +24,11 @@ from headstart.train.task import Judgement, Task
 
 @dataclass(frozen=True)
 class LabelledBatch:
-    """images [B,3,S,S] normalised; labels [B] in 0..C-1; indices [B] into the data set."""
+    """images [B,3,S,S] normalised; labels [B] in 0..C-1; slots [B] key randomness; indices [B] into the data set."""
 
     images: Tensor
     labels: Tensor
+    slots: Tensor
     indices: np.ndarray
 
 
@@ -62,6 +63,7 @@ class CropStream:
             yield LabelledBatch(
                 crop_images(images, crops, part.size, _convention(self.recipe), device),
                 torch.from_numpy(self.dataset.labels[indices].astype(np.int64)).to(device),
+                torch.from_numpy(slots.astype(np.int64)).to(device),
                 indices,
             )
 
@@ -92,7 +94,12 @@ def build_classifier(recipe: ClassifyRecipe, num_classes: int) -> Classifier:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(fold(recipe.seed, 0))
         return Classifier(
-            build_backbone(recipe.model, len(recipe.input.mean)), num_classes, dropout=recipe.model.dropout
+            build_backbone(recipe.model, len(recipe.input.mean)),
+            num_classes,
+            dropout=recipe.model.dropout,
+            pool=recipe.model.pool,
+            hidden=recipe.model.hidden,
+            seed=recipe.seed,
         )
 
 
@@ -145,7 +152,7 @@ def classification_task(recipe: ClassifyRecipe) -> Task:
 
 def class_loss(model: nn.Module, batch: LabelledBatch) -> dict[str, Tensor]:
     """Cross-entropy of a batch, through the model's forward so that DDP sees it."""
-    return {"class": nn.functional.cross_entropy(model(batch.images), batch.labels)}
+    return {"class": nn.functional.cross_entropy(model(batch.images, batch.slots), batch.labels)}
 
 
 @torch.no_grad()
