@@ -196,12 +196,15 @@ def test_forecast_counts_like_walking_through_every_step():
     assert rows["scratch-f1-s0-trunk-0-60"]["cells"] == 4
     assert rows["pretrain-shapes"]["cells"] == 12
     assert rows["pretrain-shapes"]["seconds"] == pytest.approx(40 * 0.5 + 0.3)
+    assert rows["scratch-f1-s0-trunk-0-60"]["seconds"] == pytest.approx(60 * 0.5 + 0.3)  # at 50; nothing at its end
 
 
 @pytest.mark.parametrize(("start", "stop"), [(0, 100), (60, 120), (100, 110), (0, 7)])
 @pytest.mark.parametrize("every", [0, 1, 50])
 def test_evaluations_fall_where_periodic_work_is_due(start, stop, every):
-    assert num_evaluations(start, stop, every) == sum(due(step, every, stop) for step in range(start + 1, stop + 1))
+    steps = range(start + 1, stop + 1)
+    assert num_evaluations(start, stop, every) == sum(due(step, every, stop) for step in steps)
+    assert num_evaluations(start, stop, every, at_end=False) == sum(due(step, every, -1) for step in steps)
 
 
 def test_a_thousand_cells_are_planned():
@@ -232,6 +235,11 @@ BAD = [
     ({"arms": {"pretrained": {"start.weights": "pretrain:shape"}}}, "pretrain entry 'shape' is not known"),
     ({"pretrain": {"shapes": {"recip": "r"}}}, "pretrain key 'recip' is not known, did you mean 'recipe'"),
     ({"name": "a/b"}, "name: 'a/b' is not a name"),
+    ({"tuning": {"scrach": "none"}}, "tuning: arm 'scrach' is not known, did you mean 'scratch'"),
+    ({"tuning": {"scratch": {"trial": 3}}}, "tuning key 'trial' is not known, did you mean 'trials'"),
+    ({"public_weights": {"scratch": {"name": "timm-a1"}}}, "public_weights.scratch has no effect: .* is None"),
+    ({"public_weights": {"pretrained": {"name": "timm-a1"}}}, "public_weights.pretrained has no effect"),
+    ({"pretrain": {"shapes": {"recipe": "r", "uses": 0}}}, "pretrain.shapes.uses: 0 is not valid"),
 ]  # fmt: skip
 BAD_RULE = [
     ({"metrics": "x"}, "rule key 'metrics' is not known, did you mean 'metric'"),
@@ -253,6 +261,21 @@ def test_bad_studies_are_refused_with_one_line(changes, message):
     with pytest.raises(ValueError, match=message) as error:
         study_of(**changes)
     assert str(error.value).startswith("study.yaml: ") and "\n" not in str(error.value)
+
+
+def test_tuning_and_uses_are_declared_by_arm():
+    weights = {
+        "arms": {"scratch": {}, "pretrained": {"start.kind": "backbone", "start.weights": "w.pt"}},
+        "pretrain": {},
+    }
+    study = study_of(
+        **weights,
+        tuning={"scratch": {"trials": 12, "steps": 24_000}, "pretrained": "the rate of the paper"},
+        public_weights={"pretrained": {"name": "torchvision-resnet-v1", "uses": 50}},
+    )
+    assert (study.tuning["scratch"].trials, study.tuning["scratch"].steps) == (12, 24_000)
+    assert study.tuning["pretrained"].note == "the rate of the paper" and study.tuning["pretrained"].trials is None
+    assert study.public_weights["pretrained"].uses == 50
 
 
 def test_sign_flip_with_enough_seeds_is_accepted():

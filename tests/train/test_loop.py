@@ -174,6 +174,7 @@ def test_known_losses(straight):
     assert [row["loss"] for row in rows] == pytest.approx([3.80059, 3.68898, 3.54895], abs=1e-3)
     assert [row["images"] for row in rows] == [6, 12, 16]
     for row in rows:
+        assert row["grad_norm"] > 0
         assert row["loss"] == pytest.approx(math.fsum(row["losses"].values()))
         assert set(row["losses"]) == {"rpn_objectness", "rpn_box", "box_class", "box_delta", "mask"}
 
@@ -258,3 +259,16 @@ def test_frozen_stages_stay_as_they_were(data_root, tmp_path):
     model = make_task(recipe).model
     set_train_mode(model, "stage2")
     assert model.training
+
+
+@pytest.mark.parametrize("limit", [None, 1.0, 1e9])
+def test_the_norm_of_a_row_is_that_of_the_gradients_before_they_are_clipped(limit):
+    model = torch.nn.Linear(3, 2)
+    model.bias.requires_grad_(False)
+    model(torch.ones(4, 3)).square().sum().backward()
+    before = model.weight.grad.clone()
+    norm = before.double().square().sum().sqrt().item()
+    assert loop._clipped_norm(model, limit, wanted=True) == pytest.approx(norm, rel=1e-6)
+    share = 1.0 if limit is None else min(1.0, limit / norm)
+    assert torch.allclose(model.weight.grad, share * before, rtol=1e-5)
+    assert loop._clipped_norm(model, limit, wanted=False) is None

@@ -10,7 +10,7 @@ from headstart.train.record import Clock, Rows, read_rows
 
 
 def row(step, kind="train", **more):
-    return {"kind": kind, "step": step, "rate": 0.1, "loss": 1.0, "losses": {"a": 1.0}, **more}
+    return {"kind": kind, "step": step, "rate": 0.1, "loss": 1.0, "losses": {"a": 1.0}, "grad_norm": 2.0, **more}
 
 
 def write(directory, rows, after_step=None):
@@ -104,7 +104,8 @@ def test_tensorboard_gets_the_same_numbers(tmp_path):
     board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     found = {tag: [(event.step, event.value) for event in board.Scalars(tag)] for tag in board.Tags()["scalars"]}
     assert found == {
-        "loss/a": [(1, 1.0)], "loss/total": [(1, 1.0)], "rate": [(1, pytest.approx(0.1))], "box/AP": [(2, 0.25)],
+        "loss/a": [(1, 1.0)], "loss/total": [(1, 1.0)], "rate": [(1, pytest.approx(0.1))], "grad_norm": [(1, 2.0)],
+        "box/AP": [(2, 0.25)],
     }  # fmt: skip
 
 

@@ -50,6 +50,10 @@ def _schedules(value: object) -> object:
     return value
 
 
+def _tuning(value: object) -> object:
+    return {"note": value} if isinstance(value, str) else value
+
+
 def _fractions(value: object) -> object:
     if isinstance(value, list | tuple):
         return tuple({"fraction": v} if isinstance(v, int | float | str) else v for v in value)
@@ -90,11 +94,32 @@ class DataFraction(_Part):
 
 
 class Pretraining(_Part):
-    """A run of this study that makes weights; arms take them with `start.weights: pretrain:NAME`."""
+    """A run of this study that makes weights; arms take them with `start.weights: pretrain:NAME`.
+
+    uses: for how many trainings these weights are meant to serve; the "whole" cost of one counts that share of them.
+    """
 
     section = "pretrain"
     recipe: str
     set: Patch = {}
+    uses: float = Field(default=1, ge=1)
+
+
+class PublicStart(_Part):
+    """Which documented public weights an arm starts from (a name in public_weights.py), and for how many uses."""
+
+    section = "public_weights"
+    name: str
+    uses: float = Field(default=1, ge=1)
+
+
+class Tuning(_Part):
+    """How much an arm was tuned before the study: trials, their steps in all, what was tried; a text is the note."""
+
+    section = "tuning"
+    trials: StrictInt | None = Field(default=None, ge=0)
+    steps: StrictInt | None = Field(default=None, ge=0)
+    note: str = ""
 
 
 class Study(_Part):
@@ -102,7 +127,8 @@ class Study(_Part):
 
     arms are patches on the recipe, by dotted field. schedules are names such as "2x", the same for all arms or a list
     an arm. fractions keep the given order. seeds N means 0..N-1. `share: false` runs every cell from its own start.
-    `paper` puts the paper's rows for that backbone into the report's schedule table.
+    `paper` puts the paper's rows for that backbone into the report's schedule table. public_weights says, by arm, what
+    weights made elsewhere have cost; tuning, by arm, what was spent on finding its settings (shown, never judged).
     Raises ValueError (one line of it through `parse_study`) for anything that could not run or not be decided.
     """
 
@@ -115,6 +141,8 @@ class Study(_Part):
     fractions: Annotated[tuple[DataFraction, ...], BeforeValidator(_fractions)] = (DataFraction(fraction=1.0),)
     seeds: Annotated[tuple[StrictInt, ...], BeforeValidator(_seeds)] = (0,)
     pretrain: dict[str, Pretraining] = {}
+    public_weights: dict[str, PublicStart] = {}
+    tuning: dict[str, Annotated[Tuning, BeforeValidator(_tuning)]] = {}
     rule: Rule | None = None
     share: bool = True
     paper: Literal["R50", "R101"] | None = None
@@ -145,6 +173,8 @@ class Study(_Part):
                 _check_schedules(self.schedules_of(arm, entry.fraction), arm, entry.fraction)
         for arm in self.arms:
             self.pretraining_of(arm)
+        check_names(self.tuning, self.arms, "tuning: arm")
+        _check_public(self)
         _check_rule(self)
         return self
 
@@ -157,9 +187,13 @@ class Study(_Part):
         check_names(chosen, self.arms, "schedules: arm")
         return chosen.get(arm, ())
 
+    def weights_of(self, arm: str) -> object:
+        """What the study file says of an arm's weights; None where it says nothing."""
+        return {**flatten(self.set), **flatten(self.arms[arm])}.get(WEIGHTS_FIELD)
+
     def pretraining_of(self, arm: str) -> str | None:
         """The entry of `pretrain` whose weights an arm starts from; None for any other start."""
-        weights = {**flatten(self.set), **flatten(self.arms[arm])}.get(WEIGHTS_FIELD)
+        weights = self.weights_of(arm)
         if not isinstance(weights, str) or not weights.startswith(PRETRAIN_PREFIX):
             return None
         name = weights.removeprefix(PRETRAIN_PREFIX)
@@ -193,6 +227,16 @@ def _check_schedules(names: tuple[str, ...], arm: str, fraction: float) -> None:
     for name in names:
         parse_schedule(name)
     _check_distinct("schedules", [f"{float(parse_schedule(name)):g}x" for name in names])
+
+
+def _check_public(study: Study) -> None:
+    check_names(study.public_weights, study.arms, "public_weights: arm")
+    for arm in study.public_weights:
+        if study.weights_of(arm) is None or study.pretraining_of(arm):
+            raise ValueError(
+                f"public_weights.{arm} has no effect: the arm's start.weights is {study.weights_of(arm)!r}, expected "
+                "a file of weights made elsewhere (the cost of a pretrain entry is measured, its uses stand there)"
+            )
 
 
 def _check_rule(study: Study) -> None:

@@ -31,15 +31,15 @@ def load_key(segment: Segment) -> str:
     return f"{PRETRAIN_PREFIX}{segment.arm}" if segment.kind == "pretrain" else segment.arm
 
 
-def num_evaluations(start: int, stop: int, every: int) -> int:
-    """Evaluations in the steps start..stop of one run: each `every` steps (0: none of these) and always at the end."""
+def num_evaluations(start: int, stop: int, every: int, *, at_end: bool = True) -> int:
+    """Evaluations in the steps start..stop of one run: each `every` steps (0: none of these), and `at_end`."""
     regular = stop // every - start // every if every else 0
-    return regular + (not every or stop % every != 0)
+    return regular + (at_end and (not every or stop % every != 0))
 
 
-def expected_seconds(start: int, stop: int, load: Load) -> float:
-    """Seconds of training the steps start..stop in one run, and of its evaluations."""
-    evaluated = num_evaluations(start, stop, load.eval_every) * load.num_eval_images
+def expected_seconds(start: int, stop: int, load: Load, *, is_trunk: bool = False) -> float:
+    """Seconds of training the steps start..stop in one run, and of its evaluations; a trunk's end has none."""
+    evaluated = num_evaluations(start, stop, load.eval_every, at_end=not is_trunk) * load.num_eval_images
     return (stop - start) * load.seconds_per_step + evaluated * load.seconds_per_eval_image
 
 
@@ -58,7 +58,9 @@ def segment_rows(plan: Plan, loads: Mapping[str, Load]) -> list[dict[str, Any]]:
             "stop": segment.stop,
             "cells": len(users[segment.name]),
             **_work(segment.steps, segment.fraction, loads[load_key(segment)]),
-            "seconds": expected_seconds(segment.start, segment.stop, loads[load_key(segment)]),
+            "seconds": expected_seconds(
+                segment.start, segment.stop, loads[load_key(segment)], is_trunk=segment.kind == "trunk"
+            ),
         }
         for segment in plan.segments
     ]

@@ -96,8 +96,8 @@ def run(
         values = _finite(losses, step, task, batch)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        if settings.clip_norm is not None:
-            nn.utils.clip_grad_norm_(task.model.parameters(), settings.clip_norm)
+        logged = due(step + 1, settings.log_every, end)
+        norm = _clipped_norm(task.model, settings.clip_norm, wanted=logged)
         optimizer.step()
         step += 1
 
@@ -108,7 +108,7 @@ def run(
             window.setdefault(name, []).append(value)
         if progress and writer:
             progress(step, {"loss": sum(values.values())})
-        if rows and due(step, settings.log_every, end):
+        if rows and logged:
             means = {name: math.fsum(series) / len(series) for name, series in window.items()}
             rows.write(
                 {
@@ -118,10 +118,11 @@ def run(
                     "rate": rate,
                     "loss": math.fsum(means.values()),
                     "losses": means,
+                    "grad_norm": norm,
                     "seconds": clock.read(),
                 }
             )
-        if due(step, settings.log_every, end):
+        if logged:
             window = {}
         if due(step, settings.eval_every, end):
             clock.switch("eval")
@@ -183,6 +184,16 @@ def _finite(losses: dict[str, torch.Tensor], step: int, task: Task, batch: Any) 
             f"step {step}: the loss is not finite ({listed}) on {task.describe(batch)}; stopped before the update"
         )
     return values
+
+
+def _clipped_norm(model: nn.Module, limit: float | None, *, wanted: bool) -> float | None:
+    """L2 norm of all gradients before they are clipped to `limit` (None: not clipped); None where it is not wanted."""
+    if not wanted and limit is None:
+        return None
+    norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+    if limit is not None:
+        nn.utils.clip_grads_with_norm_(model.parameters(), limit, norm)
+    return float(norm) if wanted else None
 
 
 def weights_digest(model: nn.Module) -> str:

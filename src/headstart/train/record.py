@@ -117,7 +117,7 @@ def _scalars(row: dict[str, Any]) -> list[tuple[str, float]]:
     """The numbers of a row that TensorBoard shows."""
     if row["kind"] == "train":
         losses = [(f"loss/{name}", value) for name, value in row["losses"].items()]
-        return [("loss/total", row["loss"]), ("rate", row["rate"]), *losses]
+        return [("loss/total", row["loss"]), ("rate", row["rate"]), ("grad_norm", row["grad_norm"]), *losses]
     if row["kind"] == "eval":
         tree = row["metrics"]
         return [
