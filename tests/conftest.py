@@ -17,6 +17,14 @@ def _same_numbers_every_time(request):
     np.random.seed(seed)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory):
+    """Digests of images are kept with the tests, not in the home folder of whoever runs them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def data_root(tmp_path_factory):
     """A folder with tiny scenes and tiny class folders; tests must not write into it."""

@@ -133,7 +133,7 @@ def write_study(path: Path, study: dict) -> Path:
 
 def without_clock(rows: list[dict]) -> list[dict]:
     """Rows apart from what only the clock decides."""
-    return [{key: value for key, value in row.items() if key not in ("seconds", "time")} for row in rows]
+    return [{key: value for key, value in row.items() if key not in ("seconds", "memory")} for row in rows]
 
 
 def outcome(directory):

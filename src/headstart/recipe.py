@@ -16,6 +16,7 @@ from headstart.schedule import Schedule, duration, parse_schedule
 CLERICAL = (
     "name",
     "evaluate.every",
+    "evaluate.train_images",
     "checkpoint.every",
     "train.log_every",
     "data.num_workers",
@@ -222,6 +223,7 @@ class ClassifyEvaluate(Part):
 
 class Evaluate(Part):
     every: int | str
+    train_images: int = Field(ge=0)
     batch: int = Field(ge=1)
     score_threshold: float = Field(ge=0, lt=1)
     nms_threshold: float = Field(ge=0, le=1)

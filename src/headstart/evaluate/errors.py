@@ -5,6 +5,7 @@ reason, evaluate again. Letters: D detections, G annotations, P pairs of a detec
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -28,6 +29,12 @@ class ErrorTypes:
     ap50: float
     counts: dict[str, int]
     gains: dict[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; what is not defined is null."""
+        values = {"ap50": self.ap50, **self.gains}
+        known = {name: None if value != value else value for name, value in values.items()}
+        return {"ap50": known.pop("ap50"), "counts": self.counts, "gains": known}
 
 
 def error_types(

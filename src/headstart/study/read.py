@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -35,10 +35,15 @@ class Run:
         """The row that says that the segment reached its last step, with checkpoint and hash; None before that."""
         return next((r for r in reversed(self.rows) if r["kind"] == "end" and r["step"] == self.segment.stop), None)
 
-    @property
+    @cached_property
     def evaluations(self) -> list[dict[str, Any]]:
-        """Rows of evaluations, in order of steps."""
-        return [row for row in self.rows if row["kind"] == "eval"]
+        """Rows of evaluations on the validation images, in order of steps."""
+        return _evaluations(self.rows, "val")
+
+    @cached_property
+    def train_evaluations(self) -> list[dict[str, Any]]:
+        """Rows of evaluations on training images, in order of steps; none where a recipe does not ask for them."""
+        return _evaluations(self.rows, "train")
 
     @property
     def last_step(self) -> int:
@@ -214,7 +219,11 @@ def final_row(run: Run) -> dict[str, Any] | None:
     """The evaluation at the last step of a finished segment; None before that."""
     if run.end is None:
         return None
-    return next((row for row in reversed(run.rows) if row["kind"] == "eval" and row["step"] == run.segment.stop), None)
+    return next((row for row in reversed(run.evaluations) if row["step"] == run.segment.stop), None)
+
+
+def _evaluations(rows: Iterable[dict[str, Any]], split: str) -> list[dict[str, Any]]:
+    return [row for row in rows if row["kind"] == "eval" and row.get("split", "val") == split]
 
 
 def _read_json(path: Path) -> Any:

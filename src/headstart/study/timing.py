@@ -40,7 +40,7 @@ def measure_loads(prepared: Prepared) -> dict[str, Load]:
             num_images=num_images or {1.0: task.num_images},
             seconds_per_step=step,
             seconds_per_eval_image=image,
-            num_eval_images=task.num_eval_images,
+            num_eval_images=task.num_eval_images + task.num_eval_train_images,
             eval_every=settings.eval_every,
         )
     return loads

@@ -1,5 +1,6 @@
 """The detection task: the model, stream and judgement of a recipe on a COCO-like data set."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from headstart.data.formats import open_dataset
 from headstart.data.loader import Augmentation, EvalImages, TrainStream
 from headstart.data.transforms import Convention
 from headstart.evaluate.coco_eval import evaluate
+from headstart.evaluate.errors import error_types
 from headstart.evaluate.predictions import Predictions, concat, empty
 from headstart.evaluate.rle import paste_rle
 from headstart.model.detector import Detector, build
@@ -29,10 +31,19 @@ def convention_of(recipe: Recipe) -> Convention:
 
 def training_data(recipe: Recipe) -> Dataset:
     """The training images of a recipe: its fraction of the whole set."""
-    data = open_dataset(recipe.data.train, recipe.data.train_images, recipe.data.train_split)
-    if recipe.data.fraction == 1.0:
+    return _fraction(recipe, _all_training_data(recipe))
+
+
+def _all_training_data(recipe: Recipe) -> Dataset:
+    return open_dataset(recipe.data.train, recipe.data.train_images, recipe.data.train_split)
+
+
+def _fraction(recipe: Recipe, data: Dataset, most: int | None = None) -> Dataset:
+    """The recipe's fraction of a data set, or the first `most` images of it, which all larger fractions have too."""
+    if recipe.data.fraction == 1.0 and most is None:
         return data
-    return subset(data, np.sort(nested_fraction(data.num_images, recipe.data.fraction, recipe.data.fraction_seed)))
+    chosen = nested_fraction(data.num_images, recipe.data.fraction, recipe.data.fraction_seed)
+    return subset(data, np.sort(chosen[:most]))
 
 
 def validation_data(recipe: Recipe) -> Dataset:
@@ -47,7 +58,8 @@ def data_fingerprint(recipe: Recipe) -> str:
 
 def detection_task(recipe: Recipe) -> Task:
     """Everything the loop needs to train and judge this recipe's detector."""
-    data, held_out = training_data(recipe), validation_data(recipe)
+    whole, held_out = _all_training_data(recipe), validation_data(recipe)
+    data = _fraction(recipe, whole)
     check_same_classes(data, held_out)
     if recipe.model.mask.enabled and data.num_annotations and not data.segment_kind.any():
         raise ValueError(
@@ -70,20 +82,27 @@ def detection_task(recipe: Recipe) -> Task:
     model = build(recipe, data.num_classes)
     if recipe.train.channels_last:
         model = model.to(memory_format=torch.channels_last)
-    images = eval_images(recipe, held_out)
+    images, bf16 = eval_images(recipe, held_out), recipe.train.precision == "bf16"
+    num = min(recipe.evaluate.train_images, data.num_images)
+    seen = eval_images(recipe, _fraction(recipe, whole, num)) if num else None
+    notes = [*data.notes, *stream.targets.notes()]
+    if num < recipe.evaluate.train_images:
+        notes.append(f"evaluate.train_images is {recipe.evaluate.train_images}: all {num} training images are judged")
     return Task(
         model=model,
         losses=lambda wrapped, batch: wrapped(batch),
         batches=stream.batches,
         counts=stream.counts,
-        evaluate=lambda device: judge(model, images, device, bf16=recipe.train.precision == "bf16"),
+        evaluate=lambda device: judge(model, images, device, bf16=bf16),
         describe=_describe,
         classes={"ids": data.category_ids.tolist(), "names": list(data.class_names)},
         num_images=data.num_images,
         num_eval_images=held_out.num_images,
         fingerprint=fingerprint(data) + fingerprint(held_out),
         image_ids=data.image_ids.tolist(),
-        notes=[*data.notes, *stream.targets.notes()],
+        notes=notes,
+        evaluate_train=None if seen is None else lambda device: judge(model, seen, device, bf16=bf16),
+        num_eval_train_images=num,
     )
 
 
@@ -157,14 +176,21 @@ def to_original(found: Detections, sizes: torch.Tensor, indices: np.ndarray, dat
 
 
 def judge(model: Detector, images: EvalImages, device: torch.device, *, bf16: bool) -> Judgement:
-    """COCO metrics of the model on a data set; `save` keeps the predictions and the per-image match records."""
+    """COCO metrics of the model on a data set; `save` keeps predictions, per-image match records and error types."""
     predictions = predict_all(model, images, device, bf16=bf16)
     kinds = ("box",) if model.mask_head is None else ("box", "mask")
-    result = evaluate(images.dataset, predictions, kinds=kinds, max_detections=max(model.limits.num, 1))
+    limit = max(model.limits.num, 1)
+    result = evaluate(images.dataset, predictions, kinds=kinds, max_detections=limit)
 
     def save(directory: Path, step: int) -> None:
         predictions.to_json(directory / f"predictions-{step}.json")
         for kind, records in result.records.items():
             records.save(directory / f"records-{kind}-{step}.npz")
+        errors = {
+            kind: error_types(images.dataset, predictions, kind, max_detections=limit).to_json()
+            for kind in kinds
+            if kind in ("box", "mask")
+        }
+        (directory / f"errors-{step}.json").write_text(json.dumps(errors, indent=1))
 
     return Judgement(result.metrics, result.per_class, save)

@@ -12,7 +12,7 @@ from torch import nn
 
 from headstart.model.freeze import set_train_mode
 from headstart.schedule import Schedule, due
-from headstart.train import checkpoint, distributed
+from headstart.train import checkpoint, distributed, memory
 from headstart.train.record import Clock, Rows
 from headstart.train.task import Task, parameter_groups
 
@@ -58,6 +58,7 @@ def run(
     Raises FloatingPointError before the update of a step whose loss is not finite.
     """
     device = distributed.device()
+    memory.reset_peak(device)
     task.model.to(device)
     optimizer = torch.optim.SGD(
         parameter_groups(task.model, weight_decay=settings.weight_decay, norm_weight_decay=settings.norm_weight_decay),
@@ -127,22 +128,24 @@ def run(
         if due(step, settings.eval_every, end):
             clock.switch("eval")
             task.model.eval()
-            judgement = task.evaluate(device)
+            judged = {"val": task.evaluate(device)}
+            if task.evaluate_train is not None:
+                judged["train"] = task.evaluate_train(device)
             set_train_mode(task.model, settings.freeze)
-            if rows:
+            for split, judgement in judged.items() if rows else ():
                 rows.write(
                     {
                         "kind": "eval",
                         "step": step,
-                        "split": "val",
+                        "split": split,
                         **counters,
                         "metrics": judgement.metrics,
                         "per_class": judgement.per_class,
                         "seconds": clock.read(),
                     }
                 )
-                if step == stop:
-                    judgement.save(directory, step)
+            if rows and step == stop:
+                judged["val"].save(directory, step)
         if due(step, settings.save_every, stop) and writer:
             clock.switch("other")
             state = {
@@ -163,6 +166,7 @@ def run(
                 "step": stop,
                 "checkpoint": str(final.relative_to(directory)),
                 "hash": weights_digest(task.model),
+                "memory": memory.peak(device),
                 "seconds": clock.read(),
             }
         )

@@ -119,9 +119,10 @@ def _scalars(row: dict[str, Any]) -> list[tuple[str, float]]:
         losses = [(f"loss/{name}", value) for name, value in row["losses"].items()]
         return [("loss/total", row["loss"]), ("rate", row["rate"]), ("grad_norm", row["grad_norm"]), *losses]
     if row["kind"] == "eval":
-        tree = row["metrics"]
+        tree, split = row["metrics"], row.get("split", "val")
+        prefix = "" if split == "val" else f"{split}/"
         return [
-            (f"{kind}/{name}", value)
+            (f"{prefix}{kind}/{name}", value)
             for kind, values in tree.items()
             for name, value in values.items()
             if math.isfinite(value)

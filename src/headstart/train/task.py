@@ -24,7 +24,7 @@ class Task:
 
     losses(model, batch) gives a dict of scalar losses (the model may be wrapped for several processes). batches(start,
     stop, device) yields the batches of those steps; counts(step) gives the instances and pixels of a whole step.
-    evaluate(device) judges the model (all processes call it).
+    evaluate(device) judges the model (all processes call it); evaluate_train does so on some of the training images.
     describe says which images a step held, for messages. classes and num_images describe the training data.
     """
 
@@ -40,6 +40,8 @@ class Task:
     fingerprint: str
     image_ids: list[Any]
     notes: list[str] = field(default_factory=list)
+    evaluate_train: Callable[[torch.device], Judgement] | None = None
+    num_eval_train_images: int = 0
 
 
 def parameter_groups(model: nn.Module, *, weight_decay: float, norm_weight_decay: float) -> list[dict[str, Any]]:
