@@ -236,7 +236,7 @@ def nested_fraction(num_images: int, fraction: float, seed: int) -> np.ndarray:
 def fingerprint(dataset: Dataset) -> str:
     """SHA-256 hex digest of everything annotated: ids, file names, sizes, boxes, segments, keypoints.
 
-    Not of path, image_dir and notes, so a copy elsewhere has the same; and not of the image files themselves.
+    Not of path, image_dir and notes, so a copy elsewhere has the same; and not of the image files (see content.py).
     """
     digest = hashlib.sha256()
     for field in fields(dataset):

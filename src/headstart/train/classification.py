@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from headstart.data.coco import Dataset, fingerprint, nested_fraction, subset
+from headstart.data.coco import Dataset, nested_fraction, subset
+from headstart.data.content import data_digest
 from headstart.data.formats import folder_images, read_folders
 from headstart.data.loader import Images, ahead
 from headstart.data.order import Order, slot_generator
@@ -119,7 +120,7 @@ def num_training_images(recipe: ClassifyRecipe) -> int:
 
 def data_fingerprint(recipe: ClassifyRecipe) -> str:
     """The content of what a recipe trains and is judged on."""
-    return fingerprint(training_folders(recipe)) + fingerprint(read_folders(recipe.data.val))
+    return data_digest(training_folders(recipe)) + data_digest(read_folders(recipe.data.val))
 
 
 def classification_task(recipe: ClassifyRecipe) -> Task:
@@ -144,7 +145,7 @@ def classification_task(recipe: ClassifyRecipe) -> Task:
         classes={"ids": list(range(len(train.class_names))), "names": list(train.class_names)},
         num_images=train.num_images,
         num_eval_images=val.num_images,
-        fingerprint=fingerprint(train) + fingerprint(val),
+        fingerprint=data_digest(train) + data_digest(val),
         image_ids=list(train.file_names),
         notes=list(train.notes),
     )

@@ -9,7 +9,8 @@ import torch
 
 from headstart.batch import Batch, Detections
 from headstart.data.buckets import Resize
-from headstart.data.coco import Dataset, fingerprint, nested_fraction, subset
+from headstart.data.coco import Dataset, nested_fraction, subset
+from headstart.data.content import data_digest
 from headstart.data.formats import open_dataset
 from headstart.data.loader import Augmentation, EvalImages, TrainStream
 from headstart.data.transforms import Convention
@@ -53,7 +54,7 @@ def validation_data(recipe: Recipe) -> Dataset:
 
 def data_fingerprint(recipe: Recipe) -> str:
     """The content of what a recipe trains and is judged on."""
-    return fingerprint(training_data(recipe)) + fingerprint(validation_data(recipe))
+    return data_digest(training_data(recipe)) + data_digest(validation_data(recipe))
 
 
 def detection_task(recipe: Recipe) -> Task:
@@ -98,7 +99,7 @@ def detection_task(recipe: Recipe) -> Task:
         classes={"ids": data.category_ids.tolist(), "names": list(data.class_names)},
         num_images=data.num_images,
         num_eval_images=held_out.num_images,
-        fingerprint=fingerprint(data) + fingerprint(held_out),
+        fingerprint=data_digest(data) + data_digest(held_out),
         image_ids=data.image_ids.tolist(),
         notes=notes,
         evaluate_train=None if seen is None else lambda device: judge(model, seen, device, bf16=bf16),

@@ -94,8 +94,8 @@ def find_result(directory: Path, stop: int) -> RunResult | None:
 
 
 def last_metrics(directory: Path) -> dict[str, dict[str, float]]:
-    """The metrics of the last evaluation row; empty when there was none."""
-    rows = [row for row in read_rows(directory / "rows.jsonl") if row["kind"] == "eval"]
+    """The metrics of the last evaluation of validation images; empty when there was none."""
+    rows = [row for row in read_rows(directory / "rows.jsonl") if row["kind"] == "eval" and row["split"] == "val"]
     return rows[-1]["metrics"] if rows else {}
 
 
