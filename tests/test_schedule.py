@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import pytest
 
-from headstart.schedule import Schedule, describe, due, duration, parse_schedule, shared_until
+from headstart.schedule import Schedule, describe, due, duration, multiple_of, parse_schedule, shared_until
 
 WARM = {"warmup": 500, "warmup_from": 1 / 3, "base_rate": 0.02}
 
@@ -23,10 +23,12 @@ WARM = {"warmup": 500, "warmup_from": 1 / 3, "base_rate": 0.02}
         ("9x", 810_000, 750_000, 790_000, 109.6),
         ("11x", 990_000, 930_000, 970_000, 133.9),
         ("1.44x", 129_600, 99_600, 119_600, 17.5),
+        ("220k", 220_000, 160_000, 200_000, 29.8),
+        ("60k", 60_000, 30_000, 50_000, 8.1),
     ],
 )
 def test_the_papers_table(name, total, first, second, epochs):
-    schedule = Schedule.nx(parse_schedule(name), 90_000, **WARM)
+    schedule = Schedule.nx(multiple_of(name, 90_000), 90_000, **WARM)
     assert (schedule.total, schedule.drops) == (total, (first, second))
     assert schedule.first_drop == first
     assert round(total * 16 / 118_287, 1) == epochs
@@ -81,8 +83,10 @@ def test_paper_schedules_share_up_to_the_earlier_first_drop():
 
 
 def test_parse_schedule_is_exact():
-    assert parse_schedule("1.44x") == Fraction(36, 25)
-    for wrong in ("x", "0x", "-2x", "2", "2X", "cosine", "two x", 2, None):
+    assert parse_schedule("1.44x") == (Fraction(36, 25), "x")
+    assert parse_schedule("220k") == parse_schedule("220000 steps") == (220_000, "steps")
+    assert parse_schedule("1.5k") == (1500, "steps")
+    for wrong in ("x", "0x", "-2x", "2", "2X", "cosine", "two x", 2, None, "0k", "0.5 steps", "220 k", "90steps"):
         with pytest.raises(ValueError, match=r"schedule .* is not known"):
             parse_schedule(wrong)
 
@@ -114,6 +118,17 @@ def test_a_schedule_shorter_than_its_tail_is_refused():
         Schedule.nx(0.33, 90_000, **WARM)
     with pytest.raises(ValueError, match="expected more than 60"):
         Schedule.ending(60, (60, 20), warmup=0, warmup_from=1.0, base_rate=0.1)
+
+
+def test_a_length_in_steps_is_that_multiple_of_the_base():
+    """detectron2's VOC template: 18k steps with drops at 12k and 16k; with four times the batch a quarter of each."""
+    template = Schedule.nx(multiple_of("18000 steps", 18_000), 18_000, **WARM)
+    assert (template.total, template.drops) == (18_000, (12_000, 16_000))
+    assert multiple_of("144k", 18_000) == multiple_of("8x", 18_000) == 8
+    wide = Schedule.nx(multiple_of("18k", 4_500, scale=Fraction(16, 64)), 4_500, **WARM)
+    assert (wide.total, wide.drops) == (4_500, (3_000, 4_000))
+    with pytest.raises(ValueError, match=r"schedule.total is 20000 steps, expected more than 30000, the length of its"):
+        Schedule.nx(multiple_of("20k", 90_000), 90_000, **WARM)
 
 
 def test_tiny_bases_round_to_whole_and_distinct_drops():

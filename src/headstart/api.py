@@ -10,18 +10,14 @@ from PIL import Image
 from headstart.data.images import load_image
 from headstart.draw import draw
 from headstart.inference import ImagePrediction
-from headstart.study.definition import parse_study, read_study
+from headstart.study.definition import read_study
 from headstart.study.execute import run_study
 from headstart.study.plan import Plan
 from headstart.study.report import build_report
 from headstart.study.run import Prepared, prepare, refuse_undeclared
 
-STUDY_FIELDS = (
-    "seeds",
-    "fractions",
-    "schedules",
-    "name",
-)  # overrides of these change the study, all others its recipes
+# Overrides of these change the study, and those of arms.NAME.FIELD and rule.FIELD; all others change its recipes.
+STUDY_FIELDS = ("seeds", "fractions", "schedules", "name")
 
 
 @dataclass(frozen=True)
@@ -33,12 +29,13 @@ class Study:
 
     @classmethod
     def read(cls, name: str | Path, overrides: dict[str, Any] | None = None, *, out: str | Path = "runs") -> "Study":
-        """A shipped study or a YAML file, with overrides {"seeds": 3, "train.batch": 4}; ValueError if it cannot be."""
+        """A shipped study or a YAML file; ValueError if it cannot be.
+
+        overrides such as {"size": "small", "seeds": 3, "arms.scratch.train.rate": 0.01, "train.batch": 4}.
+        """
         patch = dict(overrides or {})
-        own = {key: patch.pop(key) for key in STUDY_FIELDS if key in patch}
-        study = read_study(name)
-        if own:
-            study = parse_study({**study.model_dump(mode="json", exclude_none=True), **own}, source=str(name))
+        own = {key: patch.pop(key) for key in list(patch) if _is_of_study(key)}
+        study = read_study(name, size=patch.pop("size", None), changes=own)
         return cls(prepare(study, patch), Path(out))
 
     @property
@@ -60,6 +57,10 @@ class Study:
     def report(self) -> Path:
         """Write the report of what is there so far; returns its path."""
         return build_report(self.directory)
+
+
+def _is_of_study(key: str) -> bool:
+    return key in STUDY_FIELDS or key.startswith(("arms.", "rule."))
 
 
 def draw_prediction(image: str | Path | np.ndarray, found: ImagePrediction) -> Image.Image:

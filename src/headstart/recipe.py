@@ -6,11 +6,12 @@ recipes from files, arms and overrides. Nothing below `build` and `task` functio
 
 import hashlib
 import json
+from fractions import Fraction
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from headstart.schedule import Schedule, duration, parse_schedule
+from headstart.schedule import Schedule, duration, multiple_of
 
 # Fields that change how a run is carried out, not what comes out of it: left out of the digest.
 CLERICAL = (
@@ -256,6 +257,7 @@ class ClassifyData(Part):
     fraction_seed: int = Field(ge=0)
     num_workers: int = Field(ge=0)
     cache: bool
+    cache_features: bool
 
 
 class ClassifyInput(Part):
@@ -280,6 +282,23 @@ class ClassifyRecipe(Part):
     train: Train
     evaluate: ClassifyEvaluate
     checkpoint: Checkpoint
+
+    @model_validator(mode="after")
+    def _features_can_be_kept(self) -> "ClassifyRecipe":
+        if not self.data.cache_features:
+            return self
+        wanted = (
+            ("start.freeze", self.start.freeze, "backbone"),
+            ("input.min_area", self.input.min_area, 1.0),
+            ("input.flip", self.input.flip, 0.0),
+        )
+        for field, found, expected in wanted:
+            if found != expected:
+                raise ValueError(
+                    f"data.cache_features: true keeps one feature vector an image, but {field} is {found!r}, "
+                    f"so that features change; expected {field} {expected!r}, or data.cache_features: false"
+                )
+        return self
 
 
 AnyRecipe = Recipe | ClassifyRecipe
@@ -325,12 +344,12 @@ def digest(recipe: AnyRecipe, *extra: str) -> str:
 def schedule_of(recipe: AnyRecipe, num_images: int, name: str | None = None) -> Schedule:
     """The learning-rate schedule of a recipe on `num_images` images, its rate scaled linearly by the batch."""
     train, name = recipe.train, name or recipe.train.schedule
-    multiple, options = parse_schedule(name), {"batch": train.batch, "num_images": num_images}
+    options = {"batch": train.batch, "num_images": num_images}
     base = duration(train.base, field="train.base", **options)
     warmup = duration(train.warmup, field="train.warmup", **options)
     try:
         return Schedule.nx(
-            multiple,
+            multiple_of(name, base, scale=Fraction(train.reference_batch, train.batch)),
             base,
             base_rate=scaled_rate(recipe),
             warmup=warmup,

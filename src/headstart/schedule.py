@@ -20,7 +20,7 @@ COCO_BASE_STEPS = 90_000  # "1x": 90k updates of 16 images (Detectron; Rethinkin
 LONG_TAIL = (Fraction(2, 3), Fraction(2, 9))
 LEGACY_TAIL = (Fraction(1, 3), Fraction(1, 9))
 
-_NAME = re.compile(r"(\d+(?:\.\d+)?)x")
+_NAME = re.compile(r"(\d+(?:\.\d+)?)(x|k| steps)")
 _DURATION = re.compile(r"(\d[\d_,]*(?:\.\d+)?)\s*([kM]?)\s*(steps?|epochs?|images?)")
 _MULTIPLES = {"": 1, "k": 1_000, "M": 1_000_000}
 
@@ -127,12 +127,30 @@ class Schedule:
         return self.base_rate * self.factor ** sum(step >= drop for drop in self.drops)
 
 
-def parse_schedule(name: str) -> Fraction:
-    """The exact N of a schedule's name: "6x" is 6, "1.44x" is 36/25; anything else is a ValueError."""
+def parse_schedule(name: str) -> tuple[Fraction, str]:
+    """Length and unit of a schedule's name: "6x" is (6, "x"), "220k" and "220000 steps" are (220000, "steps").
+
+    Anything else, a length of 0 and a part of a step are a ValueError.
+    """
     found = _NAME.fullmatch(name) if isinstance(name, str) else None
-    if found is None or Fraction(found[1]) == 0:
-        raise ValueError(f'schedule {name!r} is not known, expected a multiple of the base such as "2x" or "1.44x"')
-    return Fraction(found[1])
+    length = Fraction(found[1]) * (1000 if found[2] == "k" else 1) if found else Fraction(0)
+    unit = "x" if found and found[2] == "x" else "steps"
+    if not length or (unit == "steps" and length.denominator != 1):
+        raise ValueError(
+            f'schedule {name!r} is not known, expected a multiple of the base such as "2x" or "1.44x", '
+            'or steps such as "220k" or "18000 steps"'
+        )
+    return length, unit
+
+
+def multiple_of(name: str, base: int, *, scale: Fraction = Fraction(1)) -> Fraction:
+    """The exact N of a schedule's name for a base of `base` steps: "6x" is 6, "220k" is 220,000 * scale / base.
+
+    `scale` is reference batch / batch: a schedule named in steps keeps its images when the batch changes.
+    """
+    _check_steps("base", base, least=1)
+    length, unit = parse_schedule(name)
+    return length if unit == "x" else length * scale / base
 
 
 def shared_until(a: Schedule, b: Schedule) -> int:

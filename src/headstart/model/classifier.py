@@ -65,8 +65,8 @@ class Classifier(nn.Module):
         return features * keep / (1 - self.dropout)
 
     def forward(self, images: Tensor, slots: Tensor | None = None) -> Tensor:
-        """Logits [B,C] of normalised images [B,3,H,W]."""
-        return self.classify(self.features(images), slots)
+        """Logits [B,C] of normalised images [B,3,H,W], or of their pooled features [B,W*S*S] where these were kept."""
+        return self.classify(images if images.dim() == 2 else self.features(images), slots)
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Mean cross-entropy of logits [B,C] and labels [B] in 0..C-1; an empty batch gives a connected zero."""

@@ -20,6 +20,7 @@ from headstart.study.verdict import Rule, fewest_seeds
 
 PRETRAIN_PREFIX = "pretrain:"  # "start.weights: pretrain:NAME" means the result of this study's own pre-training
 WEIGHTS_FIELD = "start.weights"
+SMALL = "small"  # the one size besides a study as written, and the folder that the segments of all small twins share
 # The metrics that evaluation rows hold. A rule that names another would end in "not decidable" after days of runs.
 METRICS = (
     *(
@@ -127,8 +128,10 @@ class Study(_Part):
 
     arms are patches on the recipe, by dotted field. schedules are names such as "2x", the same for all arms or a list
     an arm. fractions keep the given order. seeds N means 0..N-1. `share: false` runs every cell from its own start.
-    `paper` puts the paper's rows for that backbone into the report's schedule table. public_weights says, by arm, what
-    weights made elsewhere have cost; tuning, by arm, what was spent on finding its settings (shown, never judged).
+    public_weights says, by arm, what weights made elsewhere have cost; tuning, by arm, what was spent on finding its
+    settings (shown, never judged). `runs` names a folder beside the study's own for its segments: studies that share it
+    share what is equal. `small` replaces whole fields where the study is asked for at size small (`sized`).
+    `paper` puts that table of the paper into the report's schedule table.
     Raises ValueError (one line of it through `parse_study`) for anything that could not run or not be decided.
     """
 
@@ -145,6 +148,8 @@ class Study(_Part):
     tuning: dict[str, Annotated[Tuning, BeforeValidator(_tuning)]] = {}
     rule: Rule | None = None
     share: bool = True
+    runs: str | None = None
+    small: Patch = {}
     paper: Literal["R50", "R101"] | None = None
 
     @model_validator(mode="before")
@@ -156,7 +161,9 @@ class Study(_Part):
 
     @model_validator(mode="after")
     def _consistent(self) -> Study:
-        for field, names in (("name", [self.name]), ("arms", self.arms), ("pretrain", self.pretrain)):
+        check_names(self.small, [name for name in Study.model_fields if name not in ("name", "small")], "small: key")
+        runs = [] if self.runs is None else [self.runs]
+        for field, names in (("name", [self.name]), ("runs", runs), ("arms", self.arms), ("pretrain", self.pretrain)):
             for name in names:
                 if not _NAME.fullmatch(name):
                     raise ValueError(
@@ -206,13 +213,44 @@ def parse_study(data: Mapping[str, Any], *, source: str) -> Study:
     return validate(Study, dict(data), source)
 
 
-def read_study(name: str | Path) -> Study:
-    """The study of a shipped name or a YAML file.
+def sized(data: Mapping[str, Any], size: object, *, source: str) -> dict[str, Any]:
+    """A study's mapping at a size: None as written; "small" its small twin, named NAME-small.
+
+    The section `small` replaces whole fields. ValueError for another size, and for a study without that section.
+    """
+    if size is None:
+        return dict(data)
+    if size != SMALL:
+        raise ValueError(f"{source}: size: {size!r} is not known, expected {SMALL!r}, or none for the study as written")
+    twin = data.get(SMALL)
+    if not isinstance(twin, Mapping) or not twin:
+        raise ValueError(f"{source}: size: this study has no small twin, expected a section {SMALL!r} in the file")
+    own = {key: value for key, value in data.items() if key != SMALL}
+    return {**own, "runs": SMALL, **twin, "name": f"{data.get('name')}-{SMALL}"}
+
+
+def changed(data: Mapping[str, Any], changes: Mapping[str, Any], *, source: str) -> dict[str, Any]:
+    """A study's mapping with fields of its own changed: "seeds", "arms.NAME.FIELD", "rule.FIELD" and the like."""
+    data = dict(data)
+    for key, value in changes.items():
+        section, _, field = key.partition(".")
+        if section == "arms":
+            arm, _, field = field.partition(".")
+            check_names([arm], data.get("arms") or {}, f"{source}: {key}: arm")
+            data["arms"] = {**data["arms"], arm: {**flatten(data["arms"][arm] or {}), field: value}}
+        else:
+            data[section] = {**(data.get(section) or {}), field: value} if field else value
+    return data
+
+
+def read_study(name: str | Path, *, size: object = None, changes: Mapping[str, Any] | None = None) -> Study:
+    """The study of a shipped name or a YAML file, at a size (`sized`) and with fields changed (`changed`).
 
     Raises ValueError, naming the file, for what cannot be read, a key given twice, or a study that could not run.
     """
-    path = find(str(name), "studies")
-    return parse_study(read_yaml(path), source=str(path))
+    source = str(find(str(name), "studies"))
+    data = sized(read_yaml(source), size, source=source)
+    return parse_study(changed(data, changes or {}, source=source), source=source)
 
 
 def _check_distinct(field: str, values: Collection[object]) -> None:
@@ -224,9 +262,8 @@ def _check_distinct(field: str, values: Collection[object]) -> None:
 def _check_schedules(names: tuple[str, ...], arm: str, fraction: float) -> None:
     if not names:
         raise ValueError(f'schedules: none for arm {arm!r} at fraction {fraction:g}, expected names such as "2x"')
-    for name in names:
-        parse_schedule(name)
-    _check_distinct("schedules", [f"{float(parse_schedule(name)):g}x" for name in names])
+    lengths = [parse_schedule(name) for name in names]
+    _check_distinct("schedules", [f"{float(n):g}x" if unit == "x" else f"{n} steps" for n, unit in lengths])
 
 
 def _check_public(study: Study) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal
 
-from headstart.schedule import Schedule, parse_schedule, shared_until
+from headstart.schedule import Schedule, multiple_of, shared_until
 from headstart.study.definition import Study, check_names
 
 
@@ -101,12 +101,17 @@ class Plan:
 def make_schedules(
     names: Iterable[str], *, base: int, base_rate: float, warmup: int, warmup_from: float, factor: float = 0.1
 ) -> dict[str, Schedule]:
-    """The Nx schedules of these names; a ValueError names the field and the schedule that cannot be made."""
+    """The schedules of these names; a ValueError names the field and the schedule that cannot be made."""
     made = {}
     for name in names:
         try:
             made[name] = Schedule.nx(
-                parse_schedule(name), base, base_rate=base_rate, warmup=warmup, warmup_from=warmup_from, factor=factor
+                multiple_of(name, base),
+                base,
+                base_rate=base_rate,
+                warmup=warmup,
+                warmup_from=warmup_from,
+                factor=factor,
             )
         except ValueError as error:
             raise ValueError(f"schedules: {name} with a base of {base} steps: {error}") from None
@@ -173,7 +178,7 @@ def _lineage(
     parts: dict[str, tuple[str, ...]] = {}
 
     def add(kind: Literal["trunk", "tail"], label: str, schedule: str | None, start: int, stop: int) -> str:
-        name = f"{prefix}-{label}-{start}-{stop}"
+        name = f"{prefix}-{label}-{start}-{stop}".replace(" ", "")  # names become folders: "18000 steps"
         parent = trunk[-1] if trunk else None
         segments.append(Segment(name, kind, arm, fraction, seed, schedule, start, stop, parent, weights_from))
         return name

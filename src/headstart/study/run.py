@@ -51,7 +51,8 @@ def prepare(study: Study, overrides: Patch | None = None) -> Prepared:
     schedules = {
         arm: _schedules(arm_recipe(study, arm, overrides)[0], schedule_names(study), full) for arm in study.arms
     }
-    pretrain = {name: pretrain_recipe(study, name, overrides)[0] for name in study.pretrain}
+    used = dict.fromkeys(name for arm in study.arms if (name := study.pretraining_of(arm)))
+    pretrain = {name: pretrain_recipe(study, name, overrides)[0] for name in used}
     pretrain_schedules = {name: schedule_of(recipe, num_training_images(recipe)) for name, recipe in pretrain.items()}
     steps = {name: schedule.total for name, schedule in pretrain_schedules.items()}
     plan = expand(study, next(iter(schedules.values())), arm_schedules=schedules, pretrain_steps=steps)
@@ -141,7 +142,7 @@ def find_segments(prepared: Prepared, directory: Path) -> dict[str, RunResult]:
     for segment in prepared.plan.segments:
         if needs(segment) <= set(done):
             recipe, _, span = segment_run(prepared, segment, done)
-            found = finder.find(recipe, directory, span)
+            found = finder.find(recipe, segments_folder(prepared, directory), span)
             if found is not None:
                 done[segment.name] = found
     return done
@@ -163,7 +164,8 @@ def run_segment(
     """Run one segment whose parent and weights are in `done`, or find it finished."""
     recipe, origins, span = segment_run(prepared, segment, done)
     report = None if progress is None else (lambda step, values: progress(segment, step, values))
-    return train(recipe, directory, span=span, label=asdict(segment), provenance=origins, progress=report)
+    out = segments_folder(prepared, directory)
+    return train(recipe, out, span=span, label=asdict(segment), provenance=origins, progress=report)
 
 
 def _trunk_schedule(recipe: AnyRecipe, prepared: Prepared, segment: Segment) -> Schedule:
@@ -181,7 +183,7 @@ def write_plan(prepared: Prepared, directory: Path, done: dict[str, RunResult]) 
     content = {
         "cells": [asdict(cell) for cell in prepared.plan.cells],
         "segments": [
-            {**asdict(segment), "directory": done[segment.name].directory.name if segment.name in done else None}
+            {**asdict(segment), "directory": _below(directory, done.get(segment.name))}
             for segment in prepared.plan.segments
         ],
         "notes": list(prepared.plan.notes),
@@ -192,6 +194,15 @@ def write_plan(prepared: Prepared, directory: Path, done: dict[str, RunResult]) 
     }
     _replace(directory / "study.yaml", yaml.safe_dump(prepared.study.model_dump(mode="json"), sort_keys=False))
     _replace(directory / "plan.json", json.dumps(content, indent=1))
+
+
+def segments_folder(prepared: Prepared, directory: Path) -> Path:
+    """Where the segments of a study lie: in its own directory, or in one that several studies share."""
+    return directory if prepared.study.runs is None else directory.parent / prepared.study.runs
+
+
+def _below(directory: Path, result: RunResult | None) -> str | None:
+    return None if result is None else Path(os.path.relpath(result.directory, directory)).as_posix()
 
 
 def _replace(path: Path, text: str) -> None:

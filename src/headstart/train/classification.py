@@ -1,7 +1,8 @@
-"""The classification task: pre-training on image folders, with the detector's own backbone."""
+"""The classification task: pre-training on image folders with the detector's own backbone, and transfer learning."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,10 @@ from headstart.train.task import Judgement, Task
 
 @dataclass(frozen=True)
 class LabelledBatch:
-    """images [B,3,S,S] normalised; labels [B] in 0..C-1; slots [B] key randomness; indices [B] into the data set."""
+    """images [B,3,S,S] normalised, or their features [B,W]; labels [B] in 0..C-1; slots [B] key randomness.
+
+    indices [B] are those of the images in the data set.
+    """
 
     images: Tensor
     labels: Tensor
@@ -49,9 +53,13 @@ class CropStream:
 
     def raw(self, step: int) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
         """Decoded images, their indices and slot numbers."""
-        indices = self.order.indices(step)[self.share]
-        slots = np.arange(step * self.order.batch, (step + 1) * self.order.batch)[self.share]
+        indices, slots = self.places(step)
         return [self.images(int(i)) for i in indices], indices, slots
+
+    def places(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Indices into the data set and slot numbers of this process's share of a step."""
+        slots = np.arange(step * self.order.batch, (step + 1) * self.order.batch)[self.share]
+        return self.order.indices(step)[self.share], slots
 
     def batches(self, start: int, stop: int, device: torch.device) -> Iterator[LabelledBatch]:
         """Batches of steps start..stop-1."""
@@ -67,6 +75,48 @@ class CropStream:
                 torch.from_numpy(slots.astype(np.int64)).to(device),
                 indices,
             )
+
+
+class KeptFeatures:
+    """What a frozen backbone makes of whole images: pooled features [N,W], computed when first asked for and kept.
+
+    They are those that training would compute without augmentation at every step, as the recipe asserts.
+    """
+
+    def __init__(self, images: Images, recipe: ClassifyRecipe, *, bf16: bool):
+        self.images, self.recipe, self.bf16 = images, recipe, bf16
+        self._kept: Tensor | None = None
+
+    @torch.no_grad()
+    def all(self, model: Classifier, device: torch.device) -> Tensor:
+        """Features [N,W] of every image, in the order of the data set; the backbone must be in its final state."""
+        if self._kept is None:
+            parts = []
+            for shown in whole_images(self.images, self.recipe, device):
+                with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.bf16):
+                    parts.append(model.features(shown))
+            self._kept = torch.cat(parts)
+        return self._kept
+
+    def batches(
+        self, stream: CropStream, model: Classifier, start: int, stop: int, device: torch.device
+    ) -> Iterator[LabelledBatch]:
+        """The batches of a stream's steps start..stop-1 with features in the place of images."""
+        kept = self.all(model, device)
+        labels = torch.from_numpy(self.images.dataset.labels.astype(np.int64)).to(device)
+        for step in range(start, stop):
+            indices, slots = stream.places(step)
+            at = torch.from_numpy(indices).to(device)
+            yield LabelledBatch(kept[at], labels[at], torch.from_numpy(slots.astype(np.int64)).to(device), indices)
+
+
+def whole_images(images: Images, recipe: ClassifyRecipe, device: torch.device) -> Iterator[Tensor]:
+    """All images in the order of the data set, resized to the input square and normalised: batches [B,3,S,S]."""
+    num, batch = images.dataset.num_images, recipe.evaluate.batch
+    for at in range(0, num, batch):
+        shown = [images(i) for i in range(at, min(at + batch, num))]
+        crops = [(0, 0, *image.shape[:2], False) for image in shown]
+        yield crop_images(shown, crops, recipe.input.size, _convention(recipe), device)
 
 
 def random_crop(
@@ -135,12 +185,17 @@ def classification_task(recipe: ClassifyRecipe) -> Task:
     model = build_classifier(recipe, len(train.class_names))
     if recipe.train.channels_last:
         model = model.to(memory_format=torch.channels_last)
+    batches, features = stream.batches, None
+    if recipe.data.cache_features:
+        bf16 = recipe.train.precision == "bf16"
+        kept, features = KeptFeatures(stream.images, recipe, bf16=bf16), KeptFeatures(held_out, recipe, bf16=False)
+        batches = partial(kept.batches, stream, model)
     return Task(
         model=model,
         losses=class_loss,
-        batches=stream.batches,
+        batches=batches,
         counts=lambda step: (recipe.train.batch, recipe.train.batch * recipe.input.size**2),
-        evaluate=lambda device: judge(model, held_out, recipe, device),
+        evaluate=lambda device: judge(model, held_out, recipe, device, features=features),
         describe=lambda batch: f"images {', '.join(train.file_names[i] for i in batch.indices)}",
         classes={"ids": list(range(len(train.class_names))), "names": list(train.class_names)},
         num_images=train.num_images,
@@ -157,15 +212,24 @@ def class_loss(model: nn.Module, batch: LabelledBatch) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def judge(model: Classifier, images: Images, recipe: ClassifyRecipe, device: torch.device) -> Judgement:
-    """Top-1 accuracy on every image (the whole image, resized to the input square), over all and per class."""
-    data, size, batch = images.dataset, recipe.input.size, recipe.evaluate.batch
-    right = np.zeros(data.num_images, bool)
-    for at in range(0, data.num_images, batch):
-        shown = [images(i) for i in range(at, min(at + batch, data.num_images))]
-        whole = [(0, 0, *image.shape[:2], False) for image in shown]
-        logits = model(crop_images(shown, whole, size, _convention(recipe), device))
-        right[at : at + len(shown)] = logits.argmax(dim=1).cpu().numpy() == data.labels[at : at + len(shown)]
+def judge(
+    model: Classifier,
+    images: Images,
+    recipe: ClassifyRecipe,
+    device: torch.device,
+    *,
+    features: KeptFeatures | None = None,
+) -> Judgement:
+    """Top-1 accuracy on every image (the whole image, resized to the input square), over all and per class.
+
+    features: the images' own, where a frozen backbone keeps them.
+    """
+    data = images.dataset
+    if features is None:
+        logits = torch.cat([model(shown) for shown in whole_images(images, recipe, device)])
+    else:
+        logits = model(features.all(model, device))
+    right = logits.argmax(dim=1).cpu().numpy() == data.labels
     per_class = {
         name: {"top1": float(right[data.labels == label].mean())} for label, name in enumerate(data.class_names)
     }
