@@ -33,7 +33,7 @@ FRAME = 28  # of our masks; the base recipe's is larger, which costs our side mo
 
 @dataclass(frozen=True)
 class Case:
-    """B images of side x side pixels with `objects` objects each, and the recipe of the model."""
+    """B images of side x side (or side x width) pixels with `objects` objects each, and the recipe of the model."""
 
     name: str
     batch: int
@@ -42,6 +42,7 @@ class Case:
     num_classes: int
     recipe: str = "base"
     changes: dict[str, Any] = field(default_factory=dict)
+    width: int | None = None
 
     def load(self) -> Recipe:
         """Our recipe; without torchvision's half-cell difference, so that both sides compute the same function."""
@@ -80,15 +81,17 @@ def norm_of(recipe: Recipe, used: bool):
     if not used:
         return None
     groups = recipe.model.norm_groups
-    return {"group": lambda width: nn.GroupNorm(groups, width), "batch": nn.BatchNorm2d}[recipe.model.norm]
+    kinds = {"group": lambda width: nn.GroupNorm(groups, width), "frozen_batch": torchvision.ops.FrozenBatchNorm2d}
+    return kinds.get(recipe.model.norm, nn.BatchNorm2d)
 
 
 def their_body(recipe: Recipe, ours: Detector) -> tuple[nn.Module, list[int]]:
     """torchvision's ResNet; for a narrow one, which torchvision cannot make, a ResNet of ours with the same layers."""
-    depth = recipe.model.backbone.depth
-    if not isinstance(depth, int):
+    part = recipe.model.backbone
+    if not isinstance(part.depth, int) or part.width != 64:
         return build(recipe, 1).backbone, list(ours.backbone.channels)
-    body = getattr(torchvision.models, f"resnet{depth}")(weights=None, norm_layer=norm_of(recipe, True))
+    shape = {"groups": part.groups, "width_per_group": part.group_width or 64}
+    body = getattr(torchvision.models, f"resnet{part.depth}")(weights=None, norm_layer=norm_of(recipe, True), **shape)
     layers = {f"layer{stage}": str(stage - 1) for stage in range(1, 5)}
     return torchvision.models._utils.IntermediateLayerGetter(body, layers), list(ours.backbone.channels)
 
@@ -108,7 +111,7 @@ def their_detector(case: Case, ours: Detector) -> MaskRCNN:
     return MaskRCNN(
         backbone,
         min_size=case.side,
-        max_size=case.side,
+        max_size=case.width or case.side,
         image_mean=[0.0] * 3,
         image_std=[1.0] * 3,
         _skip_resize=True,
@@ -138,8 +141,10 @@ def pair(case: Case) -> tuple[Detector, MaskRCNN]:
     ours = build(case.load(), case.num_classes)
     torch.manual_seed(0)
     theirs = their_detector(case, ours)
-    # So that a random net reports objects as a trained one does: a few hundred candidates an image pass the threshold.
+    # So that a random net reports objects as a trained one does: a few hundred candidates an image pass the
+    # threshold, and proposals are told apart by more than rounding.
     nn.init.normal_(theirs.roi_heads.box_predictor.cls_score.weight, std=0.25)
+    nn.init.normal_(theirs.rpn.head.cls_logits.weight, std=0.25)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "theirs.pth"
         # Our loader knows the fc of torchvision's own head of four convolutions, which comes fifth.
@@ -153,11 +158,11 @@ def pair(case: Case) -> tuple[Detector, MaskRCNN]:
 def inputs(case: Case, seed: int = 0) -> tuple[Batch, tuple[list[Tensor], list[dict[str, Tensor]]]]:
     """One batch in both forms: images of smooth noise, objects that are ellipses of all sizes."""
     generator = torch.Generator().manual_seed(seed)
-    num, side, objects = case.batch, case.side, case.objects
-    images = torch.randn(num, 3, side // 8, side // 8, generator=generator)
-    images = nn.functional.interpolate(images, size=(side, side), mode="bilinear")
-    size = side * torch.exp(torch.empty(num, objects, 2).uniform_(-2.5, -0.4, generator=generator))
-    low = torch.rand(num, objects, 2, generator=generator) * (side - size)
+    num, objects, (height, width) = case.batch, case.objects, (case.side, case.width or case.side)
+    images = torch.randn(num, 3, height // 8, width // 8, generator=generator)
+    images = nn.functional.interpolate(images, size=(height, width), mode="bilinear")
+    size = height * torch.exp(torch.empty(num, objects, 2).uniform_(-2.5, -0.4, generator=generator))
+    low = torch.rand(num, objects, 2, generator=generator) * (torch.tensor([width, height]) - size)
     boxes = torch.cat([low, low + size], dim=2)
     labels = torch.randint(0, case.num_classes, (num, objects), generator=generator)
     real = torch.ones(num, objects, dtype=torch.bool)
@@ -165,7 +170,7 @@ def inputs(case: Case, seed: int = 0) -> tuple[Batch, tuple[list[Tensor], list[d
     disc = ((axis[:, None] ** 2 + axis**2) <= 1).expand(num, objects, FRAME, FRAME).contiguous()
     batch = Batch(
         images=images.contiguous(memory_format=torch.channels_last),
-        sizes=torch.tensor([[side, side]] * num),
+        sizes=torch.tensor([[height, width]] * num),
         gt_boxes=boxes,
         gt_labels=labels,
         gt_valid=real,
@@ -175,14 +180,14 @@ def inputs(case: Case, seed: int = 0) -> tuple[Batch, tuple[list[Tensor], list[d
         image_ids=torch.arange(num),
         slots=torch.arange(num) + seed * num,
     )
-    targets = [{"boxes": b, "labels": c + 1, "masks": ellipses(b, side)} for b, c in zip(boxes, labels)]
+    targets = [{"boxes": b, "labels": c + 1, "masks": ellipses(b, height, width)} for b, c in zip(boxes, labels)]
     return batch, (list(images), targets)
 
 
-def ellipses(boxes: Tensor, side: int) -> Tensor:
-    """Masks [N,side,side] uint8 of the ellipses that fill boxes [N,4]."""
-    cell = torch.arange(side) + 0.5
+def ellipses(boxes: Tensor, height: int, width: int) -> Tensor:
+    """Masks [N,H,W] uint8 of the ellipses that fill boxes [N,4]."""
+    x, y = torch.arange(width) + 0.5, torch.arange(height) + 0.5
     centre, radius = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2
-    across = (cell - centre[:, :1]) / radius[:, :1]
-    down = (cell - centre[:, 1:]) / radius[:, 1:]
+    across = (x - centre[:, :1]) / radius[:, :1]
+    down = (y - centre[:, 1:]) / radius[:, 1:]
     return (across.unsqueeze(1) ** 2 + down.unsqueeze(2) ** 2 <= 1).to(torch.uint8)

@@ -152,18 +152,21 @@ def table(name: str, found: dict) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cases", nargs="*", default=list(CASES), choices=CASES)
+    parser.add_argument("cases", nargs="*", help=f"of {', '.join(CASES)}; all, if none is named")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--memory", choices=("ours", "theirs"), help="print this side's peak memory only")
     args = parser.parse_args()
+    unknown = [name for name in args.cases if name not in CASES]
+    if unknown:
+        parser.error(f"{unknown[0]}: no such case; expected some of {', '.join(CASES)}")
     torch.set_num_threads(args.threads)
     if args.memory:
         return print_memory(CASES[args.cases[0]], args.memory)
     found = {}
-    for name in args.cases:
+    for name in args.cases or CASES:
         repeats = 5 * args.repeats if CASES[name].side < 200 else args.repeats
         found[name] = measure(CASES[name], repeats, CLOCKS[args.clock])
         print(table(name, found[name]) + "\n", flush=True)
