@@ -106,6 +106,17 @@ RECIPES = [
     ({"data.train_images": "nowhere"}, ["nowhere"]),
     ({"task": "tracking"}, ["task: 'tracking' is unknown", "detection"]),
     ({"seed": -1}, ["seed: -1 is not valid"]),
+    ({"evaluate.voc": "07"}, ["evaluate.voc: '07'", "boolean"]),
+    ({"input.jitter.enabled": True, "input.short": [48, 64]}, ["input.short: [48, 64] has no effect", "single size"]),
+    ({"input.jitter.crop": 100}, ["input.jitter.crop: 100", "multiple of 32"]),
+    ({"input.jitter.low": 3}, ["input.jitter.low: 3 is above input.jitter.high, 2"]),
+    ({"input.copy_paste": True}, ["input.copy_paste: needs a fixed crop", "input.jitter.enabled=true"]),
+    (
+        {"input.copy_paste": True, "input.jitter.enabled": True, "model.mask.enabled": False},
+        ["input.copy_paste: pastes masks", "model.mask.enabled is false"],
+    ),
+    ({"evaluate.tta.shorts": [64, 64]}, ["evaluate.tta.shorts: [64, 64] holds a size twice"]),
+    ({"evaluate.tta.vote_threshold": 0}, ["evaluate.tta.vote_threshold: 0", "greater than 0"]),
     ({"evaluate.every": "2"}, ["evaluate.every", "'2'", "unit"]),
 ]
 
@@ -429,3 +440,24 @@ def test_good_input_is_not_refused(say, finished, data_root, tmp_path):
     assert answer.code == 0 and "equal bit for bit" in answer.out
     assert say("recipe", "show", "base", *overrides(NET)).code == 0
     assert checkpoint.load(finished["detector"])["recipe"]["name"] == "tiny"
+
+
+def test_what_a_trained_detector_is_not_told_anew(say, finished):
+    said = "a trained detector stays what it is"
+    refused(say("eval", finished["detector"], "train.rate=1"), "override train.rate", said)
+    refused(say("eval", finished["detector"], "evaluate.tta.shorts=[]"), "evaluate.tta.shorts: []", "at least 1 item")
+    refused(say("predict", finished["detector"], "model.norm=batch"), "override model.norm", said)
+    refused(say("eval", finished["classifier"], "evaluate.tta.enabled=true"), "expected a detection checkpoint")
+
+
+def test_searches_and_variants_that_cannot_be(say, tmp_path, data_root):
+    study = tiny_study(data_root)
+    for key, value, expected in (
+        ("fractions", [{"images": 7}], "fractions: 7 images, but the training set has 6"),
+        ("also_evaluate", {"tta": {"evaluate.tta.enable": True}}, "evaluate.tta.enable: unknown field"),
+        ("also_evaluate", {"plain": {"train.rate": 1}}, "also_evaluate.plain: train.rate is no part of one evaluation"),
+    ):
+        (tmp_path / "mine.yaml").write_text(yaml.safe_dump({**study, key: value}))
+        refused(say("study", "run", tmp_path / "mine.yaml"), expected)
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(study))
+    refused(say("study", "search", tmp_path / "mine.yaml"), "study tiny: has no search")

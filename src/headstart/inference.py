@@ -7,20 +7,22 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from headstart.data.buckets import Resize, bucket_of
+from headstart.data.buckets import Resize
 from headstart.data.coco import Dataset
+from headstart.data.eval_images import show
 from headstart.data.images import SUFFIXES, load_image
-from headstart.data.transforms import View, stack_images
 from headstart.evaluate.coco_eval import Evaluation
 from headstart.evaluate.coco_eval import evaluate as evaluate_predictions
 from headstart.evaluate.predictions import Predictions
 from headstart.evaluate.rle import paste_rle
+from headstart.evaluate.voc_eval import with_voc
 from headstart.model.detector import Detector, build
-from headstart.recipe import Recipe
+from headstart.recipe import EVALUATION_FIELDS, Recipe, flatten, unflatten
 from headstart.resolve import validate
 from headstart.train import checkpoint, distributed
-from headstart.train.detection import convention_of, eval_images, predict_all
+from headstart.train.detection import convention_of, eval_images, look_at, predict_all, tta_of
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,20 @@ class Trained:
     step: int
 
 
-def load_trained(path: str | Path) -> Trained:
-    """The detector of a checkpoint file or of a run directory (its newest checkpoint)."""
+# What may be said of a trained detector anew: how it is looked at and judged.
+FREE_FIELDS = (*EVALUATION_FIELDS, "data.num_workers", "data.cache")
+
+
+def load_trained(path: str | Path, overrides: dict[str, Any] | None = None) -> Trained:
+    """The detector of a checkpoint file or of a run directory (its newest checkpoint).
+
+    overrides {dotted field: value} change how it evaluates and predicts, nothing else.
+    """
+    for field in overrides or {}:
+        if not field.startswith(FREE_FIELDS):
+            raise ValueError(
+                f"override {field}: a trained detector stays what it is, expected one of evaluate.… or input.test_…"
+            )
     path = Path(path)
     if path.is_dir():
         steps = checkpoint.steps_saved(path)
@@ -45,7 +59,7 @@ def load_trained(path: str | Path) -> Trained:
     state = checkpoint.load(path)
     if state["recipe"].get("task") != "detection":
         raise ValueError(f"{path}: was made by a {state['recipe'].get('task')} recipe, expected a detection checkpoint")
-    recipe = validate(Recipe, state["recipe"], str(path))
+    recipe = validate(Recipe, unflatten({**flatten(state["recipe"]), **flatten(overrides or {})}), str(path))
     model = build(recipe, len(state["classes"]["names"]))
     model.load_state_dict(state["model"])
     model.to(distributed.device()).eval()
@@ -55,17 +69,23 @@ def load_trained(path: str | Path) -> Trained:
 
 
 def evaluate(trained: Trained, data: Dataset) -> tuple[Evaluation, Predictions]:
-    """COCO metrics of a trained detector on a data set with the same categories, and its predictions."""
+    """COCO metrics (and VOC's) of a trained detector on a data set with the same categories, and its predictions."""
     if tuple(data.category_ids.tolist()) != trained.category_ids:
         raise ValueError(
             f"{data.path}: has categories {data.category_ids.tolist()[:10]}, "
             f"the checkpoint was trained on {list(trained.category_ids)[:10]}"
         )
-    predictions = predict_all(trained.model, eval_images(trained.recipe, data), distributed.device())
+    predictions = predict_all(
+        trained.model,
+        eval_images(trained.recipe, data),
+        distributed.device(),
+        bf16=trained.recipe.train.precision == "bf16",
+        tta=tta_of(trained.recipe),
+    )
     kinds = ("box",) if trained.model.mask_head is None else ("box", "mask")
-    return evaluate_predictions(
-        data, predictions, kinds=kinds, max_detections=trained.recipe.evaluate.detections
-    ), predictions
+    part = trained.recipe.evaluate
+    result = evaluate_predictions(data, predictions, kinds=kinds, max_detections=part.detections)
+    return with_voc(result, data, predictions) if part.voc else result, predictions
 
 
 @dataclass(frozen=True)
@@ -104,16 +124,14 @@ def predict(trained: Trained, image: str | Path | np.ndarray, *, score_threshold
     """Detections on one image (a file, or uint8 [H,W,3] RGB), best first, in its own pixels."""
     pixels = image if isinstance(image, np.ndarray) else load_image(image)
     height, width = pixels.shape[:2]
-    resize = Resize(trained.recipe.input.test_short, trained.recipe.input.test_long)
-    size = resize.size(height, width)
-    batch = stack_images(
-        [pixels],
-        [View(size, False)],
-        bucket_of(height, width, resize),
-        convention_of(trained.recipe),
-        distributed.device(),
-    )
-    found = trained.model.predict(batch, torch.tensor([size], device=batch.device))
+    own, convention = trained.recipe.input, convention_of(trained.recipe)
+
+    def look(resize: Resize | None = None, *, flip: bool = False) -> tuple[Tensor, Tensor]:
+        resize = resize or Resize(own.test_short, own.test_long)
+        return show([pixels], resize, convention, distributed.device(), flip=flip)
+
+    found, sizes = look_at(trained.model, look, tta_of(trained.recipe))
+    size = sizes[0].tolist()
     keep = found.valid[0] & (found.scores[0] >= score_threshold)
     boxes = found.boxes[0, keep].double().cpu().numpy() * np.array([width / size[1], height / size[0]] * 2)
     labels = found.labels[0, keep].tolist()

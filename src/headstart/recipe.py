@@ -9,8 +9,9 @@ import json
 from fractions import Fraction
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from headstart.recipe_parts import Input, Part, Positive, Start, Train, TtaPart
 from headstart.schedule import Schedule, duration, multiple_of
 
 # Fields that change how a run is carried out, not what comes out of it: left out of the digest.
@@ -34,15 +35,8 @@ REPLACED = (
     "train.base",
     "train.warmup",
 )
-
-
-Positive = Annotated[float, Field(gt=0)]
-
-
-class Part(BaseModel):
-    """A frozen section of a recipe that refuses unknown fields."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+# What may change between two evaluations of one checkpoint.
+EVALUATION_FIELDS = ("evaluate.", "input.test_")
 
 
 class Data(Part):
@@ -58,17 +52,6 @@ class Data(Part):
     max_objects: int | None = Field(ge=1)
     num_workers: int = Field(ge=0)
     cache: bool
-
-
-class Input(Part):
-    short: tuple[Annotated[int, Field(gt=0)], ...] = Field(min_length=1)
-    long: int = Field(gt=0)
-    test_short: int = Field(gt=0)
-    test_long: int = Field(gt=0)
-    flip: float = Field(ge=0, le=1)
-    mean: tuple[float, float, float]
-    std: tuple[Positive, Positive, Positive]
-    order: Literal["rgb", "bgr"]
 
 
 class ResNetBackbone(Part):
@@ -180,43 +163,6 @@ class Classifier(Part):
         return self
 
 
-class Start(Part):
-    kind: Literal["random", "backbone", "detector"]
-    weights: str | None
-    freeze: Literal["none", "stem", "stage1", "stage2", "stage3", "stage4", "backbone"]
-
-    @model_validator(mode="after")
-    def _complete(self) -> "Start":
-        if self.kind == "random" and self.weights is not None:
-            raise ValueError(
-                f"start.weights: {self.weights!r} is given but start.kind is 'random'; "
-                "expected null, or start.kind 'backbone' or 'detector'"
-            )
-        if self.kind != "random" and self.weights is None:
-            raise ValueError(f"start.weights: missing for start.kind {self.kind!r}; expected a weights file")
-        return self
-
-
-class Train(Part):
-    batch: int = Field(ge=1)
-    reference_batch: int = Field(ge=1)
-    rate: float = Field(gt=0)
-    momentum: float = Field(ge=0, lt=1)
-    weight_decay: float = Field(ge=0)
-    norm_weight_decay: float = Field(ge=0)
-    warmup: int | str
-    warmup_from: float = Field(ge=0, le=1)
-    base: int | str
-    schedule: str
-    drop_factor: float = Field(gt=0, le=1)
-    clip_norm: float | None
-    precision: Literal["fp32", "bf16"]
-    compile: bool
-    channels_last: bool
-    log_every: int = Field(ge=1)
-    threads: int | None
-
-
 class ClassifyEvaluate(Part):
     every: int | str
     batch: int = Field(ge=1)
@@ -229,6 +175,8 @@ class Evaluate(Part):
     score_threshold: float = Field(ge=0, lt=1)
     nms_threshold: float = Field(ge=0, le=1)
     detections: int = Field(ge=1)
+    voc: bool
+    tta: TtaPart
 
 
 class Checkpoint(Part):
@@ -248,6 +196,12 @@ class Recipe(Part):
     train: Train
     evaluate: Evaluate
     checkpoint: Checkpoint
+
+    @model_validator(mode="after")
+    def _paste_has_masks(self) -> "Recipe":
+        if self.input.copy_paste and not self.model.mask.enabled:
+            raise ValueError("input.copy_paste: pastes masks, but model.mask.enabled is false; expected it to be true")
+        return self
 
 
 class ClassifyData(Part):

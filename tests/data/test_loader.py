@@ -9,7 +9,8 @@ from PIL import Image
 
 from headstart.data.buckets import Resize
 from headstart.data.coco import Dataset, read, subset
-from headstart.data.loader import Augmentation, EvalImages, Images, Targets, TrainStream, ahead
+from headstart.data.eval_images import EvalImages
+from headstart.data.loader import Augmentation, Images, Targets, TrainStream, ahead
 from headstart.data.transforms import Convention
 from tiny import SIDE
 

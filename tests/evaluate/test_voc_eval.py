@@ -8,8 +8,9 @@ import pytest
 from random_case import random_case
 
 from headstart.data import coco
+from headstart.evaluate.coco_eval import evaluate
 from headstart.evaluate.predictions import Predictions, empty
-from headstart.evaluate.voc_eval import evaluate_voc
+from headstart.evaluate.voc_eval import evaluate_voc, with_voc
 
 
 def plain_iou(a, truth):
@@ -123,3 +124,16 @@ def test_nothing_found_and_nothing_there(tmp_path):
     dataset, predictions = read(tmp_path, document, results)
     assert np.isnan(evaluate_voc(dataset, predictions).mean)
     assert np.isnan(evaluate_voc(dataset, empty(), eleven_points=True).mean)
+
+
+def test_beside_the_metrics_of_coco(tmp_path):
+    document, results = random_case(2, num_images=6)
+    dataset, predictions = read(tmp_path, document, results)
+    plain = evaluate(dataset, predictions, kinds=("box",))
+    both = with_voc(plain, dataset, predictions)
+    assert both.metrics["box"] == plain.metrics["box"] and list(both.metrics) == ["box", "voc"]
+    area, eleven = evaluate_voc(dataset, predictions), evaluate_voc(dataset, predictions, eleven_points=True)
+    assert both.metrics["voc"] == {"AP": area.mean, "AP07": eleven.mean}
+    assert {name: row["AP07"] for name, row in both.per_class["voc"].items()} == pytest.approx(
+        eleven.per_class, nan_ok=True
+    )

@@ -1,9 +1,11 @@
 """Plans against the paper's arithmetic and against a brute-force walk along every cell."""
 
 import copy
+from itertools import pairwise
 
 import pytest
 
+from headstart.data.coco import nested_fraction
 from headstart.schedule import Schedule, due
 from headstart.study.definition import Study, parse_study, read_study
 from headstart.study.forecast import Load, cell_rows, makespan, num_evaluations, segment_rows, totals
@@ -303,3 +305,61 @@ def test_makespan_of_one_job_is_the_sum_and_more_jobs_wait_for_what_they_need():
     assert makespan(plan, loads, 1) == plan.steps_shared == 2 * 210
     assert makespan(plan, loads, 100) == 180
     assert 210 <= makespan(plan, loads, 2) <= 420
+
+
+def test_numbers_of_images_become_shares_that_give_them_back():
+    counts = (35_000, 10_000, 3_500, 1_000)
+    study = one_arm("2x", fractions=[*({"images": n} for n in counts), 1.0]).on(118_287)
+    shares = [entry.fraction for entry in study.fractions]
+    drawn = [nested_fraction(118_287, share, 0) for share in shares]
+    assert [len(part) for part in drawn] == [*counts, 118_287]
+    assert all((long[: len(short)] == short).all() for long, short in pairwise(sorted(drawn, key=len, reverse=True)))
+    assert [len(nested_fraction(103, n / 103, 5)) for n in range(1, 104)] == list(range(1, 104))
+    names = [segment.name for segment in plan_of(study).segments if segment.kind == "trunk"]
+    assert names == [f"scratch-f{n / 118_287:.6g}-s0-trunk-0-120" for n in (*counts, 118_287)]
+
+
+@pytest.mark.parametrize(
+    ("fractions", "message"),
+    [
+        ([{"images": 0}], "greater than or equal to 1"),
+        ([{"images": "many"}], "valid integer"),
+        ([{"images": 5, "fraction": 0.5}], "one of fraction .* and images"),
+        ([{"schedules": ["2x"]}], "one of fraction .* and images"),
+        ([{"images": 5}, {"images": 5}], "'5 images' is given twice"),
+    ],
+)
+def test_wrong_amounts_of_data(fractions, message):
+    with pytest.raises(ValueError, match=message):
+        one_arm("2x", fractions=fractions)
+
+
+def test_amounts_that_do_not_fit_the_data():
+    with pytest.raises(ValueError, match="fractions: 104 images, but the training set has 103"):
+        one_arm("2x", fractions=[{"images": 104}]).on(103)
+    with pytest.raises(ValueError, match=r"fractions: 0\.5 is given twice"):
+        one_arm("2x", fractions=[{"images": 51}, 0.5]).on(102)
+
+
+@pytest.mark.parametrize(
+    ("patch", "message"),
+    [
+        ({"tta": {}}, "also_evaluate.tta: is empty"),
+        ({"tta": {"train.rate": 1}}, "also_evaluate.tta: train.rate is no part of one evaluation"),
+        ({"tta": {"evaluate": {"every": "2 steps"}}}, "evaluate.every is no part of one evaluation"),
+        ({"t a": {"input.test_short": 64}}, "'t a' is not a name"),
+    ],
+)
+def test_wrong_variants(patch, message):
+    with pytest.raises(ValueError, match=message):
+        study_of(also_evaluate=patch)
+
+
+def test_a_rule_may_be_about_a_variant():
+    rule = {**GOOD["rule"], "metric": "tta:mask.AP"}
+    study = study_of(also_evaluate={"tta": {"evaluate": {"tta": {"enabled": True}}}}, rule=rule)
+    assert study.rule.metric == "tta:mask.AP"
+    with pytest.raises(ValueError, match=r"rule\.metric: also_evaluate entry 'tta' is not known"):
+        study_of(rule=rule)
+    with pytest.raises(ValueError, match=r"rule\.metric 'mask\.APx' is not known, did you mean"):
+        study_of(also_evaluate={"tta": {"input.test_short": 64}}, rule={**rule, "metric": "tta:mask.APx"})

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from headstart.cli.console import Overrides, bar, describe_run, resolved, say, show, show_metrics, step_bar
+from headstart.cli.console import Overrides, bar, describe_run, patch_of, resolved, say, show, show_metrics, step_bar
 
 Out = Annotated[Path, typer.Option(help="Where run directories go.")]
 
@@ -63,14 +63,15 @@ def evaluate(
     split: Annotated[str | None, typer.Option(help="Split of a VOC or YOLO set.")] = None,
     save: Annotated[Path | None, typer.Option(help="Write the predictions as COCO JSON.")] = None,
     per_class: Annotated[bool, typer.Option("--per-class", help="AP of every class.")] = False,
+    overrides: Overrides = None,
 ) -> None:
-    """COCO box and mask AP of a checkpoint on a data set."""
+    """COCO box and mask AP of a checkpoint on a data set; overrides such as evaluate.tta.enabled=true."""
     from headstart.data.formats import open_dataset
     from headstart.inference import evaluate as evaluate_trained
     from headstart.inference import load_trained
     from headstart.train.detection import training_data, validation_data
 
-    trained = load_trained(checkpoint)
+    trained = load_trained(checkpoint, patch_of(overrides))
     chosen = {None: validation_data, "train": training_data}.get(data)
     dataset = chosen(trained.recipe) if chosen else open_dataset(data, images, split)
     result, predictions = evaluate_trained(trained, dataset)
@@ -92,7 +93,9 @@ def evaluate(
 
 def predict(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint or a run directory.")],
-    images: Annotated[list[Path], typer.Argument(help="Image files or folders.")],
+    images: Annotated[
+        list[str], typer.Argument(help="Image files or folders; and overrides such as evaluate.tta.enabled=true.")
+    ],
     out: Annotated[Path, typer.Option(help="Where pictures and predictions.json go.")] = Path("predictions"),
     score: Annotated[float, typer.Option(help="Lowest score that is drawn and written.", min=0.0, max=1.0)] = 0.5,
 ) -> None:
@@ -104,7 +107,9 @@ def predict(
     from headstart.inference import image_files, load_trained
     from headstart.inference import predict as predict_one
 
-    trained, files = load_trained(checkpoint), image_files(images)
+    overrides = [text for text in images if "=" in text and not Path(text).exists()]
+    files = image_files([text for text in images if text not in overrides])
+    trained = load_trained(checkpoint, patch_of(overrides))
     out.mkdir(parents=True, exist_ok=True)
     results: list[dict[str, Any]] = []
     with bar() as progress:

@@ -89,12 +89,47 @@ def run(
     jobs: Jobs = None,
 ) -> None:
     """Run every segment that is missing, then write the report. Stop it anywhere; the same command continues."""
-    from headstart.study.execute import run_study
     from headstart.study.report import build_report, is_current
     from headstart.study.run import refuse_undeclared
 
     prepared = prepared_study(study, overrides)
     refuse_undeclared(prepared)
+    directory = run_prepared(prepared, out, jobs)
+    say_verdict(directory / "report.html" if is_current(directory) else build_report(directory))
+
+
+@app.command()
+def search(
+    study: Name,
+    overrides: Overrides = None,
+    out: Out = Path("runs"),
+    jobs: Jobs = None,
+) -> None:
+    """Try every combination of a study's `search` on its arm, pick the best, and write it down with the effort."""
+    from headstart.study.display import score
+    from headstart.study.read import read_study_folder
+    from headstart.study.run import prepare
+    from headstart.study.search import best_of, trial_study, trials_of, write_tuned
+
+    asked = prepared_study(study, overrides)
+    prepared = prepare(trial_study(asked.study), asked.overrides)
+    directory = run_prepared(prepared, out, jobs)
+    trials = trials_of(asked.study, read_study_folder(directory))
+    best, fields = best_of(trials), list(asked.study.search.grid)
+    show(
+        f"search of {asked.study.name} on arm {asked.study.search.arm}",
+        ["trial", *fields, "steps", asked.study.search.metric],
+        [[t.name, *(str(t.values[field]) for field in fields), f"{t.steps:,}", score(t.score)] for t in trials],
+    )
+    path = write_tuned(asked.study, trials, directory)
+    say(f"best: {best.name}, picked on the validation images, by which the study judges too")
+    say(f"the picked values, and the effort for the difference sheet: {path}")
+
+
+def run_prepared(prepared: Any, out: Path, jobs: int | None) -> Path:
+    """Print the plan, unless all is done, and run it under a progress bar; the study's directory."""
+    from headstart.study.execute import run_study
+
     jobs = jobs or default_jobs(prepared)
     segments = {segment.name: segment for segment in prepared.plan.segments}
     expected = dict.fromkeys(segments, 1.0)
@@ -116,8 +151,7 @@ def run(
         def reuse(name: str) -> None:
             move(name, 1.0, f"{name} done")
 
-        directory = run_study(prepared, out, jobs=jobs, progress=update, finished=reuse)
-    say_verdict(directory / "report.html" if is_current(directory) else build_report(directory))
+        return run_study(prepared, out, jobs=jobs, progress=update, finished=reuse)
 
 
 def default_jobs(prepared: Any) -> int:

@@ -51,6 +51,11 @@ class Dataset:
     left_right: tuple[tuple[int, int], ...]  # indices that a mirror swaps
     notes: tuple[str, ...]
 
+    def size_of(self, annotation: int) -> tuple[int, int]:
+        """(height, width) of the image that an annotation belongs to."""
+        image = int(np.searchsorted(self.first, annotation, side="right")) - 1
+        return int(self.heights[image]), int(self.widths[image])
+
     @property
     def num_images(self) -> int:
         """I."""

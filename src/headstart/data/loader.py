@@ -1,10 +1,10 @@
-"""The training stream and the evaluation batches of a detection data set.
+"""The training stream of a detection data set.
 
 The content of (step, slot) depends on the seed only: not on workers, processes, or how long the schedule is.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -14,9 +14,20 @@ import torch
 from headstart.batch import Batch
 from headstart.data.buckets import Resize, group_by_bucket
 from headstart.data.coco import Dataset
+from headstart.data.copy_paste import Paste, alpha_of, choose, paste_images
 from headstart.data.masks import FrameTable
 from headstart.data.order import Order, slot_generator
-from headstart.data.transforms import Convention, View, draw_view, move_boxes, move_keypoints, stack_images
+from headstart.data.transforms import (
+    Convention,
+    Jitter,
+    View,
+    draw_view,
+    draw_window,
+    move_boxes,
+    move_keypoints,
+    stack_images,
+)
+from headstart.data.visible import in_window, visible_objects
 
 SLOT_MULTIPLE = 4  # ground-truth slots are rounded up to this
 
@@ -30,6 +41,15 @@ class Raw:
     bucket: tuple[int, int]
     indices: np.ndarray
     slots: np.ndarray
+    pastes: Sequence[Paste | None] = ()  # one an image where objects of others are pasted onto them, else none at all
+
+    def sizes(self) -> list[tuple[int, int]]:
+        """(height, width) of what each image shows before padding, what is pasted onto it included."""
+        sizes = [view.size for view in self.views]
+        for place, paste in enumerate(self.pastes):
+            if paste is not None:
+                sizes[place] = tuple(map(max, sizes[place], paste.view.size))
+        return sizes
 
 
 class Images:
@@ -60,7 +80,7 @@ class Images:
 class Targets:
     """Ground truth by image as arrays ready for a batch: boxes cut to the image, frames over the cut boxes."""
 
-    def __init__(self, dataset: Dataset, *, mask_frame: int, max_objects: int | None):
+    def __init__(self, dataset: Dataset, *, mask_frame: int, max_objects: int | None, copies: int = 1):
         image = np.repeat(np.arange(dataset.num_images), np.diff(dataset.first))
         limit = np.stack([dataset.widths, dataset.heights] * 2, axis=1)[image]
         boxes = np.clip(dataset.boxes, 0, limit) if len(image) else dataset.boxes.reshape(0, 4)
@@ -76,6 +96,7 @@ class Targets:
             self.capped = sum(max(len(chosen) - max_objects, 0) for chosen in self.chosen)
             self.chosen = [chosen[:max_objects] for chosen in self.chosen]
             fullest = max_objects
+        fullest *= copies  # the images whose objects one may show: no object is dropped for lack of a slot
         self.num_slots = max(-(-fullest // SLOT_MULTIPLE) * SLOT_MULTIPLE, SLOT_MULTIPLE)
         self.frames = FrameTable(self.dataset, mask_frame) if mask_frame else None
         self.mask_frame = mask_frame
@@ -106,8 +127,34 @@ class Targets:
             "gt_keypoints": np.zeros((num, slots, points, 3), np.float32),
         }
         for slot, (index, view) in enumerate(zip(raw.indices.tolist(), raw.views)):
-            self._fill_one({name: array[slot] for name, array in out.items()}, index, view)
+            place = {name: array[slot] for name, array in out.items()}
+            if view.whole is None:
+                self._fill_one(place, index, view)
+            else:
+                self._fill_window(place, index, view, raw.pastes[slot] if raw.pastes else None)
         return out
+
+    def _fill_window(self, out: dict[str, np.ndarray], index: int, view: View, paste: Paste | None) -> None:
+        """What a window shows of an image's objects, and what is pasted over them."""
+        cover = None if paste is None else paste.alpha
+        own = visible_objects(self.dataset, self.frames, self.chosen[index], view, cover)
+        at, data = 0, self.dataset
+        for part in (own, *(() if paste is None else (paste.objects,))):
+            n, place = part.indices, slice(at, at + len(part.indices))
+            out["gt_boxes"][place], out["gt_labels"][place], out["gt_valid"][place] = part.boxes, data.labels[n], True
+            out["gt_crowd"][place] = data.crowd[n] | data.difficult[n]
+            out["gt_masks"][place] = part.frames
+            if part.keypoints is not None:
+                out["gt_keypoints"][place] = part.keypoints
+            at = place.stop
+
+    def in_view(self, index: int, view: View) -> np.ndarray:
+        """Annotations of an image whose boxes a view shows any of; whatever may hide them."""
+        chosen, data = self.chosen[index], self.dataset
+        if view.whole is None or not len(chosen):
+            return chosen
+        boxes = move_boxes(data.boxes[chosen], (int(data.heights[index]), int(data.widths[index])), view)
+        return chosen[in_window(boxes, view.size)[1]]
 
     def _fill_one(self, out: dict[str, np.ndarray], index: int, view: View) -> None:
         chosen, data = self.chosen[index], self.dataset
@@ -134,6 +181,8 @@ class Augmentation:
     shorts: tuple[int, ...]
     long: int
     flip: float
+    jitter: Jitter | None = None  # in place of shorts and long
+    copy_paste: bool = False  # with jitter only
 
 
 class TrainStream:
@@ -169,9 +218,14 @@ class TrainStream:
             num_workers,
         )
         self.images = Images(dataset, keep=cache)
-        self.targets = Targets(dataset, mask_frame=mask_frame, max_objects=max_objects)
-        groups = group_by_bucket(
-            dataset.heights, dataset.widths, Resize(max(augmentation.shorts), augmentation.long), smallest=batch
+        copies = 2 if augmentation.copy_paste else 1
+        self.targets = Targets(dataset, mask_frame=mask_frame, max_objects=max_objects, copies=copies)
+        groups = (
+            group_by_bucket(
+                dataset.heights, dataset.widths, Resize(max(augmentation.shorts), augmentation.long), smallest=batch
+            )
+            if augmentation.jitter is None
+            else {(augmentation.jitter.crop,) * 2: np.arange(dataset.num_images)}
         )
         self.buckets = list(groups)
         self.order = Order(list(groups.values()), batch=batch, seed=seed)
@@ -183,21 +237,54 @@ class TrainStream:
         data, slots = self.images.dataset, np.arange(step * self.batch, (step + 1) * self.batch)[self.share]
         indices = self.order.indices(step)[self.share]
         views = [self._view(int(slot), int(data.heights[i]), int(data.widths[i])) for slot, i in zip(slots, indices)]
-        return Raw([self.images(int(i)) for i in indices], views, self.buckets[self.order.group(step)], indices, slots)
+        images, bucket = [self.images(int(i)) for i in indices], self.buckets[self.order.group(step)]
+        pastes = [self._paste(int(slot), bucket) for slot in slots] if self.augmentation.copy_paste else ()
+        return Raw(images, views, bucket, indices, slots, pastes)
 
     def _view(self, slot: int, height: int, width: int) -> View:
         generator = slot_generator(self.seed, 3, slot)
-        return draw_view(
-            height, width, self.augmentation.shorts, self.augmentation.long, self.augmentation.flip, generator
-        )
+        own = self.augmentation
+        if own.jitter is not None:
+            return draw_window(height, width, own.jitter, own.flip, generator)
+        return draw_view(height, width, own.shorts, own.long, own.flip, generator)
+
+    def _chosen_paste(self, slot: int) -> tuple[int, View, np.ndarray]:
+        """The other image of a slot, its view, and which of its objects are to be pasted: all by the slot alone.
+
+        Any image of the data set, as likely as any other. Crowds, difficult objects and those without a segmentation
+        are not pasted.
+        """
+        data, generator = self.images.dataset, slot_generator(self.seed, 4, slot)
+        index = int(generator.integers(data.num_images))
+        size = int(data.heights[index]), int(data.widths[index])
+        view = draw_window(*size, self.augmentation.jitter, self.augmentation.flip, generator)
+        shown = self.targets.in_view(index, view)
+        fit = (data.segment_kind[shown] != 0) & ~data.crowd[shown] & ~data.difficult[shown]
+        return index, view, choose(shown[fit], generator)
+
+    def _paste(self, slot: int, bucket: tuple[int, int]) -> Paste | None:
+        """What is pasted onto the image of a slot; None for nothing."""
+        index, view, chosen = self._chosen_paste(slot)
+        if not len(chosen):
+            return None
+        objects = visible_objects(self.targets.dataset, self.targets.frames, chosen, view)
+        return Paste(self.images(index), view, objects, alpha_of(objects, bucket))
 
     def counts(self, step: int) -> tuple[int, int]:
-        """Instances and pixels (before padding) of a whole step, all processes together."""
+        """Instances and pixels (before padding) of a whole step, all processes together.
+
+        Under jitter the objects with a part of their box in the window count, whatever their masks show there.
+        """
         data, instances, pixels = self.images.dataset, 0, 0
-        for place, index in enumerate(self.order.indices(step).tolist()):
-            view = self._view(step * self.batch + place, int(data.heights[index]), int(data.widths[index]))
-            instances += len(self.targets.chosen[index])
-            pixels += view.size[0] * view.size[1]
+        for slot, index in enumerate(self.order.indices(step).tolist(), start=step * self.batch):
+            view = self._view(slot, int(data.heights[index]), int(data.widths[index]))
+            size = view.size
+            instances += len(self.targets.in_view(index, view))
+            if self.augmentation.copy_paste:
+                _, other, chosen = self._chosen_paste(slot)
+                instances += len(chosen)
+                size = tuple(map(max, size, other.size)) if len(chosen) else size
+            pixels += size[0] * size[1]
         return instances, pixels
 
     def batches(self, start: int, stop: int, device: torch.device | str = "cpu") -> Iterator[Batch]:
@@ -229,43 +316,11 @@ def assemble(raw: Raw, targets: Targets, convention: Convention, device: torch.d
     """The batch of decoded images, resized and normalised on the device."""
     data = targets.dataset
     tensors = {name: torch.from_numpy(array).to(device, non_blocking=True) for name, array in targets.fill(raw).items()}
+    images = stack_images(raw.images, raw.views, raw.bucket, convention, device)
     return Batch(
-        images=stack_images(raw.images, raw.views, raw.bucket, convention, device),
-        sizes=torch.tensor([view.size for view in raw.views], device=device),
+        images=paste_images(images, raw.pastes, convention),
+        sizes=torch.tensor(raw.sizes(), device=device),
         image_ids=torch.from_numpy(data.image_ids[raw.indices].astype(np.int64)).to(device),
         slots=torch.from_numpy(raw.slots.astype(np.int64)).to(device),
         **tensors,
     )
-
-
-class EvalImages:
-    """Every image once, in batches of one bucket, without augmentation."""
-
-    def __init__(
-        self, dataset: Dataset, resize: Resize, convention: Convention, *, batch: int, cache: bool, num_workers: int
-    ):
-        self.dataset, self.resize, self.convention, self.num_workers = dataset, resize, convention, num_workers
-        self.images = Images(dataset, keep=cache)
-        groups = group_by_bucket(dataset.heights, dataset.widths, resize, smallest=1)
-        self.plan = [
-            (bucket, group[at : at + batch]) for bucket, group in groups.items() for at in range(0, len(group), batch)
-        ]
-
-    def raw(self, place: int) -> Raw:
-        """Batch number `place`."""
-        bucket, indices = self.plan[place]
-        sizes = [self.resize.size(int(self.dataset.heights[i]), int(self.dataset.widths[i])) for i in indices]
-        return Raw(
-            [self.images(int(i)) for i in indices], [View(size, False) for size in sizes], bucket, indices, indices
-        )
-
-    def batches(
-        self, device: torch.device | str = "cpu", *, part: int = 0, parts: int = 1
-    ) -> Iterator[tuple[np.ndarray, torch.Tensor, torch.Tensor]]:
-        """(image indices, images [B,3,H,W], sizes [B,2]) until every image has been seen once.
-
-        `part` of `parts` takes every such batch.
-        """
-        for raw in ahead(self.raw, range(part, len(self.plan), parts), self.num_workers):
-            images = stack_images(raw.images, raw.views, raw.bucket, self.convention, device)
-            yield raw.indices, images, torch.tensor([view.size for view in raw.views], device=device)

@@ -50,7 +50,7 @@ def annotation_rle(dataset: Dataset, n: int) -> dict:
 
     An annotation without a segmentation is its box: the pixels whose centres lie inside.
     """
-    height, width = _image_shape(dataset, n)
+    height, width = dataset.size_of(n)
     if dataset.segment_kind[n] == RLE:
         return dataset.rles[n]
     if dataset.segment_kind[n] == POLYGONS:
@@ -65,11 +65,6 @@ def annotation_rle(dataset: Dataset, n: int) -> dict:
 def annotation_mask(dataset: Dataset, n: int) -> np.ndarray:
     """Bool [H, W] of annotation index n on its whole image, through pycocotools: for evaluation and drawing."""
     return coco_mask.decode(annotation_rle(dataset, n)).astype(bool)
-
-
-def _image_shape(dataset: Dataset, n: int) -> tuple[int, int]:
-    image = int(np.searchsorted(dataset.first, n, side="right")) - 1
-    return int(dataset.heights[image]), int(dataset.widths[image])
 
 
 def pack(frames: np.ndarray) -> np.ndarray:
@@ -115,7 +110,11 @@ class FrameTable:
             self._made[n] = True
 
     def _frame(self, n: int) -> np.ndarray:
-        kind, box = self.dataset.segment_kind[n], self.dataset.boxes[n]
+        return self.over(n, self.dataset.boxes[n])
+
+    def over(self, n: int, box: np.ndarray) -> np.ndarray:
+        """Bool [M, M] of annotation n over any box [4] XYXY in pixels of its image; such frames are not kept."""
+        kind = self.dataset.segment_kind[n]
         if kind == POLYGONS:
             return rasterise(self.dataset.polygons(n), box, self.size)
         if kind == RLE:

@@ -25,10 +25,39 @@ class Convention:
 
 @dataclass(frozen=True)
 class View:
-    """How one image is shown: the size it is resized to (height, width), and whether it is mirrored."""
+    """How one image is shown: the size (height, width) of what is seen of it, and whether that is mirrored.
+
+    The whole image is resized to `whole` (None: to `size`) and seen through a window of `size` with its upper left
+    corner at (top, left) `corner`; mirrored last.
+    """
 
     size: tuple[int, int]
     flip: bool
+    whole: tuple[int, int] | None = None
+    corner: tuple[int, int] = (0, 0)
+
+
+@dataclass(frozen=True)
+class Jitter:
+    """Large-scale jitter: an image fitted into `crop` x `crop` pixels, times a ratio in low..high, and cut to these."""
+
+    low: float
+    high: float
+    crop: int
+
+
+def draw_window(height: int, width: int, jitter: Jitter, flip: float, generator: np.random.Generator) -> View:
+    """A random view under large-scale jitter: ratio, then the place of the window where the image is larger, then flip.
+
+    Ratio and fit as in Detectron2 (ResizeScale, FixedSizeCrop); the window's place is drawn for each direction by
+    itself, as in TensorFlow's original (resize_and_crop_image). Always draws four numbers.
+    """
+    crop = jitter.crop
+    scale = generator.uniform(jitter.low, jitter.high) * crop / max(height, width)
+    whole = max(round(height * scale), 1), max(round(width * scale), 1)
+    size = min(whole[0], crop), min(whole[1], crop)
+    top, left = (round(place * (a - b)) for place, a, b in zip(generator.random(2).tolist(), whole, size))
+    return View(size, bool(generator.random() < flip), whole, (top, left))
 
 
 def draw_view(
@@ -57,10 +86,14 @@ def stack_images(
     scale = 1.0 / torch.tensor(convention.std, device=device).repeat(width)
     for rows, image, view in zip(batch, images, views):
         pixels = torch.from_numpy(image).to(device, non_blocking=True)
-        if tuple(pixels.shape[:2]) != view.size:
+        whole = view.whole or view.size
+        if tuple(pixels.shape[:2]) != whole:
             planes = pixels.permute(2, 0, 1).unsqueeze(0).float()
-            planes = F.interpolate(planes, view.size, mode="bilinear", antialias=True, align_corners=False)
+            planes = F.interpolate(planes, whole, mode="bilinear", antialias=True, align_corners=False)
             pixels = planes[0].permute(1, 2, 0)
+        if whole != view.size:
+            (top, left), (rows_seen, columns_seen) = view.corner, view.size
+            pixels = pixels[top : top + rows_seen, left : left + columns_seen]
         if convention.order == "bgr":
             pixels = pixels.flip(2)
         if view.flip:
@@ -71,23 +104,39 @@ def stack_images(
 
 
 def move_boxes(boxes: np.ndarray, original: tuple[int, int], view: View) -> np.ndarray:
-    """Boxes [n,4] XYXY of an image of size `original` (height, width), in pixels of its view."""
-    height, width = view.size
-    scale = np.array([width / original[1], height / original[0]] * 2)
-    boxes = boxes * scale
-    if view.flip:
-        boxes = np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], axis=1)
-    return boxes
+    """Boxes [n,4] XYXY of an image of size `original` (height, width), in pixels of its view; not cut to its window."""
+    boxes = boxes * _scale(original, view)[[0, 1, 0, 1]] - _corner(view)[[0, 1, 0, 1]]
+    return _mirrored(boxes, view.size[1]) if view.flip else boxes
+
+
+def move_boxes_back(boxes: np.ndarray, original: tuple[int, int], view: View) -> np.ndarray:
+    """The inverse of `move_boxes`."""
+    boxes = _mirrored(boxes, view.size[1]) if view.flip else boxes
+    return (boxes + _corner(view)[[0, 1, 0, 1]]) / _scale(original, view)[[0, 1, 0, 1]]
+
+
+def _mirrored(boxes: np.ndarray, width: int) -> np.ndarray:
+    return np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], axis=1)
+
+
+def _scale(original: tuple[int, int], view: View) -> np.ndarray:
+    """(x, y) pixels of the whole resized image a pixel of the original."""
+    height, width = view.whole or view.size
+    return np.array([width / original[1], height / original[0]])
+
+
+def _corner(view: View) -> np.ndarray:
+    """(x, y) of the window in the whole resized image."""
+    return np.array([float(view.corner[1]), float(view.corner[0])])
 
 
 def move_keypoints(
     keypoints: np.ndarray, original: tuple[int, int], view: View, left_right: Sequence[tuple[int, int]]
 ) -> np.ndarray:
     """Keypoints [n,K,3] (x, y, visibility) in pixels of a view; a mirror swaps left and right."""
-    height, width = view.size
-    moved = keypoints * np.array([width / original[1], height / original[0], 1.0])
+    moved = keypoints * np.append(_scale(original, view), 1.0) - np.append(_corner(view), 0.0)
     if view.flip:
-        moved[..., 0] = width - moved[..., 0]
+        moved[..., 0] = view.size[1] - moved[..., 0]
         for a, b in left_right:
             moved[:, [a, b]] = moved[:, [b, a]]
     return moved

@@ -3,11 +3,12 @@
 Letters: D detections, C classes, P pairs of a detection and an annotation.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from headstart.data.coco import Dataset
+from headstart.evaluate.coco_eval import Evaluation
 from headstart.evaluate.groups import Groups, group, pairs
 from headstart.evaluate.matching import MAX_PAIRS
 from headstart.evaluate.overlaps import measure
@@ -20,6 +21,18 @@ class VocEvaluation:
 
     mean: float
     per_class: dict[str, float]
+
+
+def with_voc(result: Evaluation, dataset: Dataset, predictions: Predictions) -> Evaluation:
+    """An evaluation with VOC's AP at an IoU of 0.5 as one more kind, "voc".
+
+    AP is the area under the curve (VOC2010 on), AP07 the mean at eleven recalls (VOC2007); both for every class too.
+    """
+    rules = {"AP": False, "AP07": True}
+    found = {name: evaluate_voc(dataset, predictions, eleven_points=eleven) for name, eleven in rules.items()}
+    means = {name: one.mean for name, one in found.items()}
+    classes = {label: {name: one.per_class[label] for name, one in found.items()} for label in dataset.class_names}
+    return replace(result, metrics={**result.metrics, "voc": means}, per_class={**result.per_class, "voc": classes})
 
 
 def evaluate_voc(

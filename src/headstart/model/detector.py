@@ -103,11 +103,24 @@ class Detector(nn.Module):
     @torch.no_grad()
     def predict(self, images: Tensor, sizes: Tensor) -> Detections:
         """Detections of images [B,3,H,W] (normalised, padded) with sizes [B,2] (height, width) before padding."""
-        features = self.pyramid(self.backbone(images))
+        features = self.features(images)
+        return self.complete(features, self.find(features, sizes))
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """The pyramid of images [B,3,H,W]."""
+        return self.pyramid(self.backbone(images))
+
+    @torch.no_grad()
+    def find(self, features: list[Tensor], sizes: Tensor) -> Detections:
+        """Detections without masks."""
         logits, deltas = self.rpn.predict(features)
         proposals, valid = self.rpn.decode(logits, deltas, self.rpn.anchors(features), sizes, self.rpn.test_limits)
         outputs = self.box_head.predict(features, proposals, valid)
-        detections = self.box_head.decode(*outputs, proposals, valid, sizes, self.limits)
+        return self.box_head.decode(*outputs, proposals, valid, sizes, self.limits)
+
+    @torch.no_grad()
+    def complete(self, features: list[Tensor], detections: Detections) -> Detections:
+        """The same detections with all that the other heads say of their boxes."""
         if self.mask_head is None:
             return detections
         return replace(detections, masks=self._masks(features, detections))

@@ -5,31 +5,30 @@ Everything a plan needs is checked here, before anything runs; no model is impor
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, model_validator
+from pydantic import BeforeValidator, Field, StrictInt, model_validator
 
 from headstart.recipe import flatten
 from headstart.resolve import find, read_yaml, validate
 from headstart.schedule import parse_schedule
+from headstart.study.definition_parts import (
+    METRICS,
+    Part,
+    Search,
+    check_distinct,
+    check_names,
+    check_search,
+    check_variant,
+)
 from headstart.study.verdict import Rule, fewest_seeds
 
 PRETRAIN_PREFIX = "pretrain:"  # "start.weights: pretrain:NAME" means the result of this study's own pre-training
 WEIGHTS_FIELD = "start.weights"
 SMALL = "small"  # the one size besides a study as written, and the folder that the segments of all small twins share
-# The metrics that evaluation rows hold. A rule that names another would end in "not decidable" after days of runs.
-METRICS = (
-    *(
-        f"{kind}.{name}"
-        for kind in ("box", "mask", "keypoints")
-        for name in ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100")
-    ),
-    "top1",
-)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")  # names become parts of folder names
 
 
@@ -65,36 +64,30 @@ Patch = Annotated[dict[str, Any], BeforeValidator(_none_is_empty)]
 Schedules = Annotated[tuple[str, ...] | dict[str, tuple[str, ...]], BeforeValidator(_schedules)]
 
 
-def check_names(given: Collection[object], known: Collection[str], what: str) -> None:
-    """Raise a ValueError naming the nearest known name for the first given one that is unknown."""
-    for name in given:
-        if name not in known:
-            near = difflib.get_close_matches(str(name), known, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(map(repr, known)) or 'none'}"
-            raise ValueError(f"{what} {name!r} is not known, {hint}")
+class DataFraction(Part):
+    """A share of the training images, or their number; its own schedules, if any, replace the study's.
 
-
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    section: ClassVar[str]
-
-    @model_validator(mode="before")
-    @classmethod
-    def _known_keys(cls, data: object) -> object:
-        if isinstance(data, Mapping):
-            check_names(data, cls.model_fields, f"{cls.section} key")
-        return data
-
-
-class DataFraction(_Part):
-    """A share of the training images; its own schedules, if any, replace the study's."""
+    Plans know shares only: `Study.on` turns numbers into shares.
+    """
 
     section = "fractions"
-    fraction: float = Field(gt=0, le=1)
+    fraction: float | None = Field(default=None, gt=0, le=1)
+    images: StrictInt | None = Field(default=None, ge=1)
     schedules: Schedules = ()
 
+    @model_validator(mode="after")
+    def _one_amount(self) -> DataFraction:
+        if (self.fraction is None) == (self.images is None):
+            raise ValueError("fractions: each entry takes one of fraction (0 to 1) and images (a number)")
+        return self
 
-class Pretraining(_Part):
+    @property
+    def amount(self) -> str:
+        """How much data this is, in words."""
+        return f"{self.images:,} images" if self.fraction is None else f"fraction {self.fraction:g}"
+
+
+class Pretraining(Part):
     """A run of this study that makes weights; arms take them with `start.weights: pretrain:NAME`.
 
     uses: for how many trainings these weights are meant to serve; the "whole" cost of one counts that share of them.
@@ -102,11 +95,11 @@ class Pretraining(_Part):
 
     section = "pretrain"
     recipe: str
-    set: Patch = {}
+    set: Patch = Field(default_factory=dict)
     uses: float = Field(default=1, ge=1)
 
 
-class PublicStart(_Part):
+class PublicStart(Part):
     """Which documented public weights an arm starts from (a name in public_weights.py), and for how many uses."""
 
     section = "public_weights"
@@ -114,7 +107,7 @@ class PublicStart(_Part):
     uses: float = Field(default=1, ge=1)
 
 
-class Tuning(_Part):
+class Tuning(Part):
     """How much an arm was tuned before the study: trials, their steps in all, what was tried; a text is the note."""
 
     section = "tuning"
@@ -123,11 +116,13 @@ class Tuning(_Part):
     note: str = ""
 
 
-class Study(_Part):
+class Study(Part):
     """Arms, schedules, fractions and seeds of one paired comparison, and the rule written before the first run.
 
     arms are patches on the recipe, by dotted field. schedules are names such as "2x", the same for all arms or a list
     an arm. fractions keep the given order. seeds N means 0..N-1. `share: false` runs every cell from its own start.
+    also_evaluate {variant: patch} judges the end of every schedule once more under each patch; "VARIANT:METRIC" is then
+    a metric. search is what `headstart study search` tries.
     public_weights says, by arm, what weights made elsewhere have cost; tuning, by arm, what was spent on finding its
     settings (shown, never judged). `runs` names a folder beside the study's own for its segments: studies that share it
     share what is equal. `small` replaces whole fields where the study is asked for at size small (`sized`).
@@ -138,18 +133,20 @@ class Study(_Part):
     section = "study"
     name: str
     recipe: str
-    set: Patch = {}
+    set: Patch = Field(default_factory=dict)
     arms: dict[str, Patch] = Field(min_length=1)
     schedules: Schedules = ()
     fractions: Annotated[tuple[DataFraction, ...], BeforeValidator(_fractions)] = (DataFraction(fraction=1.0),)
     seeds: Annotated[tuple[StrictInt, ...], BeforeValidator(_seeds)] = (0,)
-    pretrain: dict[str, Pretraining] = {}
-    public_weights: dict[str, PublicStart] = {}
-    tuning: dict[str, Annotated[Tuning, BeforeValidator(_tuning)]] = {}
+    pretrain: dict[str, Pretraining] = Field(default_factory=dict)
+    public_weights: dict[str, PublicStart] = Field(default_factory=dict)
+    tuning: dict[str, Annotated[Tuning, BeforeValidator(_tuning)]] = Field(default_factory=dict)
     rule: Rule | None = None
+    also_evaluate: dict[str, Patch] = Field(default_factory=dict)
+    search: Search | None = None
     share: bool = True
     runs: str | None = None
-    small: Patch = {}
+    small: Patch = Field(default_factory=dict)
     paper: Literal["R50", "R101"] | None = None
 
     @model_validator(mode="before")
@@ -163,31 +160,48 @@ class Study(_Part):
     def _consistent(self) -> Study:
         check_names(self.small, [name for name in Study.model_fields if name not in ("name", "small")], "small: key")
         runs = [] if self.runs is None else [self.runs]
-        for field, names in (("name", [self.name]), ("runs", runs), ("arms", self.arms), ("pretrain", self.pretrain)):
+        named = {"runs": runs, "arms": self.arms, "pretrain": self.pretrain, "also_evaluate": self.also_evaluate}
+        for field, names in {"name": [self.name], **named}.items():
             for name in names:
                 if not _NAME.fullmatch(name):
                     raise ValueError(
                         f"{field}: {name!r} is not a name: letters, digits, _ . + - and at most 64 of them"
                     )
-        _check_distinct("seeds", self.seeds)
+        check_distinct("seeds", self.seeds)
         if not self.seeds or min(self.seeds) < 0:
             raise ValueError(f"seeds: {list(self.seeds)}, expected at least one, none negative")
         if not self.fractions:
             raise ValueError("fractions: none given, expected at least one between 0 and 1")
-        _check_distinct("fractions", [entry.fraction for entry in self.fractions])
+        check_distinct("fractions", [entry.fraction or entry.amount for entry in self.fractions])
         for entry in self.fractions:
             for arm in self.arms:
-                _check_schedules(self.schedules_of(arm, entry.fraction), arm, entry.fraction)
+                _check_schedules(self.schedules_of(arm, entry), arm, entry.amount)
         for arm in self.arms:
             self.pretraining_of(arm)
         check_names(self.tuning, self.arms, "tuning: arm")
         _check_public(self)
+        for name, patch in self.also_evaluate.items():
+            check_variant(name, flatten(patch))
+        if self.search is not None:
+            check_search(self.search, self.arms)
         _check_rule(self)
         return self
 
-    def schedules_of(self, arm: str, fraction: float) -> tuple[str, ...]:
-        """Names of the schedules of one arm at one fraction, in the order given."""
-        entry = next(entry for entry in self.fractions if entry.fraction == fraction)
+    def on(self, num_images: int) -> Study:
+        """The study on a training set of so many images: every number of images becomes the share that it is.
+
+        ValueError for more images than there are, and for two equal shares.
+        """
+        entries = []
+        for entry in self.fractions:
+            if entry.images is not None and entry.images > num_images:
+                raise ValueError(f"fractions: {entry.images:,} images, but the training set has {num_images:,}")
+            share = entry.images / num_images if entry.fraction is None else entry.fraction
+            entries.append({"fraction": share, "schedules": entry.schedules})
+        return parse_study({**self.model_dump(), "fractions": entries}, source=f"study {self.name}")
+
+    def schedules_of(self, arm: str, entry: DataFraction) -> tuple[str, ...]:
+        """Names of the schedules of one arm at one amount of data, in the order given."""
         chosen = entry.schedules or self.schedules
         if not isinstance(chosen, dict):
             return chosen
@@ -253,17 +267,11 @@ def read_study(name: str | Path, *, size: object = None, changes: Mapping[str, A
     return parse_study(changed(data, changes or {}, source=source), source=source)
 
 
-def _check_distinct(field: str, values: Collection[object]) -> None:
-    twice = [value for value in values if list(values).count(value) > 1]
-    if twice:
-        raise ValueError(f"{field}: {twice[0]!r} is given twice")
-
-
-def _check_schedules(names: tuple[str, ...], arm: str, fraction: float) -> None:
+def _check_schedules(names: tuple[str, ...], arm: str, amount: str) -> None:
     if not names:
-        raise ValueError(f'schedules: none for arm {arm!r} at fraction {fraction:g}, expected names such as "2x"')
+        raise ValueError(f'schedules: none for arm {arm!r} at {amount}, expected names such as "2x"')
     lengths = [parse_schedule(name) for name in names]
-    _check_distinct("schedules", [f"{float(n):g}x" if unit == "x" else f"{n} steps" for n, unit in lengths])
+    check_distinct("schedules", [f"{float(n):g}x" if unit == "x" else f"{n} steps" for n, unit in lengths])
 
 
 def _check_public(study: Study) -> None:
@@ -279,7 +287,9 @@ def _check_public(study: Study) -> None:
 def _check_rule(study: Study) -> None:
     if study.rule is None:
         return
-    check_names([study.rule.metric], METRICS, "rule.metric")
+    variant, _, metric = study.rule.metric.rpartition(":")
+    check_names([metric], METRICS, "rule.metric")
+    check_names([variant] if variant else [], study.also_evaluate, "rule.metric: also_evaluate entry")
     check_names([study.rule.baseline, study.rule.candidate], study.arms, "rule: arm")
     if study.rule.baseline == study.rule.candidate:
         raise ValueError(f"rule.candidate is {study.rule.candidate!r}, the baseline itself, expected another arm")

@@ -52,14 +52,15 @@ def span(seconds: float | None) -> str:
 
 
 def metric_name(metric: str) -> str:
-    """ "box.AP50" -> "box AP50"; sizes in words."""
-    kind, _, name = metric.rpartition(".")
-    return f"{kind} {_SIZES.get(name, name)}".strip()
+    """ "box.AP50" -> "box AP50"; sizes in words; "tta:box.AP" -> "box AP (tta)"."""
+    variant, _, plain = metric.rpartition(":")
+    kind, _, name = plain.rpartition(".")
+    return f"{kind} {_SIZES.get(name, name)}".strip() + (f" ({variant})" if variant else "")
 
 
 def fraction_name(folder: StudyFolder, fraction: float) -> str:
     """ "all data (800 images)", "10 % of the data (80 images)"."""
-    share = "all data" if fraction == 1 else f"{100 * fraction:g} % of the data"
+    share = "all data" if fraction == 1 else f"{100 * fraction:.3g} % of the data"
     images = folder.num_images.get(fraction)
     return share if images is None else f"{share} ({counted(images, 'image')})"
 

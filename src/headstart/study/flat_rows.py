@@ -38,6 +38,12 @@ def cell_rows(folder: StudyFolder, bills: Bills) -> list[dict[str, Any]]:
             for kind, values in ((final or {}).get("metrics") or {}).items()
             for name, value in values.items()
         }
+        row |= {
+            f"{variant}:{kind}.{name}": value
+            for variant in folder.variants
+            for kind, values in (final_row(run, variant) or {"metrics": {}})["metrics"].items()
+            for name, value in values.items()
+        }
         own = [bill for bill in bills.get((cell.arm, cell.schedule, cell.fraction), ()) if bill.seed == cell.seed]
         for bill in own:
             for way in ("alone", "whole", "as_spent", "whole_as_spent"):

@@ -15,7 +15,8 @@ class Load:
     """What one arm, or one pre-training, does in a step and in an evaluation.
 
     num_images are training images by fraction (a pre-training has {1.0: n}). Seconds are those measured on this
-    machine; num_eval_images 0 means that nothing is evaluated, eval_every 0 that only the end of a run is.
+    machine; num_eval_images 0 means that nothing is evaluated, eval_every 0 that only the end of a run is. variants is
+    how many plain evaluations the other ways of judging the end of a schedule are worth.
     """
 
     batch: int
@@ -24,6 +25,7 @@ class Load:
     seconds_per_eval_image: float = 0.0
     num_eval_images: int = 0
     eval_every: int = 0
+    variants: float = 0.0
 
 
 def load_key(segment: Segment) -> str:
@@ -43,6 +45,11 @@ def expected_seconds(start: int, stop: int, load: Load, *, is_trunk: bool = Fals
     return (stop - start) * load.seconds_per_step + evaluated * load.seconds_per_eval_image
 
 
+def variant_seconds(load: Load) -> float:
+    """Seconds of all variants at the end of one schedule."""
+    return load.variants * load.num_eval_images * load.seconds_per_eval_image
+
+
 def segment_rows(plan: Plan, loads: Mapping[str, Load]) -> list[dict[str, Any]]:
     """One row a segment, in the order of the plan, with the number of cells that need it; loads by `load_key`."""
     users = plan.cells_of()
@@ -60,7 +67,8 @@ def segment_rows(plan: Plan, loads: Mapping[str, Load]) -> list[dict[str, Any]]:
             **_work(segment.steps, segment.fraction, loads[load_key(segment)]),
             "seconds": expected_seconds(
                 segment.start, segment.stop, loads[load_key(segment)], is_trunk=segment.kind == "trunk"
-            ),
+            )
+            + (variant_seconds(loads[load_key(segment)]) if segment.kind == "tail" else 0.0),
         }
         for segment in plan.segments
     ]
@@ -76,7 +84,7 @@ def cell_rows(plan: Plan, loads: Mapping[str, Load]) -> list[dict[str, Any]]:
             "fraction": cell.fraction,
             "seed": cell.seed,
             **_work(cell.total, cell.fraction, loads[cell.arm]),
-            "seconds": expected_seconds(0, cell.total, loads[cell.arm]),
+            "seconds": expected_seconds(0, cell.total, loads[cell.arm]) + variant_seconds(loads[cell.arm]),
         }
         for cell in plan.cells
     ]

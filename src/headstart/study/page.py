@@ -62,7 +62,7 @@ def render(
         arms=arms_data(folder),
         schedules=list(dict.fromkeys(name for fraction in folder.fractions for name in folder.schedules(fraction))),
         metrics=[entry["id"] for entry in data["metrics"]],
-        metric=data["metric"],
+        metric=folder.metric,
         data_present=bool(data["stretches"]),
         data_pretraining=bool(data["pretraining"]),
         few=len({point["images"] for point in data["few"]}) > 1,

@@ -40,7 +40,7 @@ def page_data(
         "arms": arms_data(folder),
         "fractions": [{"value": f, "name": fraction_name(folder, f)} for f in folder.fractions],
         "metrics": [{"id": name, "name": metric_name(name)} for name in metrics_of(folder)],
-        "metric": folder.metric,
+        "metric": metric_name(folder.metric),
         "stretches": [_stretch(stretch, 100) for stretch in stretches],
         "losses": [_stretch(stretch, 1) for stretch in losses],
         "pretraining": {arm: _cost(cost) for arm, cost in pretraining.items()},

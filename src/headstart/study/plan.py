@@ -120,7 +120,7 @@ def make_schedules(
 
 def schedule_names(study: Study) -> tuple[str, ...]:
     """Every schedule that any arm and fraction of the study uses, each once, in order of first use."""
-    used = (name for entry in study.fractions for arm in study.arms for name in study.schedules_of(arm, entry.fraction))
+    used = (name for entry in study.fractions for arm in study.arms for name in study.schedules_of(arm, entry))
     return tuple(dict.fromkeys(used))
 
 
@@ -133,17 +133,19 @@ def expand(
 ) -> Plan:
     """The plan of a study, given its schedules by name and the steps of each pre-training that an arm uses.
 
+    Numbers of images must be shares by now (`Study.on`).
     arm_schedules replaces `schedules` for arms whose patch changes rate, warm-up or base length.
     Pre-training comes first, then seed by seed, so that one whole seed is soon there; then by fraction and arm.
     Raises ValueError naming the field for schedules that are missing or that cannot share a trunk when asked to.
     """
+    assert all(entry.fraction is not None for entry in study.fractions), study.fractions
     segments = _pretraining(study, pretrain_steps or {})
     cells: list[Cell] = []
     for seed in study.seeds:
         for entry in study.fractions:
             for arm in study.arms:
                 known = (arm_schedules or {}).get(arm, schedules)
-                names = study.schedules_of(arm, entry.fraction)
+                names = study.schedules_of(arm, entry)
                 check_names(names, known, "schedules:")
                 chosen = {name: known[name] for name in names}
                 made, parts = _lineage(study, arm, entry.fraction, seed, chosen)
@@ -156,7 +158,7 @@ def expand(
 
 def lineage_name(arm: str, fraction: float, seed: int) -> str:
     """The part of a name that arm, fraction and seed give: "scratch-f0.1-s0"."""
-    return f"{arm}-f{fraction!r}-s{seed}".replace("f1.0-", "f1-")
+    return f"{arm}-f{fraction:.6g}-s{seed}"
 
 
 def _pretraining(study: Study, steps: Mapping[str, int]) -> list[Segment]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from headstart.study.verdict import Rule
 from headstart.train.record import read_rows
 
 NAN = float("nan")
+VARIANTS_FILE = "variants.jsonl"  # in the directory of a tail: how it was judged in other ways
 DEFAULT_METRIC = "box.AP"  # what is asked about where a study has no rule
 
 
@@ -29,6 +30,7 @@ class Run:
     segment: Segment
     directory: Path | None
     rows: tuple[dict[str, Any], ...]
+    variants: dict[str, dict[str, Any]] = field(default_factory=dict)  # the evaluation at the end, by variant
 
     @property
     def end(self) -> dict[str, Any] | None:
@@ -165,15 +167,24 @@ class StudyFolder:
         """The last segment of a cell, in which its schedule ends."""
         return self.runs[cell.segments[-1]]
 
-    def final_rows(self, arm: str, schedule: str, fraction: float) -> list[dict[str, Any] | None]:
+    def final_rows(self, arm: str, schedule: str, fraction: float, variant: str = "") -> list[dict[str, Any] | None]:
         """For each seed the evaluation at the end of a finished schedule; None where there is none yet."""
         cells = [self._cells.get((arm, schedule, fraction, seed)) for seed in self.seeds]
-        return [None if cell is None else final_row(self.tail(cell)) for cell in cells]
+        return [None if cell is None else final_row(self.tail(cell), variant) for cell in cells]
 
     def scores(self, metric: str, arm: str, schedule: str, fraction: float) -> np.ndarray:
-        """The metric at the end of a schedule, float [S] in 0..1; nan where it is not there yet."""
-        rows = self.final_rows(arm, schedule, fraction)
-        return np.array([NAN if row is None else metric_of(row, metric) for row in rows], float)
+        """The metric at the end of a schedule, float [S] in 0..1; nan where it is not there yet.
+
+        "tta:box.AP" is box.AP of the variant "tta".
+        """
+        variant, _, name = metric.rpartition(":")
+        rows = self.final_rows(arm, schedule, fraction, variant)
+        return np.array([NAN if row is None else metric_of(row, name) for row in rows], float)
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """Names of the ways in which the ends of schedules are judged besides the plain one."""
+        return tuple(self.settings.get("also_evaluate") or ())
 
 
 def read_study_folder(path: str | Path) -> StudyFolder:
@@ -192,7 +203,8 @@ def read_study_folder(path: str | Path) -> StudyFolder:
         raise ValueError(
             f"{path / 'plan.json'}: {error!s} is missing or not what a plan holds; plan the study again"
         ) from None
-    runs = {segment.name: _run(path, segment, directories[segment.name]) for segment in segments}
+    asked = {name: flatten(patch) for name, patch in (settings.get("also_evaluate") or {}).items()}
+    runs = {segment.name: _run(path, segment, directories[segment.name], asked) for segment in segments}
     for cell in cells:
         check_names(cell.segments, runs, f"{path / 'plan.json'}: cell {cell.name}: segment")
     return StudyFolder(
@@ -215,10 +227,12 @@ def metric_of(row: Mapping[str, Any], metric: str) -> float:
     return next((float(value) for value in found if value is not None), NAN)
 
 
-def final_row(run: Run) -> dict[str, Any] | None:
-    """The evaluation at the last step of a finished segment; None before that."""
+def final_row(run: Run, variant: str = "") -> dict[str, Any] | None:
+    """The evaluation at the last step of a finished segment, plain or a variant; None before that."""
     if run.end is None:
         return None
+    if variant:
+        return run.variants.get(variant)
     return next((row for row in reversed(run.evaluations) if row["step"] == run.segment.stop), None)
 
 
@@ -250,7 +264,9 @@ def _rule(settings: Mapping[str, Any], path: Path) -> Rule | None:
     return Rule(**settings["rule"])
 
 
-def _run(path: Path, segment: Segment, directory: str | None) -> Run:
+def _run(path: Path, segment: Segment, directory: str | None, asked: Mapping[str, Mapping[str, Any]]) -> Run:
     if directory is None or not (path / directory).is_dir():
         return Run(segment, None, ())
-    return Run(segment, path / directory, tuple(read_rows(path / directory / "rows.jsonl")))
+    rows = read_rows(path / directory / VARIANTS_FILE)  # of other studies too, where runs are shared
+    variants = {row["variant"]: row for row in rows if row["patch"] == asked.get(row["variant"])}
+    return Run(segment, path / directory, tuple(read_rows(path / directory / "rows.jsonl")), variants)

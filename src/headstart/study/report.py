@@ -17,7 +17,7 @@ from headstart.study.findings import Findings, find, settled_schedule
 from headstart.study.flat_rows import cell_rows, class_rows, curve_rows, write_csv
 from headstart.study.page import MOST_BYTES, render
 from headstart.study.page_data import page_data, plain
-from headstart.study.read import StudyFolder, read_study_folder
+from headstart.study.read import VARIANTS_FILE, StudyFolder, read_study_folder
 from headstart.study.samples import make_samples
 from headstart.study.series import evaluation_stretches, loss_stretches
 from headstart.study.spending import Bills, cell_bills, mean_cost, pretraining_bills, segment_bills
@@ -65,7 +65,8 @@ def is_current(study_dir: str | Path) -> bool:
     if not page.exists() or not plan.exists():
         return False
     runs = [entry["directory"] for entry in json.loads(plan.read_text())["segments"] if entry["directory"]]
-    sources = (plan, directory / "study.yaml", *(directory / run / "rows.jsonl" for run in runs))
+    rows = [directory / run / name for run in runs for name in ("rows.jsonl", VARIANTS_FILE)]
+    sources = (plan, directory / "study.yaml", *(path for path in rows if path.exists()))
     return all(page.stat().st_mtime_ns >= source.stat().st_mtime_ns for source in sources)
 
 

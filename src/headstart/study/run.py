@@ -10,9 +10,10 @@ from typing import Any
 from headstart.recipe import AnyRecipe, flatten, scaled_rate, schedule_of, to_dict
 from headstart.resolve import Provenance, resolve
 from headstart.schedule import Schedule
-from headstart.study.definition import PRETRAIN_PREFIX, WEIGHTS_FIELD, Study
+from headstart.study.definition import PRETRAIN_PREFIX, WEIGHTS_FIELD, Study, Tuning
 from headstart.study.forecast import load_key
 from headstart.study.plan import Plan, Segment, expand, schedule_names
+from headstart.study.variants import check_variants, evaluate_variants, missing_variants
 from headstart.train.lineage import Finder, RunResult, Span, num_training_images
 from headstart.train.run import train
 
@@ -45,12 +46,18 @@ class Prepared:
 def prepare(study: Study, overrides: Patch | None = None) -> Prepared:
     """Read the data and expand the study into segments; ValueError for whatever could not run."""
     overrides = overrides or {}
+    if any(entry.images for entry in study.fractions):
+        study = study.on(count_images(study, 1.0, overrides))
     num_images = {entry.fraction: count_images(study, entry.fraction, overrides) for entry in study.fractions}
     # A base in epochs means epochs of the largest fraction: the other fractions run the same number of steps.
     full = num_images[max(num_images)]
     schedules = {
         arm: _schedules(arm_recipe(study, arm, overrides)[0], schedule_names(study), full) for arm in study.arms
     }
+    for arm in study.arms:
+        recipe = arm_recipe(study, arm, overrides)[0]
+        check_variants(study.also_evaluate, recipe, source=f"study {study.name}")
+        _check_metric(study, recipe)
     used = dict.fromkeys(name for arm in study.arms if (name := study.pretraining_of(arm)))
     pretrain = {name: pretrain_recipe(study, name, overrides)[0] for name in used}
     pretrain_schedules = {name: schedule_of(recipe, num_training_images(recipe)) for name, recipe in pretrain.items()}
@@ -97,12 +104,36 @@ def difference_sheet(prepared: Prepared) -> list[dict[str, Any]]:
     resolved = {arm: flatten(to_dict(arm_recipe(study, arm, prepared.overrides)[0])) for arm in study.arms}
     declared = {field for patch in study.arms.values() for field in flatten(patch)}
     fields = dict.fromkeys(field for values in resolved.values() for field in values)
-    rows = []
+    rows = _tuning_rows(study)
     for field in fields:
         values = {arm: values.get(field) for arm, values in resolved.items()}
         if len({json.dumps(value, sort_keys=True) for value in values.values()}) > 1:
             rows.append({"field": field, "values": values, "declared": field in declared})
     return rows
+
+
+def _tuning_rows(study: Study) -> list[dict[str, Any]]:
+    """The effort that went into each arm's settings: nought where the study states none for that arm alone."""
+    if not study.tuning:
+        return []
+    efforts = {arm: study.tuning.get(arm, Tuning(trials=0, steps=0)) for arm in study.arms}
+    return [
+        {
+            "field": f"tuning: {what}",
+            "values": {arm: getattr(own, what) for arm, own in efforts.items()},
+            "declared": True,
+        }
+        for what in ("trials", "steps", "note")
+    ]
+
+
+def _check_metric(study: Study, recipe: AnyRecipe) -> None:
+    """ValueError for a rule about VOC's AP that no evaluation of the study measures."""
+    metric = study.rule.metric if study.rule else ""
+    variant, _, plain = metric.rpartition(":")
+    measured = flatten(to_dict(recipe)) | flatten(study.also_evaluate.get(variant, {}))
+    if plain.startswith("voc.") and not measured.get("evaluate.voc"):
+        raise ValueError(f"study {study.name}: rule.metric is {metric}, which evaluate.voc=false does not measure")
 
 
 def refuse_undeclared(prepared: Prepared) -> None:
@@ -137,13 +168,17 @@ def segment_run(prepared: Prepared, segment: Segment, done: dict[str, RunResult]
 
 
 def find_segments(prepared: Prepared, directory: Path) -> dict[str, RunResult]:
-    """The segments that are finished, by name, found by their digests; no model is built."""
+    """The segments that are finished, by name, found by their digests; no model is built.
+
+    A tail is finished when it has been judged in all ways that the study asks for.
+    """
     finder, done = Finder(), {}
     for segment in prepared.plan.segments:
         if needs(segment) <= set(done):
             recipe, _, span = segment_run(prepared, segment, done)
             found = finder.find(recipe, segments_folder(prepared, directory), span)
-            if found is not None:
+            is_tail = segment.kind == "tail"
+            if found is not None and not (is_tail and missing_variants(prepared.study.also_evaluate, found.directory)):
                 done[segment.name] = found
     return done
 
@@ -165,7 +200,10 @@ def run_segment(
     recipe, origins, span = segment_run(prepared, segment, done)
     report = None if progress is None else (lambda step, values: progress(segment, step, values))
     out = segments_folder(prepared, directory)
-    return train(recipe, out, span=span, label=asdict(segment), provenance=origins, progress=report)
+    result = train(recipe, out, span=span, label=asdict(segment), provenance=origins, progress=report)
+    if segment.kind == "tail":
+        evaluate_variants(prepared.study.also_evaluate, result.directory, result.checkpoint)
+    return result
 
 
 def _trunk_schedule(recipe: AnyRecipe, prepared: Prepared, segment: Segment) -> Schedule:

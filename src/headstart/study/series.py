@@ -18,7 +18,7 @@ CURVE_METRICS = tuple(
     f"{kind}.{name}"
     for kind in ("box", "mask", "keypoint", "class")
     for name in ("AP", "AP50", "AP75", "APs", "APm", "APl", "top1")
-)
+) + ("voc.AP", "voc.AP07")
 MOST_LOSS_POINTS = 150  # a segment: what fits on a screen, whatever a study logs
 
 

@@ -18,6 +18,8 @@ TABLE_METRICS = (
     "mask.AP",
     "keypoint.AP",
     "class.top1",
+    "voc.AP",
+    "voc.AP07",
     "box.AP50",
     "box.AP75",
     "mask.AP50",
@@ -77,7 +79,8 @@ def number(values: np.ndarray) -> Number | None:
 
 def schedule_tables(folder: StudyFolder) -> list[ScheduleTable]:
     """One table a fraction, the largest first; the paper's rows where the study says which of its models it follows."""
-    metrics = [name for name in TABLE_METRICS if name in metrics_of(folder)]
+    plain = [name for name in TABLE_METRICS if name in metrics_of(folder)]
+    metrics = plain + [f"{variant}:{name}" for variant in folder.variants for name in plain]
     made = []
     for fraction in folder.fractions:
         schedules = folder.schedules(fraction)

@@ -8,6 +8,7 @@ from headstart.recipe import AnyRecipe
 from headstart.study.definition import PRETRAIN_PREFIX
 from headstart.study.forecast import Load
 from headstart.study.run import Prepared, arm_recipe, pretrain_recipe
+from headstart.study.variants import variants_worth
 from headstart.train import distributed
 from headstart.train.run import make_task, settings_of
 from headstart.train.task import Task, parameter_groups
@@ -42,6 +43,7 @@ def measure_loads(prepared: Prepared) -> dict[str, Load]:
             seconds_per_eval_image=image,
             num_eval_images=task.num_eval_images + task.num_eval_train_images,
             eval_every=settings.eval_every,
+            variants=0.0 if name.startswith(PRETRAIN_PREFIX) else variants_worth(prepared.study.also_evaluate, recipe),
         )
     return loads
 

@@ -1,7 +1,8 @@
 """The detection task: the model, stream and judgement of a recipe on a COCO-like data set."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +12,17 @@ from headstart.batch import Batch, Detections
 from headstart.data.buckets import Resize
 from headstart.data.coco import Dataset, nested_fraction, subset
 from headstart.data.content import data_digest
+from headstart.data.eval_images import EvalImages
 from headstart.data.formats import open_dataset
-from headstart.data.loader import Augmentation, EvalImages, TrainStream
-from headstart.data.transforms import Convention
+from headstart.data.loader import Augmentation, TrainStream
+from headstart.data.transforms import Convention, Jitter
 from headstart.evaluate.coco_eval import evaluate
 from headstart.evaluate.errors import error_types
 from headstart.evaluate.predictions import Predictions, concat, empty
 from headstart.evaluate.rle import paste_rle
+from headstart.evaluate.tta import Look, Tta
+from headstart.evaluate.tta import predict as predict_looks
+from headstart.evaluate.voc_eval import with_voc
 from headstart.model.detector import Detector, build
 from headstart.ops.collective import num_processes
 from headstart.recipe import Recipe
@@ -28,6 +33,13 @@ from headstart.train.task import Judgement, Task
 def convention_of(recipe: Recipe) -> Convention:
     """The input convention of a recipe."""
     return Convention(recipe.input.mean, recipe.input.std, recipe.input.order)
+
+
+def augmentation_of(recipe: Recipe) -> Augmentation:
+    """What training does to its images."""
+    own, part = recipe.input, recipe.input.jitter
+    jitter = Jitter(part.low, part.high, part.crop) if part.enabled else None
+    return Augmentation(own.short, own.long, own.flip, jitter, own.copy_paste)
 
 
 def training_data(recipe: Recipe) -> Dataset:
@@ -69,7 +81,7 @@ def detection_task(recipe: Recipe) -> Task:
         )
     stream = TrainStream(
         data,
-        Augmentation(recipe.input.short, recipe.input.long, recipe.input.flip),
+        augmentation_of(recipe),
         convention_of(recipe),
         batch=recipe.train.batch,
         seed=recipe.seed,
@@ -94,7 +106,7 @@ def detection_task(recipe: Recipe) -> Task:
         losses=lambda wrapped, batch: wrapped(batch),
         batches=stream.batches,
         counts=stream.counts,
-        evaluate=lambda device: judge(model, images, device, bf16=bf16),
+        evaluate=lambda device: judge(model, images, device, bf16=bf16, tta=tta_of(recipe), voc=recipe.evaluate.voc),
         describe=_describe,
         classes={"ids": data.category_ids.tolist(), "names": list(data.class_names)},
         num_images=data.num_images,
@@ -134,23 +146,46 @@ def eval_images(recipe: Recipe, data: Dataset) -> EvalImages:
     )
 
 
+def tta_of(recipe: Recipe) -> Tta | None:
+    """The test-time augmentation of a recipe; None where it is off."""
+    part = recipe.evaluate.tta
+    resizes = tuple(Resize(short, part.long) for short in part.shorts)
+    return Tta(resizes, part.flip, part.vote_threshold) if part.enabled else None
+
+
 def _describe(batch: Batch) -> str:
     return f"images {', '.join(str(i) for i in batch.image_ids.tolist())}"
 
 
 @torch.no_grad()
-def predict_all(model: Detector, images: EvalImages, device: torch.device, *, bf16: bool = False) -> Predictions:
+def predict_all(
+    model: Detector, images: EvalImages, device: torch.device, *, bf16: bool = False, tta: Tta | None = None
+) -> Predictions:
     """Predictions on every image of a data set, in its own image pixels and category ids; shared among processes."""
     was_training = model.training
     model.eval()
     parts = []
-    for indices, batch, sizes in images.batches(device, part=distributed.rank(), parts=num_processes()):
+    for raw in images.decoded(part=distributed.rank(), parts=num_processes()):
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
-            found = model.predict(batch, sizes)
-        parts.extend(to_original(found, sizes, indices, images.dataset))
+            found, sizes = look_at(model, partial(images.show, raw, device), tta)
+        parts.extend(to_original(found, sizes, raw.indices, images.dataset))
     model.train(was_training)
     gathered = [part for share in distributed.gather(parts) for part in share]
     return concat(gathered) if gathered else empty(masks=model.mask_head is not None)
+
+
+def look_at(
+    model: Detector, show: Callable[..., tuple[torch.Tensor, torch.Tensor]], tta: Tta | None
+) -> tuple[Detections, torch.Tensor]:
+    """Detections of a batch, and the sizes [B,2] in whose pixels they are.
+
+    show(resize, flip=...) gives images and sizes; without arguments as the recipe's evaluation sees them.
+    """
+    if tta is None:
+        images, sizes = show()
+        return model.predict(images, sizes), sizes
+    looks = [Look(partial(show, resize, flip=flip), flip) for resize, flip in tta.views()]
+    return predict_looks(model, looks, vote_threshold=tta.vote_threshold)
 
 
 def to_original(found: Detections, sizes: torch.Tensor, indices: np.ndarray, data: Dataset) -> Iterator[Predictions]:
@@ -176,12 +211,23 @@ def to_original(found: Detections, sizes: torch.Tensor, indices: np.ndarray, dat
         )
 
 
-def judge(model: Detector, images: EvalImages, device: torch.device, *, bf16: bool) -> Judgement:
-    """COCO metrics of the model on a data set; `save` keeps predictions, per-image match records and error types."""
-    predictions = predict_all(model, images, device, bf16=bf16)
+def judge(
+    model: Detector,
+    images: EvalImages,
+    device: torch.device,
+    *,
+    bf16: bool,
+    tta: Tta | None = None,
+    voc: bool = False,
+) -> Judgement:
+    """COCO metrics (and VOC's) of the model on a data set; `save` keeps predictions, match records and error types."""
+    predictions = predict_all(model, images, device, bf16=bf16, tta=tta)
     kinds = ("box",) if model.mask_head is None else ("box", "mask")
     limit = max(model.limits.num, 1)
     result = evaluate(images.dataset, predictions, kinds=kinds, max_detections=limit)
+
+    if voc:
+        result = with_voc(result, images.dataset, predictions)
 
     def save(directory: Path, step: int) -> None:
         predictions.to_json(directory / f"predictions-{step}.json")

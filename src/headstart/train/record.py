@@ -49,14 +49,14 @@ class Rows:
             else [row for row in read_rows(self.path) if row["step"] <= after_step and row["kind"] != "end"]
         )
         temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(_line(row) for row in kept))
+        temporary.write_text("".join(line_of(row) for row in kept))
         os.replace(temporary, self.path)
         self._file = self.path.open("a")
         self._board = _board(directory, after_step) if tensorboard else None
 
     def write(self, row: dict[str, Any]) -> None:
         """Append one row and hand it to the operating system at once."""
-        self._file.write(_line(row))
+        self._file.write(line_of(row))
         self._file.flush()
         if self._board is not None:
             for name, value in _scalars(row):
@@ -69,7 +69,8 @@ class Rows:
             self._board.close()
 
 
-def _line(row: dict[str, Any]) -> str:
+def line_of(row: dict[str, Any]) -> str:
+    """A row as a line of JSON."""
     return json.dumps(_plain(row), allow_nan=False) + "\n"
 
 

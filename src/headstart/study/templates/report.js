@@ -153,12 +153,12 @@
         marker: { color: colourOf(arm.name), symbol: arm.symbol, size: 9 }, cliponaxis: false,
         text: points.map((_, i) => (i === points.length - 1 ? "" : escape(arm.name))), textposition: "top center", textfont: { color: colourOf(arm.name), size: 12 },
         error_y: { type: "data", symmetric: false, array: points.map((p, i) => Math.max(...p.seeds) - y[i]), arrayminus: points.map((p, i) => y[i] - Math.min(...p.seeds)), thickness: 1.2, width: 5, visible: points.some((p) => p.seeds.length > 1) },
-        hovertext: points.map((p, i) => `<b>${escape(arm.name)}</b>, ${large(p.images)} images, ${escape(p.schedule)}<br>${metricName(data.metric)} <b>${digits(y[i], 1)}</b>`), hoverinfo: "text",
+        hovertext: points.map((p, i) => `<b>${escape(arm.name)}</b>, ${large(p.images)} images, ${escape(p.schedule)}<br>${data.metric} <b>${digits(y[i], 1)}</b>`), hoverinfo: "text",
       };
     });
     const counts = [...new Set(data.few.map((p) => p.images))].sort((a, b) => a - b);
     const x = { title: { text: "training images (log scale)", standoff: 8, font: { size: 13 } }, type: "log", tickvals: counts, ticktext: counts.map(large) };
-    const y = { title: { text: `${metricName(data.metric)}, points`, standoff: 6, font: { size: 13 } }, rangemode: "tozero" };
+    const y = { title: { text: `${data.metric}, points`, standoff: 6, font: { size: 13 } }, rangemode: "tozero" };
     Plotly.react("fraction-chart", traces, layout(x, y), config);
   }
 

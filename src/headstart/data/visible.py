@@ -1,0 +1,127 @@
+"""What a window of an image, and objects pasted over it, leave of its objects: boxes, mask frames and keypoints.
+
+n objects, M side of a mask frame, K keypoints; H, W of the padded image. Masks are rasterised again over what is left
+of their box, straight from the annotation, so that a cut costs no precision.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from headstart.data.coco import Dataset
+from headstart.data.masks import FrameTable
+from headstart.data.transforms import View, move_boxes, move_boxes_back, move_keypoints
+
+# An object is left out when a side of its visible box is not longer than this (pixels), or nothing of its mask is
+# visible. MMDetection's large-scale jitter has the same bound (FilterAnnotations, min_gt_bbox_wh 1e-2).
+MIN_SIDE = 1e-2
+# An object that others were pasted over stays if no side of its box moved by more than 10 pixels, or if more than 300
+# of its pixels are visible: MMDetection's CopyPaste (bbox_occluded_thr, mask_occluded_thr) on images of 1024 pixels.
+COVERED_SIDE, COVERED_AREA, COVERED_IMAGE = 10.0, 300.0, 1024
+
+
+@dataclass(frozen=True)
+class Objects:
+    """Objects of one image as a view shows them: annotation indices [n], boxes [n,4] in pixels of the view, frames
+    [n,M,M] over these (M = 0 without masks), keypoints [n,K,3] or None.
+    """
+
+    indices: np.ndarray
+    boxes: np.ndarray
+    frames: np.ndarray
+    keypoints: np.ndarray | None
+
+
+def in_window(boxes: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes [n,4] cut to a window of size (height, width), and whether enough of each is left, bool [n]."""
+    cut = np.clip(boxes, 0, [size[1], size[0]] * 2)
+    return cut, ((cut[:, 2:] - cut[:, :2]) > MIN_SIDE).all(axis=1)
+
+
+def visible_objects(
+    data: Dataset, table: FrameTable | None, indices: np.ndarray, view: View, cover: np.ndarray | None = None
+) -> Objects:
+    """What a view shows of the annotations `indices` of one image; cover [H,W] bool: pixels that others hide.
+
+    A box that is cut or covered becomes the tight box around what is visible of its mask, to one cell of the frame (an
+    object without a segmentation only has its box cut). Rules for leaving out: MIN_SIDE, COVERED_SIDE, COVERED_AREA.
+    """
+    original = data.size_of(indices[0]) if len(indices) else (1, 1)
+    whole = move_boxes(data.boxes[indices], original, view)
+    boxes, keep = in_window(whole, view.size)
+    frames = np.zeros((len(indices), *[table.size if table else 0] * 2), bool)
+    for place in np.flatnonzero(keep & (data.segment_kind[indices] != 0)) if table else ():
+        n, is_cut = int(indices[place]), bool((boxes[place] != whole[place]).any())
+        covered = cover is not None and bool(_pixels(cover, boxes[place]).any())
+        if is_cut or covered:
+            found = _visible(table, n, boxes[place], original, view, cover if covered else None)
+            keep[place] = found is not None
+            if found is not None:
+                boxes[place], frames[place] = found
+        else:
+            frames[place] = _turned(table.frames([n])[0], view)
+    keypoints = None if data.keypoints is None else _visible_keypoints(data, indices, original, view, cover)[keep]
+    return Objects(indices[keep], boxes[keep], frames[keep], keypoints)
+
+
+def _visible(
+    table: FrameTable, n: int, box: np.ndarray, original: tuple[int, int], view: View, cover: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """The tight box of what is visible of one mask within `box`, and its frame; None where too little is."""
+    cells = _frame(table, n, box, original, view, cover)
+    if not cells.any():
+        return None
+    tight = _tight(cells, box)
+    frame = _frame(table, n, tight, original, view, cover)
+    if not frame.any():
+        return None
+    if cover is not None:
+        share = max(cover.shape) / COVERED_IMAGE
+        area = frame.mean() * np.prod(tight[2:] - tight[:2])
+        if np.abs(tight - box).max() > COVERED_SIDE * share and area <= COVERED_AREA * share**2:
+            return None
+    return tight, frame
+
+
+def _frame(
+    table: FrameTable, n: int, box: np.ndarray, original: tuple[int, int], view: View, cover: np.ndarray | None
+) -> np.ndarray:
+    """The visible mask of annotation n over any box [4] in pixels of the view, bool [M,M]."""
+    frame = _turned(table.over(n, move_boxes_back(box[None], original, view)[0]), view)
+    if cover is None:
+        return frame
+    centres = (np.arange(table.size)[:, None] + 0.5) / table.size * (box[2:] - box[:2]) + box[:2]
+    columns, rows = np.minimum(centres.astype(int), [cover.shape[1] - 1, cover.shape[0] - 1]).T
+    return frame & ~cover[np.ix_(rows, columns)]
+
+
+def _turned(frame: np.ndarray, view: View) -> np.ndarray:
+    return frame[:, ::-1] if view.flip else frame
+
+
+def _tight(cells: np.ndarray, box: np.ndarray) -> np.ndarray:
+    """The box [4] around the set cells of a frame that covers `box`; a side that they reach stays what it is."""
+    rows, columns = np.flatnonzero(cells.any(1)), np.flatnonzero(cells.any(0))
+    first = np.array([columns[0], rows[0]]) / len(cells)
+    last = np.array([columns[-1] + 1, rows[-1] + 1]) / len(cells)
+    low, extent = box[:2], box[2:] - box[:2]
+    return np.concatenate([low + first * extent, np.where(last == 1, box[2:], low + last * extent)])
+
+
+def _pixels(cover: np.ndarray, box: np.ndarray) -> np.ndarray:
+    """The part of cover [H,W] that a box [4] touches."""
+    x1, y1, x2, y2 = np.concatenate([np.floor(box[:2]), np.ceil(box[2:])]).astype(int)
+    return cover[y1:y2, x1:x2]
+
+
+def _visible_keypoints(
+    data: Dataset, indices: np.ndarray, original: tuple[int, int], view: View, cover: np.ndarray | None
+) -> np.ndarray:
+    """Keypoints [n,K,3] in a view: outside its window they are not labelled (all zero), under a cover not visible."""
+    moved = move_keypoints(data.keypoints[indices], original, view, data.left_right)
+    inside = ((moved[..., :2] >= 0) & (moved[..., :2] < [view.size[1], view.size[0]])).all(axis=2)
+    moved[~inside] = 0
+    if cover is not None and moved.size:
+        columns, rows = moved[..., 0].astype(int), moved[..., 1].astype(int)
+        moved[..., 2] = np.where(cover[rows, columns], np.minimum(moved[..., 2], 1), moved[..., 2])
+    return moved

@@ -1,0 +1,140 @@
+"""Test-time augmentation: a detector looks at a batch several times, resized and mirrored, and its finds are merged.
+
+After Detectron: boxes of all looks are suppressed together and refined by voting, and the masks (and heat maps of
+keypoints) of the boxes that remain are averaged over all looks. As in Detectron2 each look gives its own detections,
+where Detectron joins the candidates before any suppression. Looks are computed one after the other, and once more for
+masks, so that memory does not grow with their number.
+
+B images, D detections a look, V looks, N = V * D candidates.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from headstart.batch import Detections
+from headstart.data.buckets import Resize
+from headstart.ops.boxes import iou
+from headstart.ops.nms import nms_by_label
+
+
+class TwoPass(Protocol):
+    """A detector whose prediction comes in parts: features, boxes on them, and what completes given boxes."""
+
+    limits: Any  # nms_threshold, and num detections an image
+
+    def features(self, images: Tensor) -> list[Tensor]: ...
+
+    def find(self, features: list[Tensor], sizes: Tensor) -> Detections: ...
+
+    def complete(self, features: list[Tensor], detections: Detections) -> Detections: ...
+
+
+@dataclass(frozen=True)
+class Look:
+    """One way to show a batch: `show()` gives images [B,3,H,W] and their sizes [B,2]; `flip` says that it mirrors."""
+
+    show: Callable[[], tuple[Tensor, Tensor]]
+    flip: bool = False
+
+
+@dataclass(frozen=True)
+class Tta:
+    """Which looks are taken: every resize, and its mirror image if `flip`; and the IoU from which boxes vote."""
+
+    resizes: tuple[Resize, ...]
+    flip: bool
+    vote_threshold: float
+
+    def views(self) -> list[tuple[Resize, bool]]:
+        """(resize, mirrored) of each look, the first one not mirrored."""
+        return [(resize, flip) for resize in self.resizes for flip in ((False, True) if self.flip else (False,))]
+
+
+@torch.no_grad()
+def predict(model: TwoPass, looks: Sequence[Look], *, vote_threshold: float) -> tuple[Detections, Tensor]:
+    """Merged detections of a batch in pixels of the first look, which is not mirrored, and the sizes [B,2] there.
+
+    With a single look they are the model's own, bit for bit.
+    """
+    found: list[Detections] = []
+    sizes: list[Tensor] = []
+    for look in looks:
+        images, size = look.show()
+        own = model.find(model.features(images), size)
+        sizes.append(size)
+        found.append(replace(own, boxes=move(own.boxes, size, look.flip, sizes[0], False)))
+    limits = model.limits
+    merged = merge(found, nms_threshold=limits.nms_threshold, vote_threshold=vote_threshold, num=limits.num)
+    masks = _mean(_masks(model, look, merged, sizes[0]) for look in looks)
+    return replace(merged, masks=masks), sizes[0]
+
+
+def _masks(model: TwoPass, look: Look, merged: Detections, first: Tensor) -> Tensor | None:
+    """Masks [B,D,T,T] of the merged detections as one look sees them, turned back if it mirrors; None without."""
+    images, sizes = look.show()
+    boxes = move(merged.boxes, first, False, sizes, look.flip)
+    masks = model.complete(model.features(images), replace(merged, boxes=boxes)).masks
+    return masks.flip(-1) if look.flip and masks is not None else masks
+
+
+def _mean(parts: Iterable[Tensor | None]) -> Tensor | None:
+    """The mean of all parts; None as soon as one is, so that a detector of boxes only is not asked for the rest."""
+    total, count = None, 0
+    for part in parts:
+        if part is None:
+            return None
+        total, count = part if total is None else total + part, count + 1
+    return total / count
+
+
+def move(boxes: Tensor, sizes: Tensor, flip: bool, to: Tensor, to_flip: bool) -> Tensor:
+    """Boxes [B,D,4] in pixels of one look in those of another; each look has sizes [B,2] and may be mirrored."""
+    own, other = sizes.flip(1).to(boxes.dtype), to.flip(1).to(boxes.dtype)  # (width, height)
+    boxes = _mirror(boxes, own) if flip else boxes
+    boxes = boxes * (other / own).repeat(1, 2).unsqueeze(1)
+    return _mirror(boxes, other) if to_flip else boxes
+
+
+def _mirror(boxes: Tensor, extents: Tensor) -> Tensor:
+    width = extents[:, :1]
+    return torch.stack([width - boxes[..., 2], boxes[..., 1], width - boxes[..., 0], boxes[..., 3]], dim=2)
+
+
+def merge(found: Sequence[Detections], *, nms_threshold: float, vote_threshold: float, num: int) -> Detections:
+    """One list of at most `num` detections an image from several, all in the same pixels; boxes only.
+
+    The union, best score first (an earlier list before a later one among equals), is suppressed class by class; each
+    survivor's box becomes the mean, weighted by score, of all boxes of its class in the union that overlap it by at
+    least `vote_threshold`, itself among them. Scores stay as they are (Detectron's scoring method ID).
+    """
+    boxes, scores, labels, valid = (
+        torch.cat([getattr(part, name) for part in found], dim=1) for name in ("boxes", "scores", "labels", "valid")
+    )
+    scores, order = scores.masked_fill(~valid, -1.0).sort(dim=1, descending=True, stable=True)
+    boxes, labels, valid = _take(boxes, order), labels.gather(1, order), valid.gather(1, order)
+    keep = nms_by_label(boxes, scores, labels, valid, nms_threshold)
+    kept, best = scores.masked_fill(~keep, -1.0).sort(dim=1, descending=True, stable=True)
+    kept, best = kept[:, :num], best[:, :num]
+    chosen, own = _take(boxes, best), labels.gather(1, best)
+    voted = vote(chosen, own, boxes, labels, scores.clamp(min=0), vote_threshold)
+    return Detections(torch.where(kept.unsqueeze(2) > 0, voted, chosen), kept.clamp(min=0), own, kept > 0)
+
+
+def vote(chosen: Tensor, own: Tensor, boxes: Tensor, labels: Tensor, weights: Tensor, threshold: float) -> Tensor:
+    """Boxes chosen [B,D,4] with labels own [B,D], each the weighted mean of the voters boxes [B,N,4] it overlaps.
+
+    labels, weights [B,N]; a voter has the same label and an IoU of at least `threshold`. A box without voters stays.
+    """
+    votes = (iou(chosen, boxes) >= threshold) & (own.unsqueeze(2) == labels.unsqueeze(1))
+    weight = votes * weights.unsqueeze(1)
+    total = weight.sum(dim=2, keepdim=True)
+    # The difference from the box itself: a box that only itself votes for then stays the same, bit for bit.
+    return chosen + (weight @ boxes - total * chosen) / total.clamp(min=1e-12)
+
+
+def _take(boxes: Tensor, index: Tensor) -> Tensor:
+    return boxes.gather(1, index.unsqueeze(2).expand(-1, -1, 4))

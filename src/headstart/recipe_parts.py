@@ -1,0 +1,103 @@
+"""Sections of recipes: what is done to images, how a run starts and trains, how test images are looked at."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Positive = Annotated[float, Field(gt=0)]
+
+
+class Part(BaseModel):
+    """A frozen section of a recipe that refuses unknown fields."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class JitterPart(Part):
+    enabled: bool
+    low: Positive
+    high: Positive
+    crop: int = Field(gt=0, multiple_of=32)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "JitterPart":
+        if self.low > self.high:
+            raise ValueError(f"input.jitter.low: {self.low:g} is above input.jitter.high, {self.high:g}")
+        return self
+
+
+class Input(Part):
+    short: tuple[Annotated[int, Field(gt=0)], ...] = Field(min_length=1)
+    long: int = Field(gt=0)
+    jitter: JitterPart
+    copy_paste: bool
+    test_short: int = Field(gt=0)
+    test_long: int = Field(gt=0)
+    flip: float = Field(ge=0, le=1)
+    mean: tuple[float, float, float]
+    std: tuple[Positive, Positive, Positive]
+    order: Literal["rgb", "bgr"]
+
+    @model_validator(mode="after")
+    def _one_scaling(self) -> "Input":
+        if self.jitter.enabled and len(self.short) > 1:
+            raise ValueError(
+                f"input.short: {list(self.short)} has no effect with input.jitter.enabled, which scales by itself; "
+                "expected a single size, or input.jitter.enabled=false"
+            )
+        if self.copy_paste and not self.jitter.enabled:
+            raise ValueError(
+                "input.copy_paste: needs a fixed crop, expected input.jitter.enabled=true (low 1, high 1 for none)"
+            )
+        return self
+
+
+class TtaPart(Part):
+    enabled: bool
+    shorts: tuple[Annotated[int, Field(gt=0)], ...] = Field(min_length=1)
+    long: int = Field(gt=0)
+    flip: bool
+    vote_threshold: float = Field(gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _distinct(self) -> "TtaPart":
+        if len(set(self.shorts)) < len(self.shorts):
+            raise ValueError(f"evaluate.tta.shorts: {list(self.shorts)} holds a size twice, expected each once")
+        return self
+
+
+class Start(Part):
+    kind: Literal["random", "backbone", "detector"]
+    weights: str | None
+    freeze: Literal["none", "stem", "stage1", "stage2", "stage3", "stage4", "backbone"]
+
+    @model_validator(mode="after")
+    def _complete(self) -> "Start":
+        if self.kind == "random" and self.weights is not None:
+            raise ValueError(
+                f"start.weights: {self.weights!r} is given but start.kind is 'random'; "
+                "expected null, or start.kind 'backbone' or 'detector'"
+            )
+        if self.kind != "random" and self.weights is None:
+            raise ValueError(f"start.weights: missing for start.kind {self.kind!r}; expected a weights file")
+        return self
+
+
+class Train(Part):
+    batch: int = Field(ge=1)
+    reference_batch: int = Field(ge=1)
+    rate: float = Field(gt=0)
+    momentum: float = Field(ge=0, lt=1)
+    weight_decay: float = Field(ge=0)
+    norm_weight_decay: float = Field(ge=0)
+    warmup: int | str
+    warmup_from: float = Field(ge=0, le=1)
+    base: int | str
+    schedule: str
+    drop_factor: float = Field(gt=0, le=1)
+    clip_norm: float | None
+    precision: Literal["fp32", "bf16"]
+    compile: bool
+    channels_last: bool
+    log_every: int = Field(ge=1)
+    threads: int | None

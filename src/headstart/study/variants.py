@@ -1,0 +1,89 @@
+"""The end of a schedule judged once more in other ways, such as with test-time augmentation: `also_evaluate`.
+
+A variant changes no training, so its rows lie beside the run's own, in variants.jsonl, one a variant.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from headstart.inference import evaluate, load_trained
+from headstart.recipe import AnyRecipe, Recipe, flatten, unflatten
+from headstart.resolve import validate
+from headstart.study.read import VARIANTS_FILE
+from headstart.train import distributed
+from headstart.train.detection import validation_data
+from headstart.train.record import line_of, read_rows
+
+Variants = Mapping[str, Mapping[str, Any]]
+
+
+def check_variants(variants: Variants, recipe: AnyRecipe, *, source: str) -> None:
+    """ValueError unless this recipe can be evaluated in all these ways."""
+    if variants and not isinstance(recipe, Recipe):
+        name = next(iter(variants))
+        raise ValueError(
+            f"{source}: also_evaluate.{name}: only detections can be judged in other ways, this study is about "
+            f"{recipe.task}; expected no also_evaluate"
+        )
+    own = flatten(recipe.model_dump(mode="json"))
+    for name, patch in variants.items():
+        where = f"{source}: also_evaluate.{name}"
+        if validate(Recipe, unflatten({**own, **flatten(dict(patch))}), where) == recipe:
+            raise ValueError(f"{where}: is what the study evaluates anyway, expected a change")
+
+
+def variants_worth(variants: Variants, recipe: AnyRecipe) -> float:
+    """How many plain evaluations all variants together cost, by the pixels that they look at.
+
+    With test-time augmentation masks need a second pass of every look.
+    """
+    worth = 0.0
+    for patch in variants.values():
+        flat = flatten(recipe.model_dump(mode="json")) | flatten(dict(patch))
+        sides, passes = [flat["input.test_short"]], 1
+        if flat["evaluate.tta.enabled"]:
+            passes = (2 if flat["evaluate.tta.flip"] else 1) * (2 if flat["model.mask.enabled"] else 1)
+            sides = flat["evaluate.tta.shorts"]
+        worth += passes * sum(side**2 for side in sides) / recipe.input.test_short**2
+    return worth
+
+
+def missing_variants(variants: Variants, directory: Path) -> list[str]:
+    """The variants that a finished run has not been judged by yet.
+
+    A patch of the same name that differs is another variant: studies may share runs.
+    """
+    known = [(row["variant"], row["patch"]) for row in read_rows(directory / VARIANTS_FILE)]
+    return [name for name, patch in variants.items() if (name, flatten(dict(patch))) not in known]
+
+
+def evaluate_variants(variants: Variants, directory: Path, checkpoint: Path) -> None:
+    """Judge a finished run's last checkpoint by every variant that is missing; a row is there whole or not at all."""
+    for name in missing_variants(variants, directory):
+        patch = flatten(dict(variants[name]))
+        since = time.perf_counter()
+        trained = load_trained(checkpoint, patch)
+        result, _ = evaluate(trained, validation_data(trained.recipe))
+        row = {
+            "kind": "eval",
+            "variant": name,
+            "patch": patch,
+            "step": trained.step,
+            "split": "val",
+            "metrics": result.metrics,
+            "per_class": result.per_class,
+            "seconds": {"eval": round(time.perf_counter() - since, 3)},
+        }
+        if distributed.is_writer():
+            _add(directory / VARIANTS_FILE, row)
+
+
+def _add(path: Path, row: dict[str, Any]) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(map(line_of, [*read_rows(path), row])))
+    os.replace(temporary, path)
