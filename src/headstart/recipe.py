@@ -7,6 +7,7 @@ recipes from files, arms and overrides. Nothing below `build` and `task` functio
 import hashlib
 import json
 from fractions import Fraction
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -119,6 +120,23 @@ class BoxPart(Part):
     pool: int = Field(ge=1)
 
 
+class CascadePart(Part):
+    enabled: bool
+    iou: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(min_length=2)
+    weights: tuple[tuple[Positive, Positive, Positive, Positive], ...]
+
+    @model_validator(mode="after")
+    def _complete(self) -> "CascadePart":
+        if any(a >= b for a, b in pairwise(self.iou)):
+            raise ValueError(f"model.cascade.iou: {list(self.iou)}, expected ascending thresholds")
+        if len(self.weights) != len(self.iou):
+            raise ValueError(
+                f"model.cascade.weights: {len(self.weights)} given, expected {len(self.iou)}, one a stage of "
+                "model.cascade.iou"
+            )
+        return self
+
+
 class MaskPart(Part):
     enabled: bool
     convs: int = Field(ge=0)
@@ -139,6 +157,7 @@ class Model(Part):
     aligned: bool
     rpn: RpnPart
     box: BoxPart
+    cascade: CascadePart
     mask: MaskPart
 
     @model_validator(mode="after")
@@ -146,6 +165,16 @@ class Model(Part):
         _check_norm(self.backbone, self.norm)
         if self.backbone.kind == "vgg" and self.pyramid:
             raise ValueError("model.pyramid: true for a vgg backbone, which gives one map; expected false")
+        if self.cascade.enabled and not self.box.class_agnostic:
+            raise ValueError(
+                "model.box.class_agnostic: false, expected true with model.cascade.enabled: a stage hands one box a "
+                "region to the next"
+            )
+        if self.cascade.enabled and self.cascade.iou[0] != self.box.iou_threshold:
+            raise ValueError(
+                f"model.cascade.iou: {self.cascade.iou[0]} first, expected {self.box.iou_threshold}, the value of "
+                "model.box.iou_threshold"
+            )
         return self
 
 

@@ -43,7 +43,7 @@ def raw(num=60, seed=0):
 def test_decode_follows_torchvisions_rule():
     logits, deltas, proposals, valid = raw()
     sizes = torch.tensor([[90, 100], [80, 70]])
-    found = head().decode(logits, deltas, proposals, valid, sizes, LIMITS)
+    found = head().decode(logits.softmax(2), deltas, proposals, valid, sizes, LIMITS)
     for image in range(2):
         real = valid[image]
         scores = logits[image, real].softmax(1)[:, :-1]
@@ -63,17 +63,17 @@ def test_decode_follows_torchvisions_rule():
 def test_a_cap_that_is_not_reached_changes_nothing():
     logits, deltas, proposals, valid = raw()
     sizes = torch.tensor([[90, 100], [80, 70]])
-    wanted = head().decode(logits, deltas, proposals, valid, sizes, LIMITS)
-    found = head().decode(logits, deltas, proposals, valid, sizes, replace(LIMITS, num_candidates=250))
+    wanted = head().decode(logits.softmax(2), deltas, proposals, valid, sizes, LIMITS)
+    found = head().decode(logits.softmax(2), deltas, proposals, valid, sizes, replace(LIMITS, num_candidates=250))
     assert torch.equal(found.boxes, wanted.boxes) and torch.equal(found.scores, wanted.scores)
 
 
-def regions(num=40):
+def regions(num=40, leading=10):
     _, _, boxes, valid = raw(num, seed=1)
     positive = torch.arange(num).expand(2, num) < 10
     labels = torch.where(positive, torch.arange(num) % NUM_CLASSES, NUM_CLASSES)
     gt = torch.arange(num).expand(2, num) % 4
-    return Regions(boxes, labels, gt, positive, valid | positive), boxes[:, 10:14] + 3.0
+    return Regions(boxes, labels, gt, positive, valid | positive, leading), boxes[:, 10:14] + 3.0
 
 
 def test_class_agnostic_is_the_same_box_for_every_class():
@@ -82,21 +82,21 @@ def test_class_agnostic_is_the_same_box_for_every_class():
     one = deltas[..., :4]
     assert agnostic.regress.out_features == 4
     sizes = torch.tensor([[90, 100], [80, 70]])
-    wanted = specific.decode(logits, one.repeat(1, 1, NUM_CLASSES), proposals, valid, sizes, LIMITS)
-    found = agnostic.decode(logits, one, proposals, valid, sizes, LIMITS)
+    wanted = specific.decode(logits.softmax(2), one.repeat(1, 1, NUM_CLASSES), proposals, valid, sizes, LIMITS)
+    found = agnostic.decode(logits.softmax(2), one, proposals, valid, sizes, LIMITS)
     assert torch.equal(found.boxes, wanted.boxes)
     chosen, gt = regions()
     args = logits[:, :40], one[:, :40], chosen, gt
-    wanted = specific.loss(args[0], args[1].repeat(1, 1, NUM_CLASSES), *args[2:], max_positive=10)
+    wanted = specific.loss(args[0], args[1].repeat(1, 1, NUM_CLASSES), *args[2:])
     assert wanted["box_delta"] > 0
-    assert agnostic.loss(*args, max_positive=10) == wanted
+    assert agnostic.loss(*args) == wanted
 
 
-@pytest.mark.parametrize("max_positive", [10, 25, 40])
-def test_losses_ignore_empty_slots_and_other_classes(max_positive):
-    chosen, gt = regions()
+@pytest.mark.parametrize("leading", [10, 25, 40])
+def test_losses_ignore_empty_slots_and_other_classes(leading):
+    chosen, gt = regions(leading=leading)
     logits, deltas, _, _ = (value[:, :40] for value in raw())
-    wanted = head().loss(logits, deltas, chosen, gt, max_positive=max_positive)
+    wanted = head().loss(logits, deltas, chosen, gt)
     empty = ~chosen.valid
     assert empty.any() and wanted["box_delta"] > 0
     found = head().loss(
@@ -104,7 +104,6 @@ def test_losses_ignore_empty_slots_and_other_classes(max_positive):
         deltas + 50 * ~chosen.positive.unsqueeze(2),
         replace(chosen, labels=torch.where(empty, 2, chosen.labels)),
         gt,
-        max_positive=max_positive,
     )
     assert found == wanted
     # By hand: cross-entropy over valid regions, smooth L1 of the label's own deltas, both over the number of regions.

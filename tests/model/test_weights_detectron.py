@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from small_detector import small_detector
 from weight_nets import file_of, group_detector, randomise, resnet
 
 from headstart.model.input_spec import DETECTRON, DETECTRON2, DETECTRON2_GROUPED, IMAGENET
@@ -36,6 +37,52 @@ def detectron2_name(name):
     return name.replace("mask_head.deconv", "roi_heads.mask_head.deconv").replace(
         "mask_head.classify", "roi_heads.mask_head.predictor"
     )
+
+
+def detectron2_stage(name):
+    """The same in a cascade, where every box head is numbered."""
+    stage = re.match(r"cascade\.(\d)\.", name)
+    plain = detectron2_name(re.sub(r"^cascade\.\d\.", "box_head.", name))
+    number = int(stage[1]) + 1 if stage else 0
+    return re.sub(r"^roi_heads\.box_(head|predictor)\.", rf"roi_heads.box_\1.{number}.", plain)
+
+
+def cascade_detector(seed):
+    on = {"model__cascade__enabled": True, "model__box__class_agnostic": True, "model__box__convs": 2}
+    return randomise(small_detector(**on), seed)
+
+
+def test_detectron2_cascade_loads_whole():
+    source, ours = cascade_detector(1), cascade_detector(2)
+    tensors = {detectron2_stage(name): value for name, value in named_tensors(source).items()}
+    assert {"roi_heads.box_predictor.2.bbox_pred.weight", "roi_heads.box_head.0.conv2.norm.bias"} <= set(tensors)
+    report = load_weights(ours, file_of(tensors), scope="detector", input=DETECTRON2)
+    assert report.layout == "Detectron2" and len(report.loaded) == len(tensors) and not report.reset
+    for name, value in named_tensors(ours).items():
+        assert torch.equal(value, named_tensors(source)[name]), name
+
+
+def test_another_number_of_classes_resets_the_class_predictors_of_every_stage_and_no_box():
+    source, ours = cascade_detector(1), cascade_detector(2)
+    tensors = dict(named_tensors(source))
+    for name in tensors:
+        if re.fullmatch(r"(\w+_head|cascade\.\d)\.classify\.\w+", name):
+            tensors[name] = torch.cat([tensors[name], tensors[name][:2]])
+    report = load_weights(ours, file_of(tensors, input=DETECTRON2), scope="detector", input=DETECTRON2)
+    heads = ("box_head", "mask_head", "cascade.0", "cascade.1")
+    assert set(report.reset) == {f"{head}.classify.{part}" for head in heads for part in ("weight", "bias")}
+    assert torch.equal(ours.cascade[1].regress.weight, source.cascade[1].regress.weight)
+
+
+def test_a_cascade_and_a_plain_detector_are_told_apart():
+    plain, cascade = small_detector(), cascade_detector(1)
+    for ours, theirs, expected in (
+        (plain, cascade, "holds a cascade, which the model is not; set model.cascade.enabled to true"),
+        (cascade, plain, "holds a detector without the stages of a cascade; set model.cascade.enabled to false"),
+    ):
+        with pytest.raises(ValueError, match=expected) as error:
+            load_weights(ours, file_of(named_tensors(theirs), input=DETECTRON2), scope="detector")
+        assert "\n" not in str(error.value)
 
 
 def test_detectron2_detector_pickle_loads_whole(tmp_path):

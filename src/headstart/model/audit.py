@@ -6,7 +6,7 @@ declared start. Errors, not warnings: an arm that is not what it says makes a co
 
 import hashlib
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -18,12 +18,16 @@ from headstart.model.input_spec import InputSpec
 from headstart.model.load_report import LoadReport
 from headstart.model.weights import expected_names, named_tensors, prefix_of
 
-STARTS = ("random", "backbone", "detector")
+STARTS = ("random", "backbone", "detector", "branch")
 
 
 @dataclass(frozen=True)
 class Audit:
-    """What a run starts from. `errors` is empty where the start is what it is declared to be."""
+    """What a run starts from. `errors` is empty where the start is what it is declared to be.
+
+    A branch also has tensors that are `new`, and `reshaped` ones {name: (shape in the parent, shape here)}: they start
+    as they were built.
+    """
 
     start: str
     freeze: str
@@ -33,6 +37,8 @@ class Audit:
     errors: tuple[str, ...]
     notes: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
+    new: tuple[str, ...] = ()
+    reshaped: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, as it is written to a run's audit.json."""
@@ -101,6 +107,8 @@ def audit(
         errors=tuple(errors),
         notes=() if report is None else report.notes,
         left_out=() if report is None else report.left_out,
+        new=() if report is None else report.missing,
+        reshaped={} if report is None else report.mismatched,
     )
 
 
@@ -134,7 +142,7 @@ def _changed_unseen(
 
 
 def _not_loaded(model: nn.Module, start: str, report: LoadReport | None) -> list[str]:
-    if start == "random":
+    if start in ("random", "branch"):  # a branch lists what it does not take over
         return []
     if report is None:
         return [f"start.kind is {start}, but nothing was loaded; give start.weights, or set start.kind to random"]

@@ -17,6 +17,7 @@ INITIALISERS = {
     "pyramid": "Xavier uniform",
     "rpn": "N(0, 0.01)",
     "box_head": "MSRA; fc Xavier uniform; classes N(0, 0.01), boxes N(0, 0.001)",
+    "cascade": "MSRA; fc Xavier uniform; classes N(0, 0.01), boxes N(0, 0.001)",
     "mask_head": "MSRA, fan-out",
     "fcs": "MSRA, fan-in",
     "fc": "N(0, 0.01)",
@@ -87,7 +88,8 @@ def _source(initialiser: str, names: list[str], report: LoadReport | None) -> st
     random = f"random ({initialiser})"
     if not loaded:
         return random
-    file = f"{report.path} (sha256 {report.hash[:12]})"
+    # Every seed and schedule has another parent; which one, the audit says above the rows.
+    file = "carried from its parent" if report.scope == "branch" else f"{report.path} (sha256 {report.hash[:12]})"
     return file if len(loaded) == len(names) else f"{file}, {len(loaded)} of {len(names)}; the others {random}"
 
 

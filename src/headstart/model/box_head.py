@@ -101,9 +101,7 @@ class BoxHead(nn.Module):
         weight = fc.weight.view(-1, channels, *x.shape[2:]).permute(0, 2, 3, 1).flatten(1)
         return F.linear(x.permute(0, 2, 3, 1).flatten(1), weight, fc.bias)
 
-    def loss(
-        self, logits: Tensor, deltas: Tensor, regions: Regions, gt_boxes: Tensor, *, max_positive: int
-    ) -> dict[str, Tensor]:
+    def loss(self, logits: Tensor, deltas: Tensor, regions: Regions, gt_boxes: Tensor) -> dict[str, Tensor]:
         """Cross-entropy over all sampled regions and smooth L1 over the positive ones.
 
         logits [B,R,C+1], deltas [B,R,4C] (or 4); gt_boxes [B,G,4]. Both are divided by the number of sampled regions
@@ -112,7 +110,7 @@ class BoxHead(nn.Module):
         count = mean_over_processes(regions.valid.float().sum()).clamp(min=1.0)
         losses = F.cross_entropy(logits.flatten(0, 1), regions.labels.flatten(), reduction="none")
         classify = (losses * regions.valid.flatten()).sum() / count
-        head = min(max_positive, regions.boxes.shape[1])  # positives come first
+        head = regions.leading
         wanted = encode(take(gt_boxes, regions.gt[:, :head]), regions.boxes[:, :head], self.weights)
         chosen = self._of_label(deltas[:, :head], regions.labels[:, :head])
         box = F.smooth_l1_loss(chosen, wanted, beta=self.beta, reduction="none").sum(2)
@@ -127,10 +125,10 @@ class BoxHead(nn.Module):
 
     @torch.no_grad()
     def decode(
-        self, logits: Tensor, deltas: Tensor, proposals: Tensor, valid: Tensor, sizes: Tensor, limits: DetectionLimits
+        self, scores: Tensor, deltas: Tensor, proposals: Tensor, valid: Tensor, sizes: Tensor, limits: DetectionLimits
     ) -> Detections:
-        """Detections from raw outputs on proposals [B,R,4] in pixels; sizes [B,2] cut the boxes."""
-        scores = logits.softmax(dim=2)[..., :-1].masked_fill(~valid.unsqueeze(2), 0.0)
+        """Detections from class scores [B,R,C+1] and raw deltas on proposals [B,R,4] in pixels, cut to sizes [B,2]."""
+        scores = scores[..., :-1].masked_fill(~valid.unsqueeze(2), 0.0)
         num_classes = self.num_classes
         flat = scores.flatten(1)
         score, index = torch.topk(flat, min(limits.num_candidates, flat.shape[1]), dim=1)

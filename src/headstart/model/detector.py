@@ -1,5 +1,6 @@
 """Mask R-CNN as in the paper's figure: backbone, pyramid, proposals, heads."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -7,7 +8,8 @@ from torch import Tensor, nn
 
 from headstart.batch import Batch, Detections
 from headstart.model.backbone import Backbone, TimmBackbone, build_detnet, build_resnet
-from headstart.model.box_head import BoxHead, DetectionLimits
+from headstart.model.box_head import BoxHead, DetectionLimits, Weights
+from headstart.model.cascade import cascade_loss, cascade_predict
 from headstart.model.fpn import LastMap, Pyramid
 from headstart.model.mask_head import MaskHead, sample_frames
 from headstart.model.regions import RegionPooler, Regions, image_index, sample_regions
@@ -18,11 +20,14 @@ from headstart.ops.random import fold, uniform
 from headstart.recipe import Classifier, Model, Recipe
 
 SALT = 3
+WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # of box deltas: the inverse of their spread (R-CNN; Detectron: BBOX_REG_WEIGHTS)
 
 
 class Detector(nn.Module):
     """A two-stage detector, with masks when `mask_head` is given.
 
+    The heads of `cascade` refine the boxes further, each with its IoU of `cascade_iou`; they and `box_head` are
+    class-agnostic then.
     `forward(batch)` returns the losses; `predict(images, sizes)` returns detections. Sampling inside `forward` is a
     pure function of (`seed`, the batch's slot numbers).
     """
@@ -41,6 +46,8 @@ class Detector(nn.Module):
         mask_slots: int,
         limits: DetectionLimits,
         seed: int,
+        cascade: Sequence[BoxHead] = (),
+        cascade_iou: tuple[float, ...] = (),
     ):
         super().__init__()
         self.backbone, self.pyramid, self.rpn, self.box_head, self.mask_head = (
@@ -51,7 +58,8 @@ class Detector(nn.Module):
             mask_head,
         )
         self.num_regions, self.max_positive = num_regions, int(num_regions * positive_fraction)
-        self.iou_threshold, self.mask_slots, self.limits = iou_threshold, mask_slots, limits
+        self.cascade, self.iou_thresholds = nn.ModuleList(cascade), (iou_threshold, *cascade_iou)
+        self.mask_slots, self.limits = mask_slots, limits
         self.key = fold(seed) & 0xFFFFFFFF
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
@@ -72,22 +80,29 @@ class Detector(nn.Module):
             batch,
             keys,
             num_classes=self.box_head.num_classes,
-            iou_threshold=self.iou_threshold,
+            iou_threshold=self.iou_thresholds[0],
             num=self.num_regions,
             max_positive=self.max_positive,
         )
-        outputs = self.box_head.predict(features, regions.boxes, regions.valid)
-        losses |= self.box_head.loss(*outputs, regions, batch.gt_boxes, max_positive=self.max_positive)
+        box_losses, regions = cascade_loss(self.box_heads, features, regions, batch, thresholds=self.iou_thresholds)
+        losses |= box_losses
         if self.mask_head is not None:
             losses |= self._mask_loss(features, regions, batch, keys)
         return losses
 
+    @property
+    def box_heads(self) -> list[BoxHead]:
+        """The stages of the box part, in order; one without a cascade."""
+        return [self.box_head, *self.cascade]
+
     def _mask_loss(self, features: list[Tensor], regions: Regions, batch: Batch, keys: Tensor) -> dict[str, Tensor]:
         """Masks of the positive regions, pooled over the batch into `mask_slots` an image.
 
+        In a cascade these are the regions that its last stage has seen, as the boxes of a test image come from there
+        (mmdetection's rule; Detectron2 and tensorpack take the first stage's).
         An object without a segmentation has an empty frame and takes no part.
         """
-        head = min(self.max_positive, regions.boxes.shape[1])  # positives come first
+        head = regions.leading
         image = torch.arange(len(batch), device=keys.device).unsqueeze(1)
         segmented = batch.gt_masks.flatten(2).any(dim=2)[image, regions.gt[:, :head]]
         flags = (regions.positive[:, :head] & segmented).flatten()
@@ -115,8 +130,8 @@ class Detector(nn.Module):
         """Detections without masks."""
         logits, deltas = self.rpn.predict(features)
         proposals, valid = self.rpn.decode(logits, deltas, self.rpn.anchors(features), sizes, self.rpn.test_limits)
-        outputs = self.box_head.predict(features, proposals, valid)
-        return self.box_head.decode(*outputs, proposals, valid, sizes, self.limits)
+        outputs = cascade_predict(self.box_heads, features, proposals, valid, sizes)
+        return self.box_heads[-1].decode(*outputs, valid, sizes, self.limits)
 
     @torch.no_grad()
     def complete(self, features: list[Tensor], detections: Detections) -> Detections:
@@ -173,11 +188,12 @@ def build(recipe: Recipe, num_classes: int) -> Detector:
         torch.manual_seed(fold(recipe.seed, 0))
         backbone = build_backbone(model, len(recipe.input.mean))
         pyramid = _build_pyramid(model, backbone)
+        weights = model.cascade.weights if model.cascade.enabled else (WEIGHTS,)
         return Detector(
             backbone,
             pyramid,
             _build_rpn(model, pyramid),
-            _build_box_head(model, pyramid, num_classes),
+            _build_box_head(model, pyramid, num_classes, weights[0]),
             _build_mask_head(model, pyramid, num_classes) if model.mask.enabled else None,
             num_regions=model.box.num_regions,
             positive_fraction=model.box.positive_fraction,
@@ -187,6 +203,9 @@ def build(recipe: Recipe, num_classes: int) -> Detector:
                 recipe.evaluate.score_threshold, recipe.evaluate.nms_threshold, recipe.evaluate.detections
             ),
             seed=recipe.seed,
+            # last, so that all else starts as without a cascade
+            cascade=[_build_box_head(model, pyramid, num_classes, stage) for stage in weights[1:]],
+            cascade_iou=model.cascade.iou[1:] if model.cascade.enabled else (),
         )
 
 
@@ -232,7 +251,7 @@ def _pooler(model: Model, pyramid: Pyramid | LastMap, size: int) -> RegionPooler
     return RegionPooler(size, pyramid.pooled_strides, model.canonical_size, model.aligned)
 
 
-def _build_box_head(model: Model, pyramid: Pyramid | LastMap, num_classes: int) -> BoxHead:
+def _build_box_head(model: Model, pyramid: Pyramid | LastMap, num_classes: int, weights: Weights) -> BoxHead:
     part = model.box
     return BoxHead(
         pyramid.channels,
@@ -245,7 +264,7 @@ def _build_box_head(model: Model, pyramid: Pyramid | LastMap, num_classes: int) 
         norm_kind=model.norm if part.norm else "none",
         norm_groups=model.norm_groups,
         class_agnostic=part.class_agnostic,
-        weights=(10.0, 10.0, 5.0, 5.0),  # the inverse spread of the deltas (R-CNN; Detectron: BBOX_REG_WEIGHTS)
+        weights=weights,
         smooth_l1_beta=part.smooth_l1_beta,
     )
 

@@ -37,7 +37,7 @@ def strict_error(report: LoadReport, own: dict[str, Tensor], tensors: dict[str, 
 
     own: the model's tensors; tensors: the file's, under our names.
     """
-    reason = _norm_reason(report, own) or _depth_reason(own, tensors) or _part_reason(report, tensors)
+    reason = _norm_reason(report, own) or _depth_reason(own, tensors) or _part_reason(report, own, tensors)
     return f"{report.path}: {reason or _counts(report)}"
 
 
@@ -69,11 +69,16 @@ def _block_counts(names: dict[str, Tensor]) -> list[int]:
     return counts if any(counts) else []
 
 
-def _part_reason(report: LoadReport, tensors: dict[str, Tensor]) -> str:
+def _part_reason(report: LoadReport, own: dict[str, Tensor], tensors: dict[str, Tensor]) -> str:
     has_backbone_only = all(name.startswith("backbone.") for name in tensors)
     lacks_backbone = any(name.startswith("backbone.") for name in report.missing)
     if report.scope == "detector" and tensors and has_backbone_only and not lacks_backbone:
         return "holds a backbone only, not a detector; set start.kind to backbone"
+    theirs, ours = (any(name.startswith("cascade.") for name in names) for names in (tensors, own))
+    if theirs and not ours:
+        return "holds a cascade, which the model is not; set model.cascade.enabled to true"
+    if ours and not theirs and report.scope == "detector":
+        return "holds a detector without the stages of a cascade; set model.cascade.enabled to false"
     return ""
 
 

@@ -17,7 +17,7 @@ class Regions:
     """R sampled regions an image with what they should become.
 
     boxes [B,R,4] pixels; labels [B,R] in 0..C-1, or C for background; gt [B,R] the slot of the object;
-    positive, valid [B,R] bool. Positives come first; a slot that is not valid carries no weight.
+    positive, valid [B,R] bool; a slot that is not valid carries no weight. Positives lie in the first `leading` slots.
     """
 
     boxes: Tensor
@@ -25,6 +25,7 @@ class Regions:
     gt: Tensor
     positive: Tensor
     valid: Tensor
+    leading: int
 
 
 @torch.no_grad()
@@ -58,7 +59,31 @@ def sample_regions(
     chosen = sample(matches.labels, keys, num=num, max_positive=max_positive, salt=SALT)
     gt = take(matches.matched, chosen.index)
     labels = torch.where(chosen.positive, take(batch.gt_labels, gt), num_classes)
-    return Regions(take(candidates, chosen.index), labels, gt, chosen.positive, chosen.valid)
+    leading = min(max_positive, labels.shape[1])  # positives come first
+    return Regions(take(candidates, chosen.index), labels, gt, chosen.positive, chosen.valid, leading)
+
+
+@torch.no_grad()
+def match_again(boxes: Tensor, regions: Regions, batch: Batch, *, num_classes: int, iou_threshold: float) -> Regions:
+    """The same regions at other places, boxes [B,R,4], with what they should become from there.
+
+    IoU >= `iou_threshold` is positive, below it negative; any slot may be either now. One that took no part takes none,
+    nor does an empty box (cut away at the border of its image) or one on a crowd.
+    """
+    inside = regions.valid & (boxes[..., 2:] > boxes[..., :2]).all(dim=2)
+    matches = match(
+        boxes,
+        batch.gt_boxes,
+        batch.gt_valid,
+        batch.gt_crowd,
+        high=iou_threshold,
+        low=iou_threshold,
+        low_quality=False,
+        inside=inside,
+    )
+    positive = matches.labels == 1
+    labels = torch.where(positive, take(batch.gt_labels, matches.matched), num_classes)
+    return Regions(boxes, labels, matches.matched, positive, matches.labels >= 0, boxes.shape[1])
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,11 @@ def _less(step: int, form: str) -> Callable[[re.Match], str]:
     return lambda match: match.expand(form.replace("#", str(int(match[1]) - step)))
 
 
+def _stage(number: str | None) -> str:
+    """The box head of a stage of Detectron2's cascade, which counts them from 0; None is a detector without one."""
+    return "box_head" if number in (None, "0") else f"cascade.{int(number) - 1}"
+
+
 # Which of the two spellings in a row a file has depends on its age: torchvision renamed these modules in 0.13, keeps
 # reading both, and its published v1 detector still has the old ones.
 _TORCHVISION_DETECTOR: list[Rule] = [
@@ -68,11 +73,13 @@ _DETECTRON2: list[Rule] = [
     (r"proposal_generator\.rpn_head\.conv\.conv(\d)\.(weight|bias)", r"rpn.convs.\1.\2"),
     (r"proposal_generator\.rpn_head\.objectness_logits\.(\w+)", r"rpn.objectness.\1"),
     (r"proposal_generator\.rpn_head\.anchor_deltas\.(\w+)", r"rpn.deltas.\1"),
-    (r"roi_heads\.box_head\.conv(\d)\.norm\.(\w+)", _less(1, r"box_head.convs.#.norm.\2")),
-    (r"roi_heads\.box_head\.conv(\d)\.(\w+)", _less(1, r"box_head.convs.#.conv.\2")),
-    (r"roi_heads\.box_head\.fc(\d)\.(\w+)", _less(1, r"box_head.fcs.#.\2")),
-    (r"roi_heads\.box_predictor\.cls_score\.(\w+)", r"box_head.classify.\1"),
-    (r"roi_heads\.box_predictor\.bbox_pred\.(\w+)", r"box_head.regress.\1"),
+    (
+        r"roi_heads\.box_head\.(?:(\d)\.)?conv(\d)\.(?:(norm)\.)?(\w+)",
+        lambda m: f"{_stage(m[1])}.convs.{int(m[2]) - 1}.{m[3] or 'conv'}.{m[4]}",
+    ),
+    (r"roi_heads\.box_head\.(?:(\d)\.)?fc(\d)\.(\w+)", lambda m: f"{_stage(m[1])}.fcs.{int(m[2]) - 1}.{m[3]}"),
+    (r"roi_heads\.box_predictor\.(?:(\d)\.)?cls_score\.(\w+)", lambda m: f"{_stage(m[1])}.classify.{m[2]}"),
+    (r"roi_heads\.box_predictor\.(?:(\d)\.)?bbox_pred\.(\w+)", lambda m: f"{_stage(m[1])}.regress.{m[2]}"),
     (r"roi_heads\.mask_head\.mask_fcn(\d)\.norm\.(\w+)", _less(1, r"mask_head.convs.#.norm.\2")),
     (r"roi_heads\.mask_head\.mask_fcn(\d)\.(\w+)", _less(1, r"mask_head.convs.#.conv.\2")),
     (r"roi_heads\.mask_head\.deconv\.(\w+)", r"mask_head.deconv.\1"),
@@ -176,6 +183,11 @@ def our_names(file: WeightFile, layout: str) -> Names:
             raise ValueError(f"{file.path}: {found[ours]!r} and {name!r} are both {ours!r} in our names")
         found[ours] = name
     return Names(found, tuple(left_out), tuple(unknown))
+
+
+def is_predictor(name: str) -> bool:
+    """Whether a tensor of ours belongs to a class predictor, in a later stage of a cascade too."""
+    return re.sub(r"^cascade\.\d+\.", "box_head.", name).startswith(PREDICTORS)
 
 
 def to_our_rows(name: str, tensor: Tensor, layout: str) -> Tensor:

@@ -21,9 +21,9 @@ from headstart.model.norm import EPSILON, FrozenBatchNorm
 from headstart.model.vgg import Vgg
 from headstart.model.weight_files import WeightFile
 from headstart.model.weight_names import (
-    PREDICTORS,
     Names,
     input_of,
+    is_predictor,
     layout_of,
     our_names,
     rename_for_timm,
@@ -187,7 +187,9 @@ def _changed_predictors(own: dict[str, Tensor], tensors: dict[str, Tensor]) -> t
     theirs = tensors.get("box_head.classify.weight")
     if theirs is None or theirs.shape[0] == own["box_head.classify.weight"].shape[0]:
         return ()
-    return tuple(name for name in own if name.startswith(PREDICTORS))
+    # One box for all classes is no matter of classes.
+    same = {name for name, value in tensors.items() if name in own and value.shape == own[name].shape}
+    return tuple(name for name in own if is_predictor(name) and name not in same)
 
 
 def _class_note(own: dict[str, Tensor], tensors: dict[str, Tensor]) -> tuple[str, ...]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from math import isnan
 from typing import Any
 
 from headstart.study.plan import lineage_name
@@ -96,18 +95,13 @@ def segment_costs(
     evaluate after the checkpoint that was continued. Raises ValueError where images, instances or pixels fall.
     """
     known = flops_per_image or {}
-    reached = {
-        segment["name"]: counters(
-            rows.get(segment["name"], ()), flops_per_image=known.get(_flops_key(segment), float("nan"))
-        )
-        for segment in segments
-    }
-    return {
-        segment["name"]: _added(segment["name"], reached[segment["name"]], reached.get(segment["parent"], Cost()))
-        if rows.get(segment["name"])
-        else Cost()
-        for segment in segments
-    }
+    reached = {segment["name"]: counters(rows.get(segment["name"], ())) for segment in segments}
+    costs = {}
+    for segment in segments:
+        name, before = segment["name"], reached.get(segment["parent"], Cost())
+        each = known.get(_flops_key(segment), float("nan"))
+        costs[name] = _added(name, reached[name], before, each) if rows.get(name) else Cost()
+    return costs
 
 
 def cell_costs(
@@ -176,7 +170,7 @@ def _total(costs: Iterable[Cost]) -> Cost:
     return total
 
 
-def _added(name: str, reached: Cost, before: Cost) -> Cost:
+def _added(name: str, reached: Cost, before: Cost, flops_per_image: float) -> Cost:
     added = reached.plus(before.times(-1))
     for counter in ("images", "instances", "pixels"):
         if getattr(added, counter) < 0:
@@ -185,7 +179,7 @@ def _added(name: str, reached: Cost, before: Cost) -> Cost:
                 f"{getattr(before, counter):g} of the segment it continues"
             )
     seconds = {f"seconds_{kind}": max(0.0, getattr(added, f"seconds_{kind}")) for kind in SECONDS}
-    flops = reached.flops if isnan(before.flops) or isnan(reached.flops) else added.flops
+    flops = added.images * flops_per_image  # of this segment's own model: a branch may have another than its parent
     return Cost(images=added.images, instances=added.instances, pixels=added.pixels, flops=flops, **seconds)
 
 

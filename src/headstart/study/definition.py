@@ -15,6 +15,7 @@ from pydantic import BeforeValidator, Field, StrictInt, model_validator
 from headstart.recipe import flatten
 from headstart.resolve import find, read_yaml, validate
 from headstart.schedule import parse_schedule
+from headstart.study.branches import Branch, branch_of, check_branch, patch_of
 from headstart.study.definition_parts import (
     METRICS,
     Part,
@@ -119,8 +120,10 @@ class Tuning(Part):
 class Study(Part):
     """Arms, schedules, fractions and seeds of one paired comparison, and the rule written before the first run.
 
-    arms are patches on the recipe, by dotted field. schedules are names such as "2x", the same for all arms or a list
-    an arm. fractions keep the given order. seeds N means 0..N-1. `share: false` runs every cell from its own start.
+    arms are patches on the recipe, by dotted field. An arm with `branch_of: ARM` and `last: DURATION` is that arm until
+    so long before the end of each schedule, and has its own patch on top of that arm's from there. schedules are names
+    such as "2x", the same for all arms or a list an arm. fractions keep the given order. seeds N means 0..N-1.
+    `share: false` runs every cell from its own start.
     also_evaluate {variant: patch} judges the end of every schedule once more under each patch; "VARIANT:METRIC" is then
     a metric. search is what `headstart study search` tries.
     public_weights says, by arm, what weights made elsewhere have cost; tuning, by arm, what was spent on finding its
@@ -177,6 +180,7 @@ class Study(Part):
             for arm in self.arms:
                 _check_schedules(self.schedules_of(arm, entry), arm, entry.amount)
         for arm in self.arms:
+            check_branch(self.arms, arm, share=self.share)
             self.pretraining_of(arm)
         check_names(self.tuning, self.arms, "tuning: arm")
         _check_public(self)
@@ -184,6 +188,10 @@ class Study(Part):
             check_variant(name, flatten(patch))
         if self.search is not None:
             check_search(self.search, self.arms)
+            if self.branch_of(self.search.arm):
+                raise ValueError(
+                    f"search.arm: {self.search.arm!r} is a branch, expected an arm with a start of its own"
+                )
         _check_rule(self)
         return self
 
@@ -208,9 +216,17 @@ class Study(Part):
         check_names(chosen, self.arms, "schedules: arm")
         return chosen.get(arm, ())
 
+    def branch_of(self, arm: str) -> Branch | None:
+        """Where an arm leaves another one's trunk; None for an arm with a start of its own."""
+        return branch_of(self.arms, arm)
+
+    def patch_of(self, arm: str) -> dict[str, Any]:
+        """An arm's patch on the recipe {dotted field: value}; a branch has the patch of its parent below its own."""
+        return patch_of(self.arms, arm)
+
     def weights_of(self, arm: str) -> object:
         """What the study file says of an arm's weights; None where it says nothing."""
-        return {**flatten(self.set), **flatten(self.arms[arm])}.get(WEIGHTS_FIELD)
+        return {**flatten(self.set), **self.patch_of(arm)}.get(WEIGHTS_FIELD)
 
     def pretraining_of(self, arm: str) -> str | None:
         """The entry of `pretrain` whose weights an arm starts from; None for any other start."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from headstart.study.definition import PRETRAIN_PREFIX
-from headstart.study.plan import Plan, Segment
+from headstart.study.plan import Cell, Plan, Segment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +75,8 @@ def segment_rows(plan: Plan, loads: Mapping[str, Load]) -> list[dict[str, Any]]:
 
 
 def cell_rows(plan: Plan, loads: Mapping[str, Load]) -> list[dict[str, Any]]:
-    """One row a cell as if it were run alone, pre-training left out."""
+    """One row a cell as if it were run alone, pre-training left out; a branch has its parent's load before it."""
+    by_name = {segment.name: segment for segment in plan.segments}
     return [
         {
             "cell": cell.name,
@@ -83,11 +84,23 @@ def cell_rows(plan: Plan, loads: Mapping[str, Load]) -> list[dict[str, Any]]:
             "schedule": cell.schedule,
             "fraction": cell.fraction,
             "seed": cell.seed,
-            **_work(cell.total, cell.fraction, loads[cell.arm]),
-            "seconds": expected_seconds(0, cell.total, loads[cell.arm]) + variant_seconds(loads[cell.arm]),
+            **_alone(cell, [by_name[name] for name in cell.segments], loads),
         }
         for cell in plan.cells
     ]
+
+
+def _alone(cell: Cell, segments: list[Segment], loads: Mapping[str, Load]) -> dict[str, float]:
+    """Steps, images, epochs and seconds of a cell; a branch is its parent until it begins, and is not judged there."""
+    own, parent = loads[cell.arm], loads[segments[0].arm]
+    begin = next(segment.start for segment in segments if segment.arm == cell.arm)
+    work, before = _work(cell.total - begin, cell.fraction, own), _work(begin, cell.fraction, parent)
+    judged = parent.num_eval_images * (begin // parent.eval_every if parent.eval_every else 0)
+    seconds = expected_seconds(begin, cell.total, own) + begin * parent.seconds_per_step
+    return {
+        **{name: value + before[name] for name, value in work.items()},
+        "seconds": seconds + judged * parent.seconds_per_eval_image + variant_seconds(own),
+    }
 
 
 def totals(plan: Plan, loads: Mapping[str, Load]) -> dict[str, Any]:

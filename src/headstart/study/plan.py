@@ -2,7 +2,8 @@
 
 While the rate is constant the length of a schedule changes nothing, so the schedules of one arm, fraction and seed
 share one trunk up to the first drop of each. A cell is then the trunk up to there plus its own tail, bit for bit the
-same as a run of its own. Pure: no files, no model.
+same as a run of its own. An arm that is a branch of another leaves that one's trunk and ends in tails of its own. Pure:
+no files, no model.
 """
 
 from __future__ import annotations
@@ -130,12 +131,15 @@ def expand(
     *,
     arm_schedules: Mapping[str, Mapping[str, Schedule]] | None = None,
     pretrain_steps: Mapping[str, int] | None = None,
+    branch_steps: Mapping[str, int] | None = None,
 ) -> Plan:
     """The plan of a study, given its schedules by name and the steps of each pre-training that an arm uses.
 
     Numbers of images must be shares by now (`Study.on`).
-    arm_schedules replaces `schedules` for arms whose patch changes rate, warm-up or base length.
-    Pre-training comes first, then seed by seed, so that one whole seed is soon there; then by fraction and arm.
+    arm_schedules replaces `schedules` for arms whose patch changes rate, warm-up or base length. branch_steps are the
+    steps that each branch runs by itself.
+    Pre-training comes first, then seed by seed, so that one whole seed is soon there; then by fraction and arm,
+    branches after the arms that they leave.
     Raises ValueError naming the field for schedules that are missing or that cannot share a trunk when asked to.
     """
     assert all(entry.fraction is not None for entry in study.fractions), study.fractions
@@ -143,14 +147,18 @@ def expand(
     cells: list[Cell] = []
     for seed in study.seeds:
         for entry in study.fractions:
-            for arm in study.arms:
-                known = (arm_schedules or {}).get(arm, schedules)
-                names = study.schedules_of(arm, entry)
-                check_names(names, known, "schedules:")
-                chosen = {name: known[name] for name in names}
-                made, parts = _lineage(study, arm, entry.fraction, seed, chosen)
-                segments.extend(made)
-                cells.extend(Cell(arm, name, entry.fraction, seed, chosen[name].total, parts[name]) for name in names)
+            chosen = {
+                arm: _chosen(study.schedules_of(arm, entry), (arm_schedules or {}).get(arm, schedules))
+                for arm in study.arms
+            }
+            cuts = _cuts(study, entry.fraction, chosen, branch_steps or {})
+            trunks = {arm: _trunk(study, arm, entry.fraction, seed, cuts) for arm in study.arms}
+            for arm in sorted(study.arms, key=lambda arm: study.branch_of(arm) is not None):
+                branch = study.branch_of(arm)
+                trunk = trunks[branch.parent if branch else arm]
+                tails = _tails(study, arm, entry.fraction, seed, chosen[arm], cuts[arm], trunk)
+                segments += sorted([*trunks[arm], *tails], key=_order)
+                cells += [_cell(tail, trunk) for tail in tails]
     unused = [name for name in study.pretrain if name not in {study.pretraining_of(arm) for arm in study.arms}]
     notes = tuple(f"pretrain.{name} has no effect: no arm starts from it" for name in unused)
     return Plan(tuple(segments), tuple(cells), notes)
@@ -167,36 +175,99 @@ def _pretraining(study: Study, steps: Mapping[str, int]) -> list[Segment]:
     return [Segment(f"pretrain-{name}", "pretrain", name, 1.0, 0, None, 0, steps[name]) for name in used]
 
 
-def _lineage(
-    study: Study, arm: str, fraction: float, seed: int, schedules: Mapping[str, Schedule]
-) -> tuple[list[Segment], dict[str, tuple[str, ...]]]:
-    """Trunks between consecutive first drops and one tail a schedule; with them the segments of each schedule."""
-    cuts = _cuts(schedules) if study.share else {}
-    prefix = lineage_name(arm, fraction, seed)
-    pretraining = study.pretraining_of(arm)
-    weights_from = f"pretrain-{pretraining}" if pretraining else None
-    segments: list[Segment] = []
-    trunk: tuple[str, ...] = ()
-    parts: dict[str, tuple[str, ...]] = {}
-
-    def add(kind: Literal["trunk", "tail"], label: str, schedule: str | None, start: int, stop: int) -> str:
-        name = f"{prefix}-{label}-{start}-{stop}".replace(" ", "")  # names become folders: "18000 steps"
-        parent = trunk[-1] if trunk else None
-        segments.append(Segment(name, kind, arm, fraction, seed, schedule, start, stop, parent, weights_from))
-        return name
-
-    reached = 0
-    for name, schedule in sorted(schedules.items(), key=lambda item: (cuts.get(item[0], 0), item[1].total)):
-        cut = cuts.get(name, 0)
-        if cut > reached:
-            trunk += (add("trunk", "trunk", None, reached, cut),)
-            reached = cut
-        parts[name] = (*trunk, add("tail", name, name, cut, schedule.total))
-    return segments, parts
+def _chosen(names: tuple[str, ...], known: Mapping[str, Schedule]) -> dict[str, Schedule]:
+    check_names(names, known, "schedules:")
+    return {name: known[name] for name in names}
 
 
-def _cuts(schedules: Mapping[str, Schedule]) -> dict[str, int]:
-    """Where each schedule leaves the trunk: its first drop. Refuses schedules that part before that."""
+def _weights_from(study: Study, arm: str) -> str | None:
+    name = study.pretraining_of(arm)
+    return f"pretrain-{name}" if name else None
+
+
+def _trunk(study: Study, arm: str, fraction: float, seed: int, cuts: Mapping[str, Mapping[str, int]]) -> list[Segment]:
+    """The trunk of an arm in parts: one ends wherever a schedule of it first drops or a branch leaves it."""
+    if study.branch_of(arm):
+        return []
+    branches = [child for child in study.arms if (branch := study.branch_of(child)) and branch.parent == arm]
+    steps = {step for name in (arm, *branches) for step in cuts[name].values()}
+    segments, weights = [], _weights_from(study, arm)
+    for start, stop in pairwise(sorted({0, *steps})):
+        name = f"{lineage_name(arm, fraction, seed)}-trunk-{start}-{stop}"
+        parent = segments[-1].name if segments else None
+        segments.append(Segment(name, "trunk", arm, fraction, seed, None, start, stop, parent, weights))
+    return segments
+
+
+def _tails(
+    study: Study,
+    arm: str,
+    fraction: float,
+    seed: int,
+    schedules: Mapping[str, Schedule],
+    cuts: Mapping[str, int],
+    trunk: list[Segment],
+) -> list[Segment]:
+    """The end of each schedule, from where it leaves the trunk."""
+    tails, weights = [], _weights_from(study, arm)
+    for schedule, numbers in schedules.items():
+        start, stop = cuts[schedule], numbers.total
+        label = schedule.replace(" ", "")  # names become folders: "18000 steps"
+        name = f"{lineage_name(arm, fraction, seed)}-{label}-{start}-{stop}"
+        parent = next(iter(_names(trunk, start)[-1:]), None)
+        tails.append(Segment(name, "tail", arm, fraction, seed, schedule, start, stop, parent, weights))
+    return tails
+
+
+def _names(trunk: list[Segment], stop: int) -> tuple[str, ...]:
+    return tuple(segment.name for segment in trunk if segment.stop <= stop)
+
+
+def _cell(tail: Segment, trunk: list[Segment]) -> Cell:
+    names = (*_names(trunk, tail.start), tail.name)
+    return Cell(tail.arm, tail.schedule, tail.fraction, tail.seed, tail.stop, names)
+
+
+def _order(segment: Segment) -> tuple[int, bool, int]:
+    """A tail follows the part of the trunk that it leaves, so that the first schedule is soon there."""
+    is_tail = segment.kind == "tail"
+    return (segment.start if is_tail else segment.stop, is_tail, segment.stop)
+
+
+def _cuts(
+    study: Study, fraction: float, chosen: Mapping[str, Mapping[str, Schedule]], branch_steps: Mapping[str, int]
+) -> dict[str, dict[str, int]]:
+    """Where each schedule of each arm leaves the trunk: its first drop, or where the branch begins."""
+    branches = {arm: branch.parent for arm in study.arms if (branch := study.branch_of(arm))}
+    check_names(branches, branch_steps, "arms: steps of the branch")
+    cuts = {
+        arm: _drops(schedules) if study.share else dict.fromkeys(schedules, 0)
+        for arm, schedules in chosen.items()
+        if arm not in branches
+    }
+    for arm, parent in branches.items():
+        cuts[arm] = {name: schedule.total - branch_steps[arm] for name, schedule in chosen[arm].items()}
+        for name, schedule in chosen[arm].items():
+            _check_branch_point(arm, name, schedule, cuts[arm][name], parent, list(chosen[parent].values()), fraction)
+    return cuts
+
+
+def _check_branch_point(
+    arm: str, name: str, own: Schedule, step: int, parent: str, trunk: list[Schedule], fraction: float
+) -> None:
+    """Refuse a step at which parent and branch are not both at their constant rate."""
+    longest = max(schedule.first_drop for schedule in trunk)
+    first, last = max(1, own.warmup, *(schedule.warmup for schedule in trunk)), min(longest, own.first_drop)
+    if not first <= step <= last:
+        raise ValueError(
+            f"arms.{arm}.last: the last {own.total - step:,} of the {own.total:,} steps of {name} begin at step "
+            f"{step:,}, expected a step from {first:,} to {last:,}: the trunk of {parent!r} at fraction {fraction:g} "
+            f"has its constant rate until step {longest:,}, and {name} drops at {own.first_drop:,}"
+        )
+
+
+def _drops(schedules: Mapping[str, Schedule]) -> dict[str, int]:
+    """The first drop of each schedule, where it leaves the trunk. Refuses schedules that part before that."""
     ordered = sorted(schedules.items(), key=lambda item: item[1].first_drop)
     for name, schedule in ordered:
         if not schedule.drops:

@@ -101,8 +101,9 @@ class StudyFolder:
         sheet = next((row["values"] for row in self.differences if row["field"] == "start.kind"), None)
         if sheet is not None:
             return tuple(arm for arm in self.arms if sheet.get(arm) == "random")
-        common = flatten(self.settings.get("set") or {})
-        patches = {arm: common | flatten(patch or {}) for arm, patch in (self.settings.get("arms") or {}).items()}
+        common, arms = flatten(self.settings.get("set") or {}), self.settings.get("arms") or {}
+        below = {arm: arms.get((patch or {}).get("branch_of")) for arm, patch in arms.items()}  # a branch's parent
+        patches = {arm: common | flatten(below[arm] or {}) | flatten(patch or {}) for arm, patch in arms.items()}
         return tuple(
             arm
             for arm, patch in patches.items()

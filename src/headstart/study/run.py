@@ -9,7 +9,7 @@ from typing import Any
 
 from headstart.recipe import AnyRecipe, flatten, scaled_rate, schedule_of, to_dict
 from headstart.resolve import Provenance, resolve
-from headstart.schedule import Schedule
+from headstart.schedule import Schedule, duration, multiple_of
 from headstart.study.definition import PRETRAIN_PREFIX, WEIGHTS_FIELD, Study, Tuning
 from headstart.study.forecast import load_key
 from headstart.study.plan import Plan, Segment, expand, schedule_names
@@ -62,12 +62,25 @@ def prepare(study: Study, overrides: Patch | None = None) -> Prepared:
     pretrain = {name: pretrain_recipe(study, name, overrides)[0] for name in used}
     pretrain_schedules = {name: schedule_of(recipe, num_training_images(recipe)) for name, recipe in pretrain.items()}
     steps = {name: schedule.total for name, schedule in pretrain_schedules.items()}
-    plan = expand(study, next(iter(schedules.values())), arm_schedules=schedules, pretrain_steps=steps)
+    branches = {arm: _branch_steps(study, arm, overrides, full) for arm in study.arms if study.branch_of(arm)}
+    plan = expand(
+        study, next(iter(schedules.values())), arm_schedules=schedules, pretrain_steps=steps, branch_steps=branches
+    )
     return Prepared(study, plan, schedules, pretrain_schedules, num_images, overrides)
 
 
 def _schedules(recipe: AnyRecipe, names: tuple[str, ...], num_images: int) -> dict[str, Schedule]:
     return {name: schedule_of(recipe, num_images, name) for name in names}
+
+
+def _branch_steps(study: Study, arm: str, overrides: Patch, num_images: int) -> int:
+    """How many steps a branch runs by itself: its `last`, where "3x" means three times its base."""
+    recipe, last = arm_recipe(study, arm, overrides)[0], study.branch_of(arm).last
+    options = {"batch": recipe.train.batch, "num_images": num_images}
+    if isinstance(last, str) and last.endswith("x"):
+        base = duration(recipe.train.base, field="train.base", **options)
+        return round(multiple_of(last, base) * base)
+    return duration(last, field=f"arms.{arm}.last", **options)
 
 
 def count_images(study: Study, fraction: float, overrides: Patch) -> int:
@@ -80,7 +93,7 @@ def arm_recipe(
     study: Study, arm: str, overrides: Patch, segment: Segment | None = None, weights: Path | None = None
 ) -> tuple[AnyRecipe, Provenance]:
     """The resolved recipe of an arm, or of one of its segments, and where each value comes from."""
-    patch = dict(flatten(study.arms[arm]))
+    patch = study.patch_of(arm)
     if str(patch.get(WEIGHTS_FIELD, "")).startswith(PRETRAIN_PREFIX) and weights is not None:
         patch[WEIGHTS_FIELD] = str(weights)
     own = {} if segment is None else {"name": segment.name, "seed": segment.seed, "data.fraction": segment.fraction}
@@ -102,14 +115,23 @@ def difference_sheet(prepared: Prepared) -> list[dict[str, Any]]:
     """Every field in which the arms' resolved recipes differ, its value in each arm, and whether an arm declares it."""
     study = prepared.study
     resolved = {arm: flatten(to_dict(arm_recipe(study, arm, prepared.overrides)[0])) for arm in study.arms}
-    declared = {field for patch in study.arms.values() for field in flatten(patch)}
+    declared = {field for arm in study.arms for field in study.patch_of(arm)}
     fields = dict.fromkeys(field for values in resolved.values() for field in values)
-    rows = _tuning_rows(study)
+    rows = [*_branch_rows(study), *_tuning_rows(study)]
     for field in fields:
         values = {arm: values.get(field) for arm, values in resolved.items()}
         if len({json.dumps(value, sort_keys=True) for value in values.values()}) > 1:
             rows.append({"field": field, "values": values, "declared": field in declared})
     return rows
+
+
+def _branch_rows(study: Study) -> list[dict[str, Any]]:
+    """That an arm is another one until its last steps is a difference, although no field of a recipe says so."""
+    branches = {arm: study.branch_of(arm) for arm in study.arms}
+    if not any(branches.values()):
+        return []
+    values = {arm: branch and f"{branch.parent}, until the last {branch.last}" for arm, branch in branches.items()}
+    return [{"field": "branch_of", "values": values, "declared": True}]
 
 
 def _tuning_rows(study: Study) -> list[dict[str, Any]]:
@@ -164,7 +186,8 @@ def segment_run(prepared: Prepared, segment: Segment, done: dict[str, RunResult]
             else prepared.schedules[segment.arm][segment.schedule]
         )
     parent = done[segment.parent].checkpoint if segment.parent else None
-    return recipe, origins, Span(schedule, segment.stop, parent, segment.kind == "trunk")
+    carries = segment.kind == "tail" and study.branch_of(segment.arm) is not None
+    return recipe, origins, Span(schedule, segment.stop, parent, segment.kind == "trunk", carries)
 
 
 def find_segments(prepared: Prepared, directory: Path) -> dict[str, RunResult]:

@@ -17,13 +17,15 @@ class Span:
     """Which part of which lineage a run is, when it is a segment of a study.
 
     It follows `schedule` up to `stop`, continuing the checkpoint `parent` where there is one. A trunk is not judged at
-    its end, because its rate has not dropped yet.
+    its end, because its rate has not dropped yet. One that `carries` has a recipe of its own and takes over what fits
+    of the parent's model; any other must fit as a whole.
     """
 
     schedule: Schedule
     stop: int
     parent: Path | None = None
     is_trunk: bool = False
+    carries: bool = False
 
     def facts(self) -> dict[str, Any]:
         """The span as plain data, for checkpoints and segment.json; the parent by its run directory's name and step."""
@@ -32,6 +34,7 @@ class Span:
             "stop": self.stop,
             "parent": load_identity(self.parent) if self.parent else None,
             "is_trunk": self.is_trunk,
+            "carries": self.carries,
         }
 
     @classmethod
@@ -41,7 +44,7 @@ class Span:
         if facts["parent"] is not None:
             name, step = facts["parent"].rsplit("/", 1)
             parent = checkpoint.path_of(out / name, int(step))
-        return cls(Schedule(**facts["schedule"]), facts["stop"], parent, facts["is_trunk"])
+        return cls(Schedule(**facts["schedule"]), facts["stop"], parent, facts["is_trunk"], facts.get("carries", False))
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ from headstart.model.weight_files import read_weights
 from headstart.model.weights import load_weights
 from headstart.recipe import AnyRecipe, Recipe, schedule_of, to_dict
 from headstart.resolve import Provenance
-from headstart.schedule import duration
+from headstart.schedule import Schedule, duration
 from headstart.train import checkpoint, distributed, loop
+from headstart.train.carry import carry
 from headstart.train.classification import classification_task
 from headstart.train.detection import detection_task
 from headstart.train.lineage import RunResult, Span, find_result, last_metrics, run_digest, weights_digest
@@ -75,15 +77,19 @@ def _train_here(
     progress: loop.Progress | None,
     say: Callable[[str], None] | None,
 ) -> RunResult:
-    found = None if span.parent else prepare_start(task, recipe)
-    if span.parent:
+    start = checkpoint.start_point(directory, branch=span.parent, weights=recipe.start.weights)
+    found = None
+    if span.parent is None:
+        found = prepare_start(task, recipe)
+    elif span.carries and start.source == "branch":
+        start, found = prepare_branch(task, recipe, span.schedule, start)
+    else:
         freeze(task.model, recipe.start.freeze)
     if distributed.is_writer():
         _write_facts(directory, recipe, task, found, {**label, "span": span.facts()}, provenance)
     if say:
         for line in task.notes:
             say(line)
-    start = checkpoint.start_point(directory, branch=span.parent, weights=recipe.start.weights)
     keep = {
         "recipe": to_dict(recipe),
         "classes": task.classes,
@@ -134,6 +140,28 @@ def prepare_start(task: Task, recipe: AnyRecipe) -> Audit:
     )
     found.check()
     return found
+
+
+def prepare_branch(
+    task: Task, recipe: AnyRecipe, schedule: Schedule, start: checkpoint.StartPoint
+) -> tuple[checkpoint.StartPoint, Audit]:
+    """The start of a branch with a model of its own, and its audit; ValueError with the audit's errors, one a line."""
+    initial = fingerprint(task.model)
+    freeze(task.model, recipe.start.freeze)
+    set_train_mode(task.model, recipe.start.freeze)
+    optimizer = loop.make_optimizer(task.model, schedule, settings_of(recipe, task))
+    state, report = carry(start.state, start.path, task.model, optimizer)
+    task.model.load_state_dict(state["model"])
+    found = audit(
+        task.model,
+        start="branch",
+        freeze=recipe.start.freeze,
+        input=input_spec(recipe),
+        report=report,
+        initial=initial,
+    )
+    found.check()
+    return replace(start, state=state), found
 
 
 def input_spec(recipe: AnyRecipe) -> InputSpec:

@@ -45,11 +45,14 @@ class Task:
 
 
 def parameter_groups(model: nn.Module, *, weight_decay: float, norm_weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups of trainable parameters: weights; and scales, shifts and biases, with `norm_weight_decay`."""
-    plain: list[Tensor] = []
-    special: list[Tensor] = []
-    for parameter in model.parameters():
+    """Two groups of trainable parameters: weights; and scales, shifts and biases, with `norm_weight_decay`.
+
+    They are named, so that a checkpoint says whose momentum it holds.
+    """
+    plain: list[tuple[str, Tensor]] = []
+    special: list[tuple[str, Tensor]] = []
+    for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            (special if parameter.dim() <= 1 else plain).append(parameter)
+            (special if parameter.dim() <= 1 else plain).append((name, parameter))
     groups = [{"params": plain, "weight_decay": weight_decay}, {"params": special, "weight_decay": norm_weight_decay}]
     return [group for group in groups if group["params"]]

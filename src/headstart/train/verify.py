@@ -14,7 +14,7 @@ from headstart.resolve import validate
 from headstart.train import checkpoint, loop
 from headstart.train.lineage import Span
 from headstart.train.record import read_rows
-from headstart.train.run import make_task, prepare_start, settings_of
+from headstart.train.run import make_task, prepare_branch, prepare_start, settings_of
 from headstart.train.task import Task
 
 
@@ -93,9 +93,12 @@ def _stretch_start(
     if path is None:
         prepare_start(task, recipe)
         return checkpoint.StartPoint("weights" if recipe.start.weights else "random", None, 0, None)
-    freeze(task.model, recipe.start.freeze)
     state = checkpoint.load(path)
-    return checkpoint.StartPoint("checkpoint", path, state["step"], state)
+    start = checkpoint.StartPoint("checkpoint", path, state["step"], state)
+    if span.carries and path == span.parent:
+        return prepare_branch(task, recipe, span.schedule, start)[0]
+    freeze(task.model, recipe.start.freeze)
+    return start
 
 
 def _compared(rows: list[dict[str, Any]], start: int, stop: int) -> list[dict[str, Any]]:
