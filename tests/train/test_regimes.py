@@ -1,9 +1,12 @@
 """Everything about data and evaluation switched on at once: a run trains, counts what it showed, and is judged."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 
+from cli_call import call
 from headstart.evaluate.predictions import Predictions
 from headstart.inference import evaluate, load_trained, predict
 from headstart.train.detection import augmentation_of, detection_task, validation_data
@@ -63,3 +66,21 @@ def test_one_image_is_looked_at_as_often_as_a_data_set(data_root, result):
         mine = all_of_them.image_ids == data.image_ids[index]
         np.testing.assert_allclose(one.scores, all_of_them.scores[mine], atol=1e-5)
         np.testing.assert_allclose(one.boxes, all_of_them.boxes[mine], atol=1e-2)
+
+
+def test_the_command_line_looks_as_it_is_told(monkeypatch, capsys, tmp_path, result):
+    """`eval` and `predict` with an override: the plain look's scores instead of the merged ones."""
+    trained = load_trained(result.directory, {"evaluate.tta.enabled": False})
+    data = validation_data(trained.recipe)
+    _, expected = evaluate(trained, data)
+    saved, off = tmp_path / "found.json", "evaluate.tta.enabled=false"
+    answer = call(monkeypatch, capsys, "eval", result.directory, off, "--save", saved)
+    assert answer.code == 0 and "voc" in answer.out
+    np.testing.assert_array_equal(Predictions.from_json(saved).scores, expected.scores)
+    path = data.image_path(0)
+    answer = call(
+        monkeypatch, capsys, "predict", result.directory, path, off, "--score", "0", "--out", tmp_path / "out"
+    )
+    assert answer.code == 0
+    scores = [row["score"] for row in json.loads((tmp_path / "out/predictions.json").read_text())]
+    np.testing.assert_allclose(scores, expected.scores[expected.image_ids == data.image_ids[0]], atol=1e-5)

@@ -40,14 +40,16 @@ def check_variants(variants: Variants, recipe: AnyRecipe, *, source: str) -> Non
 def variants_worth(variants: Variants, recipe: AnyRecipe) -> float:
     """How many plain evaluations all variants together cost, by the pixels that they look at.
 
-    With test-time augmentation masks need a second pass of every look.
+    With test-time augmentation masks and keypoints need a second pass of every look.
     """
     worth = 0.0
     for patch in variants.values():
         flat = flatten(recipe.model_dump(mode="json")) | flatten(dict(patch))
         sides, passes = [flat["input.test_short"]], 1
         if flat["evaluate.tta.enabled"]:
-            passes = (2 if flat["evaluate.tta.flip"] else 1) * (2 if flat["model.mask.enabled"] else 1)
+            passes = (2 if flat["evaluate.tta.flip"] else 1) * (
+                2 if flat["model.mask.enabled"] or flat.get("model.keypoint.enabled") else 1
+            )
             sides = flat["evaluate.tta.shorts"]
         worth += passes * sum(side**2 for side in sides) / recipe.input.test_short**2
     return worth
