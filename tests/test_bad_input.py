@@ -122,6 +122,8 @@ RECIPES = [
     ({"evaluate.tta.shorts": [64, 64]}, ["evaluate.tta.shorts: [64, 64] holds a size twice"]),
     ({"evaluate.tta.vote_threshold": 0}, ["evaluate.tta.vote_threshold: 0", "greater than 0"]),
     ({"evaluate.every": "2"}, ["evaluate.every", "'2'", "unit"]),
+    ({"model.keypoint.enabled": True}, ["train.json", "category 1", "no field 'keypoints'", "model.keypoint.enabled"]),
+    ({"evaluate.keypoint_sigmas": [0.1]}, ["evaluate.keypoint_sigmas", "model.keypoint.enabled is false", "null"]),
 ]
 
 
@@ -134,6 +136,24 @@ def test_unknown_recipe_names(say):
     refused(say("train", "demmo"), "recipe 'demmo'", "no such file or shipped name", "'demo'")
     refused(say("recipe", "show", "zzz"), "recipe 'zzz'", "shipped: base")
     refused(say("pretrain", "demo"), "recipe 'demo': task is 'detection'", "demo_pretrain")
+
+
+SEGMENTS = [
+    ({"data.train_labels": "maps"}, ["data.val_labels: missing, but data.train_labels is given"]),
+    ({"data.train": "nowhere.json"}, ["nowhere.json"]),
+    ({"data.train_labels": "nowhere", "data.val_labels": "nowhere"}, ["nowhere/000000.png: no such label map"]),
+    ({"data.ignore": [256]}, ["data.ignore.0: 256", "255"]),
+    ({"model.semantic.loss_stride": 3}, ["model.semantic.loss_stride: 3"]),
+    ({"model.semantic.channels": 6}, ["norm_groups", "6"]),
+    ({"model.rpn.num_samples": 3}, ["model.rpn: unknown field"]),
+]
+
+
+@pytest.mark.parametrize(("patch", "expected"), SEGMENTS, ids=[str(patch) for patch, _ in SEGMENTS])
+def test_segmentation_recipes(say, finished, patch, expected):
+    base = {**NET, **scene_paths(finished["data"]), "model.pyramid_channels": 8, "model.semantic.channels": 8}
+    small = {"train.batch": 2, "train.base": "2 steps", "train.warmup": "0 steps", "data.num_workers": 0}
+    refused(say("train", "base_segment", *overrides({**base, **small, **patch}), "--out", finished["runs"]), *expected)
 
 
 @pytest.mark.parametrize("text", ["train.rate", "=1"])

@@ -65,7 +65,9 @@ def test_no_file_reaches_a_layer_above_its_own(index):
     assert [(file, known) for file in files if (known := known_of(file, LAYERS[index + 1 :]))] == []
 
 
-@pytest.mark.parametrize("name", ["data", "evaluate", "schedule", "batch", "recipe", "resolve"])
+@pytest.mark.parametrize(
+    "name", ["data", "evaluate", "schedule", "batch", "recipe", "recipe_parts", "recipe_segment", "resolve"]
+)
 def test_data_and_recipes_know_nothing_of_models(name):
     files = [file for file in FILES if inside(file, name)]
     assert files

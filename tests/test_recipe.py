@@ -20,9 +20,10 @@ from headstart.recipe import (
     to_dict,
     unflatten,
 )
+from headstart.recipe_segment import SegmentRecipe
 from headstart.resolve import find, load_recipe, parse_override, read_yaml, resolve, shipped, validate
 
-KINDS = {"base": Recipe, "base_classify": ClassifyRecipe}
+KINDS = {"base": Recipe, "base_classify": ClassifyRecipe, "base_segment": SegmentRecipe}
 
 
 def model_fields(model, prefix=""):
@@ -47,10 +48,12 @@ def test_a_base_recipe_holds_exactly_the_fields_of_its_model(name):
 def test_every_shipped_recipe_loads_and_builds(name):
     from headstart.model.detector import build
     from headstart.train.classification import build_classifier
+    from headstart.train.segmentation import build_segmenter
 
     recipe = load_recipe(name)
+    builders = {"detection": build, "classification": build_classifier, "segmentation": build_segmenter}
     with torch.device("meta"):  # shapes are what can be wrong; drawing values takes seconds
-        model = build(recipe, 3) if recipe.task == "detection" else build_classifier(recipe, 3)
+        model = builders[recipe.task](recipe, 3)
     assert sum(parameter.numel() for parameter in model.parameters()) > 1000
     schedule = schedule_of(recipe, 10_000)
     assert 0 <= schedule.warmup <= schedule.first_drop <= schedule.total
@@ -88,7 +91,7 @@ def test_another_spelling_of_a_shipped_recipe_is_a_recipe_file(tmp_path):
         ("input.short=[]", "input.short: [] is not valid"),
         ("train.rate.low=1", "train.rate"),
         ("model=3", "model: 3 is not valid"),
-        ("task=segmentation", "task: 'segmentation' is unknown, expected one of detection, classification"),
+        ("task=tracking", "task: 'tracking' is unknown, expected one of detection, classification, segmentation"),
     ],
 )
 def test_what_is_wrong_is_named_in_one_line(override, expected):
@@ -206,7 +209,7 @@ def test_the_digest_ignores_clerical_fields_and_changes_with_every_other(name):
 
 
 def test_clerical_and_replaced_fields_exist():
-    known = {*model_fields(Recipe), *model_fields(ClassifyRecipe)}
+    known = {field for model in KINDS.values() for field in model_fields(model)}
     assert set(CLERICAL) | set(REPLACED) <= known
     assert "train.threads" not in CLERICAL
 

@@ -25,33 +25,41 @@ if TYPE_CHECKING:
     from headstart.api import Study, draw_prediction
     from headstart.data.formats import open_dataset
     from headstart.inference import evaluate, load_trained, predict
+    from headstart.inference_pixels import evaluate_labels, predict_labels
     from headstart.recipe import ClassifyRecipe, Recipe
+    from headstart.recipe_segment import SegmentRecipe
     from headstart.resolve import load_recipe
     from headstart.train.run import train
 
 _HOMES = {
     "ClassifyRecipe": "headstart.recipe",
     "Recipe": "headstart.recipe",
+    "SegmentRecipe": "headstart.recipe_segment",
     "Study": "headstart.api",
     "draw_prediction": "headstart.api",
     "evaluate": "headstart.inference",
+    "evaluate_labels": "headstart.inference_pixels",
     "load_recipe": "headstart.resolve",
     "load_trained": "headstart.inference",
     "open_dataset": "headstart.data.formats",
     "predict": "headstart.inference",
+    "predict_labels": "headstart.inference_pixels",
     "train": "headstart.train.run",
 }
 
 __all__ = [
     "ClassifyRecipe",
     "Recipe",
+    "SegmentRecipe",
     "Study",
     "draw_prediction",
     "evaluate",
+    "evaluate_labels",
     "load_recipe",
     "load_trained",
     "open_dataset",
     "predict",
+    "predict_labels",
     "train",
 ]
 

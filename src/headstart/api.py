@@ -66,4 +66,13 @@ def _is_of_study(key: str) -> bool:
 def draw_prediction(image: str | Path | np.ndarray, found: ImagePrediction) -> Image.Image:
     """A picture of an image with what was found on it; a notebook shows it."""
     pixels = image if isinstance(image, np.ndarray) else load_image(image)
-    return draw(pixels, found.boxes, found.labels, found.category_ids, scores=found.scores.tolist(), masks=found.masks)
+    return draw(
+        pixels,
+        found.boxes,
+        found.labels,
+        found.category_ids,
+        scores=found.scores.tolist(),
+        masks=found.masks,
+        keypoints=found.keypoints,
+        skeleton=found.skeleton,
+    )

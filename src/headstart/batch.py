@@ -40,12 +40,29 @@ class Batch:
         return self.images.shape[0]
 
 
+UNKNOWN = -1  # the label of pixels that are neither taught nor judged: padding, and what the data do not know
+
+
+@dataclass(frozen=True)
+class PixelBatch:
+    """One training batch of the segmentation task.
+
+    images [B,3,H,W] float, normalised, zero-padded at the right and bottom; labels [B,H/s,W/s] int64 in 0..C-1 or
+    UNKNOWN; image_ids [B] the data set's own ids.
+    """
+
+    images: Tensor
+    labels: Tensor
+    image_ids: Tensor
+
+
 @dataclass(frozen=True)
 class Detections:
     """Detections of B images in D slots each, best score first.
 
     boxes [B,D,4] XYXY pixels of the padded image; scores [B,D]; labels [B,D] in 0..C-1; valid [B,D] bool.
-    masks [B,D,M,M] probabilities in the box frame, or None; keypoints [B,D,K,3] (x, y, score), or None.
+    masks [B,D,M,M] probabilities in the box frame, or None; heat_maps [B,D,K,T,T] logits of each keypoint's place in
+    the box frame, or None (`model.keypoint_head.peaks` finds the places).
     """
 
     boxes: Tensor
@@ -53,4 +70,4 @@ class Detections:
     labels: Tensor
     valid: Tensor
     masks: Tensor | None = None
-    keypoints: Tensor | None = None
+    heat_maps: Tensor | None = None

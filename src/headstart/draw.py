@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from pycocotools import mask as coco_mask
 
 MASK_SHARE = 0.45  # of colour in a masked pixel: enough to see, little enough to see through
+LEAST_LOGIT = 2.0  # of a keypoint that is drawn (Detectron's kp_thresh)
 _GOLDEN = 0.6180339887498949  # hues that far apart stay distinct for any number of classes
 
 
@@ -26,11 +27,14 @@ def draw(
     *,
     scores: Sequence[float] | None = None,
     masks: Sequence[dict[str, Any]] | None = None,
+    keypoints: np.ndarray | None = None,
+    skeleton: Sequence[tuple[int, int]] = (),
     scale: int = 1,
 ) -> Image.Image:
     """A picture of image uint8 [H,W,3] with boxes [n,4] XYXY pixels.
 
-    `scale` enlarges small images by a whole factor.
+    keypoints [n,K,3] (x, y, score) as COCO counts pixels: those whose score (a logit) is at least LEAST_LOGIT are dots,
+    joined by lines for the pairs of `skeleton`. `scale` enlarges small images by a whole factor.
     """
     canvas = image.astype(np.float32)
     for mask, category in zip(masks or (), category_ids):
@@ -47,4 +51,25 @@ def draw(
         place = (corners[0], max(corners[1] - side - 2, 0))
         pen.rectangle(pen.textbbox(place, text, font=font), fill=colour_of(category))
         pen.text(place, text, fill="black", font=font)
+    for points, category in zip(() if keypoints is None else keypoints, category_ids):
+        _draw_points(pen, points, colour_of(category), skeleton, scale, radius=max(2, side // 6))
     return picture
+
+
+def _draw_points(
+    pen: ImageDraw.ImageDraw,
+    points: np.ndarray,
+    colour: tuple[int, int, int],
+    skeleton: Sequence[tuple[int, int]],
+    scale: int,
+    *,
+    radius: int,
+) -> None:
+    """Lines and dots of one object's keypoints [K,3]."""
+    shown = points[:, 2] >= LEAST_LOGIT
+    places = (points[:, :2] + 0.5) * scale  # a keypoint is the index of a pixel
+    for a, b in skeleton:
+        if shown[a] and shown[b]:
+            pen.line([*places[a], *places[b]], fill=colour, width=max(1, radius // 2))
+    for x, y in places[shown]:
+        pen.ellipse([x - radius, y - radius, x + radius, y + radius], fill=colour, outline="black")

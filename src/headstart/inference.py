@@ -10,19 +10,21 @@ import torch
 from torch import Tensor
 
 from headstart.data.buckets import Resize
-from headstart.data.coco import Dataset
+from headstart.data.coco import Dataset, left_right
 from headstart.data.eval_images import show
 from headstart.data.images import SUFFIXES, load_image
+from headstart.data.keypoints import require_keypoints, sigmas_of
 from headstart.evaluate.coco_eval import Evaluation
 from headstart.evaluate.coco_eval import evaluate as evaluate_predictions
 from headstart.evaluate.predictions import Predictions
 from headstart.evaluate.rle import paste_rle
 from headstart.evaluate.voc_eval import with_voc
+from headstart.inference_pixels import TrainedSegmenter, segmenter_of
 from headstart.model.detector import Detector, build
 from headstart.recipe import EVALUATION_FIELDS, Recipe, flatten, unflatten
 from headstart.resolve import validate
 from headstart.train import checkpoint, distributed
-from headstart.train.detection import convention_of, eval_images, look_at, predict_all, tta_of
+from headstart.train.detection import convention_of, eval_images, keypoints_of, kinds_of, look_at, predict_all, tta_of
 
 
 @dataclass(frozen=True)
@@ -34,14 +36,15 @@ class Trained:
     category_ids: tuple[int, ...]
     class_names: tuple[str, ...]
     step: int
+    skeleton: tuple[tuple[int, int], ...] = ()
 
 
 # What may be said of a trained detector anew: how it is looked at and judged.
 FREE_FIELDS = (*EVALUATION_FIELDS, "data.num_workers", "data.cache")
 
 
-def load_trained(path: str | Path, overrides: dict[str, Any] | None = None) -> Trained:
-    """The detector of a checkpoint file or of a run directory (its newest checkpoint).
+def load_trained(path: str | Path, overrides: dict[str, Any] | None = None) -> Trained | TrainedSegmenter:
+    """The detector or segmentation model of a checkpoint file or of a run directory (its newest checkpoint).
 
     overrides {dotted field: value} change how it evaluates and predicts, nothing else.
     """
@@ -57,24 +60,34 @@ def load_trained(path: str | Path, overrides: dict[str, Any] | None = None) -> T
             raise ValueError(f"{path}: holds no checkpoints")
         path = checkpoint.path_of(path, steps[-1])
     state = checkpoint.load(path)
+    if state["recipe"].get("task") == "segmentation":
+        return segmenter_of(state, path, overrides or {})
     if state["recipe"].get("task") != "detection":
         raise ValueError(f"{path}: was made by a {state['recipe'].get('task')} recipe, expected a detection checkpoint")
     recipe = validate(Recipe, unflatten({**flatten(state["recipe"]), **flatten(overrides or {})}), str(path))
-    model = build(recipe, len(state["classes"]["names"]))
+    classes = state["classes"]
+    names = tuple(classes.get("keypoints", ()))
+    model = build(recipe, len(classes["names"]), len(names), left_right(names))
     model.load_state_dict(state["model"])
     model.to(distributed.device()).eval()
     if recipe.train.channels_last:
         model = model.to(memory_format=torch.channels_last)
-    return Trained(model, recipe, tuple(state["classes"]["ids"]), tuple(state["classes"]["names"]), state["step"])
+    skeleton = tuple(tuple(pair) for pair in classes.get("skeleton", ()))
+    return Trained(model, recipe, tuple(classes["ids"]), tuple(classes["names"]), state["step"], skeleton)
 
 
 def evaluate(trained: Trained, data: Dataset) -> tuple[Evaluation, Predictions]:
     """COCO metrics (and VOC's) of a trained detector on a data set with the same categories, and its predictions."""
+    _check_detector(trained)
     if tuple(data.category_ids.tolist()) != trained.category_ids:
         raise ValueError(
             f"{data.path}: has categories {data.category_ids.tolist()[:10]}, "
             f"the checkpoint was trained on {list(trained.category_ids)[:10]}"
         )
+    part = trained.recipe.evaluate
+    if trained.model.keypoint_head is not None:
+        require_keypoints(data)
+        sigmas_of(part.keypoint_sigmas, data)
     predictions = predict_all(
         trained.model,
         eval_images(trained.recipe, data),
@@ -82,15 +95,24 @@ def evaluate(trained: Trained, data: Dataset) -> tuple[Evaluation, Predictions]:
         bf16=trained.recipe.train.precision == "bf16",
         tta=tta_of(trained.recipe),
     )
-    kinds = ("box",) if trained.model.mask_head is None else ("box", "mask")
-    part = trained.recipe.evaluate
-    result = evaluate_predictions(data, predictions, kinds=kinds, max_detections=part.detections)
+    limits = {"max_detections": part.detections, "sigmas": part.keypoint_sigmas}
+    result = evaluate_predictions(data, predictions, kinds=kinds_of(trained.model), **limits)
     return with_voc(result, data, predictions) if part.voc else result, predictions
+
+
+def _check_detector(trained: Trained | TrainedSegmenter) -> None:
+    if isinstance(trained, TrainedSegmenter):
+        raise ValueError(
+            "this is a segmentation model, expected a detector: predict_labels and evaluate_labels take the former"
+        )
 
 
 @dataclass(frozen=True)
 class ImagePrediction:
-    """Detections on one image: boxes [n,4] XYXY pixels, scores [n], class names and ids, COCO RLE masks or None."""
+    """Detections on one image: boxes [n,4] XYXY pixels, scores [n], class names and ids, COCO RLE masks or None.
+
+    keypoints [n,K,3] (x, y, score) or None, as COCO counts pixels; skeleton: pairs of them that a drawing joins.
+    """
 
     path: Path
     boxes: np.ndarray
@@ -98,6 +120,8 @@ class ImagePrediction:
     labels: tuple[str, ...]
     category_ids: tuple[int, ...]
     masks: tuple[dict[str, Any], ...] | None
+    keypoints: np.ndarray | None = None
+    skeleton: tuple[tuple[int, int], ...] = ()
 
 
 def image_files(paths: Iterable[str | Path]) -> list[Path]:
@@ -122,6 +146,7 @@ def image_files(paths: Iterable[str | Path]) -> list[Path]:
 @torch.no_grad()
 def predict(trained: Trained, image: str | Path | np.ndarray, *, score_threshold: float = 0.0) -> ImagePrediction:
     """Detections on one image (a file, or uint8 [H,W,3] RGB), best first, in its own pixels."""
+    _check_detector(trained)
     pixels = image if isinstance(image, np.ndarray) else load_image(image)
     height, width = pixels.shape[:2]
     own, convention = trained.recipe.input, convention_of(trained.recipe)
@@ -133,7 +158,8 @@ def predict(trained: Trained, image: str | Path | np.ndarray, *, score_threshold
     found, sizes = look_at(trained.model, look, tta_of(trained.recipe))
     size = sizes[0].tolist()
     keep = found.valid[0] & (found.scores[0] >= score_threshold)
-    boxes = found.boxes[0, keep].double().cpu().numpy() * np.array([width / size[1], height / size[0]] * 2)
+    scale = np.array([width / size[1], height / size[0]] * 2)
+    boxes = found.boxes[0, keep].double().cpu().numpy() * scale
     labels = found.labels[0, keep].tolist()
     masks = (
         None
@@ -147,4 +173,6 @@ def predict(trained: Trained, image: str | Path | np.ndarray, *, score_threshold
         labels=tuple(trained.class_names[label] for label in labels),
         category_ids=tuple(trained.category_ids[label] for label in labels),
         masks=masks,
+        keypoints=None if found.heat_maps is None else keypoints_of(found, 0, keep, scale),
+        skeleton=trained.skeleton,
     )

@@ -1,7 +1,7 @@
 """Recipes: what a run is, as data. Frozen, complete, comparable, hashable.
 
-Every value lives in `recipes/base.yaml` (or `base_classify.yaml`), which comments each field; `resolve.py` makes
-recipes from files, arms and overrides. Nothing below `build` and `task` functions has seen one.
+Every value lives in `recipes/base.yaml` (or `base_classify.yaml`, `base_segment.yaml`), which comments each field;
+`resolve.py` makes recipes from files, arms and overrides. Nothing below `build` and `task` functions has seen one.
 """
 
 import hashlib
@@ -12,7 +12,19 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from headstart.recipe_parts import Input, Part, Positive, Start, Train, TtaPart
+from headstart.recipe_parts import (
+    AnyBackbone,
+    Input,
+    KeypointPart,
+    Norm,
+    Part,
+    Positive,
+    RpnPart,
+    Start,
+    Train,
+    TtaPart,
+    check_norm,
+)
 from headstart.schedule import Schedule, duration, multiple_of
 
 # Fields that change how a run is carried out, not what comes out of it: left out of the digest.
@@ -31,6 +43,8 @@ REPLACED = (
     "data.train_images",
     "data.val",
     "data.val_images",
+    "data.train_labels",
+    "data.val_labels",
     "start.weights",
     "train.schedule",
     "train.base",
@@ -53,57 +67,6 @@ class Data(Part):
     max_objects: int | None = Field(ge=1)
     num_workers: int = Field(ge=0)
     cache: bool
-
-
-class ResNetBackbone(Part):
-    kind: Literal["resnet"]
-    depth: int | tuple[int, int, int, int]
-    bottleneck: bool | None = None
-    width: int = Field(default=64, gt=0)
-    groups: int = Field(default=1, gt=0)
-    group_width: int | None = None
-
-
-class TimmBackbone(Part):
-    kind: Literal["timm"]
-    name: str
-
-
-class DetNetBackbone(Part):
-    kind: Literal["detnet"]
-    depth: int | tuple[int, int, int, int, int]
-    width: int = Field(default=64, gt=0)
-
-
-class VggBackbone(Part):
-    kind: Literal["vgg"]
-    depth: int | tuple[int, int, int, int, int]
-    width: int = Field(default=64, gt=0)
-
-
-AnyBackbone = Annotated[ResNetBackbone | TimmBackbone | DetNetBackbone | VggBackbone, Field(discriminator="kind")]
-Norm = Literal["group", "batch", "sync_batch", "frozen_batch", "none"]
-
-
-def _check_norm(backbone: AnyBackbone, norm: str) -> None:
-    if backbone.kind == "vgg" and norm != "none":
-        raise ValueError(f"model.norm: {norm!r} for a vgg backbone, which has no normalisation; expected none")
-
-
-class RpnPart(Part):
-    anchor_sizes: tuple[Positive, ...] = Field(min_length=1)
-    ratios: tuple[Positive, ...] = Field(min_length=1)
-    num_convs: int = Field(ge=1)
-    num_samples: int = Field(ge=1)
-    positive_fraction: float = Field(ge=0, le=1)
-    high: float
-    low: float
-    straddle: float | None
-    nms_threshold: float
-    train_before_nms: int = Field(ge=1)
-    train_after_nms: int = Field(ge=1)
-    test_before_nms: int = Field(ge=1)
-    test_after_nms: int = Field(ge=1)
 
 
 class BoxPart(Part):
@@ -159,10 +122,11 @@ class Model(Part):
     box: BoxPart
     cascade: CascadePart
     mask: MaskPart
+    keypoint: KeypointPart
 
     @model_validator(mode="after")
     def _consistent(self) -> "Model":
-        _check_norm(self.backbone, self.norm)
+        check_norm(self.backbone, self.norm)
         if self.backbone.kind == "vgg" and self.pyramid:
             raise ValueError("model.pyramid: true for a vgg backbone, which gives one map; expected false")
         if self.cascade.enabled and not self.box.class_agnostic:
@@ -188,7 +152,7 @@ class Classifier(Part):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Classifier":
-        _check_norm(self.backbone, self.norm)
+        check_norm(self.backbone, self.norm)
         return self
 
 
@@ -204,6 +168,7 @@ class Evaluate(Part):
     score_threshold: float = Field(ge=0, lt=1)
     nms_threshold: float = Field(ge=0, le=1)
     detections: int = Field(ge=1)
+    keypoint_sigmas: tuple[Positive, ...] | None
     voc: bool
     tta: TtaPart
 
@@ -212,7 +177,22 @@ class Checkpoint(Part):
     every: int | str
 
 
-class Recipe(Part):
+class AnyRecipe(Part):
+    """What recipes of every task have; those of segmentation are in recipe_segment.py."""
+
+    task: str
+    name: str
+    seed: int = Field(ge=0)
+    data: Part
+    input: Part
+    model: Part
+    start: Start
+    train: Train
+    evaluate: Part
+    checkpoint: Checkpoint
+
+
+class Recipe(AnyRecipe):
     """A detection run, resolved."""
 
     task: Literal["detection"]
@@ -227,9 +207,11 @@ class Recipe(Part):
     checkpoint: Checkpoint
 
     @model_validator(mode="after")
-    def _paste_has_masks(self) -> "Recipe":
+    def _consistent(self) -> "Recipe":
         if self.input.copy_paste and not self.model.mask.enabled:
             raise ValueError("input.copy_paste: pastes masks, but model.mask.enabled is false; expected it to be true")
+        if self.evaluate.keypoint_sigmas is not None and not self.model.keypoint.enabled:
+            raise ValueError("evaluate.keypoint_sigmas: given, but model.keypoint.enabled is false; expected null")
         return self
 
 
@@ -252,7 +234,7 @@ class ClassifyInput(Part):
     order: Literal["rgb", "bgr"]
 
 
-class ClassifyRecipe(Part):
+class ClassifyRecipe(AnyRecipe):
     """A classification run (pre-training, or a study of its own), resolved."""
 
     task: Literal["classification"]
@@ -282,9 +264,6 @@ class ClassifyRecipe(Part):
                     f"so that features change; expected {field} {expected!r}, or data.cache_features: false"
                 )
         return self
-
-
-AnyRecipe = Recipe | ClassifyRecipe
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -101,3 +101,63 @@ class Train(Part):
     channels_last: bool
     log_every: int = Field(ge=1)
     threads: int | None
+
+
+class ResNetBackbone(Part):
+    kind: Literal["resnet"]
+    depth: int | tuple[int, int, int, int]
+    bottleneck: bool | None = None
+    width: int = Field(default=64, gt=0)
+    groups: int = Field(default=1, gt=0)
+    group_width: int | None = None
+
+
+class TimmBackbone(Part):
+    kind: Literal["timm"]
+    name: str
+
+
+class DetNetBackbone(Part):
+    kind: Literal["detnet"]
+    depth: int | tuple[int, int, int, int, int]
+    width: int = Field(default=64, gt=0)
+
+
+class VggBackbone(Part):
+    kind: Literal["vgg"]
+    depth: int | tuple[int, int, int, int, int]
+    width: int = Field(default=64, gt=0)
+
+
+AnyBackbone = Annotated[ResNetBackbone | TimmBackbone | DetNetBackbone | VggBackbone, Field(discriminator="kind")]
+Norm = Literal["group", "batch", "sync_batch", "frozen_batch", "none"]
+
+
+def check_norm(backbone: AnyBackbone, norm: str) -> None:
+    if backbone.kind == "vgg" and norm != "none":
+        raise ValueError(f"model.norm: {norm!r} for a vgg backbone, which has no normalisation; expected none")
+
+
+class RpnPart(Part):
+    anchor_sizes: tuple[Positive, ...] = Field(min_length=1)
+    ratios: tuple[Positive, ...] = Field(min_length=1)
+    num_convs: int = Field(ge=1)
+    num_samples: int = Field(ge=1)
+    positive_fraction: float = Field(ge=0, le=1)
+    high: float
+    low: float
+    straddle: float | None
+    nms_threshold: float
+    train_before_nms: int = Field(ge=1)
+    train_after_nms: int = Field(ge=1)
+    test_before_nms: int = Field(ge=1)
+    test_after_nms: int = Field(ge=1)
+
+
+class KeypointPart(Part):
+    enabled: bool
+    convs: int = Field(ge=0)
+    conv_channels: int = Field(ge=1)
+    norm: bool
+    slots: int = Field(ge=1)
+    pool: int = Field(ge=1)

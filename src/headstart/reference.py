@@ -7,14 +7,14 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from headstart.recipe import ClassifyRecipe, Recipe, flatten
-from headstart.resolve import read_yaml, shipped
+from headstart.recipe import flatten
+from headstart.resolve import KINDS, read_yaml, shipped
 
 _LINE = re.compile(r"^(?P<indent> *)(?P<key>\w+):(?P<value>[^#]*)(?:#\s?(?P<comment>.*))?$")
 
 
 def reference() -> str:
-    """docs/recipes.md: every field of both kinds of recipe, its type, base value and meaning."""
+    """docs/recipes.md: every field of all kinds of recipe, its type, base value and meaning."""
     parts = [
         "# Recipe reference",
         "",
@@ -24,8 +24,13 @@ def reference() -> str:
         "Durations carry a unit: `500 steps`, `12 epochs`, `90k images`.",
         "",
     ]
-    for title, name, model in (("Detection", "base", Recipe), ("Classification", "base_classify", ClassifyRecipe)):
-        parts += [f"## {title} (`{name}.yaml`)", "", "| field | type | base value | meaning |", "|---|---|---|---|"]
+    for task, (model, name) in KINDS.items():
+        parts += [
+            f"## {task.capitalize()} (`{name}.yaml`)",
+            "",
+            "| field | type | base value | meaning |",
+            "|---|---|---|---|",
+        ]
         comments = comments_of(shipped()[name].read_text())
         for field, value in flatten(read_yaml(shipped()[name])).items():
             shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

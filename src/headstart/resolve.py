@@ -15,9 +15,15 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from headstart.recipe import AnyRecipe, ClassifyRecipe, Recipe, flatten, unflatten
+from headstart.recipe_segment import SegmentRecipe
 
 BACKBONE_KINDS = ("resnet", "timm", "detnet", "vgg")  # which pydantic puts into the paths of their fields
-_KINDS = {"detection": (Recipe, "base"), "classification": (ClassifyRecipe, "base_classify")}
+# The model and the base recipe of each task.
+KINDS: dict[str, tuple[type[AnyRecipe], str]] = {
+    "detection": (Recipe, "base"),
+    "classification": (ClassifyRecipe, "base_classify"),
+    "segmentation": (SegmentRecipe, "base_segment"),
+}
 
 
 class _Loader(yaml.SafeLoader):
@@ -122,9 +128,9 @@ def resolve(name: str, patches: list[tuple[str, dict[str, Any]]]) -> tuple[AnyRe
             )
     layers += [(origin, unflatten(patch)) for origin, patch in patches]
     task = next((layer["task"] for _, layer in reversed(layers) if "task" in layer), "detection")
-    if task not in _KINDS:
-        raise ValueError(f"{path}: task: {task!r} is unknown, expected one of {', '.join(_KINDS)}")
-    base = shipped()[_KINDS[task][1]]
+    if task not in KINDS:
+        raise ValueError(f"{path}: task: {task!r} is unknown, expected one of {', '.join(KINDS)}")
+    base = shipped()[KINDS[task][1]]
     values: dict[str, Any] = {}
     origins = Provenance()
     for origin, layer in [(base.name, read_yaml(base)), *layers]:
@@ -132,7 +138,7 @@ def resolve(name: str, patches: list[tuple[str, dict[str, Any]]]) -> tuple[AnyRe
         _replace_backbone(values, origins, flat)
         values |= flat
         origins |= dict.fromkeys(flat, origin)
-    return validate(_KINDS[task][0], unflatten(values), str(path), origins), origins
+    return validate(KINDS[task][0], unflatten(values), str(path), origins), origins
 
 
 def _replace_backbone(values: dict[str, Any], origins: Provenance, patch: dict[str, Any]) -> None:

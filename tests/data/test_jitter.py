@@ -140,7 +140,7 @@ def test_keypoints_outside_the_window_are_not_labelled(drawn):
         size, polygons = SHAPES["abc"[int(batch.image_ids[0])]]
         expected = set()
         for polygon in polygons:
-            moved = in_original(polygon, size, view)[:3]
+            moved = in_original(np.asarray(polygon, float) + 0.5, size, view)[:3]  # centres of COCO's pixels
             order = [0, 2, 1] if view.flip else [0, 1, 2]
             for place, visibility in zip(moved[order], np.array((2, 1, 2))[order]):
                 if 0 <= place[0] < view.size[1] and 0 <= place[1] < view.size[0]:

@@ -216,3 +216,56 @@ def test_bad_arguments_are_named(tmp_path, arguments, message):
         shapes.generate(tmp_path, *arguments)
     with pytest.raises(ValueError, match="num_classes: 13, expected 2 to 12"):
         shapes.write_classification(tmp_path, num_images=3, seed=0, num_classes=13)
+
+
+def test_keypoints_are_corners_and_change_nothing_else(detection, tmp_path):
+    shapes.generate(tmp_path, 120, 30, 7, SIZE, keypoints=True, processes=1)
+    plain, pointed = (json.loads((folder / "train.json").read_text()) for folder in (detection, tmp_path))
+    seen, open_view = {0: 0, 1: 0, 2: 0}, []
+    for before, after in zip(plain["annotations"], pointed["annotations"], strict=True):
+        points = after.pop("keypoints", None)
+        labelled = after.pop("num_keypoints", None)
+        assert before == after
+        assert (points is not None) == (after["category_id"] == 16)  # the arrow
+        if points is None:
+            continue
+        points = np.array(points).reshape(5, 3)
+        assert labelled == (points[:, 2] > 0).sum()
+        for value in points[:, 2]:
+            seen[int(value)] += 1
+        if isinstance(after["segmentation"], list):  # in full view: corners of the polygon, all of them seen
+            polygon = np.array(after["segmentation"][0]).reshape(-1, 2)
+            np.testing.assert_allclose(points[:, :2] + 0.5, polygon[[3, 2, 4, 0, 6]], atol=0.011)
+            open_view += (points[:, 2] == 2).tolist()
+            tip, left, right = points[0, :2], points[1, :2], points[2, :2]
+            middle = (points[3, :2] + points[4, :2]) / 2
+            ahead, across = tip - middle, right - left
+            assert ahead[0] * across[1] - ahead[1] * across[0] > 0  # y points down: the right wing is on the right
+    assert min(seen.values()) > 3 and np.mean(open_view) > 0.95  # a corner may share its pixel with a neighbour
+    for index in range(120):
+        name = f"train/{index:06d}.jpg"
+        assert (tmp_path / name).read_bytes() == (detection / name).read_bytes()
+    assert [c.get("keypoints") for c in pointed["categories"] if c["id"] != 16] == [None] * 7
+
+
+def test_label_maps_are_the_annotated_masks(tmp_path):
+    train, _, labels, _ = shapes.generate(tmp_path, 12, 3, 7, SIZE, semantic=True, processes=1)
+    content, listed = json.loads(train.read_text()), json.loads(labels.read_text())
+    assert listed["annotations"] == [] and [c["id"] for c in listed["categories"]] == [0, *scenes.CATEGORY_IDS]
+    assert [image["file_name"] for image in listed["images"]] == [image["file_name"] for image in content["images"]]
+    for image in content["images"]:
+        picture = Image.open(tmp_path / "train_labels" / image["file_name"].replace(".jpg", ".png"))
+        found = np.asarray(picture)
+        wanted = np.zeros((SIZE, SIZE), np.uint8)
+        for annotation in content["annotations"]:
+            if annotation["image_id"] == image["id"]:
+                segment = annotation["segmentation"]
+                rle = coco_mask.frPyObjects(segment, SIZE, SIZE)[0] if isinstance(segment, list) else segment
+                wanted[coco_mask.decode(rle) > 0] = annotation["category_id"]
+        assert picture.mode == "P" and (found != wanted).mean() < 0.02  # pycocotools rounds polygons its own way
+        assert set(np.unique(found)) == set(np.unique(wanted)) and found.any() == wanted.any()
+    before = _digest(tmp_path)
+    shapes.generate(tmp_path, 12, 3, 7, SIZE, semantic=True, processes=1)
+    assert _digest(tmp_path) == before
+    with pytest.raises(ValueError, match=r"train\.json: holds another data set"):
+        shapes.generate(tmp_path, 12, 3, 7, SIZE, keypoints=True, processes=1)

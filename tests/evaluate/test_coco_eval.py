@@ -17,7 +17,7 @@ from headstart.evaluate import matching
 from headstart.evaluate.coco_eval import evaluate
 from headstart.evaluate.predictions import Predictions, empty
 
-IOU_TYPES = {"box": "bbox", "mask": "segm", "keypoint": "keypoints"}
+IOU_TYPES = {"box": "bbox", "mask": "segm", "keypoints": "keypoints"}
 
 
 class DifficultEval(COCOeval):
@@ -32,7 +32,7 @@ class DifficultEval(COCOeval):
 
 def reference(document, results, kind, *, max_detections=100, sigmas=None):
     """(stats, precision [T, R, C, A, M], recall [T, C, A, M]) of pycocotools, printing nothing."""
-    fields = {"box": ("bbox",), "mask": ("segmentation",), "keypoint": ("keypoints",)}[kind]
+    fields = {"box": ("bbox",), "mask": ("segmentation",), "keypoints": ("keypoints",)}[kind]
     kept = ("image_id", "category_id", "score", *fields)
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO()
@@ -68,7 +68,7 @@ def assert_equals_reference(tmp_path, document, results, kinds=("box", "mask"), 
         stats, precision, _ = reference(document, results, kind, **options)
         stats = np.where(stats == -1, np.nan, stats)
         names = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100")
-        if kind == "keypoint":
+        if kind == "keypoints":
             names = ("AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl")
         assert set(ours.metrics[kind]) == set(names)
         np.testing.assert_allclose(
@@ -195,17 +195,17 @@ def test_keypoints(tmp_path, seed):
     num_keypoints = (17, 5)[seed // 2]
     add_keypoints(document, results, num_keypoints, seed)
     sigmas = None if num_keypoints == 17 else [0.05, 0.1, 0.02, 0.08, 0.05]
-    kinds = ("keypoint",)
+    kinds = ("keypoints",)
     if sigmas is None:
         ours = assert_equals_reference(tmp_path, document, results, kinds)
     else:
         ours = evaluate(*read(tmp_path, document, results), kinds=kinds, sigmas=sigmas)
-        stats, _, _ = reference(document, results, "keypoint", sigmas=sigmas)
+        stats, _, _ = reference(document, results, "keypoints", sigmas=sigmas)
         np.testing.assert_allclose(
-            list(ours.metrics["keypoint"].values()), np.where(stats < 0, np.nan, stats), atol=1e-12
+            list(ours.metrics["keypoints"].values()), np.where(stats < 0, np.nan, stats), atol=1e-12
         )
-    assert ours.metrics["keypoint"]["AP"] > 0.01
-    assert ours.metrics["keypoint"]["APm"] != ours.metrics["keypoint"]["APl"]
+    assert ours.metrics["keypoints"]["AP"] > 0.01
+    assert ours.metrics["keypoints"]["APm"] != ours.metrics["keypoints"]["APl"]
 
 
 def write(tmp_path, document):
@@ -227,8 +227,8 @@ def test_what_does_not_fit_is_named(tmp_path):
         ({"scores": predictions.scores * np.nan}, {}, "detection 0 has box .* and score nan, expected finite"),
         ({"masks": None}, {}, "hold no masks, expected some for the kind 'mask'"),
         ({"masks": small}, {}, r"detection 0 has a mask of size \[3, 4\], expected \[150, 200\], that of image id"),
-        ({}, {"kinds": ("segm",)}, "kind is 'segm', expected one of box, mask, keypoint"),
-        ({}, {"kinds": ("keypoint",)}, "holds no keypoints"),
+        ({}, {"kinds": ("segm",)}, "kind is 'segm', expected one of box, mask, keypoints"),
+        ({}, {"kinds": ("keypoints",)}, "holds no keypoints"),
         ({}, {"max_detections": 0}, "max_detections is 0"),
     ]
     for changes, options, message in broken:
@@ -242,4 +242,4 @@ def test_what_does_not_fit_is_named(tmp_path):
         (pointed, "no sigmas given for the 3 keypoints"),
     ):
         with pytest.raises(ValueError, match=message):
-            evaluate(dataset, found, kinds=("keypoint",))
+            evaluate(dataset, found, kinds=("keypoints",))

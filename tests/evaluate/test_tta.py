@@ -1,6 +1,7 @@
 """Test-time augmentation against plain prediction, against itself mirrored, and against a plain walk through votes."""
 
 from dataclasses import fields, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from headstart.data.buckets import Resize
 from headstart.data.coco import read
 from headstart.data.eval_images import show
 from headstart.evaluate.tta import Look, Tta, merge, move, predict, vote
+from headstart.model.box_head import DetectionLimits
 from headstart.model.detector import build
 from headstart.train.detection import convention_of, eval_images, predict_all
 from tiny import SIDE, tiny_recipe
@@ -162,3 +164,31 @@ def test_a_box_that_votes_alone_stays_bit_for_bit():
     boxes = torch.tensor([[[1.1, 2.3, 30.7, 41.9], [1.1, 2.4, 30.7, 41.9]]])
     labels, weights = torch.tensor([[0, 1]]), torch.tensor([[0.3, 0.7]])
     assert torch.equal(vote(boxes, labels, boxes, labels, weights, 0.9), boxes)
+
+
+class Pointed:
+    """A detector of one box whose heat maps are what it is shown: the left point's, the right one's, the nose's."""
+
+    def __init__(self):
+        self.limits = DetectionLimits(0.0, 0.5, 1)
+        self.keypoint_head = SimpleNamespace(mirror=(1, 0, 2))
+
+    def features(self, images):
+        return [images]
+
+    def find(self, features, sizes):
+        valid = torch.ones(1, 1, dtype=torch.bool)
+        return Detections(torch.tensor([[[8.0, 8, 40, 40]]]), torch.ones(1, 1), torch.zeros(1, 1).long(), valid)
+
+    def complete(self, features, detections):
+        return replace(detections, heat_maps=features[0].unsqueeze(1))
+
+
+def test_heat_maps_of_a_mirrored_look_are_turned_back_with_left_and_right_exchanged():
+    plain = torch.zeros(1, 3, 8, 8)
+    plain[0, 0, 2, 1], plain[0, 1, 5, 6], plain[0, 2, 3, 3] = 3.0, 2.0, 1.0
+    mirrored = plain[:, [1, 0, 2]].flip(3)  # of a mirrored person the left point is where the right one was
+    sizes = torch.tensor([[48, 48]])
+    chosen = [Look(lambda: (plain, sizes)), Look(lambda: (mirrored, sizes), flip=True)]
+    found, _ = predict(Pointed(), chosen, vote_threshold=0.9)
+    assert torch.equal(found.heat_maps[:, 0], plain) and found.masks is None

@@ -1,12 +1,14 @@
 """A narrow detector and batches of 96 pixels, on which a step takes a fraction of a second."""
 
+from dataclasses import replace
+
 import torch
 
 from headstart.batch import Batch
 from headstart.model.detector import build
 from headstart.resolve import load_recipe
 
-NUM_CLASSES, SIDE, FRAME = 5, 96, 28
+NUM_CLASSES, SIDE, FRAME, NUM_KEYPOINTS = 5, 96, 28, 3
 
 NARROW = {
     "model.backbone.depth": [1, 1, 1, 1],
@@ -28,6 +30,10 @@ NARROW = {
     "model.mask.convs": 1,
     "model.mask.conv_channels": 16,
     "model.mask.slots": 8,
+    "model.keypoint.convs": 1,
+    "model.keypoint.conv_channels": 16,
+    "model.keypoint.slots": 8,
+    "model.keypoint.pool": 4,
     "evaluate.score_threshold": 0.01,
     "evaluate.detections": 20,
 }
@@ -36,7 +42,7 @@ NARROW = {
 def small_detector(**changes):
     """Built from the base recipe; `changes` are further overrides, with "__" for the dots."""
     overrides = NARROW | {name.replace("__", "."): value for name, value in changes.items()}
-    return build(load_recipe("base", overrides), NUM_CLASSES)
+    return build(load_recipe("base", overrides), NUM_CLASSES, NUM_KEYPOINTS)
 
 
 def small_batch(num=3, *, slots=6, seed=0):
@@ -60,6 +66,16 @@ def small_batch(num=3, *, slots=6, seed=0):
         image_ids=ids,
         slots=ids + 10,
     )
+
+
+def with_keypoints(batch, *, seed=0):
+    """The batch with three points inside each object's box, some of them not labelled."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (*batch.gt_valid.shape, NUM_KEYPOINTS)
+    low, high = batch.gt_boxes[..., None, :2], batch.gt_boxes[..., None, 2:]
+    places = low + torch.rand(*shape, 2, generator=generator) * (high - low)
+    visibility = torch.randint(0, 3, shape, generator=generator) * batch.gt_valid.unsqueeze(2)
+    return replace(batch, gt_keypoints=torch.cat([places, visibility.unsqueeze(3)], dim=3))
 
 
 def rows(batch, index):

@@ -5,7 +5,7 @@ from unittest import mock
 
 import pytest
 import torch
-from small_detector import rows, small_batch, small_detector
+from small_detector import NUM_KEYPOINTS, rows, small_batch, small_detector, with_keypoints
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
 from headstart.batch import Batch
@@ -119,16 +119,17 @@ def fake_batch(mode, batch):
 
 def test_the_training_step_has_no_shape_that_depends_on_the_data():
     """Forward and backward on tensors without values: any nonzero, item or branch on a value raises."""
-    batch = small_batch()
+    batch = with_keypoints(small_batch())
     rpn_module.anchors_for.cache_clear()
     with static(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        fake = small_detector()
+        fake = small_detector(model__keypoint__enabled=True)
         losses = fake(fake_batch(mode, batch))
         sum(losses.values()).backward()
         detections = fake.predict(fake_batch(mode, batch).images, fake_batch(mode, batch).sizes)
     rpn_module.anchors_for.cache_clear()
     assert all(loss.shape == () for loss in losses.values())
     assert detections.boxes.shape == (3, 20, 4) and detections.masks.shape == (3, 20, 28, 28)
+    assert detections.heat_maps.shape == (3, 20, NUM_KEYPOINTS, 16, 16)
     assert all(parameter.grad is not None for parameter in fake.parameters())
     raised = pytest.raises((DataDependentOutputException, DynamicOutputShapeException))
     with raised, FakeTensorMode(allow_non_fake_inputs=True) as mode:  # and the eager path does: the guard guards
@@ -139,7 +140,7 @@ def test_the_training_step_has_no_shape_that_depends_on_the_data():
 @pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
 def test_the_training_step_is_one_graph():
     """torch.compile finds no break in it, and the graph computes the same losses."""
-    detector, batch = small_detector(), small_batch(4)
+    detector, batch = small_detector(model__keypoint__enabled=True), with_keypoints(small_batch(4))
     losses = torch.compile(detector, fullgraph=True, backend="eager")(batch)
     for name, value in detector(batch).items():
         torch.testing.assert_close(losses[name], value, rtol=1e-5, atol=1e-6)

@@ -104,8 +104,9 @@ def calibrate(model, targets):
         (model.rpn.head.bbox_pred, 0.3),
         (model.roi_heads.box_predictor.cls_score, 2.0),
         (model.roi_heads.box_predictor.bbox_pred, 1.5),
-        (model.roi_heads.mask_predictor.mask_fcn_logits, 2.0),
     ]
+    if model.roi_heads.mask_predictor is not None:
+        spreads.append((model.roi_heads.mask_predictor.mask_fcn_logits, 2.0))
     hooks = []
     for layer, spread in spreads:
 

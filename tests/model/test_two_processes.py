@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from small_detector import rows, small_batch, small_detector
+from small_detector import rows, small_batch, small_detector, with_keypoints
 from test_norm import CHANNELS, above, assert_same, features, randomised, run
 
 from headstart.model.norm import norm
@@ -17,13 +17,14 @@ KEEP = torch.tensor([1, 1, 0, 1, 1, 0, 1]).bool()  # which of the 7 samples are 
 
 
 def detector():
-    # Mask slots for all positives: what overflows is dropped a process at a time.
-    return small_detector(model__norm="sync_batch", model__mask__slots=64)
+    # Slots for all positives: what overflows is dropped a process at a time.
+    slots = {"model__mask__slots": 64, "model__keypoint__slots": 64}
+    return small_detector(model__norm="sync_batch", model__keypoint__enabled=True, **slots)
 
 
 def batches():
     """Four images; and the same where the second process has no object, so that its mask head sees no region."""
-    full = small_batch(4)
+    full = with_keypoints(small_batch(4))
     first = torch.arange(4).unsqueeze(1) < 2
     return {
         "full": full,
@@ -91,7 +92,7 @@ def test_losses_and_gradients_are_those_of_the_joined_batch(parts, case):
     )
     wanted_losses, wanted_gradients, wanted_buffers = step(detector(), batches()[case])
     if case == "one without objects":
-        assert other_losses["mask"] == other_losses["box_delta"] == 0
+        assert other_losses["mask"] == other_losses["box_delta"] == other_losses["keypoints"] == 0
     for name, wanted in wanted_losses.items():
         assert wanted > 0
         torch.testing.assert_close((losses[name] + other_losses[name]) / 2, wanted, rtol=1e-4, atol=1e-6)

@@ -21,14 +21,26 @@ def shapes(
         bool,
         typer.Option("--classes", help="Write image folders of single objects of other classes, for pre-training."),
     ] = False,
+    keypoints: Annotated[bool, typer.Option("--keypoints", help="Give one class (arrow) five keypoints.")] = False,
+    semantic: Annotated[bool, typer.Option("--semantic", help="Write a label map (PNG) of every image too.")] = False,
 ) -> None:
     """Generate the embedded data: procedural scenes as COCO JSON and images, or image folders for pre-training."""
     from headstart.data.shapes import generate, generate_classes
 
+    if classes and (keypoints or semantic):
+        given = "--keypoints" if keypoints else "--semantic"
+        raise ValueError(f"{given} is about scenes, and --classes writes single objects; expected one of the two")
+    options = {} if classes else {"keypoints": keypoints, "semantic": semantic}
     with bar() as progress:
-        task = progress.add_task("shapes", total=images + val, note="")
+        task = progress.add_task("shapes", total=(images + val) * (2 if semantic else 1), note="")
         made = (generate_classes if classes else generate)(
-            out, images, val, seed, size or (64 if classes else 96), progress=lambda: progress.update(task, advance=1)
+            out,
+            images,
+            val,
+            seed,
+            size or (64 if classes else 96),
+            progress=lambda: progress.update(task, advance=1),
+            **options,
         )
     for path in made:
         say(str(path))

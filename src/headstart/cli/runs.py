@@ -61,34 +61,99 @@ def evaluate(
     ] = None,
     images: Annotated[Path | None, typer.Option(help="Image folder of a COCO JSON.")] = None,
     split: Annotated[str | None, typer.Option(help="Split of a VOC or YOLO set.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="Folder of label maps, for a segmentation model.")] = None,
     save: Annotated[Path | None, typer.Option(help="Write the predictions as COCO JSON.")] = None,
     per_class: Annotated[bool, typer.Option("--per-class", help="AP of every class.")] = False,
     overrides: Overrides = None,
 ) -> None:
-    """COCO box and mask AP of a checkpoint on a data set; overrides such as evaluate.tta.enabled=true."""
+    """COCO box, mask and keypoint AP, or mIoU, of a checkpoint; overrides such as evaluate.tta.enabled=true."""
     from headstart.data.formats import open_dataset
     from headstart.inference import evaluate as evaluate_trained
     from headstart.inference import load_trained
     from headstart.train.detection import training_data, validation_data
 
     trained = load_trained(checkpoint, patch_of(overrides))
+    if trained.recipe.task == "segmentation":
+        _evaluate_pixels(trained, data, images, split, labels, save, per_class)
+        return
+    if labels is not None:
+        raise ValueError(f"--labels: {checkpoint} is a detector, which has no use for label maps; expected none")
     chosen = {None: validation_data, "train": training_data}.get(data)
     dataset = chosen(trained.recipe) if chosen else open_dataset(data, images, split)
     result, predictions = evaluate_trained(trained, dataset)
     show_metrics(result.metrics)
     if per_class:
-        for kind, classes in result.per_class.items():
-            show(
-                f"{kind}, by class",
-                ["class", *next(iter(classes.values()), {})],
-                [
-                    [name, *("-" if v != v else f"{100 * v:.1f}" for v in values.values())]
-                    for name, values in classes.items()
-                ],
-            )
+        _show_classes(result.per_class)
     if save is not None:
         predictions.to_json(save)
         say(f"predictions: {save}")
+
+
+def _show_classes(per_class: dict[str, dict[str, dict[str, float]]]) -> None:
+    for kind, classes in per_class.items():
+        show(
+            f"{kind}, by class",
+            ["class", *next(iter(classes.values()), {})],
+            [
+                [name, *("-" if v != v else f"{100 * v:.1f}" for v in values.values())]
+                for name, values in classes.items()
+            ],
+        )
+
+
+def _evaluate_pixels(
+    trained: Any,
+    data: str | None,
+    images: Path | None,
+    split: str | None,
+    labels: Path | None,
+    save: Path | None,
+    per_class: bool,
+) -> None:
+    """`evaluate` for a segmentation model; without label maps a given COCO file's instances are the truth."""
+    from headstart.data.coco import read
+    from headstart.evaluate.pixels import class_ious, pixel_metrics
+    from headstart.inference_pixels import evaluate_labels
+    from headstart.train.segmentation import label_maps, training_pixels, validation_pixels
+
+    if split is not None or save is not None:
+        given = "--split" if split is not None else "--save"
+        raise ValueError(f"{given}: means nothing for a segmentation model; `headstart predict` writes label maps")
+    recipe = trained.recipe
+    if data in (None, "train"):
+        if labels is not None or images is not None:
+            raise ValueError("--images, --labels: given without --data; expected the COCO JSON that they belong to")
+        train = data == "train"
+        maps = (
+            label_maps(training_pixels(recipe), recipe.data.train_labels, recipe)
+            if train
+            else validation_pixels(recipe)
+        )
+    else:
+        maps = label_maps(read(data, images), labels, recipe)
+    maps.check(recipe.data.num_workers)
+    records = evaluate_labels(trained, maps)
+    show_metrics({"semantic": pixel_metrics(records)})
+    if per_class:
+        ious = zip(records.class_names, class_ious(records).tolist())
+        _show_classes({"semantic": {name: {"IoU": iou} for name, iou in ious}})
+
+
+def _predict_pixels(trained: Any, files: list[Path], out: Path) -> None:
+    """`predict` for a segmentation model: a label map and a picture of each image."""
+    from headstart.data.images import load_image
+    from headstart.inference_pixels import draw_labels, predict_labels, save_labels
+
+    with bar() as progress:
+        task = progress.add_task("predict", total=len(files), note="")
+        for path in files:
+            pixels = load_image(path)
+            ids = predict_labels(trained, pixels)
+            save_labels(ids, out / f"{path.stem}-labels.png")
+            draw_labels(pixels, ids).save(out / f"{path.stem}.png")
+            progress.update(task, advance=1)
+    names = ", ".join(f"{own} {name}" for own, name in zip(trained.class_ids, trained.class_names))
+    say(f"{len(files)} label maps: {out} (values: {names})")
 
 
 def predict(
@@ -99,7 +164,7 @@ def predict(
     out: Annotated[Path, typer.Option(help="Where pictures and predictions.json go.")] = Path("predictions"),
     score: Annotated[float, typer.Option(help="Lowest score that is drawn and written.", min=0.0, max=1.0)] = 0.5,
 ) -> None:
-    """Draw detections on images, and write them as COCO JSON."""
+    """Draw detections on images, and write them as COCO JSON; label maps (PNG) of a segmentation model."""
     import json
 
     from headstart.data.images import load_image
@@ -111,6 +176,9 @@ def predict(
     files = image_files([text for text in images if text not in overrides])
     trained = load_trained(checkpoint, patch_of(overrides))
     out.mkdir(parents=True, exist_ok=True)
+    if trained.recipe.task == "segmentation":
+        _predict_pixels(trained, files, out)
+        return
     results: list[dict[str, Any]] = []
     with bar() as progress:
         task = progress.add_task("predict", total=len(files), note="")
@@ -124,6 +192,8 @@ def predict(
                 found.category_ids,
                 scores=found.scores,
                 masks=found.masks,
+                keypoints=found.keypoints,
+                skeleton=found.skeleton,
                 scale=max(1, 384 // max(pixels.shape[:2])),
             )
             picture.save(out / f"{path.stem}.png")
@@ -138,6 +208,7 @@ def predict(
                         }
                     }
                 )
+                points = {} if found.keypoints is None else {"keypoints": found.keypoints[index].ravel().tolist()}
                 results.append(
                     {
                         "image_id": number,
@@ -146,6 +217,7 @@ def predict(
                         "bbox": [x1, y1, x2 - x1, y2 - y1],
                         "score": float(found.scores[index]),
                         **mask,
+                        **points,
                     }
                 )
             progress.update(task, advance=1)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import orjson
 
-from headstart.data import coco_json
+from headstart.data import coco_fields, coco_json
 from headstart.data.coco_segments import POLYGONS, RLE, Segments, gather
 from headstart.data.images import load_image
 
@@ -49,6 +49,7 @@ class Dataset:
     keypoints: np.ndarray | None  # float32 [N, K, 3] x, y, visibility; None without keypoint names
     keypoint_names: tuple[str, ...]  # K
     left_right: tuple[tuple[int, int], ...]  # indices that a mirror swaps
+    skeleton: tuple[tuple[int, int], ...]  # indices that a drawing joins
     notes: tuple[str, ...]
 
     def size_of(self, annotation: int) -> tuple[int, int]:
@@ -85,8 +86,10 @@ class Dataset:
         return [self.coords[a:b].reshape(-1, 2) for a, b in pairwise(bounds)]
 
     def categories(self) -> list[dict]:
-        """COCO category records; keypoint names, where there are any, are repeated in each."""
-        names = {"keypoints": list(self.keypoint_names)} if self.keypoint_names else {}
+        """COCO category records; keypoint names and skeleton, where there are any, are repeated in each."""
+        names: dict[str, list] = {"keypoints": list(self.keypoint_names)} if self.keypoint_names else {}
+        if self.skeleton:
+            names["skeleton"] = [[a + 1, b + 1] for a, b in self.skeleton]  # COCO counts from 1
         return [{"id": int(c), "name": name, **names} for c, name in zip(self.category_ids, self.class_names)]
 
 
@@ -130,6 +133,7 @@ def _assemble(
     if image_dir is None:
         image_dir = _find_image_dir(Path(path), columns["file_names"][0])
     columns["left_right"] = left_right(names)
+    columns["skeleton"] = coco_fields.skeleton(categories, len(names), notes)
     return Dataset(path=str(path), image_dir=Path(image_dir), notes=tuple(notes), **columns)
 
 
@@ -241,11 +245,11 @@ def nested_fraction(num_images: int, fraction: float, seed: int) -> np.ndarray:
 def fingerprint(dataset: Dataset) -> str:
     """SHA-256 hex digest of everything annotated: ids, file names, sizes, boxes, segments, keypoints.
 
-    Not of path, image_dir and notes, so a copy elsewhere has the same; and not of the image files (see content.py).
+    Not of path, image_dir, notes and skeleton, so a copy elsewhere has the same; nor of the images (see content.py).
     """
     digest = hashlib.sha256()
     for field in fields(dataset):
-        if field.name in ("path", "image_dir", "notes"):
+        if field.name in ("path", "image_dir", "notes", "skeleton"):
             continue
         value = getattr(dataset, field.name)
         digest.update(field.name.encode())

@@ -176,6 +176,20 @@ def keypoint_names(path: Any, categories: list[dict]) -> tuple[str, ...]:
     return found
 
 
+def skeleton(categories: list[dict], num_keypoints: int, notes: list[str]) -> tuple[tuple[int, int], ...]:
+    """Pairs of keypoints, counted from 0, that a drawing joins: the first category's that lists any, else none.
+
+    A list that is something else is noted: it matters to drawings only.
+    """
+    listed = next((category["skeleton"] for category in categories if category.get("skeleton")), [])
+    fine = type(listed) is list and all(is_numbers(pair, 2) for pair in listed)
+    if not fine or any(end not in range(1, num_keypoints + 1) for pair in listed for end in pair):
+        expected = f"pairs of numbers of keypoints, 1 to {num_keypoints}"
+        notes.append(f"skeleton = {show(listed)} left out: expected {expected}")
+        return ()
+    return tuple((int(a) - 1, int(b) - 1) for a, b in listed)
+
+
 def keypoints(path: Any, records: list[dict], names: tuple[str, ...], notes: list[str]) -> np.ndarray | None:
     """Keypoints float32 [N, K, 3] (x, y, visibility 0, 1, 2), zeros where an annotation has none; None without names.
 

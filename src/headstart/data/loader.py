@@ -15,6 +15,7 @@ from headstart.batch import Batch
 from headstart.data.buckets import Resize, group_by_bucket
 from headstart.data.coco import Dataset
 from headstart.data.copy_paste import Paste, alpha_of, choose, paste_images
+from headstart.data.keypoints import PIXEL_CENTRE
 from headstart.data.masks import FrameTable
 from headstart.data.order import Order, slot_generator
 from headstart.data.transforms import (
@@ -78,13 +79,18 @@ class Images:
 
 
 class Targets:
-    """Ground truth by image as arrays ready for a batch: boxes cut to the image, frames over the cut boxes."""
+    """Ground truth by image as arrays ready for a batch: boxes cut to the image, frames over the cut boxes, keypoints
+    at the centres of their pixels.
+    """
 
     def __init__(self, dataset: Dataset, *, mask_frame: int, max_objects: int | None, copies: int = 1):
         image = np.repeat(np.arange(dataset.num_images), np.diff(dataset.first))
         limit = np.stack([dataset.widths, dataset.heights] * 2, axis=1)[image]
         boxes = np.clip(dataset.boxes, 0, limit) if len(image) else dataset.boxes.reshape(0, 4)
-        self.dataset = replace(dataset, boxes=boxes)
+        points = dataset.keypoints
+        if points is not None:
+            points = points + np.array([PIXEL_CENTRE, PIXEL_CENTRE, 0], np.float32)
+        self.dataset = replace(dataset, boxes=boxes, keypoints=points)
         # A box that lies outside its image entirely, or is thinner than a hundredth of a pixel, has nothing to learn
         # from.
         usable = ((boxes[:, 2:] - boxes[:, :2]) > 1e-2).all(axis=1) if len(image) else np.zeros(0, bool)

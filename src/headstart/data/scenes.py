@@ -17,6 +17,13 @@ NAMES = tuple(forms.DETECTION_FORMS)
 CATEGORY_IDS = (1, 2, 4, 7, 8, 11, 16, 21)  # with gaps, as COCO's own: a reader that takes ids for labels shows at once
 CLASSIFICATION_NAMES = tuple(forms.CLASSIFICATION_FORMS)
 
+# The class with keypoints: {name: vertex of its outline}. The arrow points to its tip; left and right are as seen by
+# one who walks towards it, so that a mirror swaps them.
+KEYPOINT_CLASS = "arrow"
+KEYPOINTS = {"tip": 3, "left_wing": 2, "right_wing": 4, "left_tail": 0, "right_tail": 6}
+SKELETON = ((1, 2), (1, 3), (2, 4), (3, 5), (4, 5))  # counted from 1, as COCO does
+BACKGROUND = 0  # the value of label maps where there is no object; no category has it
+
 MAX_OBJECTS = 6
 NEGATIVE_SHARE = 0.08  # scenes without any object
 SCALE = (0.10, 0.60)  # longer side of an object over the side of a scene
@@ -106,16 +113,43 @@ def _render(rng: np.random.Generator, size: int, placed: list[Placed]) -> Image8
     return np.ascontiguousarray(np.clip(canvas, 0, 255, out=canvas).astype(np.uint8).transpose(1, 2, 0))
 
 
-def scene(index: int, *, seed: int, split: str, size: int) -> tuple[Image8, list[dict]]:
+def scene(index: int, *, seed: int, split: str, size: int, keypoints: bool = False) -> tuple[Image8, list[dict]]:
     """One scene: the picture uint8 [size, size, 3] and its COCO annotations, without `id` and `image_id`.
 
     Box and area are those of the visible pixels. An object in full view is given as a polygon; one that is partly
     covered or cut by the border as compressed RLE of what can be seen. About 8 % of scenes have no objects.
+    With `keypoints` those of KEYPOINT_CLASS have them, which changes nothing else.
     """
     rng = _generator(seed, "detection", split, index)
     placed, owner = _lay_out(rng, size)
     image = _render(rng, size, placed)
-    return image, [_annotate(item, owner == number) for number, item in enumerate(placed, 1)]
+    annotations = [_annotate(item, owner == number) for number, item in enumerate(placed, 1)]
+    for number, item in enumerate(placed if keypoints else (), 1):
+        if NAMES[item.label] == KEYPOINT_CLASS:
+            annotations[number - 1] |= _keypoints(item, owner, number)
+    return image, annotations
+
+
+def label_map(index: int, *, seed: int, split: str, size: int) -> Image8:
+    """The category id of each pixel of a scene, uint8 [size, size]; BACKGROUND where there is none."""
+    placed, owner = _lay_out(_generator(seed, "detection", split, index), size)
+    ids = np.array([BACKGROUND, *(CATEGORY_IDS[item.label] for item in placed)], np.uint8)
+    return ids[owner]
+
+
+def _keypoints(item: Placed, owner: NDArray[np.int64], number: int) -> dict:
+    """COCO's fields: x, y as pixel indices (a vertex at 3.5 is the centre of pixel 3), and a visibility.
+
+    2: can be seen; 1: a later object owns the vertex's pixel; 0: outside the picture.
+    """
+    values = []
+    for x, y in item.polygon[list(KEYPOINTS.values())]:
+        column, row = int(np.floor(x)), int(np.floor(y))
+        if 0 <= column < len(owner) and 0 <= row < len(owner):
+            values += [round(float(x) - 0.5, 2), round(float(y) - 0.5, 2), 1 if owner[row, column] > number else 2]
+        else:
+            values += [0.0, 0.0, 0]
+    return {"keypoints": values, "num_keypoints": sum(value > 0 for value in values[2::3])}
 
 
 def _annotate(item: Placed, visible: NDArray[np.bool_]) -> dict:

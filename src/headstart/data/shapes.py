@@ -10,12 +10,25 @@ import multiprocessing
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from colorsys import hsv_to_rgb
 from functools import partial
 from pathlib import Path
 
 from PIL import Image
 
-from headstart.data.scenes import CATEGORY_IDS, CLASSIFICATION_NAMES, NAMES, Image8, scene, single
+from headstart.data.scenes import (
+    BACKGROUND,
+    CATEGORY_IDS,
+    CLASSIFICATION_NAMES,
+    KEYPOINT_CLASS,
+    KEYPOINTS,
+    NAMES,
+    SKELETON,
+    Image8,
+    label_map,
+    scene,
+    single,
+)
 
 VERSION = 1  # of the drawing; a change of what a seed gives raises it, so that old data are not taken for new
 JPEG_QUALITY = 92
@@ -30,10 +43,19 @@ def _write_image(path: Path, image: Image8) -> None:
     path.write_bytes(stream.getvalue())
 
 
-def _save_scene(index: int, *, folder: Path, seed: int, split: str, size: int) -> list[dict]:
-    image, annotations = scene(index, seed=seed, split=split, size=size)
+def _save_scene(index: int, *, folder: Path, seed: int, split: str, size: int, keypoints: bool) -> list[dict]:
+    image, annotations = scene(index, seed=seed, split=split, size=size, keypoints=keypoints)
     _write_image(folder / f"{index:06d}.jpg", image)
     return annotations
+
+
+def _save_labels(index: int, *, folder: Path, seed: int, split: str, size: int) -> None:
+    image = Image.fromarray(label_map(index, seed=seed, split=split, size=size)).convert("P")
+    colours = [hsv_to_rgb(n * 0.618 % 1, 0.75, 0.95) for n in range(255)]
+    image.putpalette([0, 0, 0, *(round(255 * value) for colour in colours for value in colour)])
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    (folder / f"{index:06d}.png").write_bytes(stream.getvalue())
 
 
 def _single_path(folder: Path, index: int, num_classes: int) -> Path:
@@ -116,27 +138,64 @@ def _write_text(path: Path, text: str) -> None:
 
 def write_detection(
     out_dir: str | Path, *, num_images: int, seed: int, size: int = 96, split: str = "train", processes: int = 2,
-    progress: Progress | None = None,
+    keypoints: bool = False, progress: Progress | None = None,
 ) -> Path:  # fmt: skip
     """Write one split of scenes as OUT/<split>.json (COCO) and OUT/<split>/000000.jpg ..., and return the JSON's path.
 
-    The JSON is written last: where it is there, and made with the same arguments, nothing is done again. `progress` is
-    called for each picture. Raises ValueError on bad arguments, or where OUT holds other files under these names.
+    The JSON is written last: where it is there, and made with the same arguments, nothing is done again. With
+    `keypoints` one class has five of them; nothing else changes. `progress` is called
+    for each picture. Raises ValueError on bad arguments, or where OUT holds other files under these names.
     """
     _check(num_images, seed, size)
     marker, folder = Path(out_dir) / f"{split}.json", Path(out_dir) / split
     names = [f"{index:06d}.jpg" for index in range(num_images)]
     info = _info("detection", seed=seed, split=split, size=size, num_images=num_images, classes=NAMES)
+    if keypoints:
+        info["keypoints"] = KEYPOINT_CLASS
     if _finished(marker, info, [folder / name for name in names], progress):
         return marker
     _claim(folder, set(names))
-    save = partial(_save_scene, folder=folder, seed=seed, split=split, size=size)
+    save = partial(_save_scene, folder=folder, seed=seed, split=split, size=size, keypoints=keypoints)
     found = list(_each(save, num_images, processes, progress))
     images = [{"id": i, "file_name": name, "height": size, "width": size} for i, name in enumerate(names, 1)]
     flat = [(i, annotation) for i, per_image in enumerate(found, 1) for annotation in per_image]
     annotations = [{"id": n, "image_id": i, **annotation} for n, (i, annotation) in enumerate(flat, 1)]
     categories = [{"id": i, "name": name, "supercategory": "shape"} for i, name in zip(CATEGORY_IDS, NAMES)]
+    for category in categories if keypoints else ():
+        if category["name"] == KEYPOINT_CLASS:
+            category |= {"keypoints": list(KEYPOINTS), "skeleton": [list(pair) for pair in SKELETON]}
     content = {"info": info, "licenses": [], "images": images, "annotations": annotations, "categories": categories}
+    _write_text(marker, json.dumps(content, separators=(",", ":")) + "\n")
+    return marker
+
+
+def write_labels(
+    out_dir: str | Path, *, num_images: int, seed: int, size: int = 96, split: str = "train", processes: int = 2,
+    progress: Progress | None = None,
+) -> Path:  # fmt: skip
+    """Write the label maps of `write_detection`'s scenes, OUT/<split>_labels/000000.png ...; returns the JSON beside.
+
+    Values are category ids, BACKGROUND elsewhere. The JSON, OUT/<split>_labels.json, lists images and categories (the
+    background among them) without annotations, and takes the part of `write_detection`'s, with the same errors.
+    """
+    _check(num_images, seed, size)
+    folder = Path(out_dir) / f"{split}_labels"
+    marker = folder.with_name(f"{split}_labels.json")
+    names = [f"{index:06d}.png" for index in range(num_images)]
+    classes = ("background", *NAMES)
+    info = _info("segmentation", seed=seed, split=split, size=size, num_images=num_images, classes=classes)
+    if _finished(marker, info, [folder / name for name in names], progress):
+        return marker
+    _claim(folder, set(names))
+    save = partial(_save_labels, folder=folder, seed=seed, split=split, size=size)
+    for _ in _each(save, num_images, processes, progress):
+        pass
+    images = [
+        {"id": i, "file_name": name.replace(".png", ".jpg"), "height": size, "width": size}
+        for i, name in enumerate(names, 1)
+    ]
+    categories = [{"id": i, "name": name} for i, name in zip((BACKGROUND, *CATEGORY_IDS), classes)]
+    content = {"info": info, "licenses": [], "images": images, "annotations": [], "categories": categories}
     _write_text(marker, json.dumps(content, separators=(",", ":")) + "\n")
     return marker
 
@@ -171,12 +230,19 @@ def write_classification(
 
 
 def generate(
-    out: str | Path, num_images: int, num_val: int, seed: int, size: int = 96, *, processes: int = 2,
-    progress: Progress | None = None,
-) -> tuple[Path, Path]:  # fmt: skip
-    """Write the detection set, OUT/train.json and OUT/val.json with their folders; returns both paths."""
-    write = partial(write_detection, out, seed=seed, size=size, processes=processes, progress=progress)
-    return write(num_images=num_images, split="train"), write(num_images=num_val, split="val")
+    out: str | Path, num_images: int, num_val: int, seed: int, size: int = 96, *, keypoints: bool = False,
+    semantic: bool = False, processes: int = 2, progress: Progress | None = None,
+) -> tuple[Path, ...]:  # fmt: skip
+    """Write the detection set, OUT/train.json and OUT/val.json with their folders; returns all JSON paths.
+
+    With `semantic` label maps too: OUT/train_labels.json and OUT/val_labels.json with theirs.
+    """
+    options = {"seed": seed, "size": size, "processes": processes, "progress": progress}
+    splits = {"train": num_images, "val": num_val}
+    paths = [write_detection(out, num_images=n, split=s, keypoints=keypoints, **options) for s, n in splits.items()]
+    if semantic:
+        paths += [write_labels(out, num_images=n, split=s, **options) for s, n in splits.items()]
+    return tuple(paths)
 
 
 def generate_classes(

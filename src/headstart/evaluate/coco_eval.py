@@ -25,7 +25,7 @@ class Evaluation:
     """Metrics in 0..1, by kind; NaN where pycocotools has -1 (nothing annotated).
 
     metrics: box and mask have AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, and AR<max_detections> where that is
-    more than 100; keypoint has AP, AP50, AP75, APm, APl, AR, AR50, AR75, ARm, ARl. per_class: AP, AP50, AP75 for each
+    more than 100; keypoints has AP, AP50, AP75, APm, APl, AR, AR50, AR75, ARm, ARl. per_class: AP, AP50, AP75 for each
     class name. records: the matches of all areas.
     """
 
@@ -53,7 +53,7 @@ def evaluate(
     """
     if max_detections < 1:
         raise ValueError(f"max_detections is {max_detections}, expected at least 1")
-    limits = {kind: KEYPOINT_DETECTIONS if kind == "keypoint" else max_detections for kind in kinds}
+    limits = {kind: KEYPOINT_DETECTIONS if kind == "keypoints" else max_detections for kind in kinds}
     groups = {limit: group(dataset, predictions, limit) for limit in set(limits.values())}
     evaluation = Evaluation({}, {}, {})
     for kind, limit in limits.items():
@@ -64,7 +64,7 @@ def evaluate(
         weights = np.ones(len(dataset.image_ids), np.int64)
         precision = [average_precisions(curves(record), weights) for record in records]
         recall = _recalls(groups[limit], matches, {1, 10, 100, limit}, len(dataset.category_ids))
-        summary = _keypoint_metrics if kind == "keypoint" else _metrics
+        summary = _keypoint_metrics if kind == "keypoints" else _metrics
         evaluation.metrics[kind] = summary(precision, recall)
         classes = enumerate(dataset.class_names)
         evaluation.per_class[kind] = {name: mean_precisions(precision[0][:, [label]]) for label, name in classes}

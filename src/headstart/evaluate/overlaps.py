@@ -16,7 +16,7 @@ from pycocotools import mask as coco_mask
 from headstart.data.coco import POLYGONS, Dataset
 from headstart.evaluate.predictions import Predictions
 
-KINDS = ("box", "mask", "keypoint")
+KINDS = ("box", "mask", "keypoints")
 Overlap = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 # Spread of human clicks for COCO's 17 person keypoints (COCO keypoint evaluation page, table of sigmas).
@@ -53,7 +53,7 @@ def measure(
     if kind == "mask":
         area = _mask_areas(dataset, predictions)
         return Measures(_mask_overlap(dataset, predictions, area, least, across_classes), area, ignored)
-    if kind != "keypoint":
+    if kind != "keypoints":
         raise ValueError(f"kind is {kind!r}, expected one of {', '.join(KINDS)}")
     overlap = _keypoint_overlap(dataset, predictions, sigmas)
     points = dataset.keypoints[:0] if predictions.keypoints is None else predictions.keypoints
@@ -182,7 +182,7 @@ def _keypoint_overlap(dataset: Dataset, predictions: Predictions, sigmas: Sequen
     Raises ValueError where there are no sigmas for the data set's K keypoints.
     """
     if dataset.keypoints is None:
-        raise ValueError(f"{dataset.path} holds no keypoints, expected some for the kind 'keypoint'")
+        raise ValueError(f"{dataset.path} holds no keypoints, expected some for the kind 'keypoints'")
     num_keypoints = dataset.keypoints.shape[1]
     given = 0 if predictions.keypoints is None else predictions.keypoints.shape[1]
     if given != num_keypoints and len(predictions):

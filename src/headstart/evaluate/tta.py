@@ -25,6 +25,7 @@ class TwoPass(Protocol):
     """A detector whose prediction comes in parts: features, boxes on them, and what completes given boxes."""
 
     limits: Any  # nms_threshold, and num detections an image
+    keypoint_head: Any  # None, or with mirror: where each keypoint's map is found in a mirrored image
 
     def features(self, images: Tensor) -> list[Tensor]: ...
 
@@ -69,26 +70,35 @@ def predict(model: TwoPass, looks: Sequence[Look], *, vote_threshold: float) -> 
         found.append(replace(own, boxes=move(own.boxes, size, look.flip, sizes[0], False)))
     limits = model.limits
     merged = merge(found, nms_threshold=limits.nms_threshold, vote_threshold=vote_threshold, num=limits.num)
-    masks = _mean(_masks(model, look, merged, sizes[0]) for look in looks)
-    return replace(merged, masks=masks), sizes[0]
+    masks, heat_maps = _means(_completed(model, look, merged, sizes[0]) for look in looks)
+    return replace(merged, masks=masks, heat_maps=heat_maps), sizes[0]
 
 
-def _masks(model: TwoPass, look: Look, merged: Detections, first: Tensor) -> Tensor | None:
-    """Masks [B,D,T,T] of the merged detections as one look sees them, turned back if it mirrors; None without."""
+def _completed(model: TwoPass, look: Look, merged: Detections, first: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """Masks [B,D,T,T] and heat maps [B,D,K,T,T] of the merged detections as one look sees them; None without.
+
+    Turned back if the look mirrors, where the map of a left keypoint is found at the right one.
+    """
     images, sizes = look.show()
     boxes = move(merged.boxes, first, False, sizes, look.flip)
-    masks = model.complete(model.features(images), replace(merged, boxes=boxes)).masks
-    return masks.flip(-1) if look.flip and masks is not None else masks
+    found = model.complete(model.features(images), replace(merged, boxes=boxes))
+    masks, heat_maps = found.masks, found.heat_maps
+    if look.flip and masks is not None:
+        masks = masks.flip(-1)
+    if look.flip and heat_maps is not None:
+        heat_maps = heat_maps[:, :, list(model.keypoint_head.mirror)].flip(-1)
+    return masks, heat_maps
 
 
-def _mean(parts: Iterable[Tensor | None]) -> Tensor | None:
-    """The mean of all parts; None as soon as one is, so that a detector of boxes only is not asked for the rest."""
-    total, count = None, 0
+def _means(parts: Iterable[tuple[Tensor | None, Tensor | None]]) -> tuple[Tensor | None, Tensor | None]:
+    """The means of all parts, None where these are; a detector of boxes only is not asked for more than one."""
+    totals, count = (None, None), 0
     for part in parts:
-        if part is None:
-            return None
-        total, count = part if total is None else total + part, count + 1
-    return total / count
+        totals = part if count == 0 else tuple(None if a is None else a + b for a, b in zip(totals, part))
+        count += 1
+        if all(each is None for each in part):
+            break
+    return tuple(None if total is None else total / count for total in totals)
 
 
 def move(boxes: Tensor, sizes: Tensor, flip: bool, to: Tensor, to_flip: bool) -> Tensor:

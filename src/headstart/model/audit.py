@@ -190,7 +190,7 @@ def _norms(model: nn.Module) -> list[str]:
         in_backbone = any(name.startswith("backbone.") for name in identity)
         advice = "set model.norm to group or sync_batch and start.freeze to none, or load statistics"
         if not in_backbone:  # the weights of a classifier have none for these
-            advice = "set model.pyramid_norm, model.box.norm and model.mask.norm to false, or model.norm to group"
+            advice = "set model.pyramid_norm and the norm of every head to false, or model.norm to group"
         errors.append(
             f"{_names(identity, 'norm')} are frozen with identity statistics (mean 0, variance 1), which is no "
             f"normalisation at all; {advice}"

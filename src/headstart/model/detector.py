@@ -11,6 +11,7 @@ from headstart.model.backbone import Backbone, TimmBackbone, build_detnet, build
 from headstart.model.box_head import BoxHead, DetectionLimits, Weights
 from headstart.model.cascade import cascade_loss, cascade_predict
 from headstart.model.fpn import LastMap, Pyramid
+from headstart.model.keypoint_head import KeypointHead, cells_of
 from headstart.model.mask_head import MaskHead, sample_frames
 from headstart.model.regions import RegionPooler, Regions, image_index, sample_regions
 from headstart.model.rpn import ProposalLimits, Rpn
@@ -19,12 +20,12 @@ from headstart.ops.compact import pool_slots, used_length
 from headstart.ops.random import fold, uniform
 from headstart.recipe import Classifier, Model, Recipe
 
-SALT = 3
+MASK_SALT, KEYPOINT_SALT = 3, 4
 WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # of box deltas: the inverse of their spread (R-CNN; Detectron: BBOX_REG_WEIGHTS)
 
 
 class Detector(nn.Module):
-    """A two-stage detector, with masks when `mask_head` is given.
+    """A two-stage detector, with masks when `mask_head` is given and keypoints when `keypoint_head` is.
 
     The heads of `cascade` refine the boxes further, each with its IoU of `cascade_iou`; they and `box_head` are
     class-agnostic then.
@@ -39,11 +40,13 @@ class Detector(nn.Module):
         rpn: Rpn,
         box_head: BoxHead,
         mask_head: MaskHead | None,
+        keypoint_head: KeypointHead | None = None,
         *,
         num_regions: int,
         positive_fraction: float,
         iou_threshold: float,
         mask_slots: int,
+        keypoint_slots: int = 0,
         limits: DetectionLimits,
         seed: int,
         cascade: Sequence[BoxHead] = (),
@@ -57,6 +60,7 @@ class Detector(nn.Module):
             box_head,
             mask_head,
         )
+        self.keypoint_head, self.keypoint_slots = keypoint_head, keypoint_slots
         self.num_regions, self.max_positive = num_regions, int(num_regions * positive_fraction)
         self.cascade, self.iou_thresholds = nn.ModuleList(cascade), (iou_threshold, *cascade_iou)
         self.mask_slots, self.limits = mask_slots, limits
@@ -88,6 +92,8 @@ class Detector(nn.Module):
         losses |= box_losses
         if self.mask_head is not None:
             losses |= self._mask_loss(features, regions, batch, keys)
+        if self.keypoint_head is not None:
+            losses |= self._keypoint_loss(features, regions, batch, keys)
         return losses
 
     @property
@@ -105,15 +111,24 @@ class Detector(nn.Module):
         head = regions.leading
         image = torch.arange(len(batch), device=keys.device).unsqueeze(1)
         segmented = batch.gt_masks.flatten(2).any(dim=2)[image, regions.gt[:, :head]]
-        flags = (regions.positive[:, :head] & segmented).flatten()
-        index, chosen = pool_slots(flags, self.mask_slots * len(batch), uniform(keys, head, salt=SALT).flatten())
-        image, gt = torch.div(index, head, rounding_mode="floor"), regions.gt[:, :head].flatten()[index]
-        boxes = regions.boxes[:, :head].flatten(0, 1)[index]
+        flags = regions.positive[:, :head] & segmented
+        boxes, image, gt, chosen = _pooled(regions, flags, keys, slots=self.mask_slots, salt=MASK_SALT)
         labels = torch.where(chosen, batch.gt_labels[image, gt], 0)
         targets = sample_frames(
             batch.gt_masks[image, gt], batch.gt_boxes[image, gt], boxes, 2 * self.mask_head.pooler.size
         )
         return self.mask_head.loss(self.mask_head.predict(features, boxes, image, labels, chosen), targets, chosen)
+
+    def _keypoint_loss(self, features: list[Tensor], regions: Regions, batch: Batch, keys: Tensor) -> dict[str, Tensor]:
+        """Keypoints of the positive regions that show a labelled one, pooled into `keypoint_slots` an image."""
+        head = regions.leading
+        image = torch.arange(len(batch), device=keys.device).unsqueeze(1)
+        points = batch.gt_keypoints[image, regions.gt[:, :head]]
+        _, inside = cells_of(points.flatten(0, 1), regions.boxes[:, :head].flatten(0, 1), self.keypoint_head.size)
+        flags = regions.positive[:, :head] & inside.any(dim=1).view(-1, head)
+        boxes, image, gt, chosen = _pooled(regions, flags, keys, slots=self.keypoint_slots, salt=KEYPOINT_SALT)
+        logits = self.keypoint_head.predict(features, boxes, image, chosen)
+        return self.keypoint_head.loss(logits, batch.gt_keypoints[image, gt], boxes, chosen)
 
     @torch.no_grad()
     def predict(self, images: Tensor, sizes: Tensor) -> Detections:
@@ -136,20 +151,55 @@ class Detector(nn.Module):
     @torch.no_grad()
     def complete(self, features: list[Tensor], detections: Detections) -> Detections:
         """The same detections with all that the other heads say of their boxes."""
-        if self.mask_head is None:
-            return detections
-        return replace(detections, masks=self._masks(features, detections))
+        if self.mask_head is not None:
+            detections = replace(detections, masks=self._masks(features, detections))
+        if self.keypoint_head is not None:
+            detections = replace(detections, heat_maps=self._heat_maps(features, detections))
+        return detections
 
     def _masks(self, features: list[Tensor], detections: Detections) -> Tensor:
         """Mask probabilities [B,D,T,T] of the detections; zeros in slots that hold none."""
-        flags = detections.valid.flatten()
-        index, chosen = pool_slots(flags, flags.shape[0], detections.scores.flatten())
+        index, chosen = _detected(detections)
         boxes, labels = detections.boxes.flatten(0, 1)[index], detections.labels.flatten()[index]
         masks = self.mask_head.decode(
             self.mask_head.predict(features, boxes, image_index(detections.boxes)[index], labels, chosen)
         )
-        full = masks.new_zeros(flags.shape[0], *masks.shape[1:]).index_copy(0, index, masks * chosen.view(-1, 1, 1))
-        return full.view(*detections.valid.shape, *masks.shape[1:])
+        return _in_slots(masks, index, chosen, detections)
+
+    def _heat_maps(self, features: list[Tensor], detections: Detections) -> Tensor:
+        """Heat-map logits [B,D,K,T,T] of the detections; zeros in slots that hold none."""
+        index, chosen = _detected(detections)
+        boxes = detections.boxes.flatten(0, 1)[index]
+        maps = self.keypoint_head.decode(
+            self.keypoint_head.predict(features, boxes, image_index(detections.boxes)[index], chosen)
+        )
+        return _in_slots(maps, index, chosen, detections)
+
+
+def _pooled(
+    regions: Regions, flags: Tensor, keys: Tensor, *, slots: int, salt: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The flagged among the first P regions (flags [B,P]), pooled over the batch into S = `slots` an image.
+
+    Returns boxes [S,4], image [S], the slot of their object [S], chosen [S] bool. Those that overflow are random.
+    """
+    head = flags.shape[1]
+    index, chosen = pool_slots(flags.flatten(), slots * len(flags), uniform(keys, head, salt=salt).flatten())
+    image, gt = torch.div(index, head, rounding_mode="floor"), regions.gt[:, :head].flatten()[index]
+    return regions.boxes[:, :head].flatten(0, 1)[index], image, gt, chosen
+
+
+def _detected(detections: Detections) -> tuple[Tensor, Tensor]:
+    """Where the detections are among all B*D slots: index [S], and which of these hold one, bool [S]."""
+    flags = detections.valid.flatten()
+    return pool_slots(flags, flags.shape[0], detections.scores.flatten())
+
+
+def _in_slots(values: Tensor, index: Tensor, chosen: Tensor, detections: Detections) -> Tensor:
+    """Values [S,...] of the slots `index` as [B,D,...], zeros elsewhere."""
+    values = values * chosen.view(-1, *[1] * (values.dim() - 1))
+    full = values.new_zeros(detections.valid.numel(), *values.shape[1:]).index_copy(0, index, values)
+    return full.view(*detections.valid.shape, *values.shape[1:])
 
 
 def without_empty_slots(batch: Batch) -> Batch:
@@ -178,10 +228,13 @@ def build_backbone(model: Model | Classifier, in_channels: int) -> Backbone:
     return build_resnet(chosen.depth, **shape, **options)
 
 
-def build(recipe: Recipe, num_classes: int) -> Detector:
+def build(
+    recipe: Recipe, num_classes: int, num_keypoints: int = 0, left_right: Sequence[tuple[int, int]] = ()
+) -> Detector:
     """The detector of a recipe, randomly initialised from its seed; nothing below has seen a recipe.
 
     The same recipe and number of classes give the same tensors, whatever ran before; the caller's random state is kept.
+    `num_keypoints` and the pairs `left_right` of them matter only to a recipe with a keypoint head.
     """
     model = recipe.model
     with torch.random.fork_rng(devices=[]):
@@ -195,10 +248,12 @@ def build(recipe: Recipe, num_classes: int) -> Detector:
             _build_rpn(model, pyramid),
             _build_box_head(model, pyramid, num_classes, weights[0]),
             _build_mask_head(model, pyramid, num_classes) if model.mask.enabled else None,
+            _build_keypoint_head(model, pyramid, num_keypoints, left_right) if model.keypoint.enabled else None,
             num_regions=model.box.num_regions,
             positive_fraction=model.box.positive_fraction,
             iou_threshold=model.box.iou_threshold,
             mask_slots=model.mask.slots,
+            keypoint_slots=model.keypoint.slots,
             limits=DetectionLimits(
                 recipe.evaluate.score_threshold, recipe.evaluate.nms_threshold, recipe.evaluate.detections
             ),
@@ -275,6 +330,23 @@ def _build_mask_head(model: Model, pyramid: Pyramid | LastMap, num_classes: int)
         pyramid.channels,
         _pooler(model, pyramid, part.pool),
         num_classes=num_classes,
+        convs=part.convs,
+        conv_channels=part.conv_channels,
+        norm_kind=model.norm if part.norm else "none",
+        norm_groups=model.norm_groups,
+    )
+
+
+def _build_keypoint_head(
+    model: Model, pyramid: Pyramid | LastMap, num_keypoints: int, left_right: Sequence[tuple[int, int]]
+) -> KeypointHead:
+    part = model.keypoint
+    assert num_keypoints > 0, "the keypoints of the data"
+    return KeypointHead(
+        pyramid.channels,
+        _pooler(model, pyramid, part.pool),
+        num_keypoints=num_keypoints,
+        left_right=left_right,
         convs=part.convs,
         conv_channels=part.conv_channels,
         norm_kind=model.norm if part.norm else "none",

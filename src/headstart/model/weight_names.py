@@ -18,8 +18,10 @@ Rule = tuple[str, str | Callable[[re.Match], str]]
 
 # The second convolution of the first bottleneck, in Detectron's spelling and in Detectron2's.
 _SECOND_CONV = r"res2(?:_0_branch2b_w|\.0\.conv2\.weight)"
-# Class predictors, their bias included: what depends on the number of classes.
+# Class predictors, their bias included: what depends on the number of classes, or of keypoints.
 PREDICTORS = ("box_head.classify.", "box_head.regress.", "mask_head.classify.")
+KEYPOINT_PREDICTORS = ("keypoint_head.deconv.",)
+PIXEL_PREDICTORS = ("semantic_head.classify.",)
 
 
 def _less(step: int, form: str) -> Callable[[re.Match], str]:
@@ -56,6 +58,9 @@ _TORCHVISION_DETECTOR: list[Rule] = [
     (r"roi_heads\.mask_head\.(\d)\.1\.(\w+)", r"mask_head.convs.\1.norm.\2"),
     (r"roi_heads\.mask_predictor\.conv5_mask\.(\w+)", r"mask_head.deconv.\1"),
     (r"roi_heads\.mask_predictor\.mask_fcn_logits\.(\w+)", r"mask_head.classify.\1"),
+    # a plain sequence, in which every other module is a ReLU
+    (r"roi_heads\.keypoint_head\.(\d+)\.(\w+)", lambda m: f"keypoint_head.convs.{int(m[1]) // 2}.conv.{m[2]}"),
+    (r"roi_heads\.keypoint_predictor\.kps_score_lowres\.(\w+)", r"keypoint_head.deconv.\1"),
 ]
 
 # whole detectors have the prefix, ImageNet classifiers have not
@@ -84,6 +89,8 @@ _DETECTRON2: list[Rule] = [
     (r"roi_heads\.mask_head\.mask_fcn(\d)\.(\w+)", _less(1, r"mask_head.convs.#.conv.\2")),
     (r"roi_heads\.mask_head\.deconv\.(\w+)", r"mask_head.deconv.\1"),
     (r"roi_heads\.mask_head\.predictor\.(\w+)", r"mask_head.classify.\1"),
+    (r"roi_heads\.keypoint_head\.conv_fcn(\d)\.(\w+)", _less(1, r"keypoint_head.convs.#.conv.\2")),
+    (r"roi_heads\.keypoint_head\.score_lowres\.(\w+)", r"keypoint_head.deconv.\1"),
 ]
 
 _LAYER = {"conv": "conv", "norm": "bn"}
@@ -111,6 +118,8 @@ _CAFFE2: list[Rule] = [
     (r"_\[mask\]_fcn(\d)/(.+)", _less(1, r"mask_head.convs.#.\2")),
     (r"conv5_mask/conv\.(\w+)", r"mask_head.deconv.\1"),
     (r"mask_fcn_logits/conv\.(\w+)", r"mask_head.classify.\1"),
+    (r"conv_fcn(\d)/(.+)", _less(1, r"keypoint_head.convs.#.\2")),
+    (r"kps_score_lowres/conv\.(\w+)", r"keypoint_head.deconv.\1"),
 ]
 _CAFFE2_ENDINGS = {
     "w": "conv.weight",
@@ -138,12 +147,12 @@ _CLASSIFIER: list[Rule] = [
 ]
 
 _RULES = {
-    "torchvision detector": [*_TORCHVISION_DETECTOR, (r"roi_heads\.keypoint_.+", "")],
+    "torchvision detector": _TORCHVISION_DETECTOR,
     "Detectron2": [
         *_DETECTRON2,
-        (r"pixel_(mean|std)|.*anchor_generator\..+|roi_heads\.keypoint_head\..+|(linear|fc1000)\..+", ""),
+        (r"pixel_(mean|std)|.*anchor_generator\..+|(linear|fc1000)\..+", ""),
     ],
-    "Detectron": [*_CAFFE2, (r"(pred|fc1000)/.+|.+_momentum|kps_.+|conv_fcn\d.*|lr|weight_order", "")],
+    "Detectron": [*_CAFFE2, (r"(pred|fc1000)/.+|.+_momentum|kps_score(_w|_b|/.+)|lr|weight_order", "")],
     "headstart": [(r"fc\..+", ""), (r"fcs\.(.+)", r"box_head.fcs.\1"), (r"(.+)", r"\1")],
     "classifier": _CLASSIFIER,
 }
@@ -185,9 +194,9 @@ def our_names(file: WeightFile, layout: str) -> Names:
     return Names(found, tuple(left_out), tuple(unknown))
 
 
-def is_predictor(name: str) -> bool:
-    """Whether a tensor of ours belongs to a class predictor, in a later stage of a cascade too."""
-    return re.sub(r"^cascade\.\d+\.", "box_head.", name).startswith(PREDICTORS)
+def is_predictor(name: str, predictors: tuple[str, ...] = PREDICTORS) -> bool:
+    """Whether a tensor of ours belongs to one of the predictors, in a later stage of a cascade too."""
+    return re.sub(r"^cascade\.\d+\.", "box_head.", name).startswith(predictors)
 
 
 def to_our_rows(name: str, tensor: Tensor, layout: str) -> Tensor:

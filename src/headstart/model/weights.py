@@ -21,6 +21,9 @@ from headstart.model.norm import EPSILON, FrozenBatchNorm
 from headstart.model.vgg import Vgg
 from headstart.model.weight_files import WeightFile
 from headstart.model.weight_names import (
+    KEYPOINT_PREDICTORS,
+    PIXEL_PREDICTORS,
+    PREDICTORS,
     Names,
     input_of,
     is_predictor,
@@ -34,8 +37,15 @@ SCOPES = ("backbone", "detector")
 COUNTER = ".num_batches_tracked"  # BatchNorm's, which no computation of ours reads: not a weight, never accounted for
 FIRST_CONVS = ("backbone.conv1.weight", "backbone.features.0.weight")  # of a ResNet, of a VGG
 # First digits of the sha256 of torchvision's COCO_V1 detectors, which it runs with a BatchNorm epsilon of 0
-# (`overwrite_eps` in its constructors): Mask R-CNN and Faster R-CNN R50-FPN.
-WITHOUT_EPSILON = ("bf2d0c1e", "258fb6c6")
+# (`overwrite_eps` in its constructors): Mask R-CNN, Faster R-CNN and Keypoint R-CNN R50-FPN.
+WITHOUT_EPSILON = ("bf2d0c1e", "258fb6c6", "fc266e95")
+
+# What is counted, the tensor and axis that tell how many there are (with a background or not), and what depends on it.
+_COUNTED = (
+    ("classes", "box_head.classify.weight", 0, 1, PREDICTORS),
+    ("keypoints", "keypoint_head.deconv.weight", 1, 0, KEYPOINT_PREDICTORS),
+    ("classes", "semantic_head.classify.weight", 0, 0, PIXEL_PREDICTORS),
+)
 
 
 def prefix_of(model: nn.Module) -> str:
@@ -135,7 +145,7 @@ def _account(model: nn.Module, file: WeightFile, layout: str, scope: str) -> tup
         names = rename_for_timm(names, own)
     tensors = {ours: to_our_rows(ours, file.tensors[name], layout) for ours, name in names.found.items()}
     names = _sort_out(names, own, tensors, expected)
-    reset = _changed_predictors(own, tensors) if "box_head.classify.weight" in expected else ()
+    reset, notes = _changed_predictors(own, tensors) if scope == "detector" else ((), ())
     found = {ours: name for ours, name in names.found.items() if ours not in reset}
     if layout == "Detectron":
         found |= _unfold(model, found, tensors)
@@ -156,7 +166,7 @@ def _account(model: nn.Module, file: WeightFile, layout: str, scope: str) -> tup
         mismatched=mismatched,
         left_out=(*names.left_out, *(names.found[name] for name in reset if name in names.found), *file.left_out),
         reset=reset,
-        notes=_class_note(own, tensors) if reset else (),
+        notes=notes,
     )
 
 
@@ -182,19 +192,21 @@ def _is_zero_bias(name: str, own: dict[str, Tensor], value: Tensor) -> bool:
     return name.endswith(".bias") and f"{name.removesuffix('bias')}weight" in own and not value.any()
 
 
-def _changed_predictors(own: dict[str, Tensor], tensors: dict[str, Tensor]) -> tuple[str, ...]:
-    """The class predictors, where the file's detector has another number of classes than ours."""
-    theirs = tensors.get("box_head.classify.weight")
-    if theirs is None or theirs.shape[0] == own["box_head.classify.weight"].shape[0]:
-        return ()
+def _changed_predictors(own: dict[str, Tensor], tensors: dict[str, Tensor]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Predictors that keep their initial values, because the file has another number of classes or keypoints; notes."""
+    names, notes = [], []
     # One box for all classes is no matter of classes.
     same = {name for name, value in tensors.items() if name in own and value.shape == own[name].shape}
-    return tuple(name for name in own if is_predictor(name) and name not in same)
-
-
-def _class_note(own: dict[str, Tensor], tensors: dict[str, Tensor]) -> tuple[str, ...]:
-    theirs, ours = (values["box_head.classify.weight"].shape[0] - 1 for values in (tensors, own))
-    return (f"the file predicts {theirs} classes and this model {ours}: class predictors keep their initial values",)
+    for what, tensor, axis, background, predictors in _COUNTED:
+        if tensor not in own or tensor not in tensors or own[tensor].shape[axis] == tensors[tensor].shape[axis]:
+            continue
+        names += [name for name in own if is_predictor(name, predictors) and name not in same]
+        theirs, ours = (values[tensor].shape[axis] - background for values in (tensors, own))
+        part = "class" if what == "classes" else "keypoint"
+        notes.append(
+            f"the file predicts {theirs} {what} and this model {ours}: {part} predictors keep their initial values"
+        )
+    return tuple(names), tuple(notes)
 
 
 def _unfold(model: nn.Module, found: dict[str, str], tensors: dict[str, Tensor]) -> dict[str, str]:

@@ -15,12 +15,15 @@ from headstart.schedule import parse_schedule
 METRICS = (
     *(
         f"{kind}.{name}"
-        for kind in ("box", "mask", "keypoints")
+        for kind in ("box", "mask")
         for name in ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100")
     ),
+    *(f"keypoints.{name}" for name in ("AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl")),
     "voc.AP",
     "voc.AP07",
     "top1",
+    "semantic.mIoU",
+    "semantic.accuracy",
 )
 
 

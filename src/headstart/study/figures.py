@@ -72,7 +72,11 @@ def write_figures(
 
 def curve_figure(folder: StudyFolder, stretches: Sequence[Stretch], fraction: float) -> Figure:
     """Box and mask AP over steps, all schedules of all arms overlaid (the paper's figure 1)."""
-    names = [name for name in ("box.AP", "mask.AP", "keypoint.AP", "class.top1") if name in metrics_of(folder)][:2]
+    names = [
+        name
+        for name in ("box.AP", "mask.AP", "keypoints.AP", "class.top1", "semantic.mIoU")
+        if name in metrics_of(folder)
+    ][:2]
     figure, panels = _panels(len(names), width=4.6, height=3.4)
     for axes, name in zip(panels, names):
         for arm, colour in arm_colours(folder).items():

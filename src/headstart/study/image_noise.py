@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
+from headstart.evaluate import pixels
 from headstart.evaluate.records import Records, ap_from_records, bootstrap_ap
 from headstart.study.read import Run, StudyFolder, final_row, metric_of
 
 NUM_RESAMPLES = 1_000  # a 95 % percentile interval then rests on 25 values a side
-_COLUMNS = ("AP", "AP50", "AP75")  # what can be computed again from records
+# What can be computed again from the records of a kind: which metrics, and how.
+_BOXES = (("AP", "AP50", "AP75"), Records, ap_from_records, bootstrap_ap)
+_PIXELS = (pixels.COLUMNS, pixels.PixelRecords, pixels.pixel_metrics, pixels.bootstrap_pixels)
 
 
 def resampled_differences(folder: StudyFolder, schedule: str, fraction: float) -> tuple[np.ndarray, int] | None:
@@ -18,7 +21,8 @@ def resampled_differences(folder: StudyFolder, schedule: str, fraction: float) -
     computed from match records, or a finished run has none. ValueError for records that do not give the run's score.
     """
     kind, _, name = folder.metric.rpartition(".")
-    if name not in _COLUMNS or not kind:
+    columns, _, _, bootstrap = _PIXELS if kind == "semantic" else _BOXES
+    if name not in columns or not kind:
         return None
     key = (schedule, fraction)
     tails = {(c.arm, c.seed): folder.tail(c) for c in folder.plan.cells if (c.schedule, c.fraction) == key}
@@ -29,19 +33,20 @@ def resampled_differences(folder: StudyFolder, schedule: str, fraction: float) -
     records = [_records(run, kind, name) for run in runs]
     if not records or None in records:
         return None
-    resampled = bootstrap_ap(records, num_resamples=NUM_RESAMPLES, generator=np.random.default_rng(0))
-    scores = resampled[:, :, _COLUMNS.index(name)].T.reshape(-1, 2, NUM_RESAMPLES)
+    resampled = bootstrap(records, num_resamples=NUM_RESAMPLES, generator=np.random.default_rng(0))
+    scores = resampled[:, :, columns.index(name)].T.reshape(-1, 2, NUM_RESAMPLES)
     differences = np.full((len(folder.seeds), NUM_RESAMPLES), np.nan)
     differences[used] = scores[:, 1] - scores[:, 0]
     return differences, len(records[0].image_ids)
 
 
-def _records(run: Run, kind: str, name: str) -> Records | None:
+def _records(run: Run, kind: str, name: str) -> Records | pixels.PixelRecords | None:
     path = run.directory / f"records-{kind}-{run.segment.stop}.npz"
     if not path.is_file():
         return None
-    records = Records.load(path)
-    told, found = metric_of(final_row(run) or {}, f"{kind}.{name}"), ap_from_records(records)[name]
+    _, form, measure, _ = _PIXELS if kind == "semantic" else _BOXES
+    records = form.load(path)
+    told, found = metric_of(final_row(run) or {}, f"{kind}.{name}"), measure(records)[name]
     if not abs(told - found) < 1e-6:
         raise ValueError(f"{path}: gives a {kind} {name} of {found:.4f}, expected the {told:.4f} of the rows beside it")
     return records

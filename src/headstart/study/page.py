@@ -74,7 +74,7 @@ def render(
         costs=_cost_lines(folder, bills),
         classes={
             kind: rows
-            for kind in ("box", "mask", "keypoint", "class")
+            for kind in ("box", "mask", "keypoints", "class", "semantic")
             if folder.baseline and (rows := class_table(folder, kind))
         },
         sizes=size_table(folder),

@@ -16,8 +16,8 @@ AXES = ("steps", "images", "pixels", "seconds")
 # In the order offered to a reader; recalls are in the CSV only.
 CURVE_METRICS = tuple(
     f"{kind}.{name}"
-    for kind in ("box", "mask", "keypoint", "class")
-    for name in ("AP", "AP50", "AP75", "APs", "APm", "APl", "top1")
+    for kind in ("box", "mask", "keypoints", "class", "semantic")
+    for name in ("AP", "AP50", "AP75", "APs", "APm", "APl", "top1", "mIoU", "accuracy")
 ) + ("voc.AP", "voc.AP07")
 MOST_LOSS_POINTS = 150  # a segment: what fits on a screen, whatever a study logs
 

@@ -16,18 +16,19 @@ from headstart.study.series import metrics_of
 TABLE_METRICS = (
     "box.AP",
     "mask.AP",
-    "keypoint.AP",
+    "keypoints.AP",
     "class.top1",
     "voc.AP",
     "voc.AP07",
+    "semantic.mIoU",
     "box.AP50",
     "box.AP75",
     "mask.AP50",
     "mask.AP75",
-    "keypoint.AP50",
-    "keypoint.AP75",
+    "keypoints.AP50",
+    "keypoints.AP75",
 )
-SIZES = tuple(f"{kind}.AP{size}" for kind in ("box", "mask", "keypoint") for size in "sml")
+SIZES = tuple(f"{kind}.AP{size}" for kind in ("box", "mask", "keypoints") for size in "sml")
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ def class_table(folder: StudyFolder, kind: str) -> list[dict[str, Any]]:
 def _per_class(folder: StudyFolder, arm: str, kind: str) -> list[dict[str, float]]:
     """For each seed {class: AP} at the longest common schedule of the largest fraction."""
     rows = folder.final_rows(arm, *folder.headline_cell) if folder.headline_cell else []
-    names = {"class": "top1"}
+    names = {"class": "top1", "semantic": "IoU"}
     found = []
     for row in rows:
         classes = ((row or {}).get("per_class") or {}).get(kind, {})

@@ -14,6 +14,7 @@ from headstart.data.coco import Dataset, nested_fraction, subset
 from headstart.data.content import data_digest
 from headstart.data.eval_images import EvalImages
 from headstart.data.formats import open_dataset
+from headstart.data.keypoints import PIXEL_CENTRE, mirror_note, require_keypoints, sigmas_of, with_keypoints
 from headstart.data.loader import Augmentation, TrainStream
 from headstart.data.transforms import Convention, Jitter
 from headstart.evaluate.coco_eval import evaluate
@@ -24,6 +25,7 @@ from headstart.evaluate.tta import Look, Tta
 from headstart.evaluate.tta import predict as predict_looks
 from headstart.evaluate.voc_eval import with_voc
 from headstart.model.detector import Detector, build
+from headstart.model.keypoint_head import peaks
 from headstart.ops.collective import num_processes
 from headstart.recipe import Recipe
 from headstart.train import distributed
@@ -43,12 +45,13 @@ def augmentation_of(recipe: Recipe) -> Augmentation:
 
 
 def training_data(recipe: Recipe) -> Dataset:
-    """The training images of a recipe: its fraction of the whole set."""
+    """The training images of a recipe: its fraction of the whole set, or of the images that a keypoint head can use."""
     return _fraction(recipe, _all_training_data(recipe))
 
 
 def _all_training_data(recipe: Recipe) -> Dataset:
-    return open_dataset(recipe.data.train, recipe.data.train_images, recipe.data.train_split)
+    data = open_dataset(recipe.data.train, recipe.data.train_images, recipe.data.train_split)
+    return with_keypoints(data) if recipe.model.keypoint.enabled else data
 
 
 def _fraction(recipe: Recipe, data: Dataset, most: int | None = None) -> Dataset:
@@ -62,6 +65,11 @@ def _fraction(recipe: Recipe, data: Dataset, most: int | None = None) -> Dataset
 def validation_data(recipe: Recipe) -> Dataset:
     """The validation images of a recipe."""
     return open_dataset(recipe.data.val, recipe.data.val_images, recipe.data.val_split)
+
+
+def num_training_images(recipe: Recipe) -> int:
+    """Images that a recipe trains on."""
+    return training_data(recipe).num_images
 
 
 def data_fingerprint(recipe: Recipe) -> str:
@@ -79,6 +87,7 @@ def detection_task(recipe: Recipe) -> Task:
             f"{data.path}: no object has a segmentation, which model.mask.enabled needs; "
             "expected model.mask.enabled=false"
         )
+    keypoints = _keypoint_classes(recipe, data, held_out) if recipe.model.keypoint.enabled else {}
     stream = TrainStream(
         data,
         augmentation_of(recipe),
@@ -92,13 +101,16 @@ def detection_task(recipe: Recipe) -> Task:
         rank=distributed.rank(),
         num_ranks=num_processes(),
     )
-    model = build(recipe, data.num_classes)
+    model = build(recipe, data.num_classes, len(data.keypoint_names), data.left_right)
     if recipe.train.channels_last:
         model = model.to(memory_format=torch.channels_last)
     images, bf16 = eval_images(recipe, held_out), recipe.train.precision == "bf16"
     num = min(recipe.evaluate.train_images, data.num_images)
     seen = eval_images(recipe, _fraction(recipe, whole, num)) if num else None
+    sigmas = recipe.evaluate.keypoint_sigmas
     notes = [*data.notes, *stream.targets.notes()]
+    if keypoints and recipe.input.flip:
+        notes += mirror_note(data)
     if num < recipe.evaluate.train_images:
         notes.append(f"evaluate.train_images is {recipe.evaluate.train_images}: all {num} training images are judged")
     return Task(
@@ -106,17 +118,31 @@ def detection_task(recipe: Recipe) -> Task:
         losses=lambda wrapped, batch: wrapped(batch),
         batches=stream.batches,
         counts=stream.counts,
-        evaluate=lambda device: judge(model, images, device, bf16=bf16, tta=tta_of(recipe), voc=recipe.evaluate.voc),
+        evaluate=lambda device: judge(
+            model, images, device, bf16=bf16, sigmas=sigmas, tta=tta_of(recipe), voc=recipe.evaluate.voc
+        ),
         describe=_describe,
-        classes={"ids": data.category_ids.tolist(), "names": list(data.class_names)},
+        classes={"ids": data.category_ids.tolist(), "names": list(data.class_names), **keypoints},
         num_images=data.num_images,
         num_eval_images=held_out.num_images,
         fingerprint=data_digest(data) + data_digest(held_out),
         image_ids=data.image_ids.tolist(),
         notes=notes,
-        evaluate_train=None if seen is None else lambda device: judge(model, seen, device, bf16=bf16),
+        evaluate_train=None if seen is None else lambda device: judge(model, seen, device, bf16=bf16, sigmas=sigmas),
         num_eval_train_images=num,
     )
+
+
+def _keypoint_classes(recipe: Recipe, train: Dataset, val: Dataset) -> dict[str, list]:
+    """What a checkpoint keeps of the keypoints; ValueError unless both splits have the same and sigmas fit them."""
+    require_keypoints(val)
+    if train.keypoint_names != val.keypoint_names:
+        raise ValueError(
+            f"{val.path}: has the keypoints {list(val.keypoint_names)}, in {train.path} they are "
+            f"{list(train.keypoint_names)}; expected the same in both"
+        )
+    sigmas_of(recipe.evaluate.keypoint_sigmas, val)
+    return {"keypoints": list(train.keypoint_names), "skeleton": [list(pair) for pair in train.skeleton]}
 
 
 def check_same_classes(train: Dataset, val: Dataset) -> None:
@@ -171,7 +197,12 @@ def predict_all(
         parts.extend(to_original(found, sizes, raw.indices, images.dataset))
     model.train(was_training)
     gathered = [part for share in distributed.gather(parts) for part in share]
-    return concat(gathered) if gathered else empty(masks=model.mask_head is not None)
+    head = model.keypoint_head
+    return (
+        concat(gathered)
+        if gathered
+        else empty(masks=model.mask_head is not None, num_keypoints=0 if head is None else head.num_keypoints)
+    )
 
 
 def look_at(
@@ -207,8 +238,24 @@ def to_original(found: Detections, sizes: torch.Tensor, indices: np.ndarray, dat
             boxes=boxes,
             scores=found.scores[slot, valid].double().cpu().numpy(),
             masks=masks,
-            keypoints=None,
+            keypoints=None if found.heat_maps is None else keypoints_of(found, slot, valid, scale),
         )
+
+
+def keypoints_of(found: Detections, slot: int, chosen: torch.Tensor, scale: np.ndarray) -> np.ndarray:
+    """Keypoints [n,K,3] (x, y, score) of the detections `chosen` [D] of one image, as COCO counts pixels.
+
+    scale: (x, y) pixels of the original image a pixel of the network's image; more entries are ignored.
+    """
+    places = peaks(found.heat_maps[slot, chosen], found.boxes[slot, chosen]).cpu().numpy()
+    places[..., :2] = places[..., :2] * scale[:2] - PIXEL_CENTRE
+    return places
+
+
+def kinds_of(model: Detector) -> tuple[str, ...]:
+    """What is evaluated of a detector."""
+    heads = {"mask": model.mask_head, "keypoints": model.keypoint_head}
+    return ("box", *(kind for kind, head in heads.items() if head is not None))
 
 
 def judge(
@@ -219,12 +266,12 @@ def judge(
     bf16: bool,
     tta: Tta | None = None,
     voc: bool = False,
+    sigmas: tuple[float, ...] | None = None,
 ) -> Judgement:
     """COCO metrics (and VOC's) of the model on a data set; `save` keeps predictions, match records and error types."""
     predictions = predict_all(model, images, device, bf16=bf16, tta=tta)
-    kinds = ("box",) if model.mask_head is None else ("box", "mask")
-    limit = max(model.limits.num, 1)
-    result = evaluate(images.dataset, predictions, kinds=kinds, max_detections=limit)
+    kinds, limit = kinds_of(model), max(model.limits.num, 1)
+    result = evaluate(images.dataset, predictions, kinds=kinds, max_detections=limit, sigmas=sigmas)
 
     if voc:
         result = with_voc(result, images.dataset, predictions)

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from headstart.model.weight_files import read_weights
-from headstart.recipe import AnyRecipe, Recipe, digest
+from headstart.recipe import AnyRecipe, digest
 from headstart.schedule import Schedule
-from headstart.train import checkpoint, classification, detection, loop
+from headstart.train import checkpoint, classification, detection, loop, segmentation
 from headstart.train.record import read_rows
+
+TASKS = {"detection": detection, "classification": classification, "segmentation": segmentation}
 
 
 @dataclass(frozen=True)
@@ -58,15 +60,12 @@ class RunResult:
 
 def num_training_images(recipe: AnyRecipe) -> int:
     """Images that a recipe trains on, without building its model."""
-    if isinstance(recipe, Recipe):
-        return detection.training_data(recipe).num_images
-    return classification.num_training_images(recipe)
+    return TASKS[recipe.task].num_training_images(recipe)
 
 
 def data_fingerprint(recipe: AnyRecipe) -> str:
     """The content of a recipe's training and validation data, as its digest takes it in; no model is built."""
-    of = detection.data_fingerprint if isinstance(recipe, Recipe) else classification.data_fingerprint
-    return of(recipe)
+    return TASKS[recipe.task].data_fingerprint(recipe)
 
 
 def run_digest(recipe: AnyRecipe, fingerprint: str, weights: str | None, span: Span) -> str:
@@ -111,7 +110,7 @@ class Finder:
 
     def find(self, recipe: AnyRecipe, out: str | Path, span: Span) -> RunResult | None:
         """The finished run of a recipe below `out`, or None."""
-        key = recipe.data.model_dump_json()
+        key = recipe.data.model_dump_json() + recipe.model.model_dump_json()  # a keypoint head takes fewer images
         if key not in self.data:
             self.data[key] = data_fingerprint(recipe)
         path = str(recipe.start.weights)

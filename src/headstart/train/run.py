@@ -20,7 +20,7 @@ from headstart.model.freeze import freeze, set_train_mode
 from headstart.model.input_spec import InputSpec
 from headstart.model.weight_files import read_weights
 from headstart.model.weights import load_weights
-from headstart.recipe import AnyRecipe, Recipe, schedule_of, to_dict
+from headstart.recipe import AnyRecipe, schedule_of, to_dict
 from headstart.resolve import Provenance
 from headstart.schedule import Schedule, duration
 from headstart.train import checkpoint, distributed, loop
@@ -28,12 +28,14 @@ from headstart.train.carry import carry
 from headstart.train.classification import classification_task
 from headstart.train.detection import detection_task
 from headstart.train.lineage import RunResult, Span, find_result, last_metrics, run_digest, weights_digest
+from headstart.train.segmentation import segmentation_task
 from headstart.train.task import Task
 
 
 def make_task(recipe: AnyRecipe) -> Task:
-    """The task of a recipe of either kind."""
-    return detection_task(recipe) if isinstance(recipe, Recipe) else classification_task(recipe)
+    """The task of a recipe of any kind."""
+    makers = {"detection": detection_task, "classification": classification_task, "segmentation": segmentation_task}
+    return makers[recipe.task](recipe)
 
 
 def train(

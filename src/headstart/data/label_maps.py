@@ -1,0 +1,176 @@
+"""A class for each pixel: from PNGs, or from the annotated instances; and as a batch wants it.
+
+Labels are 0..C-1, and UNKNOWN where nothing is known: there the model is neither taught nor judged.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from headstart.batch import UNKNOWN
+from headstart.data.coco import Dataset
+from headstart.data.coco_segments import NO_SEGMENT
+from headstart.data.content import data_digest, file_digests
+from headstart.data.masks import annotation_mask
+from headstart.data.transforms import View
+
+MODES = ("L", "P")  # 8-bit grey and palette; in both the stored number is the id, whatever its colour
+
+
+class PixelLabels:
+    """Label maps from a folder of PNGs, one an image with the image's name: values are category ids of the data set.
+
+    ValueError for values in `ignore` that are categories too, and for category ids that no 8-bit map can hold.
+    """
+
+    def __init__(self, dataset: Dataset, folder: str | Path, *, ignore: Sequence[int]):
+        self.dataset, self.folder, self.ignore = dataset, Path(folder), tuple(sorted(ignore))
+        self.class_ids, self.class_names = tuple(dataset.category_ids.tolist()), dataset.class_names
+        _check_ids(dataset, ignore)
+        self._known = {**dict.fromkeys(ignore, UNKNOWN), **{c: label for label, c in enumerate(self.class_ids)}}
+        self._table = np.full(256, UNKNOWN, np.int16)
+        self._table[list(self._known)] = list(self._known.values())
+        self.notes = list(dataset.notes)
+
+    def digest(self) -> str:
+        """SHA-256 hex digest of images, label maps, and what counts as unknown."""
+        names = tuple(self._name(index) for index in range(self.dataset.num_images))
+        parts = [data_digest(self.dataset), repr(self.ignore), *file_digests(self.folder, names)]
+        return hashlib.sha256(" ".join(parts).encode()).hexdigest()
+
+    def check(self, num_workers: int) -> None:
+        """Read all maps once, in so many threads.
+
+        ValueError naming the file for one that is missing, of another size or mode than expected, or that holds a value
+        which is neither a category id nor in `ignore`.
+        """
+        with ThreadPoolExecutor(max(num_workers, 1)) as pool:
+            for _ in pool.map(self._check, range(self.dataset.num_images)):
+                pass
+
+    def _name(self, index: int) -> str:
+        return str(Path(self.dataset.file_names[index]).with_suffix(".png"))
+
+    def path(self, index: int) -> Path:
+        """The label map of image `index`."""
+        return self.folder / self._name(index)
+
+    def __call__(self, index: int) -> np.ndarray:
+        """Labels int16 [H,W] of image `index` (not id)."""
+        return self._table[_read(self.path(index))]
+
+    def _check(self, index: int) -> None:
+        path, data = self.path(index), self.dataset
+        values = _read(path)
+        if values.shape != (data.heights[index], data.widths[index]):
+            raise ValueError(
+                f"{path}: is {values.shape[1]} x {values.shape[0]} pixels, its image {data.image_ids[index]} is "
+                f"{data.widths[index]} x {data.heights[index]}"
+            )
+        counts = np.bincount(values.ravel(), minlength=256)
+        unknown = [value for value in np.flatnonzero(counts).tolist() if value not in self._known]
+        if unknown:
+            near = min(self.class_ids, key=lambda known: abs(known - unknown[0]))
+            raise ValueError(
+                f"{path}: {counts[unknown[0]]} pixels have the value {unknown[0]}, which is no category id of "
+                f"{data.path} (the nearest is {near}) and not in data.ignore"
+            )
+
+
+class InstanceLabels:
+    """Label maps made of annotated instances ("things as stuff"): a class is the union of its objects.
+
+    Where objects overlap the smaller one has the pixel, of equal ones the later; pixels of none are the background, the
+    last class. A crowd is an object like any other. Inside the box of an object without a segmentation, what no other
+    object has is unknown. ValueError if no object has a segmentation.
+    """
+
+    def __init__(self, dataset: Dataset):
+        if not dataset.segment_kind.any():
+            raise ValueError(
+                f"{dataset.path}: no object has a segmentation; expected a COCO file with instances, or label maps "
+                "(data.train_labels, data.val_labels)"
+            )
+        self.dataset = dataset
+        taken = set(dataset.category_ids.tolist())
+        free = next(number for number in range(len(taken) + 1) if number not in taken)
+        self.class_ids = (*dataset.category_ids.tolist(), free)
+        self.class_names = (*dataset.class_names, "background" if "background" not in dataset.class_names else "none")
+        boxes = int((dataset.segment_kind == NO_SEGMENT).sum())
+        unknown = f"{dataset.path}: {boxes} objects have no segmentation; the pixels of their boxes are unknown"
+        self.notes = [*dataset.notes, *([unknown] if boxes else [])]
+
+    def digest(self) -> str:
+        """SHA-256 hex digest of images and annotations."""
+        return hashlib.sha256(b"instances" + data_digest(self.dataset).encode()).hexdigest()
+
+    def check(self, num_workers: int) -> None:
+        """Nothing to do: instances were checked when they were read."""
+
+    def __call__(self, index: int) -> np.ndarray:
+        """Labels int16 [H,W] of image `index` (not id)."""
+        data = self.dataset
+        own = np.arange(data.first[index], data.first[index + 1])
+        segmented = data.segment_kind[own] != NO_SEGMENT
+        labels = np.full((data.heights[index], data.widths[index]), data.num_classes, np.int16)
+        for n in own[~segmented]:
+            labels[annotation_mask(data, n)] = UNKNOWN
+        objects = own[segmented]
+        masks = [annotation_mask(data, n) for n in objects]
+        for place in np.argsort([-mask.sum() for mask in masks], kind="stable"):
+            labels[masks[place]] = data.labels[objects[place]]
+        return labels
+
+
+LabelMaps = PixelLabels | InstanceLabels
+
+
+def sample_labels(labels: np.ndarray, view: View, bucket: tuple[int, int], stride: int) -> np.ndarray:
+    """Labels int16 [h/stride, w/stride] of a padded image of size `bucket` (h, w) that shows labels [H,W] in a view.
+
+    Each cell has the label of the pixel that its centre falls on (the nearest, never a mixture); padding is UNKNOWN.
+    """
+    out = np.full((bucket[0] // stride, bucket[1] // stride), UNKNOWN, np.int16)
+    rows, columns = (_sources(size, side, stride) for size, side in zip(view.size, labels.shape))
+    if view.flip:
+        columns = labels.shape[1] - 1 - columns
+    out[: len(rows), : len(columns)] = labels[rows[:, None], columns]
+    return out
+
+
+def _sources(size: int, side: int, stride: int) -> np.ndarray:
+    """Along one axis: the pixel of `side` under the centre of each cell whose centre lies in the `size` shown pixels.
+
+    The centre of cell i is at (2i + 1) * stride / 2; whole numbers throughout, so that nothing is rounded twice.
+    """
+    twice_centre = np.arange(stride, 2 * size, 2 * stride)
+    return twice_centre * side // (2 * size)
+
+
+def _read(path: Path) -> np.ndarray:
+    """The values uint8 [H,W] of an 8-bit grey or palette picture; ValueError naming the file for anything else."""
+    try:
+        with Image.open(path) as image:
+            mode, values = image.mode, np.asarray(image)
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such label map; expected a PNG with the image's name") from None
+    except Exception as error:  # a decoder raises almost anything on a damaged file
+        raise ValueError(f"{path}: not a readable label map ({' '.join(str(error).split())})") from None
+    if mode not in MODES:
+        raise ValueError(f"{path}: a label map of mode {mode}, expected 8-bit grey or palette")
+    return values
+
+
+def _check_ids(dataset: Dataset, ignore: Sequence[int]) -> None:
+    both = sorted(set(ignore) & set(dataset.category_ids.tolist()))
+    if both:
+        raise ValueError(f"data.ignore: {both[0]} is a category of {dataset.path}; expected values that are none")
+    outside = [c for c in dataset.category_ids.tolist() if not 0 <= c <= 255]
+    if outside:
+        raise ValueError(
+            f"{dataset.path}: category {outside[0]} cannot be a value of a label map, expected ids 0 to 255"
+        )

@@ -1,0 +1,98 @@
+"""Pixels of each class and image, right and wrong: what IoU and accuracy need, for any resample of the images.
+
+Letters: I images, C classes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+
+COLUMNS = ("mIoU", "accuracy")
+
+
+@dataclass(frozen=True, eq=False)
+class PixelRecords:
+    """The margins of each image's confusion matrix, over pixels whose true class is known; int64 [I, C] each.
+
+    hits: pixels of the class that were found; wanted: pixels of the class; found: pixels taken for it.
+    """
+
+    image_ids: np.ndarray  # int64 [I]
+    class_names: tuple[str, ...]  # C
+    hits: np.ndarray
+    wanted: np.ndarray
+    found: np.ndarray
+
+    def save(self, path: str | Path) -> None:
+        """Write a compressed npz."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        with Path(path).open("wb") as file:
+            np.savez_compressed(file, **values | {"class_names": np.array(self.class_names, dtype=np.str_)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> "PixelRecords":
+        """Read what `save` wrote; ValueError naming the file if it is something else."""
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                values = {name: file[name] for name in file.files}
+            return cls(**values | {"class_names": tuple(values["class_names"].tolist())})
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # zip, numpy and field errors alike mean one thing to the reader
+            raise ValueError(f"{path}: holds no pixel records ({type(error).__name__}: {error})") from None
+
+
+def count_pixels(found: np.ndarray, truth: np.ndarray, num_classes: int) -> np.ndarray:
+    """Hits, wanted and found of one image, int64 [3, C]; both maps [H,W] hold 0..C-1, the truth less where unknown."""
+    known = truth >= 0
+    found, truth = found[known], truth[known]
+    return np.stack([np.bincount(values, minlength=num_classes) for values in (truth[found == truth], truth, found)])
+
+
+def class_ious(records: PixelRecords, weights: np.ndarray | None = None) -> np.ndarray:
+    """Intersection over union of each class, float64 [C], where image i stands weights[i] (int [I]; None: 1) times.
+
+    NaN for classes that no image shows.
+    """
+    hits, wanted, found = _sums(records, weights)
+    return np.divide(hits, wanted + found - hits, out=np.full(len(hits), np.nan), where=wanted > 0)
+
+
+def pixel_metrics(records: PixelRecords, weights: np.ndarray | None = None) -> dict[str, float]:
+    """mIoU, the mean over classes that some image shows, and accuracy, the share of known pixels; NaN without any."""
+    hits, wanted, _ = _sums(records, weights)
+    ious = class_ious(records, weights)
+    shown = ious[~np.isnan(ious)]
+    return {
+        "mIoU": float(shown.mean()) if len(shown) else float("nan"),
+        "accuracy": float(hits.sum() / wanted.sum()) if wanted.any() else float("nan"),
+    }
+
+
+def bootstrap_pixels(
+    paired: Sequence[PixelRecords], *, num_resamples: int, generator: np.random.Generator
+) -> np.ndarray:
+    """mIoU and accuracy of runs evaluated on the same images, each resampled: float64 [num_resamples, runs, 2].
+
+    A resample draws I images with replacement, the same ones for all runs, so that differences between runs are paired.
+    ValueError unless all runs hold the same images and classes.
+    """
+    for index, records in enumerate(paired):
+        for name in ("image_ids", "class_names"):
+            if not np.array_equal(getattr(records, name), getattr(paired[0], name)):
+                raise ValueError(f"records {index} were made on other {name} than records 0, expected the same")
+    num_images = len(paired[0].image_ids)
+    results = np.empty((num_resamples, len(paired), len(COLUMNS)))
+    for row in results:
+        weights = np.bincount(generator.integers(0, num_images, num_images), minlength=num_images)
+        row[:] = [list(pixel_metrics(run, weights).values()) for run in paired]
+    return results
+
+
+def _sums(records: PixelRecords, weights: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Hits, wanted and found over all images, int64 [C] each."""
+    if weights is None:
+        weights = np.ones(len(records.image_ids), np.int64)
+    return tuple(weights @ counts for counts in (records.hits, records.wanted, records.found))

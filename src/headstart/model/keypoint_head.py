@@ -1,0 +1,111 @@
+"""The keypoint head (He et al. 2017): convolutions on 14x14 regions and one heat map a keypoint, in three verbs.
+
+S region slots (pooled over the batch), K keypoints, T side of a heat map: four times the pooled side (56).
+The heat map covers the region's box; a keypoint is one of its T*T cells, found by a softmax over all of them.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from headstart.model.fpn import ConvNorm
+from headstart.model.regions import RegionPooler
+from headstart.ops.collective import mean_over_processes
+
+
+def cells_of(keypoints: Tensor, boxes: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """The heat-map cell [S,K] of keypoints [S,K,3] in boxes [S,4] (all in pixels), and whether there is one, bool.
+
+    Rows before columns: y * T + x. A keypoint on the right or bottom edge belongs to the last cell; one that is not
+    labelled (visibility 0) or lies outside the box has no cell and gives 0. Rule: Detectron's keypoints_to_heatmap.
+    """
+    low, high, points = boxes[:, None, :2], boxes[:, None, 2:], keypoints[..., :2]
+    cell = ((points - low) * (size / (high - low).clamp(min=1e-3))).floor()
+    cell = torch.where(points == high, size - 1, cell)
+    inside = ((cell >= 0) & (cell < size)).all(dim=2) & (keypoints[..., 2] > 0)
+    column, row = cell.long().unbind(dim=2)
+    return torch.where(inside, row * size + column, 0), inside
+
+
+def peaks(heat_maps: Tensor, boxes: Tensor) -> Tensor:
+    """The best place [S,K,3] (x, y, score) of each heat map [S,K,T,T] in its box [S,4], in the boxes' pixels.
+
+    Each map is drawn over its box by bicubic interpolation, one point for each pixel, and the highest point taken (its
+    height is the score, a logit): torchvision's heatmaps_to_keypoints, after Detectron. Data-dependent sizes: for the
+    host's side of inference, like the pasting of masks. Boxes below one pixel count as one pixel.
+    """
+    found = heat_maps.new_zeros(*heat_maps.shape[:2], 3, dtype=torch.float32)
+    sides = (boxes[:, 2:] - boxes[:, :2]).float().clamp(min=1)
+    for region, (width, height) in enumerate(sides.ceil().int().tolist()):
+        maps = heat_maps[region].float().unsqueeze(1)
+        maps = F.interpolate(maps, size=(height, width), mode="bicubic", align_corners=False)
+        score, place = maps.flatten(1).max(dim=1)
+        grid = torch.stack([place % width, torch.div(place, width, rounding_mode="floor")], dim=1)
+        step = sides[region] / sides[region].ceil()
+        found[region] = torch.cat([(grid + 0.5) * step + boxes[region, :2], score.unsqueeze(1)], dim=1)
+    return found
+
+
+class KeypointHead(nn.Module):
+    """Predicts one heat map a keypoint for each region, whatever its class.
+
+    `mirror` says where each keypoint's map is found in a mirrored image: left_right are the pairs that change places.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        pooler: RegionPooler,
+        *,
+        num_keypoints: int,
+        left_right: Sequence[tuple[int, int]] = (),
+        convs: int,
+        conv_channels: int,
+        norm_kind: str,
+        norm_groups: int,
+    ):
+        super().__init__()
+        self.pooler, self.num_keypoints, self.size = pooler, num_keypoints, 4 * pooler.size
+        order = list(range(num_keypoints))
+        for a, b in left_right:
+            order[a], order[b] = b, a
+        self.mirror = tuple(order)
+        widths = [channels] + [conv_channels] * convs
+        self.convs = nn.ModuleList(
+            ConvNorm(a, b, 3, norm_kind=norm_kind, norm_groups=norm_groups, relu=True) for a, b in pairwise(widths)
+        )
+        self.deconv = nn.ConvTranspose2d(widths[-1], num_keypoints, 4, stride=2, padding=1)
+        for layer in [*(block.conv for block in self.convs), self.deconv]:
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+    def predict(self, features: list[Tensor], boxes: Tensor, image: Tensor, valid: Tensor) -> Tensor:
+        """Heat-map logits [S,K,T,T] of boxes [S,4] (pixels; image [S]): doubled by the deconvolution, then bilinearly.
+
+        `valid` [S] keeps padding out of batch statistics.
+        """
+        x = self.pooler(features, boxes, image)
+        weight = valid.float()
+        for conv in self.convs:
+            x = conv(x, weight)
+        return F.interpolate(self.deconv(x).float(), scale_factor=2.0, mode="bilinear", align_corners=False)
+
+    def loss(self, logits: Tensor, keypoints: Tensor, boxes: Tensor, valid: Tensor) -> dict[str, Tensor]:
+        """Softmax cross-entropy over the cells, averaged over the labelled keypoints inside their region.
+
+        logits [S,K,T,T]; keypoints [S,K,3] of each region's object and boxes [S,4] in pixels; valid [S]. No such
+        keypoint gives zero. Detectron's normaliser (NORMALIZE_BY_VISIBLE_KEYPOINTS) and torchvision's.
+        """
+        cells, inside = cells_of(keypoints, boxes, self.size)
+        weight = (inside & valid.unsqueeze(1)).float().flatten()
+        count = mean_over_processes(weight.sum()).clamp(min=1.0)
+        per_point = F.cross_entropy(logits.flatten(2).flatten(0, 1), cells.flatten(), reduction="none")
+        return {"keypoints": (per_point * weight).sum() / count}
+
+    def decode(self, logits: Tensor) -> Tensor:
+        """Heat maps [S,K,T,T] in the box frame as they are reported; `peaks` finds the keypoints in them."""
+        return logits
