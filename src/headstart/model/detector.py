@@ -13,11 +13,11 @@ from headstart.model.cascade import cascade_loss, cascade_predict
 from headstart.model.fpn import LastMap, Pyramid
 from headstart.model.keypoint_head import KeypointHead, cells_of
 from headstart.model.mask_head import MaskHead, sample_frames
-from headstart.model.regions import RegionPooler, Regions, image_index, sample_regions
+from headstart.model.regions import RegionPooler, Regions, image_index, pool_regions, sample_regions
 from headstart.model.rpn import ProposalLimits, Rpn
 from headstart.model.vgg import build_vgg
 from headstart.ops.compact import pool_slots, used_length
-from headstart.ops.random import fold, uniform
+from headstart.ops.random import fold
 from headstart.recipe import Classifier, Model, Recipe
 
 MASK_SALT, KEYPOINT_SALT = 3, 4
@@ -112,7 +112,7 @@ class Detector(nn.Module):
         image = torch.arange(len(batch), device=keys.device).unsqueeze(1)
         segmented = batch.gt_masks.flatten(2).any(dim=2)[image, regions.gt[:, :head]]
         flags = regions.positive[:, :head] & segmented
-        boxes, image, gt, chosen = _pooled(regions, flags, keys, slots=self.mask_slots, salt=MASK_SALT)
+        boxes, image, gt, chosen = pool_regions(regions, flags, keys, slots=self.mask_slots, salt=MASK_SALT)
         labels = torch.where(chosen, batch.gt_labels[image, gt], 0)
         targets = sample_frames(
             batch.gt_masks[image, gt], batch.gt_boxes[image, gt], boxes, 2 * self.mask_head.pooler.size
@@ -126,7 +126,7 @@ class Detector(nn.Module):
         points = batch.gt_keypoints[image, regions.gt[:, :head]]
         _, inside = cells_of(points.flatten(0, 1), regions.boxes[:, :head].flatten(0, 1), self.keypoint_head.size)
         flags = regions.positive[:, :head] & inside.any(dim=1).view(-1, head)
-        boxes, image, gt, chosen = _pooled(regions, flags, keys, slots=self.keypoint_slots, salt=KEYPOINT_SALT)
+        boxes, image, gt, chosen = pool_regions(regions, flags, keys, slots=self.keypoint_slots, salt=KEYPOINT_SALT)
         logits = self.keypoint_head.predict(features, boxes, image, chosen)
         return self.keypoint_head.loss(logits, batch.gt_keypoints[image, gt], boxes, chosen)
 
@@ -174,19 +174,6 @@ class Detector(nn.Module):
             self.keypoint_head.predict(features, boxes, image_index(detections.boxes)[index], chosen)
         )
         return _in_slots(maps, index, chosen, detections)
-
-
-def _pooled(
-    regions: Regions, flags: Tensor, keys: Tensor, *, slots: int, salt: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The flagged among the first P regions (flags [B,P]), pooled over the batch into S = `slots` an image.
-
-    Returns boxes [S,4], image [S], the slot of their object [S], chosen [S] bool. Those that overflow are random.
-    """
-    head = flags.shape[1]
-    index, chosen = pool_slots(flags.flatten(), slots * len(flags), uniform(keys, head, salt=salt).flatten())
-    image, gt = torch.div(index, head, rounding_mode="floor"), regions.gt[:, :head].flatten()[index]
-    return regions.boxes[:, :head].flatten(0, 1)[index], image, gt, chosen
 
 
 def _detected(detections: Detections) -> tuple[Tensor, Tensor]:

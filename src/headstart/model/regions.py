@@ -7,6 +7,8 @@ from torch import Tensor
 
 from headstart.batch import Batch
 from headstart.model.targets import match, sample, take
+from headstart.ops.compact import pool_slots
+from headstart.ops.random import uniform
 from headstart.ops.roi_align import assign_levels, roi_align
 
 SALT = 2
@@ -84,6 +86,19 @@ def match_again(boxes: Tensor, regions: Regions, batch: Batch, *, num_classes: i
     positive = matches.labels == 1
     labels = torch.where(positive, take(batch.gt_labels, matches.matched), num_classes)
     return Regions(boxes, labels, matches.matched, positive, matches.labels >= 0, boxes.shape[1])
+
+
+def pool_regions(
+    regions: Regions, flags: Tensor, keys: Tensor, *, slots: int, salt: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The flagged among the first P regions (flags [B,P]), pooled over the batch into S = `slots` an image.
+
+    Returns boxes [S,4], image [S], the slot of their object [S], chosen [S] bool. Those that overflow are random.
+    """
+    head = flags.shape[1]
+    index, chosen = pool_slots(flags.flatten(), slots * len(flags), uniform(keys, head, salt=salt).flatten())
+    image, gt = torch.div(index, head, rounding_mode="floor"), regions.gt[:, :head].flatten()[index]
+    return regions.boxes[:, :head].flatten(0, 1)[index], image, gt, chosen
 
 
 @dataclass(frozen=True)
