@@ -11,7 +11,7 @@ import pytest
 from headstart.schedule import Schedule
 from headstart.study.definition import parse_study
 from headstart.study.execute import lock, run_study
-from headstart.study.run import difference_sheet, prepare, refuse_undeclared
+from headstart.study.run import arm_recipe, difference_sheet, prepare, refuse_undeclared
 from headstart.train import checkpoint
 from headstart.train.record import read_rows
 from headstart.train.run import train
@@ -124,6 +124,49 @@ def test_extended_and_shortened_schedules_reuse_the_trunk(study, data_root, tmp_
     assert found == {name: outcome(study)[name] for name in found} and set(found) == SEGMENTS
 
 
+def run_alone(data_root, out, *schedules, **changes):
+    """Run the tiny study's scratch arm; its directory, and the steps that each segment really took."""
+    alone = {"arms": {"scratch": {"start.kind": "random"}}, "pretrain": {}, "schedules": list(schedules)}
+    study, told = tiny_study(data_root, **alone), {}
+    study["set"].update(changes)
+    directory = run_study(
+        prepare(parse_study(study, source="tiny")), out,
+        progress=lambda segment, step, values: told.setdefault(segment.name, []).append(step),
+    )  # fmt: skip
+    return directory, told
+
+
+def test_a_shorter_unplanned_schedule_begins_at_the_nearest_kept_checkpoint(study, data_root, tmp_path):
+    from tiny import tiny_recipe
+
+    run_alone(data_root, tmp_path, "3x")
+    directory, told = run_alone(data_root, tmp_path, "2x")  # a mark lies at its very cut
+    assert told == {"scratch-f1-s0-2x-5-8": [6, 7, 8]}
+    assert outcome(directory) == {name: outcome(study)[name] for name in outcome(directory)}
+    directory, told = run_alone(data_root, tmp_path, "2.5x")  # cut at 7: checkpoints at 6 and the mark 5
+    assert told == {"scratch-f1-s0-trunk-0-7": [7], "scratch-f1-s0-2.5x-7-10": [8, 9, 10]}
+    found = outcome(directory)
+    straight = train(tiny_recipe(data_root, train__schedule="2.5x"), tmp_path / "straight")
+    rows = without_clock(read_rows(straight.directory / "rows.jsonl"))
+    parts = [found[name] for name in ("scratch-f1-s0-trunk-0-7", "scratch-f1-s0-2.5x-7-10")]
+    assert [r for part in parts for r in part[2] if r["kind"] != "end"] == [
+        r for r in rows if r["kind"] in ("train", "eval")
+    ]
+    assert parts[-1][1] == rows[-1]["hash"]
+    for name in found:
+        assert verify(directory / found[name][0]).differences == ()
+    assert read_rows(directory / parts[0][0] / "rows.jsonl")[0]["source"] == "trunk"
+
+
+def test_a_trunk_of_two_parts_is_adopted_by_one_of_one_part(study, data_root, tmp_path):
+    run_alone(data_root, tmp_path, "2x", "3x")
+    directory, told = run_alone(data_root, tmp_path, "3x")  # planned alone: one trunk 0-9
+    assert told == {"scratch-f1-s0-3x-9-12": [10, 11, 12]}
+    assert outcome(directory)["scratch-f1-s0-3x-9-12"][1] == outcome(study)["scratch-f1-s0-3x-9-12"][1]
+    _, told = run_alone(data_root, tmp_path, "2.5x", **{"train.rate": 0.02})  # another rate: another lineage
+    assert told["scratch-f1-s0-trunk-0-7"] == [1, 2, 3, 4, 5, 6, 7]
+
+
 def test_every_kind_of_segment_can_be_verified(study):
     found = outcome(study)
     for name in ("pretrain-forms", "pretrained-f1-s0-trunk-0-5", "pretrained-f1-s0-trunk-5-9", "scratch-f1-s0-2x-5-8"):
@@ -191,6 +234,31 @@ def test_the_difference_sheet_lists_an_undeclared_difference(data_root, monkeypa
     }  # fmt: skip
     with pytest.raises(ValueError, match=r"the arms differ in train\.rate"):
         refuse_undeclared(prepared)
+
+
+def test_arms_may_differ_in_their_seeds_alone(data_root):
+    """A/A: the arm's seed is added to the study's, and the sheet has nothing else."""
+    prepared = prepared_study(data_root, arms={"one": {}, "other": {"seed": 1000}}, pretrain={}, seeds=2)
+    refuse_undeclared(prepared)
+    assert difference_sheet(prepared) == [{"field": "seed", "values": {"one": 0, "other": 1000}, "declared": True}]
+    seeds = {
+        (segment.arm, segment.seed): arm_recipe(prepared.study, segment.arm, {}, segment)[0].seed
+        for segment in prepared.plan.segments
+    }
+    assert seeds == {("one", 0): 0, ("one", 1): 1, ("other", 0): 1000, ("other", 1): 1001}
+
+
+def test_a_begun_segment_has_its_directory_in_the_plan(data_root, tmp_path):
+    def progress(segment, step, values):
+        if segment.name == "scratch-f1-s0-trunk-0-5":
+            raise Killed
+
+    with pytest.raises(Killed):
+        run_study(prepared_study(data_root), tmp_path, progress=progress)
+    entries = {e["name"]: e for e in json.loads((tmp_path / "tiny" / "plan.json").read_text())["segments"]}
+    begun = entries["scratch-f1-s0-trunk-0-5"]
+    assert not begun["finished"] and (tmp_path / "tiny" / begun["directory"] / "segment.json").is_file()
+    assert entries["pretrain-forms"]["finished"] and entries["scratch-f1-s0-2x-5-8"]["directory"] is None
 
 
 def test_an_arm_that_declares_another_rate_says_so(data_root):

@@ -70,7 +70,7 @@ def test_killed_twice_and_between_checkpoint_and_end_row(data_root, tmp_path, st
         with pytest.raises(Killed):
             train(recipe, tmp_path, progress=kill_at(step))
 
-    def die(directory):
+    def die(directory, keep):
         if TOTAL in checkpoint.steps_saved(directory):
             raise Killed
 

@@ -77,7 +77,7 @@ def is_finished(directory: Path, prepared: Any) -> bool:
     path = directory / "plan.json"
     if not path.exists():
         return False
-    known = {entry["name"] for entry in json.loads(path.read_text())["segments"] if entry["directory"]}
+    known = {entry["name"] for entry in json.loads(path.read_text())["segments"] if entry.get("finished")}
     return all(segment.name in known for segment in prepared.plan.segments)
 
 

@@ -15,11 +15,13 @@ from headstart.study.run import (
     find_segments,
     pretrain_recipe,
     run_segment,
+    segment_run,
+    segments_folder,
     write_plan,
 )
 from headstart.study.workers import run_parallel
 from headstart.train import distributed
-from headstart.train.lineage import RunResult
+from headstart.train.lineage import Finder, RunResult
 
 
 def check_threads(prepared: Prepared) -> None:
@@ -73,23 +75,31 @@ def run_study(
     if jobs > 1:
         check_threads(prepared)
     directory = Path(out) / prepared.study.name
-    done: dict[str, RunResult] = {}
+    finder = Finder()
+
+    def begin(segment: Segment) -> None:
+        recipe, _, span = segment_run(prepared, segment, done)
+        begun[segment.name] = finder.place(recipe, segments_folder(prepared, directory), span)
+        write_plan(prepared, directory, done, begun)
 
     def record(segment: Segment, result: RunResult) -> None:
         done[segment.name] = result
-        write_plan(prepared, directory, done)
+        write_plan(prepared, directory, done, begun)
         if finished:
             finished(segment.name)
 
     with lock(directory):
-        done |= find_segments(prepared, directory)
-        write_plan(prepared, directory, done)
+        done, begun = find_segments(prepared, directory, finder)
+        write_plan(prepared, directory, done, begun)
         for name in done if finished else ():
             finished(name)
         missing = [segment for segment in prepared.plan.segments if segment.name not in done]
         if jobs > 1 and missing:
-            run_parallel(prepared, missing, directory, dict(done), jobs, progress=progress, finished=record)
+            run_parallel(
+                prepared, missing, directory, dict(done), jobs, progress=progress, began=begin, finished=record
+            )
         else:
             for segment in missing:
+                begin(segment)
                 record(segment, run_segment(prepared, segment, directory, done, progress=progress))
     return directory

@@ -4,6 +4,8 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from itertools import count
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from headstart.train.run import train
 Patch = dict[str, Any]
 # What a command line says about the machine rather than the study: pre-training takes it too.
 MACHINE = ("train.threads", "train.precision", "train.compile", "data.num_workers")
+MOST_MARKS = 8  # checkpoints that a trunk keeps for schedules planned later: a checkpoint is twice the weights' size
 Progress = Callable[[Segment, int, dict[str, Any]], None]
 
 
@@ -96,7 +99,10 @@ def arm_recipe(
     patch = study.patch_of(arm)
     if str(patch.get(WEIGHTS_FIELD, "")).startswith(PRETRAIN_PREFIX) and weights is not None:
         patch[WEIGHTS_FIELD] = str(weights)
-    own = {} if segment is None else {"name": segment.name, "seed": segment.seed, "data.fraction": segment.fraction}
+    own = {}
+    if segment is not None:
+        seed = segment.seed + patch.get("seed", 0)  # arms of another seed, as an A/A study has them, stay so
+        own = {"name": segment.name, "seed": seed, "data.fraction": segment.fraction}
     return resolve(
         study.recipe, [("study", study.set), (f"arm {arm}", patch), ("override", overrides), ("segment", own)]
     )
@@ -187,23 +193,29 @@ def segment_run(prepared: Prepared, segment: Segment, done: dict[str, RunResult]
         )
     parent = done[segment.parent].checkpoint if segment.parent else None
     carries = segment.kind == "tail" and study.branch_of(segment.arm) is not None
-    return recipe, origins, Span(schedule, segment.stop, parent, segment.kind == "trunk", carries)
+    marks = _marks(recipe, prepared, segment) if segment.kind == "trunk" else ()
+    return recipe, origins, Span(schedule, segment.stop, parent, segment.kind == "trunk", carries, marks)
 
 
-def find_segments(prepared: Prepared, directory: Path) -> dict[str, RunResult]:
-    """The segments that are finished, by name, found by their digests; no model is built.
+def find_segments(
+    prepared: Prepared, directory: Path, finder: Finder | None = None
+) -> tuple[dict[str, RunResult], dict[str, Path]]:
+    """The finished segments and the directories of those only begun, by name, found by digest; no model is built.
 
     A tail is finished when it has been judged in all ways that the study asks for.
     """
-    finder, done = Finder(), {}
+    finder, done, begun = finder or Finder(), {}, {}
+    out, variants = segments_folder(prepared, directory), prepared.study.also_evaluate
     for segment in prepared.plan.segments:
         if needs(segment) <= set(done):
             recipe, _, span = segment_run(prepared, segment, done)
-            found = finder.find(recipe, segments_folder(prepared, directory), span)
+            found, place = finder.find(recipe, out, span), finder.place(recipe, out, span)
             is_tail = segment.kind == "tail"
-            if found is not None and not (is_tail and missing_variants(prepared.study.also_evaluate, found.directory)):
+            if found is not None and not (is_tail and missing_variants(variants, found.directory)):
                 done[segment.name] = found
-    return done
+            elif place.is_dir():
+                begun[segment.name] = place
+    return done, begun
 
 
 def needs(segment: Segment) -> set[str]:
@@ -235,16 +247,32 @@ def _trunk_schedule(recipe: AnyRecipe, prepared: Prepared, segment: Segment) -> 
     return Schedule(total=segment.stop, warmup=some.warmup, warmup_from=some.warmup_from, base_rate=scaled_rate(recipe))
 
 
-def write_plan(prepared: Prepared, directory: Path, done: dict[str, RunResult]) -> None:
-    """study.yaml and plan.json: what the report reads. A segment that is not finished has no directory."""
+def _marks(recipe: AnyRecipe, prepared: Prepared, segment: Segment) -> tuple[int, ...]:
+    """Steps within a trunk at which 1x, 2x, 3x ... would leave it; of many, every second, third ..."""
+    images, found = max(prepared.num_images.values()), []
+    base = duration(recipe.train.base, batch=recipe.train.batch, num_images=images, field="train.base")
+    for n in count(1):
+        cut = Schedule.nx(n, base, base_rate=1.0, warmup=0, warmup_from=1.0).first_drop
+        if cut >= segment.stop:
+            return tuple(found[:: ceil(len(found) / MOST_MARKS) or 1])
+        if cut > segment.start:
+            found.append(cut)
+
+
+def write_plan(
+    prepared: Prepared, directory: Path, done: dict[str, RunResult], begun: dict[str, Path] | None = None
+) -> None:
+    """study.yaml and plan.json: what the report reads. A segment that has not begun has no directory."""
     import yaml
 
     directory.mkdir(parents=True, exist_ok=True)
+    found = (begun or {}) | {name: result.directory for name, result in done.items()}
+    places = {name: Path(os.path.relpath(place, directory)).as_posix() for name, place in found.items()}
     recipe = arm_recipe(prepared.study, next(iter(prepared.study.arms)), prepared.overrides)[0]
     content = {
         "cells": [asdict(cell) for cell in prepared.plan.cells],
         "segments": [
-            {**asdict(segment), "directory": _below(directory, done.get(segment.name))}
+            {**asdict(segment), "directory": places.get(segment.name), "finished": segment.name in done}
             for segment in prepared.plan.segments
         ],
         "notes": list(prepared.plan.notes),
@@ -260,10 +288,6 @@ def write_plan(prepared: Prepared, directory: Path, done: dict[str, RunResult]) 
 def segments_folder(prepared: Prepared, directory: Path) -> Path:
     """Where the segments of a study lie: in its own directory, or in one that several studies share."""
     return directory if prepared.study.runs is None else directory.parent / prepared.study.runs
-
-
-def _below(directory: Path, result: RunResult | None) -> str | None:
-    return None if result is None else Path(os.path.relpath(result.directory, directory)).as_posix()
 
 
 def _replace(path: Path, text: str) -> None:

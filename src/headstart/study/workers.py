@@ -30,6 +30,7 @@ def run_parallel(
     jobs: int,
     *,
     progress: Progress | None,
+    began: Callable[[Segment], None],
     finished: Callable[[Segment, RunResult], None],
 ) -> None:
     """Run segments, each as soon as what it needs is in `done`, `jobs` at a time; the first error stops the rest."""
@@ -45,6 +46,7 @@ def run_parallel(
             while waiting or running:
                 for segment in [segment for segment in waiting if needs(segment) <= set(done)][: jobs - len(running)]:
                     waiting.remove(segment)
+                    began(segment)
                     needed = {name: done[name] for name in needs(segment)}
                     running[pool.submit(_work, prepared, segment, directory, needed)] = segment
                 for future in wait(running, return_when=FIRST_COMPLETED).done:

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import pickle
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,10 +70,11 @@ def steps_saved(directory: Path) -> list[int]:
     return sorted(int(path.stem) for path in (directory / "checkpoints").glob("*.pt") if path.stem.isdigit())
 
 
-def prune(directory: Path) -> None:
-    """Remove all but the newest checkpoints, and what a killed process left half written."""
+def prune(directory: Path, keep: Collection[int] = ()) -> None:
+    """Remove all but the newest checkpoints and those of the steps `keep`, and what a killed process half wrote."""
     for step in steps_saved(directory)[:-KEPT]:
-        path_of(directory, step).unlink(missing_ok=True)
+        if step not in keep:
+            path_of(directory, step).unlink(missing_ok=True)
     for path in (directory / "checkpoints").glob("*.tmp"):
         path.unlink(missing_ok=True)
 

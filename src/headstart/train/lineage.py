@@ -19,8 +19,8 @@ class Span:
     """Which part of which lineage a run is, when it is a segment of a study.
 
     It follows `schedule` up to `stop`, continuing the checkpoint `parent` where there is one. A trunk is not judged at
-    its end, because its rate has not dropped yet. One that `carries` has a recipe of its own and takes over what fits
-    of the parent's model; any other must fit as a whole.
+    its end, because its rate has not dropped yet; it keeps its checkpoints at `marks` for schedules planned later. One
+    that `carries` has a recipe of its own and takes over what fits of the parent's model; any other must fit as a whole.
     """
 
     schedule: Schedule
@@ -28,6 +28,7 @@ class Span:
     parent: Path | None = None
     is_trunk: bool = False
     carries: bool = False
+    marks: tuple[int, ...] = ()
 
     def facts(self) -> dict[str, Any]:
         """The span as plain data, for checkpoints and segment.json; the parent by its run directory's name and step."""
@@ -110,6 +111,10 @@ class Finder:
 
     def find(self, recipe: AnyRecipe, out: str | Path, span: Span) -> RunResult | None:
         """The finished run of a recipe below `out`, or None."""
+        return find_result(self.place(recipe, out, span), span.stop)
+
+    def place(self, recipe: AnyRecipe, out: str | Path, span: Span) -> Path:
+        """The directory of a run of a recipe below `out`, whether it has begun or not."""
         key = recipe.data.model_dump_json() + recipe.model.model_dump_json()  # a keypoint head takes fewer images
         if key not in self.data:
             self.data[key] = data_fingerprint(recipe)
@@ -117,4 +122,4 @@ class Finder:
         if path not in self.weights:
             self.weights[path] = weights_digest(recipe.start.weights)
         name = run_digest(recipe, self.data[key], self.weights[path], span)
-        return find_result(Path(out) / f"{recipe.name}-{name}", span.stop)
+        return Path(out) / f"{recipe.name}-{name}"

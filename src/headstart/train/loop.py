@@ -21,7 +21,9 @@ from headstart.train.task import Task, parameter_groups
 class Settings:
     """How the loop runs, as plain values; periods are in steps, 0 meaning at the end only.
 
-    A trunk's end is the end of nothing: no evaluation and no row that an unbroken run would not have."""
+    A trunk's end is the end of nothing: no evaluation and no row that an unbroken run would not have. Checkpoints of
+    the steps `marks` are saved too, and stay.
+    """
 
     batch: int
     momentum: float
@@ -35,6 +37,7 @@ class Settings:
     save_every: int
     freeze: str
     is_trunk: bool = False
+    marks: tuple[int, ...] = ()
 
 
 Progress = Callable[[int, dict[str, Any]], None]
@@ -141,7 +144,7 @@ def run(
                 )
             if rows and step == stop:
                 judged["val"].save(directory, step)
-        if due(step, settings.save_every, stop) and writer:
+        if writer and (due(step, settings.save_every, stop) or step in settings.marks):
             clock.switch("other")
             state = {
                 "model": task.model.state_dict(),
@@ -152,7 +155,7 @@ def run(
                 "seconds": clock.read(),
             }
             checkpoint.save(checkpoint.path_of(directory, step), state | keep)
-            checkpoint.prune(directory)
+            checkpoint.prune(directory, settings.marks)
     final = checkpoint.path_of(directory, stop)
     if rows:
         rows.write(

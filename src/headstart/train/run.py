@@ -24,6 +24,7 @@ from headstart.recipe import AnyRecipe, schedule_of, to_dict
 from headstart.resolve import Provenance
 from headstart.schedule import Schedule, duration
 from headstart.train import checkpoint, distributed, loop
+from headstart.train.adopt import adopt, trunk_identity
 from headstart.train.carry import carry
 from headstart.train.classification import classification_task
 from headstart.train.detection import detection_task
@@ -63,9 +64,12 @@ def train(
     finished = find_result(directory, span.stop)
     if finished is not None:
         return finished
-    settings = settings_of(recipe, task, is_trunk=span.is_trunk)
+    settings = settings_of(recipe, task, is_trunk=span.is_trunk, marks=span.marks)
+    label = {**(label or {}), "span": span.facts()}
+    if span.is_trunk:
+        label["trunk"] = trunk_identity(recipe, task.fingerprint, weights, span)
     with only_process(directory):
-        return _train_here(recipe, task, span, settings, directory, label or {}, provenance, progress, say)
+        return _train_here(recipe, task, span, settings, directory, label, provenance, progress, say)
 
 
 def _train_here(
@@ -79,6 +83,17 @@ def _train_here(
     progress: loop.Progress | None,
     say: Callable[[str], None] | None,
 ) -> RunResult:
+    keep = {
+        "recipe": to_dict(recipe),
+        "classes": task.classes,
+        "span": span.facts(),
+        "fingerprint": task.fingerprint,
+        "version": headstart.__version__,
+    }
+    if span.is_trunk:
+        if distributed.is_writer() and not checkpoint.steps_saved(directory):
+            adopt(directory, span, label["trunk"], keep)
+        distributed.barrier()
     start = checkpoint.start_point(directory, branch=span.parent, weights=recipe.start.weights)
     found = None
     if span.parent is None:
@@ -88,17 +103,10 @@ def _train_here(
     else:
         freeze(task.model, recipe.start.freeze)
     if distributed.is_writer():
-        _write_facts(directory, recipe, task, found, {**label, "span": span.facts()}, provenance)
+        _write_facts(directory, recipe, task, found, label, provenance)
     if say:
         for line in task.notes:
             say(line)
-    keep = {
-        "recipe": to_dict(recipe),
-        "classes": task.classes,
-        "span": span.facts(),
-        "fingerprint": task.fingerprint,
-        "version": headstart.__version__,
-    }
     final = loop.run(task, span.schedule, settings, directory, start, stop=span.stop, keep=keep, progress=progress)
     return RunResult(directory, final, last_metrics(directory))
 
@@ -171,7 +179,7 @@ def input_spec(recipe: AnyRecipe) -> InputSpec:
     return InputSpec(recipe.input.mean, recipe.input.std, recipe.input.order)
 
 
-def settings_of(recipe: AnyRecipe, task: Task, *, is_trunk: bool = False) -> loop.Settings:
+def settings_of(recipe: AnyRecipe, task: Task, *, is_trunk: bool = False, marks: tuple[int, ...] = ()) -> loop.Settings:
     """The loop's plain values of a recipe."""
     part, options = recipe.train, {"batch": recipe.train.batch, "num_images": task.num_images}
     return loop.Settings(
@@ -187,6 +195,7 @@ def settings_of(recipe: AnyRecipe, task: Task, *, is_trunk: bool = False) -> loo
         save_every=duration(recipe.checkpoint.every, field="checkpoint.every", **options),
         freeze=recipe.start.freeze,
         is_trunk=is_trunk,
+        marks=marks,
     )
 
 
