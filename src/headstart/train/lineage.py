@@ -20,7 +20,7 @@ class Span:
 
     It follows `schedule` up to `stop`, continuing the checkpoint `parent` where there is one. A trunk is not judged at
     its end, because its rate has not dropped yet; it keeps its checkpoints at `marks` for schedules planned later. One
-    that `carries` has a recipe of its own and takes over what fits of the parent's model; any other must fit as a whole.
+    that `carries` has a recipe of its own and takes over what fits of the parent's; any other must fit as a whole.
     """
 
     schedule: Schedule
