@@ -13,7 +13,10 @@ from headstart.study.definition import parse_study
 from headstart.study.execute import run_study
 from headstart.study.forecast import Load, cell_rows
 from headstart.study.plan import expand, make_schedules, schedule_names
+from headstart.study.read import read_study_folder
+from headstart.study.report import build_report
 from headstart.study.run import arm_recipe, difference_sheet, prepare, refuse_undeclared
+from headstart.study.spending import cell_bills, segment_bills
 from headstart.train import checkpoint
 from headstart.train.lineage import Span, run_digest
 from headstart.train.record import read_rows
@@ -307,6 +310,22 @@ def test_a_branch_cannot_change_how_images_are_normalised(study, data_root):
     start = checkpoint.StartPoint("branch", path, 8, checkpoint.load(path))
     with pytest.raises(ValueError, match=r"initialisation audit: input\.mean"):
         prepare_branch(make_task(recipe), recipe, SCHEDULE, start)
+
+
+def test_the_bill_of_a_branch_is_its_parents_trunk_and_its_own_steps(study):
+    """Images of 2 a step: each cell 12 steps alone; the study's bill is what was really run, 8 + 1 + 3 + 4 steps."""
+    folder = read_study_folder(study)
+    bills = {bill.arm: bill for bills in cell_bills(folder, segment_bills(folder)).values() for bill in bills}
+    assert {arm: bill.alone.images for arm, bill in bills.items()} == {"scratch": 24, "late": 24}
+    assert sum(bill.whole_as_spent.images for bill in bills.values()) == 2 * (8 + 1 + 3 + 4)
+    assert bills["late"].as_spent.images == 8 + 8
+    assert folder.random_arms == ("scratch", "late")
+
+
+def test_the_report_of_a_branch_says_what_it_took_over(study):
+    page = build_report(study).read_text()
+    assert f"New in this branch: {len(NEW)} tensors" in page
+    assert "carried from its parent" in page and "scratch, until the last 4 steps" in page
 
 
 def test_the_difference_sheet_says_that_an_arm_is_a_branch(data_root):

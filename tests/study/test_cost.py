@@ -62,6 +62,15 @@ def test_a_segment_adds_its_own_steps_only(parts):
         assert cost.seconds == pytest.approx(0.61 * steps)
 
 
+def test_a_segment_that_has_just_begun_or_is_too_short_for_a_row_adds_nothing(parts):
+    _, segments, rows = parts
+    early = next(s for s in segments if s["kind"] == "trunk" and s["parent"])
+    after = next(s for s in segments if s["parent"] == early["name"])
+    costs = segment_costs(segments, rows | {early["name"]: rows[early["name"]][:1]}, flops_per_image=FLOPS)
+    assert costs[early["name"]].images == costs[early["name"]].flops == costs[early["name"]].seconds == 0
+    assert costs[after["name"]].images == 4 * (after["stop"] - early["start"]), "what follows is not lost"
+
+
 def test_alone_is_the_cell_and_as_spent_adds_up_to_the_bill(parts):
     plan, segments, rows = parts
     costs = segment_costs(segments, rows, flops_per_image=FLOPS)

@@ -70,12 +70,15 @@ class CellCost:
         return self.as_spent.plus(self.pretraining_spent)
 
 
-def counters(rows: Iterable[Mapping[str, Any]], *, flops_per_image: float = float("nan")) -> Cost:
+def counters(
+    rows: Iterable[Mapping[str, Any]], *, since: Cost | None = None, flops_per_image: float = float("nan")
+) -> Cost:
     """Cumulative counters at the last of a run's rows that has each; rows without counters are passed over.
 
+    A run that has written none yet is where it began, at `since`, the counters of what it continues.
     flops_per_image is for one training step on one image, backward included; without it the operations are nan.
     """
-    last: dict[str, float] = {}
+    last = {name: getattr(since or Cost(), name) for name in ("images", "instances", "pixels")}
     for row in rows:
         last |= {name: row[name] for name in ("images", "instances", "pixels") if name in row}
         last |= {f"seconds_{kind}": value for kind, value in row.get("seconds", {}).items() if kind in SECONDS}
@@ -95,10 +98,11 @@ def segment_costs(
     evaluate after the checkpoint that was continued. Raises ValueError where images, instances or pixels fall.
     """
     known = flops_per_image or {}
-    reached = {segment["name"]: counters(rows.get(segment["name"], ())) for segment in segments}
+    reached: dict[str, Cost] = {}
     costs = {}
-    for segment in segments:
+    for segment in segments:  # parents come first
         name, before = segment["name"], reached.get(segment["parent"], Cost())
+        reached[name] = counters(rows.get(name, ()), since=before)
         each = known.get(_flops_key(segment), float("nan"))
         costs[name] = _added(name, reached[name], before, each) if rows.get(name) else Cost()
     return costs

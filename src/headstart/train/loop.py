@@ -162,6 +162,7 @@ def run(
             {
                 "kind": "end",
                 "step": stop,
+                **counters,
                 "checkpoint": str(final.relative_to(directory)),
                 "hash": weights_digest(task.model),
                 "memory": memory.peak(device),
