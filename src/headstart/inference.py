@@ -53,12 +53,7 @@ def load_trained(path: str | Path, overrides: dict[str, Any] | None = None) -> T
             raise ValueError(
                 f"override {field}: a trained detector stays what it is, expected one of evaluate.… or input.test_…"
             )
-    path = Path(path)
-    if path.is_dir():
-        steps = checkpoint.steps_saved(path)
-        if not steps:
-            raise ValueError(f"{path}: holds no checkpoints")
-        path = checkpoint.path_of(path, steps[-1])
+    path = checkpoint.newest(path)
     state = checkpoint.load(path)
     if state["recipe"].get("task") == "segmentation":
         return segmenter_of(state, path, overrides or {})

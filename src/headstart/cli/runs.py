@@ -225,6 +225,30 @@ def predict(
     say(f"{len(files)} images, {len(results)} detections: {out}")
 
 
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint or a run directory.")],
+    out: Annotated[Path, typer.Argument(help="File to write: .safetensors, .pt2 (torch.export) or .onnx.")],
+    size: Annotated[
+        str | None, typer.Option(help="Padded size of a program's images, HEIGHTxWIDTH; by default the recipe's.")
+    ] = None,
+    check: Annotated[
+        list[Path] | None,
+        typer.Option(help="Image or folder to compare a program on; by default images of the validation set."),
+    ] = None,
+) -> None:
+    """Write a trained model for others; a program only if it finds what the model finds."""
+    from headstart.export import export_program, export_weights, parse_size
+
+    if out.suffix in (".pt2", ".onnx"):
+        count = export_program(checkpoint, out, size=parse_size(size), images=check or ())
+        say(f"{out}: finds the same {count} detections as one look of the model")
+        return
+    if size or check:
+        raise ValueError(f"{out}: --size and --check are for programs (.pt2, .onnx) and have no effect on weights")
+    export_weights(checkpoint, out)
+    say(f"{out}: weights with their recipe; eval, predict and start.weights take it")
+
+
 def verify(run: Annotated[Path, typer.Argument(help="A run directory.")]) -> None:
     """Run the last stretch of a run again and compare rows and weights bit for bit; exit code 1 if they differ."""
     from headstart.train.verify import verify as verify_run

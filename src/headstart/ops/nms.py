@@ -58,7 +58,7 @@ def _solve(suppresses: Tensor, valid: Tensor, max_rounds: int | None = None) -> 
         max_rounds = valid.shape[1] if eager else MAX_ROUNDS
     keep = real
     for _ in range(max_rounds):
-        before, keep = keep, (torch.bmm(keep, weights) < 0.5).float().mul_(real)
+        before, keep = keep, (torch.bmm(keep, weights) < 0.5) * real
         if eager and torch.equal(before, keep):
             break
     return keep.squeeze(1) > 0.5

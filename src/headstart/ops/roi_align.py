@@ -44,7 +44,10 @@ def roi_align(
     channels = features[0].shape[1]
     table = torch.cat([feature.permute(0, 2, 3, 1).reshape(-1, channels) for feature in features])
     rows, weights = _taps(features, boxes.float(), image, level, strides, size, aligned)
-    out = WeightedGather.apply(table, rows, weights)
+    if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export():
+        out = _gather_by_tap(table, rows, weights)
+    else:
+        out = WeightedGather.apply(table, rows, weights)
     return out.reshape(-1, size, size, channels).permute(0, 3, 1, 2)
 
 
@@ -98,6 +101,12 @@ def _axis(low: Tensor, high: Tensor, cells: Tensor, size: int, aligned: bool) ->
     index = torch.stack([near, far], dim=-1).int().view(-1, size, 2 * SAMPLES)
     weight = torch.stack([(1 - fraction) * inside, fraction * inside], dim=-1).view(-1, size, 2 * SAMPLES)
     return index, weight
+
+
+def _gather_by_tap(table: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
+    """What WeightedGather does forward, in operations that ONNX has; one tap at a time, to keep memory at one row."""
+    taps = (table.index_select(0, row) * weight.unsqueeze(1) for row, weight in zip(rows.unbind(1), weights.unbind(1)))
+    return sum(taps)
 
 
 class WeightedGather(torch.autograd.Function):

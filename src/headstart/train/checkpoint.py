@@ -1,6 +1,7 @@
 """Checkpoints that are whole or not there, and the one function that decides how a run starts."""
 
 import hashlib
+import json
 import os
 import pickle
 from collections.abc import Collection
@@ -9,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 FORMAT = 1
+EXPORTED = ("recipe", "classes", "step", "version")  # what an export keeps beside the tensors
 KEPT = 2  # the newest two: one to continue from, one to re-execute a stretch from
 
 
@@ -41,10 +45,15 @@ def save(path: Path, state: dict[str, Any]) -> None:
 
 
 def load(path: Path | str) -> dict[str, Any]:
-    """A checkpoint's content, on the CPU. Never executes code: anything but tensors and plain data is refused."""
+    """A checkpoint's content, on the CPU. Never executes code: anything but tensors and plain data is refused.
+
+    Of an export (.safetensors): the model and what it is, not what resuming needs.
+    """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such checkpoint")
+    if path.suffix == ".safetensors":
+        return _load_export(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
@@ -58,6 +67,35 @@ def load(path: Path | str) -> dict[str, Any]:
     if state.get("format") != FORMAT:
         raise ValueError(f"{path}: checkpoint format {state.get('format')!r}, expected {FORMAT}")
     return state
+
+
+def save_export(path: Path, state: dict[str, Any], metadata: dict[str, str]) -> None:
+    """Write a checkpoint's model to .safetensors, its recipe and classes as metadata beside `metadata`."""
+    tensors = {name: value.contiguous() for name, value in state["model"].items()}
+    save_file(tensors, path, {name: json.dumps(state[name]) for name in EXPORTED} | metadata)
+
+
+def _load_export(path: Path) -> dict[str, Any]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            facts = file.metadata() or {}
+            state = {name: json.loads(facts[name]) for name in EXPORTED}
+            return {**state, "model": {name: file.get_tensor(name) for name in file.keys()}}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path}: is not a whole checkpoint ({error})") from None
+    except KeyError:
+        raise ValueError(f"{path}: is not a headstart checkpoint: it holds no model with its recipe") from None
+
+
+def newest(path: str | Path) -> Path:
+    """The checkpoint that a path means: the file itself, or the newest of a run directory."""
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    steps = steps_saved(path)
+    if not steps:
+        raise ValueError(f"{path}: holds no checkpoints")
+    return path_of(path, steps[-1])
 
 
 def path_of(directory: Path, step: int) -> Path:
