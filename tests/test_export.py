@@ -65,6 +65,7 @@ def few_rounds(monkeypatch):
     monkeypatch.setattr(nms, "MAX_ROUNDS", 3)
 
 
+@pytest.mark.slow
 def test_torch_program_finds_the_same(run, tmp_path, few_rounds):
     out = tmp_path / "tiny.pt2"
     assert export_program(run, out) > 10

@@ -29,7 +29,7 @@ SUFFIXES = (".safetensors", ".pt2", ".onnx")
 NUM_CHECKED = 4  # images of the validation set that a program is compared on
 # What counts as the same detection: other kernels add in another order, which moves a score in its last digits and a
 # box by a fraction of that times its size.
-BOX_TOLERANCE, SCORE_TOLERANCE, MASK_TOLERANCE = 0.05, 1e-3, 1e-2
+BOX_TOLERANCE, SCORE_TOLERANCE, MASK_TOLERANCE, HEAT_TOLERANCE = 0.05, 1e-3, 1e-2, 0.05
 OPSET = 18  # the lowest that torch's exporter writes without conversion
 Program = Callable[[Tensor, Tensor], dict[str, Tensor]]
 
@@ -76,6 +76,8 @@ def export_program(
     ValueError, and no file, where it cannot be exported, finds anything else than the model, or nothing to compare.
     """
     out, trained = _writable(out), load_trained(source)
+    if not isinstance(trained, Trained):
+        raise ValueError(f"{source}: finds no objects; a program is of a detector's predict, expected .safetensors")
     _require_packages(out)
     trained = replace(trained, model=trained.model.cpu())
     size = size or _own_size(trained)
@@ -108,7 +110,7 @@ def difference(expected: dict[str, Tensor], found: dict[str, Tensor]) -> str:
         return f"{len(theirs['scores'])} detections, expected {len(ours['scores'])}"
     near = (ours["labels"][:, None] == theirs["labels"]) & _near(ours, theirs, "scores", SCORE_TOLERANCE)
     near &= _near(ours, theirs, "boxes", BOX_TOLERANCE) & _near(ours, theirs, "masks", MASK_TOLERANCE)
-    near &= _near(ours, theirs, "keypoints", BOX_TOLERANCE)
+    near &= _near(ours, theirs, "heat_maps", HEAT_TOLERANCE)
     for index, row in enumerate(near):
         if not row.any():
             box = [round(value, 2) for value in ours["boxes"][index].tolist()]

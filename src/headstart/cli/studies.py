@@ -87,14 +87,23 @@ def run(
     overrides: Overrides = None,
     out: Out = Path("runs"),
     jobs: Jobs = None,
+    executor: Annotated[
+        str, typer.Option(help="Where segments run: local, or ray (RAY_ADDRESS says which cluster, else here).")
+    ] = "local",
+    cpus: Annotated[int | None, typer.Option(help="On ray: CPUs a segment, 1 by default.", min=1)] = None,
+    gpus: Annotated[int | None, typer.Option(help="On ray: GPUs a segment, 0 by default.", min=0)] = None,
+    retries: Annotated[
+        int | None, typer.Option(help="On ray: new workers for a lost one, 3 by default.", min=0)
+    ] = None,
 ) -> None:
     """Run every segment that is missing, then write the report. Stop it anywhere; the same command continues."""
     from headstart.study.report import build_report, is_current
     from headstart.study.run import refuse_undeclared
 
+    cluster = cluster_of(executor, jobs, {"cpus": cpus, "gpus": gpus, "retries": retries})
     prepared = prepared_study(study, overrides)
     refuse_undeclared(prepared)
-    directory = run_prepared(prepared, out, jobs)
+    directory = run_prepared(prepared, out, jobs, cluster)
     say_verdict(directory / "report.html" if is_current(directory) else build_report(directory))
 
 
@@ -126,7 +135,7 @@ def search(
     say(f"the picked values, and the effort for the difference sheet: {path}")
 
 
-def run_prepared(prepared: Any, out: Path, jobs: int | None) -> Path:
+def run_prepared(prepared: Any, out: Path, jobs: int | None, cluster: Any = None) -> Path:
     """Print the plan, unless all is done, and run it under a progress bar; the study's directory."""
     from headstart.study.execute import run_study
 
@@ -151,7 +160,68 @@ def run_prepared(prepared: Any, out: Path, jobs: int | None) -> Path:
         def reuse(name: str) -> None:
             move(name, 1.0, f"{name} done")
 
-        return run_study(prepared, out, jobs=jobs, progress=update, finished=reuse)
+        return run_study(prepared, out, jobs=jobs, cluster=cluster, progress=update, finished=reuse)
+
+
+def cluster_of(executor: str, jobs: int | None, given: dict[str, int | None]) -> Any:
+    """What the options say about a cluster; None for this machine. ValueError for an option without effect."""
+    from headstart.study.definition import check_names
+    from headstart.study.on_ray import Cluster
+
+    check_names([executor], ("local", "ray"), "executor")
+    chosen = {name: value for name, value in given.items() if value is not None}
+    if executor == "ray":
+        if jobs is not None:
+            raise ValueError(
+                f"jobs: {jobs} has no effect with --executor ray, which runs what its machines have room for"
+            )
+        return Cluster(**chosen)
+    for name, value in chosen.items():
+        raise ValueError(f"{name}: {value} has no effect with --executor local, expected --executor ray")
+    return None
+
+
+@app.command()
+def segment(
+    study: Name,
+    name: Annotated[str, typer.Argument(help="A segment as `study plan` names it.")],
+    overrides: Overrides = None,
+    out: Out = Path("runs"),
+) -> None:
+    """Run one segment whose trunk and weights are finished, as a cluster's task does; or find it finished."""
+    from headstart.study.execute import run_named
+    from headstart.study.run import refuse_undeclared
+    from headstart.train import distributed
+
+    distributed.start_processes()
+    prepared = prepared_study(study, overrides)
+    refuse_undeclared(prepared)
+    result = run_named(prepared, name, out)
+    if distributed.is_writer():
+        say(f"{name}: {result.directory}")
+    distributed.stop_processes()
+
+
+@app.command()
+def slurm(
+    study: Name,
+    overrides: Overrides = None,
+    out: Out = Path("runs"),
+    cpus: Annotated[int, typer.Option(help="CPUs a segment.", min=1)] = 1,
+    gpus: Annotated[int, typer.Option(help="GPUs a segment: as many processes, by torchrun.", min=0)] = 0,
+    time: Annotated[str | None, typer.Option(help="Time limit of a segment, such as 8:00:00.")] = None,
+    partition: Annotated[str | None, typer.Option(help="Slurm partition.")] = None,
+) -> None:
+    """Write Slurm job arrays that run the segments which are missing, level by level, and then the report."""
+    from headstart.study.run import refuse_undeclared
+    from headstart.study.slurm import Job, write_jobs
+
+    prepared = prepared_study(study, overrides)
+    refuse_undeclared(prepared)
+    found = write_jobs(prepared, study, overrides or [], out, Job(cpus, gpus, time, partition))
+    for number, names in enumerate(found.levels):
+        say(f"level {number}: {len(names)} segments, from {names[0]} on")
+    say(f"submit with: bash {found.script}")
 
 
 def default_jobs(prepared: Any) -> int:

@@ -1,4 +1,4 @@
-"""Run what is missing of a study, in order, on this machine."""
+"""Run what is missing of a study, in order, on this machine or a cluster; or one segment of it, as a task does."""
 
 import fcntl
 import os
@@ -7,12 +7,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from headstart.study.definition import check_names
+from headstart.study.on_ray import Cluster, run_on_ray
 from headstart.study.plan import Segment
 from headstart.study.run import (
     Prepared,
     Progress,
+    ancestors,
     arm_recipe,
     find_segments,
+    needs,
     pretrain_recipe,
     run_segment,
     segment_run,
@@ -59,42 +63,86 @@ def lock(directory: Path) -> Iterator[None]:
         file.truncate(0)
 
 
+@contextmanager
+def plan_lock(directory: Path) -> Iterator[None]:
+    """Wait for one's turn to write plan.json: the tasks of a cluster may end at the same time."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / "plan.lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def run_named(prepared: Prepared, name: str, out: str | Path = "runs") -> RunResult:
+    """Run one segment of a study by its name, as a task of a cluster does, or find it finished.
+
+    Other segments may run at the same time; those that this one needs must be finished. ValueError says which is not,
+    and for an unknown name which is nearest.
+    """
+    directory, segments = Path(out) / prepared.study.name, {each.name: each for each in prepared.plan.segments}
+    check_names([name], segments, "segment")
+    segment, finder = segments[name], Finder()
+    done, _ = find_segments(prepared, directory, finder, segments=ancestors(prepared.plan, segment))
+    for needed in sorted(needs(segment) - set(done)):
+        raise ValueError(f"segment {name}: needs {needed}, which is not finished in {directory}; run that one first")
+    recipe, _, span = segment_run(prepared, segment, done)
+    _update_plan(prepared, directory, {name: finder.place(recipe, segments_folder(prepared, directory), span)})
+    result = run_segment(prepared, segment, directory, done)
+    _update_plan(prepared, directory, {})
+    return result
+
+
+def _update_plan(prepared: Prepared, directory: Path, begun: dict[str, Path]) -> None:
+    """Write plan.json as the study is now, whoever else works on it; `begun` is what has no directory yet."""
+    if distributed.is_writer():
+        with plan_lock(directory):
+            done, known = find_segments(prepared, directory)
+            write_plan(prepared, directory, done, begun | known)
+
+
 def run_study(
     prepared: Prepared,
     out: str | Path = "runs",
     *,
     jobs: int = 1,
+    cluster: Cluster | None = None,
     progress: Progress | None = None,
     finished: Callable[[str], None] | None = None,
 ) -> Path:
-    """Run every segment that is not finished, `jobs` at a time; returns the study's directory.
+    """Run every segment that is not finished, `jobs` at a time here, or on a `cluster`; returns the study's directory.
 
-    `progress` is told of every step, `finished` of every segment that is done (or was found done). Kill it anywhere and
-    call it again: finished segments are found by their digest, those in work continue at their last checkpoint.
+    `progress` is told of every step (on a cluster of none), `finished` of every segment that is done (or was found
+    done). Kill it anywhere and call it again: finished segments are found by their digest, those in work continue at
+    their last checkpoint.
     """
-    if jobs > 1:
+    if jobs > 1 or (cluster and not cluster.gpus):
         check_threads(prepared)
     directory = Path(out) / prepared.study.name
     finder = Finder()
 
+    def write() -> None:
+        with plan_lock(directory):
+            write_plan(prepared, directory, done, begun)
+
     def begin(segment: Segment) -> None:
         recipe, _, span = segment_run(prepared, segment, done)
         begun[segment.name] = finder.place(recipe, segments_folder(prepared, directory), span)
-        write_plan(prepared, directory, done, begun)
+        write()
 
     def record(segment: Segment, result: RunResult) -> None:
         done[segment.name] = result
-        write_plan(prepared, directory, done, begun)
+        write()
         if finished:
             finished(segment.name)
 
     with lock(directory):
         done, begun = find_segments(prepared, directory, finder)
-        write_plan(prepared, directory, done, begun)
+        write()
         for name in done if finished else ():
             finished(name)
         missing = [segment for segment in prepared.plan.segments if segment.name not in done]
-        if jobs > 1 and missing:
+        if cluster and missing:
+            run_on_ray(prepared, missing, directory, dict(done), cluster, began=begin, finished=record)
+        elif jobs > 1 and missing:
             run_parallel(
                 prepared, missing, directory, dict(done), jobs, progress=progress, began=begin, finished=record
             )

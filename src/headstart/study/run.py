@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from itertools import count
 from math import ceil
@@ -198,15 +198,20 @@ def segment_run(prepared: Prepared, segment: Segment, done: dict[str, RunResult]
 
 
 def find_segments(
-    prepared: Prepared, directory: Path, finder: Finder | None = None
+    prepared: Prepared,
+    directory: Path,
+    finder: Finder | None = None,
+    *,
+    segments: Iterable[Segment] | None = None,
 ) -> tuple[dict[str, RunResult], dict[str, Path]]:
     """The finished segments and the directories of those only begun, by name, found by digest; no model is built.
 
-    A tail is finished when it has been judged in all ways that the study asks for.
+    A tail is finished when it has been judged in all ways that the study asks for. `segments` (all by default) come
+    after what they need.
     """
     finder, done, begun = finder or Finder(), {}, {}
     out, variants = segments_folder(prepared, directory), prepared.study.also_evaluate
-    for segment in prepared.plan.segments:
+    for segment in prepared.plan.segments if segments is None else segments:
         if needs(segment) <= set(done):
             recipe, _, span = segment_run(prepared, segment, done)
             found, place = finder.find(recipe, out, span), finder.place(recipe, out, span)
@@ -221,6 +226,15 @@ def find_segments(
 def needs(segment: Segment) -> set[str]:
     """The segments that must be finished before this one begins."""
     return {name for name in (segment.parent, segment.weights_from) if name}
+
+
+def ancestors(plan: Plan, segment: Segment) -> list[Segment]:
+    """All that must be finished before a segment begins, in the order of the plan."""
+    wanted = needs(segment)
+    for other in reversed(plan.segments):
+        if other.name in wanted:
+            wanted |= needs(other)
+    return [other for other in plan.segments if other.name in wanted]
 
 
 def run_segment(

@@ -34,29 +34,49 @@ def run_parallel(
     finished: Callable[[Segment, RunResult], None],
 ) -> None:
     """Run segments, each as soon as what it needs is in `done`, `jobs` at a time; the first error stops the rest."""
-    waiting = list(segments)
-    running: dict[Future[RunResult], Segment] = {}
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
     with (
-        _listening(queue, {segment.name: segment for segment in waiting}, progress),
+        _listening(queue, {segment.name: segment for segment in segments}, progress),
         ProcessPoolExecutor(jobs, context, _start_worker, (queue, os.getpid())) as pool,
     ):
+
+        def submit(segment: Segment, needed: dict[str, RunResult]) -> Future[RunResult]:
+            return pool.submit(_work, prepared, segment, directory, needed)
+
         try:
-            while waiting or running:
-                for segment in [segment for segment in waiting if needs(segment) <= set(done)][: jobs - len(running)]:
-                    waiting.remove(segment)
-                    began(segment)
-                    needed = {name: done[name] for name in needs(segment)}
-                    running[pool.submit(_work, prepared, segment, directory, needed)] = segment
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    segment = running.pop(future)
-                    done[segment.name] = future.result()
-                    finished(segment, done[segment.name])
+            run_as_ready(segments, done, submit, at_once=jobs, began=began, finished=finished)
         except BaseException:
             for process in list(pool._processes.values()):  # a segment may run for hours: do not wait for it
                 process.terminate()
             raise
+
+
+def run_as_ready(
+    segments: list[Segment],
+    done: dict[str, RunResult],
+    submit: Callable[[Segment, dict[str, RunResult]], Future[RunResult]],
+    *,
+    at_once: int | None = None,
+    began: Callable[[Segment], None],
+    finished: Callable[[Segment, RunResult], None],
+) -> None:
+    """Submit segments, each with the results that it needs as soon as they are in `done`, at most `at_once` at a time.
+
+    Results are added to `done`; the first error is raised while others may still run.
+    """
+    waiting = list(segments)
+    running: dict[Future[RunResult], Segment] = {}
+    most = len(segments) if at_once is None else at_once
+    while waiting or running:
+        for segment in [segment for segment in waiting if needs(segment) <= set(done)][: most - len(running)]:
+            waiting.remove(segment)
+            began(segment)
+            running[submit(segment, {name: done[name] for name in needs(segment)})] = segment
+        for future in wait(running, return_when=FIRST_COMPLETED).done:
+            segment = running.pop(future)
+            done[segment.name] = future.result()
+            finished(segment, done[segment.name])
 
 
 def _start_worker(queue: Any, parent: int) -> None:

@@ -1,0 +1,124 @@
+"""A study as job arrays of Slurm: one array a level of the segment graph, one task a segment, and what submits them."""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from headstart.study.execute import check_threads
+from headstart.study.plan import Segment
+from headstart.study.run import Prepared, find_segments, needs
+
+
+@dataclass(frozen=True)
+class Job:
+    """What each task asks of Slurm; several GPUs mean as many processes, started by torchrun on one machine.
+
+    `time` and `partition` are Slurm's own words, left to its defaults where None.
+    """
+
+    cpus: int = 1
+    gpus: int = 0
+    time: str | None = None
+    partition: str | None = None
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What was written: the script that submits everything, and the segments of each level in their order."""
+
+    script: Path
+    levels: tuple[tuple[str, ...], ...]
+
+
+def write_jobs(prepared: Prepared, study: str, overrides: Sequence[str], out: str | Path, job: Job) -> Submission:
+    """Write `slurm/` into the study's directory: level-N.sh (an array), report.sh, and submit.sh, which chains them.
+
+    `study` and `overrides` are the words of the command line, which every task repeats. A level begins when the one
+    before has succeeded. Finished segments are left out, so that after a failure or a time limit the same call writes
+    what is still to do; a task that was begun continues at its last checkpoint. ValueError where nothing is left.
+    """
+    for name, value in (("time", job.time), ("partition", job.partition)):
+        if value is not None and (not value or any(sign.isspace() for sign in value)):
+            raise ValueError(f"{name}: {value!r}, expected one word, as Slurm's --{name} takes it")
+    if not job.gpus:
+        check_threads(prepared)
+    directory = Path(out) / prepared.study.name
+    done, _ = find_segments(prepared, directory)
+    levels = levels_of(prepared.plan.segments, set(done))
+    if not levels:
+        raise ValueError(f"{directory}: every segment is finished, so there is nothing to submit; see study report")
+    folder = directory / "slurm"
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("*.sh"):
+        old.unlink()
+    for number, names in enumerate(levels):
+        (folder / f"level-{number}.sh").write_text(_array(prepared, names, number, study, overrides, out, job, folder))
+    (folder / "report.sh").write_text(_report(prepared, directory, job, folder))
+    script = folder / "submit.sh"
+    script.write_text(_submit(folder, len(levels)))
+    script.chmod(0o755)
+    return Submission(script, levels)
+
+
+def levels_of(segments: Sequence[Segment], done: set[str]) -> tuple[tuple[str, ...], ...]:
+    """Names of the segments that are missing, each in the first level after all that it needs."""
+    level: dict[str, int] = {}
+    for segment in segments:  # in an order in which each comes after what it needs
+        if segment.name not in done:
+            level[segment.name] = max((level[name] + 1 for name in needs(segment) if name in level), default=0)
+    return tuple(
+        tuple(name for name, own in level.items() if own == number)
+        for number in range(max(level.values(), default=-1) + 1)
+    )
+
+
+def _array(
+    prepared: Prepared,
+    names: Sequence[str],
+    number: int,
+    study: str,
+    overrides: Sequence[str],
+    out: str | Path,
+    job: Job,
+    folder: Path,
+) -> str:
+    options = [f"--array=0-{len(names) - 1}", f"--cpus-per-task={job.cpus}", "--requeue", *_options(job)]
+    options += [f"--gpus-per-node={job.gpus}"] if job.gpus else []
+    launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={job.gpus}", "-m"] if job.gpus > 1 else []
+    source = str(Path(study).resolve()) if Path(study).is_file() else study
+    words = [sys.executable, "-m", *launcher, "headstart", "study", "segment", source]
+    end = [*overrides, "--out", str(out)]
+    return (
+        _header(f"{prepared.study.name}-level-{number}", folder, options, "%x-%a-%A.log")
+        + f"segments=({' '.join(map(shlex.quote, names))})\n"
+        + f'exec {shlex.join(words)} "${{segments[$SLURM_ARRAY_TASK_ID]}}" {shlex.join(end)}\n'
+    )
+
+
+def _report(prepared: Prepared, directory: Path, job: Job, folder: Path) -> str:
+    words = [sys.executable, "-m", "headstart", "study", "report", str(directory)]
+    return _header(f"{prepared.study.name}-report", folder, _options(job), "%x-%j.log") + f"exec {shlex.join(words)}\n"
+
+
+def _submit(folder: Path, num_levels: int) -> str:
+    """Each array after the one before it; --parsable prints the job's number, and its cluster after a semicolon."""
+    lines = ["#!/bin/bash", "set -euo pipefail", f"cd {shlex.quote(str(folder.resolve()))}"]
+    scripts = [*(f"level-{number}.sh" for number in range(num_levels)), "report.sh"]
+    for number, script in enumerate(scripts):
+        after = '--dependency=afterok:"${job%%;*}" ' if number else ""
+        lines += [f"job=$(sbatch --parsable {after}{script})", f'echo "{script}: job $job"']
+    return "\n".join(lines) + "\n"
+
+
+def _header(name: str, folder: Path, options: Sequence[str], log: str) -> str:
+    """The first lines of a job: its name, its log beside it, and the folder in which it was written."""
+    lines = [f"--job-name={name}", f'--output="{folder.resolve()}/{log}"', *options]
+    begin = "".join(f"#SBATCH {line}\n" for line in lines)
+    return f"#!/bin/bash\n{begin}set -euo pipefail\ncd {shlex.quote(str(Path.cwd()))}\n"
+
+
+def _options(job: Job) -> list[str]:
+    given = (("time", job.time), ("partition", job.partition))
+    return [f"--{name}={value}" for name, value in given if value is not None]
