@@ -19,12 +19,13 @@ from study_folder import CLASSES, FILE_NAME, box_ap, build_study, hash_of
 from headstart.evaluate.records import Records, ap_from_records
 from headstart.study import image_noise, report
 from headstart.study.figures import write_figures
+from headstart.study.mistakes import TYPES, mistake_tables
 from headstart.study.page import MOST_BYTES, script_json
 from headstart.study.paper import TABLE_1
 from headstart.study.read import metric_of, read_study_folder
 from headstart.study.report import build_report, is_current
 from headstart.study.samples import MIN_SCORE, make_samples
-from headstart.study.series import evaluation_stretches
+from headstart.study.series import evaluation_stretches, loss_stretches
 from headstart.study.verdict import judge
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -71,7 +72,7 @@ def _three(tmp_path_factory):
 @pytest.fixture(name="small")
 def _small(monkeypatch):
     """A small study without figures, which take most of the time: build(root, ...) -> its directory."""
-    monkeypatch.setattr(report, "write_figures", lambda *_: [])
+    monkeypatch.setattr(report, "write_figures", lambda *_, **__: [])
     return partial(build_study, schedules=("1x", "2x"), pictures=False, log_every=100)
 
 
@@ -85,6 +86,14 @@ def final_scores(path, metric):
             (score,) = [r["metrics"][kind][name] for r in rows if r["kind"] == "eval" and r["step"] == segment["stop"]]
             found.setdefault((segment["arm"], segment["schedule"], segment["fraction"]), []).append(score)
     return found
+
+
+def run_of(path, arm, schedule, fraction=1.0):
+    """The run in which a cell of the first seed ends."""
+    folder = read_study_folder(path)
+    return folder.tail(
+        next(c for c in folder.plan.cells if (c.arm, c.schedule, c.fraction) == (arm, schedule, fraction))
+    )
 
 
 def table_numbers(text):
@@ -213,13 +222,20 @@ def test_the_csv_says_where_each_number_comes_from(done):
 
 def test_figures_are_there_and_repeatable(done, tmp_path):
     path, _ = done
-    names = {"cost", "curves-f0.1", "curves-f1", "fractions", "metrics"}
+    names = {"cost", "curves-f0.1", "curves-f1", "errors", "fractions", "metrics", "training-f0.1", "training-f1"}
     assert {file.stem for file in (path / "figures").iterdir()} == names
     before = {name: (path / "figures" / f"{name}.svg").read_bytes() for name in names}
     for content in before.values():
         assert ElementTree.fromstring(content).tag.endswith("svg")
     folder = read_study_folder(path)
-    again = write_figures(folder, evaluation_stretches(folder), [], tmp_path)
+    again = write_figures(
+        folder,
+        evaluation_stretches(folder),
+        [],
+        tmp_path,
+        losses=loss_stretches(folder),
+        mistakes=mistake_tables(folder),
+    )
     assert {file.name for file in again} == names - {"cost"}
     assert all((tmp_path / f"{file.name}.svg").read_bytes() == before[file.name] for file in again)
 
@@ -413,6 +429,13 @@ window.addEventListener("load", () => setTimeout(() => {
   seen.ends = chart.data.flatMap((trace) => trace.text).filter(Boolean);
   set('input[name="way"][value="as_spent"]', (radio) => { radio.checked = true; });
   seen.spent = amounts();
+  const mistakes = document.getElementById("mistake-chart");
+  seen.lost = mistakes.data.map((trace) => trace.y);
+  Plotly.Fx.hover(mistakes, [{curveNumber: 0, pointNumber: 0}]);
+  seen.mistake = mistakes.querySelector(".hoverlayer").textContent;
+  set('input[name="mistake-kind"][value="mask"]', (radio) => { radio.checked = true; });
+  set('input[name="mistake-value"][value="counts"]', (radio) => { radio.checked = true; });
+  seen.counts = mistakes.data.map((trace) => trace.y);
   set("#curve-metric", (select) => { select.value = "loss"; });
   seen.loss = highest();
   const made = document.createElement("pre");
@@ -443,7 +466,13 @@ def test_in_a_browser_it_draws_hovers_and_switches_without_errors(done, tmp_path
     page = Page(result.stdout)
     seen = json.loads(next(words for a, words in page.of("pre") if a.get("id") == "seen"))
     box, mask = final_scores(path, "box.AP"), final_scores(path, "mask.AP")
-    assert seen["mains"] >= 4 and seen["traces"] == 16  # two charts; four trunk parts and four tails an arm
+    arms = {a: run_of(path, a, "6x").fact("errors-1800.json") for a in ("pretrained", "scratch")}
+    for value, kind, factor in (("lost", "box", 100), ("counts", "mask", 1)):
+        field = {"lost": "gains", "counts": "counts"}[value]
+        told = [[factor * (arms[a][kind][field][name] or 0) for name in TYPES] for a in arms]
+        assert [[v or 0 for v in trace] for trace in seen[value]] == [pytest.approx(t, abs=1e-3) for t in told]
+    assert seen["mistake"].startswith("pretrained, classification: found, but called another classAP50 lost")
+    assert seen["mains"] >= 6 and seen["traces"] == 16  # two charts; four trunk parts and four tails an arm
     assert seen["highest"] == pytest.approx(100 * max(v for (v,) in box.values()), rel=1e-5)
     assert seen["mask"] == pytest.approx(100 * max(v for (v,) in mask.values()), rel=1e-5)
     assert seen["tenth"] == pytest.approx(100 * max(v for (_, _, f), (v,) in mask.items() if f == 0.1), rel=1e-5)

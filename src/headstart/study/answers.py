@@ -10,11 +10,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from headstart.study.cost import Cost
 from headstart.study.curves import Crossover, Curve, compare_at, crossover, images_worth, overfit_onset
 from headstart.study.display import fraction_name, large, span
-from headstart.study.read import NAN, StudyFolder
-from headstart.study.spending import Bills, mean_cost, outside_weights
+from headstart.study.flat_rows import last_loss
+from headstart.study.paired import t_half_width
+from headstart.study.read import NAN, TRAIN, StudyFolder
+from headstart.study.spending import Bills, StartCost, mean_cost, outside_weights
 from headstart.study.verdict import Verdict
+from headstart.study.wording import counted, points
 
 DEFAULT_LEVEL = 0.95
 EFFORTS = ("images", "pixels", "seconds")
@@ -78,7 +82,11 @@ def find_crossover(folder: StudyFolder) -> Crossover | None:
 
 
 def find_answers(
-    folder: StudyFolder, bills: Bills, comparisons: tuple[Comparison, ...], crossing: Crossover | None
+    folder: StudyFolder,
+    bills: Bills,
+    starts: dict[str, StartCost],
+    comparisons: tuple[Comparison, ...],
+    crossing: Crossover | None,
 ) -> list[Answer]:
     """All questions that the finished cells can answer; none with a single arm."""
     if not folder.baseline or not folder.fractions:
@@ -94,7 +102,7 @@ def find_answers(
         answers += [Answer(f"And with {100 * fraction:g} % of the data?", (_brief(entry.verdict),)) for entry in last]
     answers += _worth(folder, level)
     answers += _overfitting(folder, level)
-    answers += _price(folder, bills)
+    answers += _price(folder, bills, starts)
     return answers
 
 
@@ -127,8 +135,11 @@ def _worth(folder: StudyFolder, level: float) -> list[Answer]:
 
 
 def _overfitting(folder: StudyFolder, level: float) -> list[Answer]:
-    """Whether longer schedules lose on validation while the training loss still falls, arm by arm."""
-    sentences = []
+    """Whether longer schedules lose on validation while training still improves, arm by arm, and how far both part.
+
+    Training is judged by the same metric on training images where the recipe has them judged, else by its loss.
+    """
+    sentences, on_training = [], f"{TRAIN}:{folder.metric.rpartition(':')[2]}"
     for fraction in folder.fractions:
         names = folder.common_schedules(fraction)
         used = _complete(folder, fraction)
@@ -137,12 +148,26 @@ def _overfitting(folder: StudyFolder, level: float) -> list[Answer]:
         where = "" if len(folder.fractions) == 1 else f"With {fraction_name(folder, fraction)}, "
         for arm in (folder.baseline, folder.candidate):
             validation = _ends(folder, arm, fraction)
+            seen = np.stack([folder.scores(on_training, arm, name, fraction) for name in names], 1)[used]
             losses = np.stack([_final_losses(folder, arm, name, fraction) for name in names], 1)[used]
-            if np.isfinite(losses).all():
-                sentences.append(
-                    where + overfit_onset(Curve(arm, validation.x, -losses), validation, level=level).sentence()
-                )
+            judged = bool(np.isfinite(seen).all())
+            if judged or np.isfinite(losses).all():
+                train = Curve(arm, validation.x, seen if judged else -losses)
+                found = overfit_onset(train, validation, level=level, judged=judged)
+                sentences.append(where + found.sentence())
+            if judged:
+                sentences.append(where + _parting(arm, names[-1], seen[:, -1] - validation.scores[:, -1], level))
     return [Answer("Does longer training hurt?", tuple(sentences))] if sentences else []
+
+
+def _parting(arm: str, schedule: str, gaps: np.ndarray, level: float) -> str:
+    """How much better an arm is on training images than on validation images at the end of a schedule."""
+    half = float(t_half_width(gaps, level))
+    spread = "1 seed, indicative only"
+    if len(gaps) > 1:
+        low, high = (points(float(gaps.mean()) + sign * half) for sign in (-1, 1))
+        spread = f"{100 * level:g} % interval {low} to {high}, {counted(len(gaps), 'seed')}"
+    return f"{arm} at {schedule}: {points(float(gaps.mean()))} points on training against validation images ({spread})."
 
 
 def _final_losses(folder: StudyFolder, arm: str, schedule: str, fraction: float) -> np.ndarray:
@@ -152,30 +177,39 @@ def _final_losses(folder: StudyFolder, arm: str, schedule: str, fraction: float)
         for c in folder.plan.cells
         if (c.arm, c.schedule, c.fraction) == (arm, schedule, fraction)
     }
-    logged = [
-        [row["loss"] for row in tails[seed].rows if row["kind"] == "train"] if seed in tails else []
-        for seed in folder.seeds
-    ]
-    return np.array([NAN if not losses or losses[-1] is None else losses[-1] for losses in logged], float)
+    losses = [last_loss(tails[seed]) if seed in tails else None for seed in folder.seeds]
+    return np.array([NAN if loss is None else loss for loss in losses], float)
 
 
-def _price(folder: StudyFolder, bills: Bills) -> list[Answer]:
+def _price(folder: StudyFolder, bills: Bills, starts: dict[str, StartCost]) -> list[Answer]:
     """What the pre-training cost, and the longest common schedule of either arm with it."""
     lines = []
     for arm in (folder.baseline, folder.candidate):
-        own = [bill.pretraining for (owner, *_), cells in bills.items() if owner == arm for bill in cells]
-        if own and own[0].images > 0:
-            seen = f"{large(own[0].images)} images ({large(own[0].pixels)} pixels)"
-            lines.append(f"The start of {arm} took {seen} and {span(own[0].seconds)} of pre-training, once.")
+        start = starts.get(arm)
+        if start and start.whole.images > 0:
+            lines.append(_start_sentence(arm, start))
     for arm in (folder.baseline, folder.candidate) if lines and folder.headline_cell else ():
         cells = bills.get((arm, *folder.headline_cell))
         if cells:
-            whole = mean_cost([bill.whole for bill in cells])
-            seen = f"{large(whole.images)} images, {large(whole.pixels)} pixels"
-            lines.append(f"All in, {folder.headline_cell[0]} of {arm} takes {seen} and {span(whole.seconds)}.")
+            alone, whole = (mean_cost([getattr(bill, way) for bill in cells]) for way in ("alone", "whole"))
+            lines.append(f"{folder.headline_cell[0]} of {arm} takes {_effort(alone)}; all in {_effort(whole)}.")
     outside = [arm for arm in outside_weights(folder) if arm in (folder.baseline, folder.candidate)]
     lines += [f"{arm} starts from weights made elsewhere, whose cost is not counted here." for arm in outside]
     return [Answer("What does the start cost?", tuple(lines), from_clock=True)] if lines else []
+
+
+def _start_sentence(arm: str, start: StartCost) -> str:
+    what = f"The start of {arm}" if start.public is None else f"The start of {arm} (public weights {start.public})"
+    took = f"{what} took {_effort(start.whole)} of pre-training"
+    if start.uses == 1:
+        return f"{took}, counted to one use."
+    return f"{took}; declared for {start.uses:,g} uses, so one has {_effort(start.share)} of it."
+
+
+def _effort(cost: Cost) -> str:
+    """Images, pixels and seconds, as far as they are known."""
+    seconds = "" if np.isnan(cost.seconds) else f" and {span(cost.seconds)}"
+    return f"{large(cost.images)} images, {large(cost.pixels)} pixels{seconds}"
 
 
 def equal_efforts(folder: StudyFolder, bills: Bills) -> list[EqualEffort]:

@@ -112,6 +112,7 @@ class Overfit:
     half_width: float
     train_gain: float
     decided: bool
+    judged: bool = False
 
     @property
     def indicative(self) -> bool:
@@ -198,11 +199,18 @@ def images_worth(baseline: Curve, candidate: Curve, *, images: int, level: float
 
 
 def overfit_onset(
-    train: Curve, validation: Curve, *, level: float = 0.95, tolerance: float = 0.0, axis: str = "steps"
+    train: Curve,
+    validation: Curve,
+    *,
+    level: float = 0.95,
+    tolerance: float = 0.0,
+    axis: str = "steps",
+    judged: bool = False,
 ) -> Overfit:
     """Where validation peaks, and whether it falls from there by more than `tolerance` while training still improves.
 
-    Both curves have the same x; give losses with their sign turned. One seed gives an indication, never a decision.
+    Both curves have the same x; `judged` says that training is a score on training images, else give losses with their
+    sign turned. One seed gives an indication, never a decision.
     """
     scores, num_seeds = validation.scores, len(validation.scores)
     if not np.array_equal(train.x, validation.x):
@@ -222,6 +230,7 @@ def overfit_onset(
         half_width=half,
         train_gain=gain,
         decided=bool(falls.mean() - half > tolerance and gain > 0),
+        judged=judged,
     )
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from math import isfinite
 
-from headstart.study.read import StudyFolder
+from headstart.study.read import TRAIN, StudyFolder
 from headstart.study.wording import amount, counted
 
 NONE = "–"
 _LARGE = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"))
+_VARIANTS = {TRAIN: "training images"}
 _SIZES = {"APs": "AP small", "APm": "AP medium", "APl": "AP large"}
 
 
@@ -41,6 +42,13 @@ def large(value: float | None) -> str:
     return amount(value)
 
 
+def memory(num_bytes: float | None) -> str:
+    """Bytes in GB of 10^9, or MB below one: "3.4 GB"."""
+    if not num_bytes:
+        return NONE
+    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.0f} MB"
+
+
 def span(seconds: float | None) -> str:
     """A time: "48 s", "12 min", "3.4 h", "12.5 days"."""
     if seconds is None or not isfinite(seconds):
@@ -55,7 +63,7 @@ def metric_name(metric: str) -> str:
     """ "box.AP50" -> "box AP50"; sizes in words; "tta:box.AP" -> "box AP (tta)"."""
     variant, _, plain = metric.rpartition(":")
     kind, _, name = plain.rpartition(".")
-    return f"{kind} {_SIZES.get(name, name)}".strip() + (f" ({variant})" if variant else "")
+    return f"{kind} {_SIZES.get(name, name)}".strip() + (f" ({_VARIANTS.get(variant, variant)})" if variant else "")
 
 
 def fraction_name(folder: StudyFolder, fraction: float) -> str:

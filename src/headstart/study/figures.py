@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -13,7 +13,9 @@ from matplotlib.ticker import EngFormatter
 
 from headstart.study.cost import Cost
 from headstart.study.display import file_part, fraction_name, metric_name
-from headstart.study.read import StudyFolder
+from headstart.study.mistakes import MistakeRow
+from headstart.study.public_weights import PUBLIC_WEIGHTS, sample_figure
+from headstart.study.read import TRAIN, StudyFolder
 from headstart.study.series import Stretch, metrics_of
 from headstart.study.tables import fraction_table
 
@@ -44,7 +46,13 @@ def arm_colours(folder: StudyFolder) -> dict[str, str]:
 
 
 def write_figures(
-    folder: StudyFolder, stretches: Sequence[Stretch], costs: Sequence[tuple[str, str, Cost, Cost]], directory: Path
+    folder: StudyFolder,
+    stretches: Sequence[Stretch],
+    costs: Sequence[tuple[str, str, Cost, Cost]],
+    directory: Path,
+    *,
+    losses: Sequence[Stretch] = (),
+    mistakes: Mapping[str, Sequence[MistakeRow]] | None = None,
 ) -> list[Path]:
     """Write all figures there are data for; returns their paths without ending, of which .svg and .png exist.
 
@@ -57,11 +65,18 @@ def write_figures(
             own = [stretch for stretch in stretches if stretch.fraction == fraction]
             if own:
                 figures[f"curves-{file_part(fraction)}"] = curve_figure(folder, own, fraction)
+            logged = [stretch for stretch in losses if stretch.fraction == fraction]
+            if own and logged:
+                figures[f"training-{file_part(fraction)}"] = training_figure(folder, own, logged, fraction)
         if costs:
             figures["cost"] = cost_figure(folder, costs)
         rows = [row for row in fraction_table(folder) if row["gap"]] if folder.baseline else []
         if rows:
             figures["metrics"] = metric_figure(folder)
+        if mistakes:
+            figures["errors"] = mistake_figure(folder, mistakes)
+        if folder.settings.get("paper"):
+            figures["paper-samples"] = paper_samples_figure()
         if len(rows) > 1:
             figures["fractions"] = fraction_figure(folder, rows)
         for name, figure in figures.items():
@@ -120,6 +135,78 @@ def _curve(axes: Axes, stretch: Stretch, name: str, colour: str, *, below: bool)
         axes.plot(x[-1], y[-1], "o", color=colour, markersize=3.5)
         offset = (3, -9) if below else (3, 3)
         axes.annotate(stretch.schedule, (x[-1], y[-1]), offset, textcoords="offset points", fontsize=7, color=colour)
+
+
+def training_figure(
+    folder: StudyFolder, stretches: Sequence[Stretch], losses: Sequence[Stretch], fraction: float
+) -> Figure:
+    """Training loss beside the question's metric, on training images too where they were judged (paper's figure 7)."""
+    figure, (left, right) = _panels(2, width=4.2, height=3.2)
+    metric = folder.metric.rpartition(":")[2]
+    for arm, colour in arm_colours(folder).items():
+        for stretch in (s for s in losses if s.arm == arm):
+            left.plot(stretch.x["steps"], stretch.mean("loss"), color=colour, linewidth=1.0)
+        for stretch in (s for s in stretches if s.arm == arm):
+            for name, style in ((f"{TRAIN}:{metric}", ":"), (metric, "-")):
+                if name in stretch.y:
+                    y = [100 * value for value in stretch.mean(name)]
+                    right.plot(stretch.x["steps"], y, style, color=colour, linewidth=1.3)
+        left.plot([], [], color=colour, label=arm)
+    left.set(ylabel="training loss", ylim=(0, None))
+    right.set(ylabel=metric_name(metric), ylim=(0, None))
+    right.plot([], [], "-", color="#555555", label="validation")
+    if any(f"{TRAIN}:{metric}" in stretch.y for stretch in stretches):
+        right.plot([], [], ":", color="#555555", label="training images")
+    for axes in (left, right):
+        axes.set(xlabel="steps", xlim=(0, None))
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.set_title(fraction_name(folder, fraction), fontsize=9)
+    left.legend(loc="upper right")
+    right.legend(loc="lower right")
+    return figure
+
+
+def mistake_figure(folder: StudyFolder, mistakes: Mapping[str, Sequence[MistakeRow]]) -> Figure:
+    """AP50 that each type of mistake costs each arm, for boxes and masks."""
+    figure, panels = _panels(len(mistakes), width=4.4, height=2.9)
+    colours, num = arm_colours(folder), len(folder.arms)
+    for axes, (kind, rows) in zip(panels, mistakes.items()):
+        for place, arm in enumerate(folder.arms):
+            values = [row.gains.get(arm) for row in rows]
+            means = [100 * value.mean if value else 0.0 for value in values]
+            bars = axes.bar(np.arange(len(rows)) + (place - (num - 1) / 2) * 0.8 / num, means, 0.76 / num)
+            for bar in bars:
+                bar.set_color(colours[arm])
+            bars.set_label(arm)
+            axes.bar_label(bars, [f"{mean:.1f}" for mean in means], fontsize=6, padding=1)
+        axes.set_xticks(range(len(rows)), [_short_name(row.name) for row in rows], fontsize=7)
+        _finish(axes, f"{kind} AP50 lost, points")
+    return figure
+
+
+def _short_name(name: str) -> str:
+    return {"classification": "class", "localisation": "location", "background": "backgr."}.get(name, name)
+
+
+def paper_samples_figure() -> Figure:
+    """The paper's figure 2 from its recipe: samples of pre-training and fine-tuning against training from scratch."""
+    figure, panels = _panels(3, width=2.4, height=2.9)
+    before = PUBLIC_WEIGHTS["rethinking-imagenet"].cost()
+    for axes, (effort, (tuned, scratch)) in zip(panels, sample_figure().items()):
+        first = getattr(before, effort)
+        axes.bar(0, first, color="white", edgecolor=WEIGHTS_COLOURS[0], hatch="////", width=0.62)
+        axes.bar(0, tuned - first, bottom=first, color=WEIGHTS_COLOURS[0], edgecolor=WEIGHTS_COLOURS[0], width=0.62)
+        axes.bar(1, scratch, color=RANDOM_COLOURS[0], edgecolor=RANDOM_COLOURS[0], width=0.62)
+        for place, value in enumerate((tuned, scratch)):
+            axes.annotate(f"{value:.3g}".replace("e+", "e"), (place, value), (0, 2), textcoords="offset points",
+                          ha="center", fontsize=7)  # fmt: skip
+        axes.set_xticks((0, 1), ["pre-trained\n2x", "random\n6x"], fontsize=7.5)
+        axes.set_title(f"{effort} seen", fontsize=9)
+        axes.yaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.grid(axis="x", visible=False)
+        axes.margins(y=0.1)
+    panels[1].set_xlabel("hatched: pre-training", fontsize=7.5)
+    return figure
 
 
 def cost_figure(folder: StudyFolder, costs: Sequence[tuple[str, str, Cost, Cost]]) -> Figure:

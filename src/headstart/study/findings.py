@@ -15,10 +15,11 @@ from headstart.study.answers import (
     find_crossover,
 )
 from headstart.study.curves import Crossover
+from headstart.study.differences import undeclared
 from headstart.study.display import fraction_name, metric_name
 from headstart.study.image_noise import resampled_differences
 from headstart.study.read import StudyFolder
-from headstart.study.spending import Bills
+from headstart.study.spending import Bills, StartCost
 from headstart.study.verdict import Rule, Verdict, judge
 from headstart.study.wording import counted
 
@@ -38,21 +39,16 @@ class Findings:
     crossover: Crossover | None
 
 
-def find(folder: StudyFolder, bills: Bills) -> Findings:
+def find(folder: StudyFolder, bills: Bills, starts: dict[str, StartCost]) -> Findings:
     """All findings of a study; an unfinished one has comparisons of what is there, and no headline."""
     comparisons = _comparisons(folder) if folder.rule else ()
     headline, problem = _headline(folder)
     crossing = find_crossover(folder)
-    answers = find_answers(folder, bills, comparisons, crossing)
+    answers = find_answers(folder, bills, starts, comparisons, crossing)
     if problem:
         answers.append(Answer("Would other test images say the same?", (f"Not known: {problem}.",)))
     equal = equal_efforts(folder, bills)
     return Findings(*_title(folder, headline), headline, comparisons, tuple(answers), tuple(equal), crossing)
-
-
-def undeclared(folder: StudyFolder) -> tuple[str, ...]:
-    """Fields in which arms differ without having declared it: they make a comparison void."""
-    return tuple(str(row["field"]) for row in folder.differences if not row.get("declared"))
 
 
 def _comparisons(folder: StudyFolder) -> tuple[Comparison, ...]:

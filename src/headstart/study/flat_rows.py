@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from headstart.study.cost import Cost
-from headstart.study.read import StudyFolder, final_row, metric_of
+from headstart.study.plan import Cell
+from headstart.study.read import TRAIN, Run, StudyFolder, final_row, metric_of
 from headstart.study.series import position
 from headstart.study.spending import Bills
 
@@ -30,7 +31,7 @@ def cell_rows(folder: StudyFolder, bills: Bills) -> list[dict[str, Any]]:
         }
         row |= {
             "finished": run.end is not None,
-            "run": None if run.directory is None else str(run.directory.relative_to(folder.path)),
+            "run": run.place(folder.path),
         }
         row |= {"checkpoint": (run.end or {}).get("checkpoint"), "weights_sha256": (run.end or {}).get("hash")}
         row |= {
@@ -40,10 +41,11 @@ def cell_rows(folder: StudyFolder, bills: Bills) -> list[dict[str, Any]]:
         }
         row |= {
             f"{variant}:{kind}.{name}": value
-            for variant in folder.variants
+            for variant in (TRAIN, *folder.variants)
             for kind, values in (final_row(run, variant) or {"metrics": {}})["metrics"].items()
             for name, value in values.items()
         }
+        row |= {"train.loss": last_loss(run), "memory": cell_memory(folder, cell)}
         own = [bill for bill in bills.get((cell.arm, cell.schedule, cell.fraction), ()) if bill.seed == cell.seed]
         for bill in own:
             for way in ("alone", "whole", "as_spent", "whole_as_spent"):
@@ -52,11 +54,24 @@ def cell_rows(folder: StudyFolder, bills: Bills) -> list[dict[str, Any]]:
     return rows
 
 
+def last_loss(run: Run) -> float | None:
+    """The last logged training loss of a finished segment."""
+    logged = [row["loss"] for row in run.rows if row["kind"] == "train"] if run.end else []
+    return logged[-1] if logged else None
+
+
+def cell_memory(folder: StudyFolder, cell: Cell) -> int | None:
+    """Bytes at the highest point of any of a cell's segments, as far as they are known."""
+    ends = [folder.runs[name].end for name in cell.segments]
+    return max((end["memory"] for end in ends if end and end.get("memory")), default=None)
+
+
 def curve_rows(folder: StudyFolder) -> list[dict[str, Any]]:
     """One flat row an evaluation of any cell's segments."""
     rows = []
     for run in folder.runs.values():
         s = run.segment
+        seen = {row["step"]: row for row in run.train_evaluations}
         for row in run.evaluations if s.kind != "pretrain" else ():
             flat = {
                 "arm": s.arm,
@@ -67,11 +82,9 @@ def curve_rows(folder: StudyFolder) -> list[dict[str, Any]]:
                 "step": row["step"],
             }
             flat |= {axis: position(row, axis) for axis in ("images", "pixels", "seconds")}
-            flat |= {
-                f"{kind}.{name}": metric_of(row, f"{kind}.{name}")
-                for kind, values in row["metrics"].items()
-                for name in values
-            }
+            for prefix, own in (("", row), (f"{TRAIN}:", seen.get(row["step"], {"metrics": {}}))):
+                names = [f"{kind}.{name}" for kind, values in own["metrics"].items() for name in values]
+                flat |= {prefix + name: metric_of(own, name) for name in names}
             rows.append(flat)
     return rows
 

@@ -20,12 +20,15 @@ from markupsafe import Markup
 import headstart
 from headstart.study import display
 from headstart.study.curves import Crossover
+from headstart.study.differences import compared, difference_rows, tuning_rows
 from headstart.study.findings import Findings, rule_sentence
+from headstart.study.mistakes import MistakeRow
 from headstart.study.page_data import arms_data, plain
 from headstart.study.paper import SOURCE, TABLE_1
+from headstart.study.public_weights import sample_figure
 from headstart.study.read import Run, StudyFolder
 from headstart.study.samples import Samples
-from headstart.study.spending import Bills, mean_cost
+from headstart.study.spending import Bills, StartCost, mean_cost
 from headstart.study.tables import ScheduleTable, class_table, fraction_table, size_table
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -50,6 +53,8 @@ def render(
     cells: Sequence[dict[str, Any]],
     tables: Sequence[ScheduleTable],
     bills: Bills,
+    starts: dict[str, StartCost],
+    mistakes: dict[str, list[MistakeRow]],
     samples: Samples,
     pictures: Sequence[Path],
 ) -> str:
@@ -67,11 +72,18 @@ def render(
         data_pretraining=bool(data["pretraining"]),
         few=len({point["images"] for point in data["few"]}) > 1,
         cells=cells,
-        tiles=_tiles(folder, findings, data),
+        tiles=_tiles(folder, findings, starts),
+        starts=starts,
+        mistakes=mistakes,
+        paper_bars=sample_figure() if folder.settings.get("paper") else None,
+        differences=difference_rows(folder),
+        same=compared(folder),
+        tuning=tuning_rows(folder),
+        has_flops=any(bill.alone.flops > 0 for own in bills.values() for bill in own),
         verdicts={(entry.fraction, entry.schedule): entry.verdict for entry in findings.comparisons},
         tables=tables,
         fractions=fraction_table(folder) if folder.baseline else [],
-        costs=_cost_lines(folder, bills),
+        costs=_cost_lines(folder, bills, cells),
         classes={
             kind: rows
             for kind in ("box", "mask", "keypoints", "class", "semantic")
@@ -102,7 +114,15 @@ def _template() -> jinja2.Template:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    filters = (display.score, display.signed, display.large, display.span, display.minus, display.metric_name)
+    filters = (
+        display.score,
+        display.signed,
+        display.large,
+        display.span,
+        display.memory,
+        display.minus,
+        display.metric_name,
+    )
     environment.filters |= {each.__name__: each for each in filters}
     return environment.get_template("report.html.j2")
 
@@ -122,7 +142,7 @@ def plotly_source() -> str:
     return source
 
 
-def _tiles(folder: StudyFolder, findings: Findings, data: dict[str, Any]) -> list[Tile]:
+def _tiles(folder: StudyFolder, findings: Findings, starts: dict[str, StartCost]) -> list[Tile]:
     most = [entry for entry in findings.comparisons if folder.fractions and entry.fraction == folder.fractions[0]]
     tiles = [
         _lead_tile(f"at {entry.schedule}", entry.verdict, when)
@@ -135,17 +155,14 @@ def _tiles(folder: StudyFolder, findings: Findings, data: dict[str, Any]) -> lis
         tiles += [
             _lead_tile(f"{100 * fraction:g} % of the data", entry.verdict, f"at {entry.schedule}") for entry in last
         ]
-    for arm, cost in data["pretraining"].items():
-        if cost["images"]:
-            tiles.append(
-                Tile(
-                    f"start of {arm}",
-                    f"{display.large(cost['images'])} images",
-                    f"{display.span(cost['seconds'])} of pre-training, once",
-                    arm,
-                )
-            )
+    tiles += [_start_tile(arm, start) for arm, start in starts.items() if start.whole.images]
     return tiles
+
+
+def _start_tile(arm: str, start: StartCost) -> Tile:
+    took = "public weights" if start.public else f"{display.span(start.whole.seconds)} of pre-training"
+    shared = "counted to one use" if start.uses == 1 else f"for {start.uses:,g} uses"
+    return Tile(f"start of {arm}", f"{display.large(start.whole.images)} images", f"{took}, {shared}", arm)
 
 
 def _lead_tile(label: str, verdict: Any, when: str) -> Tile:
@@ -167,8 +184,12 @@ def _crossover_tile(found: Crossover) -> Tile:
     return Tile(label, f"≈ {display.amount(found.x)} {found.axis}", "between the ends of schedules", found.candidate)
 
 
-def _cost_lines(folder: StudyFolder, bills: Bills) -> list[dict[str, Any]]:
-    """One line an arm, schedule and fraction: the mean over seeds of what it cost, in the four ways."""
+def _cost_lines(folder: StudyFolder, bills: Bills, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One line an arm, schedule and fraction: the mean over seeds of what it cost in the four ways; largest memory."""
+    peaks: dict[tuple, int] = {}
+    for row in rows:
+        key = (row["arm"], row["schedule"], row["fraction"])
+        peaks[key] = max(peaks.get(key, 0), row["memory"] or 0)
     lines = []
     for fraction in folder.fractions:
         for arm in folder.arms:
@@ -179,7 +200,8 @@ def _cost_lines(folder: StudyFolder, bills: Bills) -> list[dict[str, Any]]:
                         way: mean_cost([getattr(bill, way) for bill in cells])
                         for way in ("alone", "whole", "as_spent", "whole_as_spent")
                     }
-                    lines.append({"arm": arm, "schedule": schedule, "fraction": fraction, **ways})
+                    key = {"arm": arm, "schedule": schedule, "fraction": fraction}
+                    lines.append(key | ways | {"memory": peaks[arm, schedule, fraction]})
     return lines
 
 
@@ -194,14 +216,10 @@ def _audits(folder: StudyFolder) -> list[dict[str, Any]]:
     return [
         {
             "label": label,
-            "run": str(entries[0][0].directory.relative_to(folder.path)),
+            "run": entries[0][0].place(folder.path),
             "audit": entries[0][1],
             "num": len(entries),
-            "others": [
-                str(run.directory.relative_to(folder.path))
-                for run, audit in entries
-                if audit["rows"] != entries[0][1]["rows"]
-            ],
+            "others": [run.place(folder.path) for run, audit in entries if audit["rows"] != entries[0][1]["rows"]],
         }
         for label, entries in found.items()
     ]

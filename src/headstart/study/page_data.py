@@ -10,9 +10,10 @@ from headstart.study.cost import Cost
 from headstart.study.display import fraction_name, metric_name
 from headstart.study.figures import MARKERS, arm_colours
 from headstart.study.findings import settled_schedule
+from headstart.study.mistakes import MistakeRow
 from headstart.study.read import StudyFolder
-from headstart.study.series import Stretch, metrics_of
-from headstart.study.spending import Bills, mean_cost
+from headstart.study.series import Stretch, metrics_of, train_metrics_of
+from headstart.study.spending import Bills, StartCost, mean_cost
 from headstart.study.tables import fraction_table
 
 # The figures' colours, lightened to the same contrast on a dark page.
@@ -25,25 +26,27 @@ DARK = {
     "#56b4e9": "#93d0f5",
 }
 _SYMBOLS = {"o": "circle", "s": "square", "D": "diamond", "^": "triangle-up", "v": "triangle-down", "P": "cross"}
-_EFFORTS = ("images", "instances", "pixels", "seconds")
+_EFFORTS = ("images", "instances", "pixels", "flops", "seconds")
 
 
 def page_data(
     folder: StudyFolder,
     stretches: Sequence[Stretch],
     losses: Sequence[Stretch],
-    pretraining: dict[str, Cost],
+    starts: dict[str, StartCost],
     bills: Bills,
+    mistakes: dict[str, list[MistakeRow]],
 ) -> dict[str, Any]:
     """Everything the script needs; scores in points, numbers that are not known as null."""
+    names = (*metrics_of(folder), *train_metrics_of(folder))
     return {
         "arms": arms_data(folder),
         "fractions": [{"value": f, "name": fraction_name(folder, f)} for f in folder.fractions],
-        "metrics": [{"id": name, "name": metric_name(name)} for name in metrics_of(folder)],
+        "metrics": [{"id": name, "name": metric_name(name)} for name in names],
         "metric": metric_name(folder.metric),
         "stretches": [_stretch(stretch, 100) for stretch in stretches],
         "losses": [_stretch(stretch, 1) for stretch in losses],
-        "pretraining": {arm: _cost(cost) for arm, cost in pretraining.items()},
+        "pretraining": {arm: _cost(start.share) for arm, start in starts.items()},
         "costs": [
             {
                 "arm": arm,
@@ -58,6 +61,18 @@ def page_data(
         ],
         "settled": {arm: {f"{f:g}": settled_schedule(folder, arm, f) for f in folder.fractions} for arm in folder.arms},
         "few": _fractions(folder),
+        "mistakes": {
+            kind: [
+                {
+                    "type": row.name,
+                    "meaning": row.meaning,
+                    "gains": {arm: value and 100 * value.mean for arm, value in row.gains.items()},
+                    "counts": {arm: value and value.mean for arm, value in row.counts.items()},
+                }
+                for row in rows
+            ]
+            for kind, rows in mistakes.items()
+        },
     }
 
 

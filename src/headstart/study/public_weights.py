@@ -5,9 +5,11 @@ Only entries whose recipe is published are listed; operations and seconds are no
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from headstart.study.cost import Cost, seen
+from headstart.study.definition_parts import check_names
 
 IMAGENET_1K = 1_281_167  # training images of ILSVRC 2012
 COCO_2017 = 117_266  # training images of 2017 with at least one annotation, which torchvision keeps
@@ -74,6 +76,12 @@ PUBLIC_WEIGHTS: dict[str, PublicWeights] = {
         after="torchvision-resnet-v1",
     ),
 }
+
+
+def check_public(names: Mapping[str, str]) -> None:
+    """ValueError for public weights, by arm, that the table does not have."""
+    for arm, name in names.items():
+        check_names([name], PUBLIC_WEIGHTS, f"public_weights.{arm}.name:")
 
 
 def sample_figure(

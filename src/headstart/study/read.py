@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -20,6 +21,7 @@ from headstart.train.record import read_rows
 
 NAN = float("nan")
 VARIANTS_FILE = "variants.jsonl"  # in the directory of a tail: how it was judged in other ways
+TRAIN = "train"  # "train:box.AP" is box.AP on training images, where a recipe has them judged
 DEFAULT_METRIC = "box.AP"  # what is asked about where a study has no rule
 
 
@@ -46,6 +48,10 @@ class Run:
     def train_evaluations(self) -> list[dict[str, Any]]:
         """Rows of evaluations on training images, in order of steps; none where a recipe does not ask for them."""
         return _evaluations(self.rows, "train")
+
+    def place(self, folder: Path) -> str | None:
+        """The directory as seen from the study's folder; None for one that has not begun."""
+        return None if self.directory is None else Path(os.path.relpath(self.directory, folder)).as_posix()
 
     @property
     def last_step(self) -> int:
@@ -176,7 +182,7 @@ class StudyFolder:
     def scores(self, metric: str, arm: str, schedule: str, fraction: float) -> np.ndarray:
         """The metric at the end of a schedule, float [S] in 0..1; nan where it is not there yet.
 
-        "tta:box.AP" is box.AP of the variant "tta".
+        "tta:box.AP" is box.AP of the variant "tta", "train:box.AP" that on training images.
         """
         variant, _, name = metric.rpartition(":")
         rows = self.final_rows(arm, schedule, fraction, variant)
@@ -232,9 +238,10 @@ def final_row(run: Run, variant: str = "") -> dict[str, Any] | None:
     """The evaluation at the last step of a finished segment, plain or a variant; None before that."""
     if run.end is None:
         return None
-    if variant:
+    if variant and variant != TRAIN:
         return run.variants.get(variant)
-    return next((row for row in reversed(run.evaluations) if row["step"] == run.segment.stop), None)
+    rows = run.train_evaluations if variant else run.evaluations
+    return next((row for row in reversed(rows) if row["step"] == run.segment.stop), None)
 
 
 def _evaluations(rows: Iterable[dict[str, Any]], split: str) -> list[dict[str, Any]]:

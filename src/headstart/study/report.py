@@ -12,15 +12,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from headstart.study.differences import compared, difference_rows
 from headstart.study.figures import write_figures
 from headstart.study.findings import Findings, find, settled_schedule
 from headstart.study.flat_rows import cell_rows, class_rows, curve_rows, write_csv
+from headstart.study.mistakes import mistake_rows, mistake_tables
 from headstart.study.page import MOST_BYTES, render
 from headstart.study.page_data import page_data, plain
 from headstart.study.read import VARIANTS_FILE, StudyFolder, read_study_folder
 from headstart.study.samples import make_samples
 from headstart.study.series import evaluation_stretches, loss_stretches
-from headstart.study.spending import Bills, cell_bills, mean_cost, pretraining_bills, segment_bills
+from headstart.study.spending import Bills, cell_bills, mean_cost, segment_bills, start_costs
 from headstart.study.tables import schedule_tables
 
 
@@ -32,18 +34,22 @@ def build_report(study_dir: str | Path) -> Path:
     folder = read_study_folder(study_dir)
     costs = segment_bills(folder)
     bills = cell_bills(folder, costs)
-    findings = find(folder, bills)
-    stretches = evaluation_stretches(folder)
-    pictures = write_figures(folder, stretches, _cost_bars(folder, bills), folder.path / "figures")
+    starts = start_costs(folder, costs)
+    findings = find(folder, bills, starts)
+    stretches, losses, mistakes = evaluation_stretches(folder), loss_stretches(folder), mistake_tables(folder)
+    bars = _cost_bars(folder, bills)
+    pictures = write_figures(folder, stretches, bars, folder.path / "figures", losses=losses, mistakes=mistakes)
     tables = schedule_tables(folder)
     cells = cell_rows(folder, bills)
     (folder.path / "tables").mkdir(exist_ok=True)
-    for name, rows in (("cells", cells), ("curves", curve_rows(folder)), ("classes", class_rows(folder))):
+    written = {"curves": curve_rows(folder), "classes": class_rows(folder), "errors": mistake_rows(folder)}
+    for name, rows in {"cells": cells, **written}.items():
         write_csv(folder.path / "tables" / f"{name}.csv", rows)
     _replace(
-        folder.path / "report.json", json.dumps(plain(_summary(folder, findings, cells)), indent=1, allow_nan=False)
+        folder.path / "report.json",
+        json.dumps(plain(_summary(folder, findings, cells, written["errors"])), indent=1, allow_nan=False),
     )
-    data = page_data(folder, stretches, loss_stretches(folder), pretraining_bills(folder, costs), bills)
+    data = page_data(folder, stretches, losses, starts, bills, mistakes)
     page = render(
         folder,
         findings,
@@ -51,6 +57,8 @@ def build_report(study_dir: str | Path) -> Path:
         cells=cells,
         tables=tables,
         bills=bills,
+        starts=starts,
+        mistakes=mistakes,
         samples=make_samples(folder),
         pictures=pictures,
     )
@@ -88,7 +96,9 @@ def _cost_bars(folder: StudyFolder, bills: Bills) -> list[tuple]:
     return bars
 
 
-def _summary(folder: StudyFolder, findings: Findings, cells: list[dict[str, Any]]) -> dict[str, Any]:
+def _summary(
+    folder: StudyFolder, findings: Findings, cells: list[dict[str, Any]], errors: list[dict[str, Any]]
+) -> dict[str, Any]:
     """What report.json holds. Whatever was read from a clock stands under a name with "seconds" in it."""
     return {
         "study": folder.name,
@@ -105,9 +115,11 @@ def _summary(folder: StudyFolder, findings: Findings, cells: list[dict[str, Any]
         "answers_with_seconds": [{"question": a.question, "lines": a.lines} for a in findings.answers if a.from_clock],
         "at_equal_effort": [_effort(e) for e in findings.equal if "seconds" not in e.effort],
         "at_equal_seconds": [_effort(e) for e in findings.equal if "seconds" in e.effort],
-        "differences": list(folder.differences),
+        "differences": difference_rows(folder),
+        "compared": compared(folder),
         "notes": list(folder.plan.notes),
         "cells": cells,
+        "errors": errors,
     }
 
 

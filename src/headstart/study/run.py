@@ -15,6 +15,7 @@ from headstart.schedule import Schedule, duration, multiple_of
 from headstart.study.definition import PRETRAIN_PREFIX, WEIGHTS_FIELD, Study, Tuning
 from headstart.study.forecast import load_key
 from headstart.study.plan import Plan, Segment, expand, schedule_names
+from headstart.study.public_weights import check_public
 from headstart.study.variants import check_variants, evaluate_variants, missing_variants
 from headstart.train.lineage import Finder, RunResult, Span, num_training_images
 from headstart.train.run import train
@@ -49,6 +50,7 @@ class Prepared:
 def prepare(study: Study, overrides: Patch | None = None) -> Prepared:
     """Read the data and expand the study into segments; ValueError for whatever could not run."""
     overrides = overrides or {}
+    check_public({arm: entry.name for arm, entry in study.public_weights.items()})
     if any(entry.images for entry in study.fractions):
         study = study.on(count_images(study, 1.0, overrides))
     num_images = {entry.fraction: count_images(study, entry.fraction, overrides) for entry in study.fractions}

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from headstart.study.read import NAN, Run, StudyFolder, metric_of
+from headstart.study.read import NAN, TRAIN, Run, StudyFolder, metric_of
 
 AXES = ("steps", "images", "pixels", "seconds")
 # In the order offered to a reader; recalls are in the CSV only.
@@ -57,12 +57,26 @@ def metrics_of(folder: StudyFolder) -> tuple[str, ...]:
     return tuple(metric for metric in CURVE_METRICS if metric in seen)
 
 
+def train_metrics_of(folder: StudyFolder) -> tuple[str, ...]:
+    """ "train:METRIC" for the metrics that training images were judged by; none where no recipe asked for it."""
+    judged = any(run.train_evaluations for run in folder.runs.values() if run.segment.kind != "pretrain")
+    return tuple(f"{TRAIN}:{metric}" for metric in metrics_of(folder)) if judged else ()
+
+
 def evaluation_stretches(folder: StudyFolder) -> list[Stretch]:
-    """All evaluations of all cells."""
-    metrics = metrics_of(folder)
-    return _stretches(
-        folder, lambda run: run.evaluations, {name: lambda row, name=name: metric_of(row, name) for name in metrics}
-    )
+    """All evaluations of all cells; "train:METRIC" beside the metrics where training images were judged too."""
+    values: dict[str, Callable[[dict[str, Any]], float]] = {}
+    for name in metrics_of(folder):
+        values[name] = lambda row, name=name: metric_of(row, name)
+    for name in train_metrics_of(folder):
+        plain = name.removeprefix(f"{TRAIN}:")
+        values[name] = lambda row, plain=plain: metric_of(row[TRAIN], plain)
+    return _stretches(folder, _judged, values)
+
+
+def _judged(run: Run) -> list[dict[str, Any]]:
+    seen = {row["step"]: row for row in run.train_evaluations}
+    return [row | {TRAIN: seen.get(row["step"], {})} for row in run.evaluations]
 
 
 def loss_stretches(folder: StudyFolder) -> list[Stretch]:

@@ -85,7 +85,10 @@ def overfit_sentence(found: Overfit) -> str:
     low, high = (points(found.fall + sign * found.half_width) for sign in (-1, 1))
     interval = f"{100 * found.level:g} % interval {low} to {high}, {counted(found.num_seeds, 'seed')}"
     if found.decided:
-        return f"{found.arm} overfits from about {where} on: validation loses {fall} by the end ({interval})."
+        gain = f"training images gain {points(found.train_gain)[1:]} points"
+        meanwhile = gain if found.judged else f"the training loss still falls by {found.train_gain:.2g}"
+        claim = f"{found.arm} overfits from about {where} on: validation loses {fall} by the end"
+        return f"{claim} ({interval}), {meanwhile}."
     return f"{found.arm}: no overfitting shown; validation is best at {where} and loses {fall} by the end ({interval})."
 
 

@@ -162,6 +162,22 @@
     Plotly.react("fraction-chart", traces, layout(x, y), config);
   }
 
+  // ---- mistakes
+  function drawMistakes() {
+    if (!byId("mistake-chart")) return;
+    const kind = checked("mistake-kind")[0] || Object.keys(data.mistakes)[0];
+    const value = checked("mistake-value")[0];
+    const rows = data.mistakes[kind];
+    const traces = data.arms.map((arm) => ({
+      type: "bar", name: escape(arm.name), x: rows.map((row) => row.type), y: rows.map((row) => row[value][arm.name]),
+      marker: { color: colourOf(arm.name), pattern: { shape: data.arms.indexOf(arm) % 2 ? "/" : "", size: 5, solidity: 0.25 } },
+      hovertext: rows.map((row) => `<b>${escape(arm.name)}</b>, ${row.type}: ${row.meaning}<br>AP50 lost <b>${digits(row.gains[arm.name], 1)}</b> points<br>${large(row.counts[arm.name])} of them`),
+      hoverinfo: "text",
+    }));
+    const y = { title: { text: value === "gains" ? `${kind} AP50 lost, points` : "how many", standoff: 6, font: { size: 13 } }, rangemode: "tozero" };
+    Plotly.react("mistake-chart", traces, { ...layout({}, y), barmode: "group", bargap: 0.25, showlegend: true, legend: { orientation: "h", y: 1.15, x: 0 } }, config);
+  }
+
   // ---- cost
   function costFraction() {
     const value = checked("cost-fraction")[0];
@@ -185,15 +201,17 @@
       .map((select) => data.costs.find((c) => c.arm === select.dataset.arm && c.schedule === select.value && c.fraction === costFraction()))
       .filter(Boolean)
       .map((c) => ({ ...c, training: c[way], before: way === "alone" ? c.pretraining : c.pretraining_spent }));
-    const blocks = ["images", "instances", "pixels", "seconds"].map((effort) => {
+    const counted = chosen.some((c) => c.training.flops) ? ["images", "instances", "pixels", "flops", "seconds"] : ["images", "instances", "pixels", "seconds"];
+    const titles = { seconds: "time, evaluation included", flops: "operations of training" };
+    const blocks = counted.map((effort) => {
       const block = element("div", null);
-      block.append(element("h3", effort === "seconds" ? "time, evaluation included" : `${effort} seen`));
+      block.append(element("h3", titles[effort] || `${effort} seen`));
       const show = effort === "seconds" ? span : large;
       const most = Math.max(...chosen.map((c) => c.training[effort] + c.before[effort]), 1e-9);
       for (const c of chosen) {
         const row = element("div", null, { class: "row" });
         row.style.setProperty("--own", `var(--arm${data.arms.indexOf(armOf(c.arm))})`);
-        row.append(element("span", `${c.arm} ${c.schedule}`), element("span", show(c.training[effort] + c.before[effort]), { class: "amount" }));
+        row.append(element("span", `${c.arm} ${c.schedule}`), element("span", show(c.training[effort] + c.before[effort]) + (c.before[effort] === null ? " + unknown" : ""), { class: "amount" }));
         const track = element("div", null, { class: "track" });
         for (const [name, amount] of [["before", c.before[effort]], ["", c.training[effort]]]) {
           const part = element("i", null, { class: name });
@@ -201,6 +219,7 @@
           if (amount > 0) track.append(part);
         }
         row.append(track);
+        if (c.before[effort] === null) row.append(element("span", "not known for public weights", { class: "key" }));
         if (c.before[effort] > 0) row.append(element("span", `${show(c.before[effort])} of it pre-training (hatched)`, { class: "key" }));
         block.append(row);
       }
@@ -210,7 +229,8 @@
   }
 
   // ---- wiring
-  function drawAll() { drawCurves(); drawFractions(); drawCosts(); }
+  function drawAll() { drawCurves(); drawFractions(); drawMistakes(); drawCosts(); }
+  if (byId("mistake-controls")) byId("mistake-controls").addEventListener("input", drawMistakes);
   if (byId("curve-controls")) {
     byId("curve-controls").addEventListener("input", drawCurves);
     byId("curve-table").addEventListener("toggle", () => fillCurveTable(curveSettings()));
