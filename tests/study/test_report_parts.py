@@ -109,7 +109,7 @@ def test_public_weights_are_priced_by_their_documented_recipe(tmp_path):
 
 def test_what_runs_held_is_compared_and_an_undeclared_difference_voids_the_verdict(tmp_path):
     path = build(tmp_path, seeds=3)
-    summary, text = summary_of(path)
+    summary, _ = summary_of(path)
     fields = {row["field"]: row["value"] for row in summary["compared"]}
     assert fields["parameters"] == "69,120" and fields["trained parameters"] == "all"
     run = next(r for r in read_study_folder(path).runs.values() if r.segment.arm == "scratch" and r.fact("audit.json"))
