@@ -55,6 +55,10 @@ class PixelBatch:
     labels: Tensor
     image_ids: Tensor
 
+    def to(self, device: torch.device | str) -> "PixelBatch":
+        """The same batch on another device."""
+        return PixelBatch(self.images.to(device), self.labels.to(device), self.image_ids.to(device))
+
 
 @dataclass(frozen=True)
 class Detections:

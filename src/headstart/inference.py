@@ -21,7 +21,7 @@ from headstart.evaluate.rle import paste_rle
 from headstart.evaluate.voc_eval import with_voc
 from headstart.inference_pixels import TrainedSegmenter, segmenter_of
 from headstart.model.detector import Detector, build
-from headstart.recipe import EVALUATION_FIELDS, Recipe, flatten, unflatten
+from headstart.recipe import EVALUATION_FIELDS, TRAINING_FIELDS, Recipe, flatten, unflatten
 from headstart.resolve import validate
 from headstart.train import checkpoint, distributed
 from headstart.train.detection import convention_of, eval_images, keypoints_of, kinds_of, look_at, predict_all, tta_of
@@ -49,7 +49,7 @@ def load_trained(path: str | Path, overrides: dict[str, Any] | None = None) -> T
     overrides {dotted field: value} change how it evaluates and predicts, nothing else.
     """
     for field in overrides or {}:
-        if not field.startswith(FREE_FIELDS):
+        if not field.startswith(FREE_FIELDS) or field in TRAINING_FIELDS:
             raise ValueError(
                 f"override {field}: a trained detector stays what it is, expected one of evaluate.… or input.test_…"
             )
@@ -63,7 +63,7 @@ def load_trained(path: str | Path, overrides: dict[str, Any] | None = None) -> T
     classes = state["classes"]
     names = tuple(classes.get("keypoints", ()))
     model = build(recipe, len(classes["names"]), len(names), left_right(names))
-    model.load_state_dict(state["model"])
+    model.load_state_dict(state["model"] | state.get("statistics", {}))
     model.to(distributed.device()).eval()
     if recipe.train.channels_last:
         model = model.to(memory_format=torch.channels_last)

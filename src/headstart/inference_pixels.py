@@ -40,7 +40,7 @@ def segmenter_of(state: dict[str, Any], path: Path, overrides: dict[str, Any]) -
     recipe = validate(SegmentRecipe, unflatten({**flatten(state["recipe"]), **flatten(overrides)}), str(path))
     classes = state["classes"]
     model = build_segmenter(recipe, len(classes["names"]))
-    model.load_state_dict(state["model"])
+    model.load_state_dict(state["model"] | state.get("statistics", {}))
     model.to(distributed.device()).eval()
     if recipe.train.channels_last:
         model = model.to(memory_format=torch.channels_last)

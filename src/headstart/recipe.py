@@ -24,6 +24,7 @@ from headstart.recipe_parts import (
     Train,
     TtaPart,
     check_norm,
+    check_precise_bn,
 )
 from headstart.schedule import Schedule, duration, multiple_of
 
@@ -36,6 +37,7 @@ CLERICAL = (
     "train.log_every",
     "data.num_workers",
     "data.cache",
+    "processes",
 )
 # Where things lie, and what the digest takes in another form: the content of data and weights, the schedule in steps.
 REPLACED = (
@@ -52,6 +54,7 @@ REPLACED = (
 )
 # What may change between two evaluations of one checkpoint.
 EVALUATION_FIELDS = ("evaluate.", "input.test_")
+TRAINING_FIELDS = ("evaluate.every", "evaluate.precise_bn")  # of these, what only a run in training can follow
 
 
 class Data(Part):
@@ -159,12 +162,14 @@ class Classifier(Part):
 class ClassifyEvaluate(Part):
     every: int | str
     batch: int = Field(ge=1)
+    precise_bn: int = Field(ge=0)
 
 
 class Evaluate(Part):
     every: int | str
     train_images: int = Field(ge=0)
     batch: int = Field(ge=1)
+    precise_bn: int = Field(ge=0)
     score_threshold: float = Field(ge=0, lt=1)
     nms_threshold: float = Field(ge=0, le=1)
     detections: int = Field(ge=1)
@@ -183,6 +188,7 @@ class AnyRecipe(Part):
     task: str
     name: str
     seed: int = Field(ge=0)
+    processes: int = Field(ge=1)
     data: Part
     input: Part
     model: Part
@@ -190,6 +196,13 @@ class AnyRecipe(Part):
     train: Train
     evaluate: Part
     checkpoint: Checkpoint
+
+    @model_validator(mode="after")
+    def _can_be_run(self) -> "AnyRecipe":
+        check_precise_bn(self.evaluate.precise_bn, self.model.norm)
+        if self.train.batch % self.processes:
+            raise ValueError(f"train.batch: {self.train.batch} images do not divide among {self.processes} processes")
+        return self
 
 
 class Recipe(AnyRecipe):

@@ -133,6 +133,15 @@ AnyBackbone = Annotated[ResNetBackbone | TimmBackbone | DetNetBackbone | VggBack
 Norm = Literal["group", "batch", "sync_batch", "frozen_batch", "none"]
 
 
+def check_precise_bn(num_batches: int, norm: str) -> None:
+    """ValueError where statistics are asked for that the norm does not have."""
+    if num_batches and norm not in ("batch", "sync_batch"):
+        raise ValueError(
+            f"evaluate.precise_bn: {num_batches}, but model.norm is {norm!r}, which keeps no statistics of batches; "
+            "expected 0, or model.norm batch or sync_batch"
+        )
+
+
 def check_norm(backbone: AnyBackbone, norm: str) -> None:
     if backbone.kind == "vgg" and norm != "none":
         raise ValueError(f"model.norm: {norm!r} for a vgg backbone, which has no normalisation; expected none")

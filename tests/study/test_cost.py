@@ -20,8 +20,8 @@ STUDY = {
 FLOPS = {"scratch": 10.0, "pretrained": 8.0, "pretrain:shapes": 2.0}
 
 
-def row(step, kind="train"):
-    """A row of a lineage that sees 4 images, 12 instances and 400 pixels a step, 0.5 s each."""
+def row(step, kind="train", flops=1.0):
+    """A row of a lineage that sees 4 images, 12 instances and 400 pixels a step, 0.5 s each; `flops` an image."""
     seconds = {"train": 0.5 * step, "eval": 0.1 * step, "other": 0.01 * step}
     return {
         "kind": kind,
@@ -29,8 +29,13 @@ def row(step, kind="train"):
         "images": 4 * step,
         "instances": 12 * step,
         "pixels": 400 * step,
+        "flops": 4 * step * flops,
         "seconds": seconds,
     }
+
+
+def flops_key(segment):
+    return "pretrain:shapes" if segment["kind"] == "pretrain" else segment["arm"]
 
 
 @pytest.fixture(name="parts")
@@ -42,8 +47,8 @@ def _parts():
     rows = {
         s["name"]: [
             {"kind": "start", "step": s["start"]},
-            row(s["start"] + 1),
-            row(s["stop"]),
+            row(s["start"] + 1, flops=FLOPS[flops_key(s)]),
+            row(s["stop"], flops=FLOPS[flops_key(s)]),
             {"kind": "end", "step": s["stop"]},
         ]
         for s in segments
@@ -53,12 +58,11 @@ def _parts():
 
 def test_a_segment_adds_its_own_steps_only(parts):
     _, segments, rows = parts
-    costs = segment_costs(segments, rows, flops_per_image=FLOPS)
+    costs = segment_costs(segments, rows)
     for segment in segments:
         steps, cost = segment["stop"] - segment["start"], costs[segment["name"]]
-        key = "pretrain:shapes" if segment["kind"] == "pretrain" else segment["arm"]
         assert (cost.images, cost.instances, cost.pixels) == (4 * steps, 12 * steps, 400 * steps)
-        assert cost.flops == 4 * steps * FLOPS[key]
+        assert cost.flops == 4 * steps * FLOPS[flops_key(segment)]
         assert cost.seconds == pytest.approx(0.61 * steps)
 
 
@@ -66,14 +70,14 @@ def test_a_segment_that_has_just_begun_or_is_too_short_for_a_row_adds_nothing(pa
     _, segments, rows = parts
     early = next(s for s in segments if s["kind"] == "trunk" and s["parent"])
     after = next(s for s in segments if s["parent"] == early["name"])
-    costs = segment_costs(segments, rows | {early["name"]: rows[early["name"]][:1]}, flops_per_image=FLOPS)
+    costs = segment_costs(segments, rows | {early["name"]: rows[early["name"]][:1]})
     assert costs[early["name"]].images == costs[early["name"]].flops == costs[early["name"]].seconds == 0
     assert costs[after["name"]].images == 4 * (after["stop"] - early["start"]), "what follows is not lost"
 
 
 def test_alone_is_the_cell_and_as_spent_adds_up_to_the_bill(parts):
     plan, segments, rows = parts
-    costs = segment_costs(segments, rows, flops_per_image=FLOPS)
+    costs = segment_costs(segments, rows)
     cells = cell_costs(segments, costs, uses={"pretrained": 10})
     assert {cell.cell: cell.alone.images for cell in cells} == {c.name: 4 * c.total for c in plan.cells}
     for name in ("images", "instances", "pixels", "flops", "seconds_train", "seconds"):
@@ -112,7 +116,9 @@ def test_unfinished_and_unbegun_segments_count_what_they_did(parts):
     costs = segment_costs(segments, rows)
     assert costs[name].images == 20
     assert costs["pretrained-f1-s0-trunk-0-60"] == Cost()
-    assert counters([]).images == 0
+    assert counters([]) == Cost()
+    old = counters([{key: value for key, value in row(9).items() if key != "flops"}])  # of a run that counted none
+    assert old.images == 36 and old.flops != old.flops
 
 
 def test_counters_that_fall_are_refused_and_clocks_that_fall_are_not(parts):

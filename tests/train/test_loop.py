@@ -190,6 +190,7 @@ def test_rows_have_the_documented_fields(straight):
     for row in rows[1:-1]:
         assert set(row["seconds"]) == {"train", "eval", "other"}
         assert row["pixels"] == row["images"] * 64 * 64
+        assert row["flops"] == row["images"] * (rows[1]["flops"] // rows[1]["images"]) > 0
     assert rows[-1]["checkpoint"] == "checkpoints/00000008.pt"
 
 

@@ -40,6 +40,8 @@ def main() -> None:
         fail(str(error), 2)
     except FloatingPointError as error:
         fail(str(error), 3)
+    except ChildProcessError as error:
+        fail(str(error), 1)
     except SystemExit as stop:
         if stop.code == INTERRUPTED:  # what typer makes of Ctrl-C
             fail("stopped; the same command continues at the last checkpoint", INTERRUPTED)

@@ -9,6 +9,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from headstart.ops.collective import is_shared
+
 KINDS = ("group", "batch", "sync_batch", "frozen_batch", "none")
 EPSILON = 1e-5  # Detectron's and torchvision's value for GN and BN alike
 
@@ -108,12 +110,12 @@ class SyncBatchNorm(BatchNorm):
     def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
         if not self.training:
             return nn.BatchNorm2d.forward(self, x)
-        if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        if not is_shared(x):
             return super().forward(x, weight)
         return self._normalise(x, weight)
 
     def _join(self, moments: Tensor) -> Tensor:
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        if is_shared(moments):
             return _AllReduceSum.apply(moments)
         return moments
 

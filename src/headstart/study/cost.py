@@ -70,41 +70,37 @@ class CellCost:
         return self.as_spent.plus(self.pretraining_spent)
 
 
-def counters(
-    rows: Iterable[Mapping[str, Any]], *, since: Cost | None = None, flops_per_image: float = float("nan")
-) -> Cost:
+def counters(rows: Iterable[Mapping[str, Any]], *, since: Cost | None = None) -> Cost:
     """Cumulative counters at the last of a run's rows that has each; rows without counters are passed over.
 
-    A run that has written none yet is where it began, at `since`, the counters of what it continues.
-    flops_per_image is for one training step on one image, backward included; without it the operations are nan.
+    A run that has written none yet is where it began, at `since`, the counters of what it continues. The operations are
+    those of training, gradients included; nan where rows count images but no operations.
     """
-    last = {name: getattr(since or Cost(), name) for name in ("images", "instances", "pixels")}
+    names = ("images", "instances", "pixels", "flops")
+    last = {name: getattr(since or Cost(), name) for name in names}
     for row in rows:
-        last |= {name: row[name] for name in ("images", "instances", "pixels") if name in row}
+        if "images" in row:
+            last |= {"flops": float("nan")} | {name: row[name] for name in names if name in row}
         last |= {f"seconds_{kind}": value for kind, value in row.get("seconds", {}).items() if kind in SECONDS}
-    return Cost(**last, flops=last.get("images", 0.0) * flops_per_image)
+    return Cost(**last)
 
 
 def segment_costs(
     segments: Sequence[Mapping[str, Any]],
     rows: Mapping[str, Sequence[Mapping[str, Any]]],
-    *,
-    flops_per_image: Mapping[str, float] | None = None,
 ) -> dict[str, Cost]:
     """What each segment itself added, by name: its counters less its parent's, which it continues.
 
     Segments are dicts with name, kind, arm and parent; rows are by segment name (none: not begun, costs nothing).
-    flops_per_image is by arm, "pretrain:NAME" for a pre-training. Seconds never fall below 0: a parent may go on to
-    evaluate after the checkpoint that was continued. Raises ValueError where images, instances or pixels fall.
+    Seconds never fall below 0: a parent may go on to evaluate after the checkpoint that was continued. Raises
+    ValueError where images, instances or pixels fall.
     """
-    known = flops_per_image or {}
     reached: dict[str, Cost] = {}
     costs = {}
     for segment in segments:  # parents come first
         name, before = segment["name"], reached.get(segment["parent"], Cost())
         reached[name] = counters(rows.get(name, ()), since=before)
-        each = known.get(_flops_key(segment), float("nan"))
-        costs[name] = _added(name, reached[name], before, each) if rows.get(name) else Cost()
+        costs[name] = _added(name, reached[name], before) if rows.get(name) else Cost()
     return costs
 
 
@@ -174,7 +170,7 @@ def _total(costs: Iterable[Cost]) -> Cost:
     return total
 
 
-def _added(name: str, reached: Cost, before: Cost, flops_per_image: float) -> Cost:
+def _added(name: str, reached: Cost, before: Cost) -> Cost:
     added = reached.plus(before.times(-1))
     for counter in ("images", "instances", "pixels"):
         if getattr(added, counter) < 0:
@@ -183,9 +179,4 @@ def _added(name: str, reached: Cost, before: Cost, flops_per_image: float) -> Co
                 f"{getattr(before, counter):g} of the segment it continues"
             )
     seconds = {f"seconds_{kind}": max(0.0, getattr(added, f"seconds_{kind}")) for kind in SECONDS}
-    flops = added.images * flops_per_image  # of this segment's own model: a branch may have another than its parent
-    return Cost(images=added.images, instances=added.instances, pixels=added.pixels, flops=flops, **seconds)
-
-
-def _flops_key(segment: Mapping[str, Any]) -> str:
-    return f"pretrain:{segment['arm']}" if segment["kind"] == "pretrain" else segment["arm"]
+    return Cost(images=added.images, instances=added.instances, pixels=added.pixels, flops=added.flops, **seconds)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, model_validator
 
-from headstart.recipe import EVALUATION_FIELDS
+from headstart.recipe import EVALUATION_FIELDS, TRAINING_FIELDS
 from headstart.schedule import parse_schedule
 
 # The metrics that evaluation rows hold. A rule that names another would end in "not decidable" after days of runs.
@@ -78,7 +78,7 @@ def check_variant(name: str, patch: Mapping[str, Any]) -> None:
     if not patch:
         raise ValueError(f"also_evaluate.{name}: is empty, expected fields such as evaluate.tta.enabled: true")
     for field in patch:
-        if not field.startswith(EVALUATION_FIELDS) or field == "evaluate.every":
+        if not field.startswith(EVALUATION_FIELDS) or field in TRAINING_FIELDS:
             raise ValueError(
                 f"also_evaluate.{name}: {field} is no part of one evaluation, expected evaluate.… or input.test_…"
             )

@@ -22,7 +22,7 @@ from headstart.train.run import train
 
 Patch = dict[str, Any]
 # What a command line says about the machine rather than the study: pre-training takes it too.
-MACHINE = ("train.threads", "train.precision", "train.compile", "data.num_workers")
+MACHINE = ("processes", "train.threads", "train.precision", "train.compile", "data.num_workers")
 MOST_MARKS = 8  # checkpoints that a trunk keeps for schedules planned later: a checkpoint is twice the weights' size
 Progress = Callable[[Segment, int, dict[str, Any]], None]
 

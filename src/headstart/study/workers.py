@@ -7,7 +7,6 @@ depend on how many there are.
 import multiprocessing
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from typing import Any
 
 from headstart.study.plan import Segment
 from headstart.study.run import Prepared, Progress, needs, run_segment
+from headstart.train.launch import leave_with
 from headstart.train.lineage import RunResult
 
 _STRIDE = 10  # steps between two messages of a worker
@@ -86,13 +86,7 @@ def _start_worker(queue: Any, parent: int) -> None:
     global _queue
     _queue = queue
     torch.set_num_threads(1)
-    threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
-
-
-def _leave_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(0.2)
-    os._exit(1)
+    threading.Thread(target=leave_with, args=(parent,), daemon=True).start()
 
 
 def _work(prepared: Prepared, segment: Segment, directory: Path, done: dict[str, RunResult]) -> RunResult:

@@ -21,7 +21,7 @@ from headstart.ops.collective import num_processes
 from headstart.ops.random import fold
 from headstart.recipe import ClassifyRecipe
 from headstart.train import distributed
-from headstart.train.task import Judgement, Task
+from headstart.train.task import Judgement, StepFlops, Task
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,10 @@ class LabelledBatch:
     labels: Tensor
     slots: Tensor
     indices: np.ndarray
+
+    def to(self, device: torch.device | str) -> "LabelledBatch":
+        """The same batch on another device."""
+        return LabelledBatch(self.images.to(device), self.labels.to(device), self.slots.to(device), self.indices)
 
 
 class CropStream:
@@ -195,6 +199,9 @@ def classification_task(recipe: ClassifyRecipe) -> Task:
         losses=class_loss,
         batches=batches,
         counts=lambda step: (recipe.train.batch, recipe.train.batch * recipe.input.size**2),
+        flops=StepFlops(
+            model, class_loss, f"{recipe.model.model_dump_json()} {len(train.class_names)} {recipe.start.freeze}"
+        ),
         evaluate=lambda device: judge(model, held_out, recipe, device, features=features),
         describe=lambda batch: f"images {', '.join(train.file_names[i] for i in batch.indices)}",
         classes={"ids": list(range(len(train.class_names))), "names": list(train.class_names)},

@@ -29,7 +29,7 @@ from headstart.model.keypoint_head import peaks
 from headstart.ops.collective import num_processes
 from headstart.recipe import Recipe
 from headstart.train import distributed
-from headstart.train.task import Judgement, Task
+from headstart.train.task import Judgement, StepFlops, Task, forward_losses
 
 
 def convention_of(recipe: Recipe) -> Convention:
@@ -115,9 +115,14 @@ def detection_task(recipe: Recipe) -> Task:
         notes.append(f"evaluate.train_images is {recipe.evaluate.train_images}: all {num} training images are judged")
     return Task(
         model=model,
-        losses=lambda wrapped, batch: wrapped(batch),
+        losses=forward_losses,
         batches=stream.batches,
         counts=stream.counts,
+        flops=StepFlops(
+            model,
+            forward_losses,
+            f"{recipe.model.model_dump_json()} {data.num_classes} {stream.targets.num_slots} {recipe.start.freeze}",
+        ),
         evaluate=lambda device: judge(
             model, images, device, bf16=bf16, sigmas=sigmas, tta=tta_of(recipe), voc=recipe.evaluate.voc
         ),

@@ -11,6 +11,8 @@ from torch import nn
 def start_processes() -> None:
     """Join the group that torchrun announced in the environment; nothing to do for a single process."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+        if torch.cuda.is_available():
+            torch.cuda.set_device(device())
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
 
 
@@ -40,12 +42,19 @@ def device() -> torch.device:
 def wrap(model: nn.Module) -> nn.Module:
     """The model under DistributedDataParallel when there are several processes.
 
-    Statistics of BatchNorm kinds are this process's own until evaluation, as everywhere; rank 0's are saved.
+    Statistics of `batch` norms are this process's own within a step; rank 0's are taken from then on, and are saved.
     """
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        device_ids = [torch.cuda.current_device()] if torch.cuda.is_available() else None
+        device_ids = [device().index] if torch.cuda.is_available() else None
         return nn.parallel.DistributedDataParallel(model, device_ids=device_ids)
     return model
+
+
+def share_buffers(model: nn.Module) -> None:
+    """Give every process rank 0's buffers, as DDP would before the next step: statistics of `batch` norms differ."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)
 
 
 def mean(values: torch.Tensor) -> torch.Tensor:

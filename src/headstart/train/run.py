@@ -20,6 +20,7 @@ from headstart.model.freeze import freeze, set_train_mode
 from headstart.model.input_spec import InputSpec
 from headstart.model.weight_files import read_weights
 from headstart.model.weights import load_weights
+from headstart.ops.collective import num_processes
 from headstart.recipe import AnyRecipe, schedule_of, to_dict
 from headstart.resolve import Provenance
 from headstart.schedule import Schedule, duration
@@ -28,7 +29,9 @@ from headstart.train.adopt import adopt, trunk_identity
 from headstart.train.carry import carry
 from headstart.train.classification import classification_task
 from headstart.train.detection import detection_task
+from headstart.train.launch import Send, run_processes
 from headstart.train.lineage import RunResult, Span, find_result, last_metrics, run_digest, weights_digest
+from headstart.train.precise_bn import live_norms
 from headstart.train.segmentation import segmentation_task
 from headstart.train.task import Task
 
@@ -55,6 +58,10 @@ def train(
     segment.json.
     ValueError for anything a user gave wrong, before the first step; FloatingPointError for a loss that is not finite.
     """
+    if recipe.processes > 1 and num_processes() == 1:
+        return _train_on_several(recipe, out, span, label, provenance, progress, say)
+    if recipe.processes not in (1, num_processes()):
+        raise ValueError(f"processes: {recipe.processes}, but torchrun started {num_processes()}; expected one of them")
     if recipe.train.threads is not None:
         torch.set_num_threads(recipe.train.threads)
     task = make_task(recipe)
@@ -70,6 +77,48 @@ def train(
         label["trunk"] = trunk_identity(recipe, task.fingerprint, weights, span)
     with only_process(directory):
         return _train_here(recipe, task, span, settings, directory, label, provenance, progress, say)
+
+
+def _train_on_several(
+    recipe: AnyRecipe,
+    out: str | Path,
+    span: Span | None,
+    label: dict[str, Any] | None,
+    provenance: Provenance | None,
+    progress: loop.Progress | None,
+    say: Callable[[str], None] | None,
+) -> RunResult:
+    """Train in `recipe.processes` new processes; what the first of them reports is reported here."""
+    num_gpus = torch.cuda.device_count()
+    if num_gpus and recipe.processes > num_gpus:
+        raise ValueError(f"processes: {recipe.processes}, but this machine has {num_gpus} GPUs; expected at most these")
+
+    def hear(kind: str, *content: Any) -> None:
+        listener = {"progress": progress, "say": say}[kind]
+        if listener:
+            listener(*content)
+
+    return run_processes(recipe.processes, _train_in_process, (recipe, out, span, label, provenance), hear)
+
+
+def _train_in_process(
+    send: Send,
+    recipe: AnyRecipe,
+    out: str | Path,
+    span: Span | None,
+    label: dict[str, Any] | None,
+    provenance: Provenance | None,
+) -> RunResult:
+    """One of several processes: its share of the machine's threads, and words from the first process only."""
+    distributed.start_processes()
+    if recipe.train.threads is None:
+        torch.set_num_threads(max((os.cpu_count() or 1) // recipe.processes, 1))
+    first = distributed.is_writer()
+    progress = (lambda step, values: send("progress", step, values)) if first else None
+    say = (lambda line: send("say", line)) if first else None
+    result = train(recipe, out, span=span, label=label, provenance=provenance, progress=progress, say=say)
+    distributed.stop_processes()
+    return result
 
 
 def _train_here(
@@ -181,6 +230,11 @@ def input_spec(recipe: AnyRecipe) -> InputSpec:
 
 def settings_of(recipe: AnyRecipe, task: Task, *, is_trunk: bool = False, marks: tuple[int, ...] = ()) -> loop.Settings:
     """The loop's plain values of a recipe."""
+    if recipe.evaluate.precise_bn and not live_norms(task.model, recipe.start.freeze):
+        raise ValueError(
+            f"evaluate.precise_bn: {recipe.evaluate.precise_bn}, but start.freeze {recipe.start.freeze!r} leaves no "
+            "BatchNorm whose statistics follow the batches; expected 0"
+        )
     part, options = recipe.train, {"batch": recipe.train.batch, "num_images": task.num_images}
     return loop.Settings(
         batch=part.batch,
@@ -194,6 +248,7 @@ def settings_of(recipe: AnyRecipe, task: Task, *, is_trunk: bool = False, marks:
         eval_every=duration(recipe.evaluate.every, field="evaluate.every", **options),
         save_every=duration(recipe.checkpoint.every, field="checkpoint.every", **options),
         freeze=recipe.start.freeze,
+        precise_bn=recipe.evaluate.precise_bn,
         is_trunk=is_trunk,
         marks=marks,
     )

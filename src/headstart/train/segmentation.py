@@ -24,7 +24,7 @@ from headstart.ops.collective import num_processes
 from headstart.ops.random import fold
 from headstart.recipe_segment import SegmentRecipe
 from headstart.train import distributed
-from headstart.train.task import Judgement, Task
+from headstart.train.task import Judgement, StepFlops, Task, forward_losses
 
 
 @dataclass(frozen=True)
@@ -173,9 +173,14 @@ def segmentation_task(recipe: SegmentRecipe) -> Task:
     bf16 = recipe.train.precision == "bf16"
     return Task(
         model=model,
-        losses=lambda wrapped, batch: wrapped(batch),
+        losses=forward_losses,
         batches=stream.batches,
         counts=stream.counts,
+        flops=StepFlops(
+            model,
+            forward_losses,
+            f"{recipe.model.model_dump_json()} {len(maps.class_names)} {recipe.start.freeze}",
+        ),
         evaluate=partial(judge, model, held_out, eval_pixels(recipe, held_out.dataset), bf16=bf16),
         describe=lambda batch: f"images {', '.join(str(i) for i in batch.image_ids.tolist())}",
         classes={"ids": list(maps.class_ids), "names": list(maps.class_names)},

@@ -79,9 +79,18 @@ def recipe_of(state: dict[str, Any], path: Path) -> AnyRecipe:
 
 
 def _use_threads_of(directory: Path, recipe: AnyRecipe) -> None:
-    """Sums on a CPU depend on how many threads share them: use as many as the run did."""
+    """Sums on a CPU depend on how many threads share them: use as many as the run did.
+
+    They depend on how many processes share them too: ValueError for a run of several.
+    """
     path = directory / "environment.json"
-    recorded = json.loads(path.read_text()).get("threads") if path.exists() else None
+    environment = json.loads(path.read_text()) if path.exists() else {}
+    if environment.get("processes", 1) != 1:
+        raise ValueError(
+            f"{directory}: was trained by {environment['processes']} processes, whose sums one process does not repeat "
+            "bit for bit; expected a run of one process"
+        )
+    recorded = environment.get("threads")
     torch.set_num_threads(recipe.train.threads or recorded or torch.get_num_threads())
 
 
