@@ -4,11 +4,14 @@ import hashlib
 import json
 from pathlib import Path
 
+import torch
 import yaml
 
 from headstart.data.shapes import generate, generate_classes
+from headstart.recipe import Recipe
 from headstart.resolve import load_recipe
 from headstart.train.record import read_rows
+from headstart.train.run import make_task
 
 SIDE = 64
 NET = {
@@ -153,3 +156,20 @@ def tree_digest(directory: Path) -> dict[str, str]:
         for path in sorted(directory.rglob("*"))
         if path.is_file()
     }
+
+
+def one_step(recipe, root: Path):
+    """The first step of a recipe on `write_data`'s data from a random start: finite losses, a gradient everywhere."""
+    paths = scene_paths(root) if isinstance(recipe, Recipe) else class_paths(root)
+    data = {key.removeprefix("data."): value for key, value in paths.items()} | {"num_workers": 0, "fraction": 1.0}
+    if isinstance(recipe, Recipe):
+        data |= {"train_split": None, "val_split": None}
+    changes = {
+        "data": recipe.data.model_copy(update=data),
+        "train": recipe.train.model_copy(update={"batch": 2, "threads": None}),
+    }
+    task = make_task(recipe.model_copy(update=changes))
+    losses = task.losses(task.model, next(iter(task.batches(0, 1, torch.device("cpu")))))
+    sum(losses.values()).backward()
+    assert all(torch.isfinite(value) for value in losses.values())
+    assert all(parameter.grad is not None for parameter in task.model.parameters()), recipe.name

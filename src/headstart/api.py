@@ -10,6 +10,7 @@ from PIL import Image
 from headstart.data.images import load_image
 from headstart.draw import draw
 from headstart.inference import ImagePrediction
+from headstart.study.definition import Study as Definition
 from headstart.study.definition import read_study
 from headstart.study.execute import run_study
 from headstart.study.plan import Plan
@@ -33,10 +34,15 @@ class Study:
 
         overrides such as {"size": "small", "seeds": 3, "arms.scratch.train.rate": 0.01, "train.batch": 4}.
         """
+        study, patch = cls.define(name, overrides)
+        return cls(prepare(study, patch), Path(out))
+
+    @staticmethod
+    def define(name: str | Path, overrides: dict[str, Any] | None = None) -> tuple[Definition, dict[str, Any]]:
+        """The definition with the overrides that are its own, and those left for its recipes; no data is read."""
         patch = dict(overrides or {})
         own = {key: patch.pop(key) for key in list(patch) if _is_of_study(key)}
-        study = read_study(name, size=patch.pop("size", None), changes=own)
-        return cls(prepare(study, patch), Path(out))
+        return read_study(name, size=patch.pop("size", None), changes=own), patch
 
     @property
     def plan(self) -> Plan:

@@ -23,6 +23,25 @@ def prepared_study(name: str, overrides: list[str] | None) -> Any:
     return Study.read(name, patch_of(overrides)).prepared
 
 
+def is_account(name: str, overrides: list[str] | None, out: Path | None = None) -> bool:
+    """Whether a study only counts what its arms would see: then that is printed, and written below `out`."""
+    from headstart.api import Study
+    from headstart.study.account import COUNTS, account, write_account
+
+    study, patch = Study.define(name, patch_of(overrides))
+    if study.account is None:
+        return False
+    rows = account(study, patch) if out is None else write_account(study, out / study.name, patch)
+    lines = [[r.arm, r.schedule, f"{r.steps:,}", *(f"{r.total(count):.4g}" for count in COUNTS)] for r in rows]
+    show(f"study {study.name}: seen, pre-training included", ["arm", "schedule", "steps", *COUNTS], lines)
+    first, *others = rows
+    for row in others:
+        ratios = ", ".join(f"{row.total(count) / first.total(count):.3g} times the {count}" for count in COUNTS)
+        say(f"{row.arm} {row.schedule} sees {ratios} of {first.arm} {first.schedule}")
+    say("nothing is trained: the counts follow from schedules, batch and the documented cost of public weights")
+    return True
+
+
 @app.command("list")
 def list_studies() -> None:
     """Shipped studies and the first line of each."""
@@ -39,6 +58,8 @@ def plan(study: Name, overrides: Overrides = None, jobs: Jobs = None) -> None:
 
     Runs nothing but a short timing.
     """
+    if is_account(study, overrides):
+        return
     prepared = prepared_study(study, overrides)
     show_plan(prepared, jobs or default_jobs(prepared))
 

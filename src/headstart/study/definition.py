@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, StrictInt, model_validator
 
@@ -18,6 +18,8 @@ from headstart.schedule import parse_schedule
 from headstart.study.branches import Branch, branch_of, check_branch, patch_of
 from headstart.study.definition_parts import (
     METRICS,
+    Account,
+    PaperTable,
     Part,
     Search,
     check_distinct,
@@ -25,11 +27,11 @@ from headstart.study.definition_parts import (
     check_search,
     check_variant,
 )
+from headstart.study.study_file import changed, sized
 from headstart.study.verdict import Rule, fewest_seeds
 
 PRETRAIN_PREFIX = "pretrain:"  # "start.weights: pretrain:NAME" means the result of this study's own pre-training
 WEIGHTS_FIELD = "start.weights"
-SMALL = "small"  # the one size besides a study as written, and the folder that the segments of all small twins share
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")  # names become parts of folder names
 
 
@@ -129,7 +131,8 @@ class Study(Part):
     public_weights says, by arm, what weights made elsewhere have cost; tuning, by arm, what was spent on finding its
     settings (shown, never judged). `runs` names a folder beside the study's own for its segments: studies that share it
     share what is equal. `small` replaces whole fields where the study is asked for at size small (`sized`).
-    `paper` puts that table of the paper into the report's schedule table.
+    `paper` puts that table of the paper into the report's schedule table. A study with `account` trains nothing: it
+    counts what its arms would see.
     Raises ValueError (one line of it through `parse_study`) for anything that could not run or not be decided.
     """
 
@@ -150,7 +153,8 @@ class Study(Part):
     share: bool = True
     runs: str | None = None
     small: Patch = Field(default_factory=dict)
-    paper: Literal["R50", "R101"] | None = None
+    paper: PaperTable | None = None
+    account: Account | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -241,36 +245,6 @@ class Study(Part):
 def parse_study(data: Mapping[str, Any], *, source: str) -> Study:
     """The study of a mapping; a ValueError is one line: source, field, value, what was expected."""
     return validate(Study, dict(data), source)
-
-
-def sized(data: Mapping[str, Any], size: object, *, source: str) -> dict[str, Any]:
-    """A study's mapping at a size: None as written; "small" its small twin, named NAME-small.
-
-    The section `small` replaces whole fields. ValueError for another size, and for a study without that section.
-    """
-    if size is None:
-        return dict(data)
-    if size != SMALL:
-        raise ValueError(f"{source}: size: {size!r} is not known, expected {SMALL!r}, or none for the study as written")
-    twin = data.get(SMALL)
-    if not isinstance(twin, Mapping) or not twin:
-        raise ValueError(f"{source}: size: this study has no small twin, expected a section {SMALL!r} in the file")
-    own = {key: value for key, value in data.items() if key != SMALL}
-    return {**own, "runs": SMALL, **twin, "name": f"{data.get('name')}-{SMALL}"}
-
-
-def changed(data: Mapping[str, Any], changes: Mapping[str, Any], *, source: str) -> dict[str, Any]:
-    """A study's mapping with fields of its own changed: "seeds", "arms.NAME.FIELD", "rule.FIELD" and the like."""
-    data = dict(data)
-    for key, value in changes.items():
-        section, _, field = key.partition(".")
-        if section == "arms":
-            arm, _, field = field.partition(".")
-            check_names([arm], data.get("arms") or {}, f"{source}: {key}: arm")
-            data["arms"] = {**data["arms"], arm: {**flatten(data["arms"][arm] or {}), field: value}}
-        else:
-            data[section] = {**(data.get(section) or {}), field: value} if field else value
-    return data
 
 
 def read_study(name: str | Path, *, size: object = None, changes: Mapping[str, Any] | None = None) -> Study:

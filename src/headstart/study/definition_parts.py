@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, model_validator
 
@@ -25,6 +25,12 @@ METRICS = (
     "semantic.mIoU",
     "semantic.accuracy",
 )
+
+# The tables of study/paper.py.
+PaperTable = Literal[
+    "R50", "R101", "Table 2", "scale augmentation", "cascade", "test augmentation", "X152", "keypoints", "VGG-16",
+    "35k", "10k", "3.5k", "1k", "VOC",
+]  # fmt: skip
 
 
 def check_names(given: Collection[object], known: Collection[str], what: str) -> None:
@@ -48,6 +54,15 @@ class Part(BaseModel):
         if isinstance(data, Mapping):
             check_names(data, cls.model_fields, f"{cls.section} key")
         return data
+
+
+class Account(Part):
+    """What an image of the training set counts for, for a study that is only an account of what its arms would see."""
+
+    section = "account"
+    num_images: StrictInt = Field(ge=1)
+    instances_per_image: float = Field(ge=0)
+    pixels_per_image: float = Field(gt=0)
 
 
 class Search(Part):

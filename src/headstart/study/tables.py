@@ -107,20 +107,20 @@ def _lines(folder: StudyFolder, name: str, schedules: Sequence[str], fraction: f
 
 
 def _paper(folder: StudyFolder, name: str, schedules: Sequence[str], fraction: float) -> list[Line]:
-    backbone = folder.settings.get("paper")
-    if not backbone or name != "box.AP" or fraction != 1:
+    """The paper's rows of a metric, on the largest fraction; rows without a schedule of this study are left out."""
+    table = folder.settings.get("paper")
+    if not table or fraction != folder.fractions[0]:
         return []
-    rows = paper_rows(str(backbone))
+    rows = paper_rows(str(table)).get(name, {})
     columns = {
-        start: [Number(v, float("nan"), (v,)) if (v := row.get(s)) else None for s in schedules]
-        for start, row in rows.items()
+        label: tuple(Number(v, float("nan"), (v,)) if (v := row.get(s)) else None for s in schedules)
+        for label, row in rows.items()
+        if any(s in row for s in schedules)
     }
-    lines = [Line("paper", f"{start} ({backbone})", tuple(values)) for start, values in columns.items()]
-    gap = [
-        number(np.array([a.mean - b.mean])) if a and b else None
-        for a, b in zip(columns["random"], columns["pre-trained"])
-    ]
-    return [*lines, Line("paper gap", "random", tuple(gap))]
+    lines = [Line("paper", f"{label} ({table})", values) for label, values in columns.items()]
+    pairs = list(zip(columns.get("random", ()), columns.get("pre-trained", ())))
+    gap = tuple(number(np.array([a.mean - b.mean])) if a and b else None for a, b in pairs)
+    return [*lines, *([Line("paper gap", "random", gap)] if any(gap) else [])]
 
 
 def fraction_table(folder: StudyFolder) -> list[dict[str, Any]]:
