@@ -4,9 +4,11 @@ import pytest
 import torch
 
 from headstart.model.detector import build
-from headstart.recipe import Recipe
+from headstart.recipe import ClassifyRecipe, Recipe
+from headstart.recipe_segment import SegmentRecipe
 from headstart.resolve import load_recipe, shipped
 from headstart.train.classification import build_classifier
+from headstart.train.segmentation import build_segmenter
 from tiny import CLASSIFIER, DETECTOR, one_step
 
 # Parameters in millions, where their authors publish them: classifiers of 1000 classes, biases included.
@@ -22,15 +24,18 @@ def narrow(name):
     """A recipe's own choices at the sizes of the tiny nets: what is not a size stays as it is."""
     recipe = load_recipe(name)
     kind, is_detector = recipe.model.backbone.kind, isinstance(recipe, Recipe)
-    tiny = DETECTOR if is_detector else CLASSIFIER
+    tiny = CLASSIFIER if isinstance(recipe, ClassifyRecipe) else DETECTOR
     kept = ("model.norm_groups", "model.pyramid_channels", "model.rpn", "model.box", "model.mask", "input", "data.mask")
+    kept = kept if isinstance(recipe, Recipe | ClassifyRecipe) else (*kept[:2], "input")
     sizes = {key: value for key, value in tiny.items() if key.startswith(kept)}
     sizes |= {f"model.backbone.{key}": value for key, value in NARROW_BACKBONES[kind].items()}
     if kind == "resnet":
         grouped = recipe.model.backbone.groups > 1
         groups = {"groups": 2, "group_width": 4} if grouped else {}
         sizes |= {f"model.backbone.{key}": value for key, value in {"bottleneck": grouped, **groups}.items()}
-    if not is_detector and recipe.model.hidden:
+    if is_detector and recipe.model.keypoint.enabled:
+        sizes |= {"model.keypoint.convs": 1, "model.keypoint.conv_channels": 8, "evaluate.keypoint_sigmas": [0.1] * 5}
+    if isinstance(recipe, ClassifyRecipe) and recipe.model.hidden:
         sizes |= {"model.hidden": [8, 8]}
     return load_recipe(name, sizes)
 
@@ -39,7 +44,8 @@ def narrow(name):
 def test_a_shipped_recipe_builds_as_it_is_and_makes_one_narrow_step(name, data_root):
     with torch.device("meta"):
         recipe = load_recipe(name)
-        made = build(recipe, 80) if isinstance(recipe, Recipe) else build_classifier(recipe, 1000)
+        make = {Recipe: build, ClassifyRecipe: build_classifier, SegmentRecipe: build_segmenter}[type(recipe)]
+        made = make(recipe, 1000 if isinstance(recipe, ClassifyRecipe) else 80)
     millions = sum(parameter.numel() for parameter in made.parameters()) / 1e6
     assert millions == pytest.approx(MILLIONS.get(name, millions), abs=0.05)
     one_step(narrow(name), data_root)

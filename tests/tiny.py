@@ -8,7 +8,7 @@ import torch
 import yaml
 
 from headstart.data.shapes import generate, generate_classes
-from headstart.recipe import Recipe
+from headstart.recipe import ClassifyRecipe, Recipe
 from headstart.resolve import load_recipe
 from headstart.train.record import read_rows
 from headstart.train.run import make_task
@@ -77,15 +77,18 @@ CLASSIFIER = {
 
 
 def write_data(root: Path) -> Path:
-    """Six training and three validation scenes in root/scenes; eight single objects of 2 classes in root/classes."""
+    """Six training and three validation scenes in root/scenes; eight single objects of 2 classes in root/classes.
+
+    root/keypoints holds scenes with keypoints."""
     generate(root / "scenes", 6, 3, 0, SIDE, processes=1)
+    generate(root / "keypoints", 6, 3, 0, SIDE, keypoints=True, processes=1)
     generate_classes(root / "classes", 8, 4, 0, 32, num_classes=2, processes=1)
     return root
 
 
-def scene_paths(root: Path) -> dict[str, str]:
+def scene_paths(root: Path, name: str = "scenes") -> dict[str, str]:
     """The data fields of a detection recipe on `write_data`'s scenes."""
-    scenes = root / "scenes"
+    scenes = root / name
     return {
         "data.train": str(scenes / "train.json"),
         "data.train_images": str(scenes / "train"),
@@ -160,7 +163,9 @@ def tree_digest(directory: Path) -> dict[str, str]:
 
 def one_step(recipe, root: Path):
     """The first step of a recipe on `write_data`'s data from a random start: finite losses, a gradient everywhere."""
-    paths = scene_paths(root) if isinstance(recipe, Recipe) else class_paths(root)
+    with_keypoints = isinstance(recipe, Recipe) and recipe.model.keypoint.enabled
+    scenes = scene_paths(root, "keypoints" if with_keypoints else "scenes")
+    paths = class_paths(root) if isinstance(recipe, ClassifyRecipe) else scenes
     data = {key.removeprefix("data."): value for key, value in paths.items()} | {"num_workers": 0, "fraction": 1.0}
     if isinstance(recipe, Recipe):
         data |= {"train_split": None, "val_split": None}

@@ -42,7 +42,7 @@ def account(study: Study, overrides: dict[str, Any] | None = None) -> list[Seen]
     for arm in study.arms:
         recipe = arm_recipe(study, arm, overrides or {})[0]
         before = _pretraining(study, arm)
-        for name in study.schedules_of(arm, study.fractions[0].fraction):
+        for name in study.schedules_of(arm, study.fractions[0]):
             steps = schedule_of(recipe, part.num_images, name).total
             own = seen(
                 steps * recipe.train.batch,
