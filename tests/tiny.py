@@ -81,7 +81,7 @@ def write_data(root: Path) -> Path:
 
     root/keypoints holds scenes with keypoints."""
     generate(root / "scenes", 6, 3, 0, SIDE, processes=1)
-    generate(root / "keypoints", 6, 3, 0, SIDE, keypoints=True, processes=1)
+    generate(root / "keypoints", 8, 8, 0, SIDE, keypoints=True, processes=1)
     generate_classes(root / "classes", 8, 4, 0, 32, num_classes=2, processes=1)
     return root
 
