@@ -35,6 +35,11 @@ class Study:
         overrides such as {"size": "small", "seeds": 3, "arms.scratch.train.rate": 0.01, "train.batch": 4}.
         """
         study, patch = cls.define(name, overrides)
+        if study.account is not None:
+            raise ValueError(
+                f"study {study.name}: account: it only counts what its arms would see, so it has no segments; "
+                "expected `study plan` or `study run`"
+            )
         return cls(prepare(study, patch), Path(out))
 
     @staticmethod

@@ -2,6 +2,7 @@
 
 import pytest
 
+from cli_call import call
 from headstart.recipe import Recipe
 from headstart.resolve import shipped
 from headstart.study import run as study_run
@@ -176,6 +177,17 @@ def test_the_account_of_samples_is_the_papers_figure_2():
     assert (images / 8.64e6, instances / 6.048e7, pixels / scratch.total("pixels")) == pytest.approx(
         (15.1, 2.45, 1.03), abs=0.05
     )
+
+
+def test_the_account_is_printed_and_written_without_any_data(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    answer = call(monkeypatch, capsys, "study", "run", "paper/e17")
+    assert answer.code == 0, answer.err
+    assert "pretrained 2x sees 15.1 times the images, 2.45 times the instances, 1.03 times the pixels" in answer.out
+    lines = (tmp_path / "runs/e17/account.csv").read_text().splitlines()
+    assert lines[0].startswith("arm,schedule,steps,images_own") and lines[1].startswith("scratch,6x,540000,8640000")
+    refused = call(monkeypatch, capsys, "study", "search", "paper/e17")
+    assert refused.code == 2 and "study e17: account: it only counts what its arms would see" in refused.err
 
 
 def test_an_account_needs_the_cost_of_weights():

@@ -122,6 +122,8 @@ def run(
     from headstart.study.run import refuse_undeclared
 
     cluster = cluster_of(executor, jobs, {"cpus": cpus, "gpus": gpus, "retries": retries})
+    if is_account(study, overrides, out):
+        return
     prepared = prepared_study(study, overrides)
     refuse_undeclared(prepared)
     directory = run_prepared(prepared, out, jobs, cluster)
