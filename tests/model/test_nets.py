@@ -11,6 +11,7 @@ from headstart.model.audit import audit
 from headstart.model.classifier import Classifier
 from headstart.model.freeze import freeze
 from headstart.model.input_spec import IMAGENET
+from headstart.model.norm import SyncBatchNorm
 from headstart.model.vgg import build_vgg
 from headstart.model.weights import load_weights
 from headstart.recipe import Model
@@ -113,3 +114,15 @@ def test_shipped_vgg_and_its_pretraining_fit_together():
     assert (
         sum(p.numel() for p in model.parameters()) == torchvision.models.VGG16_Weights.IMAGENET1K_V1.meta["num_params"]
     )
+
+
+def test_sync_batch_is_in_every_place_of_the_paper():
+    """Stem, blocks, shortcuts, pyramid (both kinds), box-head and mask-head convolutions; not RPN, deconv or fc."""
+    model = small_detector(model__norm="sync_batch")
+    normed = {name.rsplit(".", 1)[0] for name, layer in model.named_modules() if isinstance(layer, SyncBatchNorm)}
+    block = "backbone.layer2.0"
+    assert {block, f"{block}.downsample", "backbone", "pyramid.lateral.0", "pyramid.output.3"} <= normed
+    assert {"box_head.convs.0", "mask_head.convs.0"} <= normed
+    convs = [name for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d) and layer.bias is None]
+    assert len(convs) == sum(isinstance(layer, SyncBatchNorm) for layer in model.modules())
+    assert not any(name.startswith("rpn") for name in normed | set(convs))

@@ -1,6 +1,7 @@
 """Several processes under torchrun: group, rank, wrapping, and who writes."""
 
 import os
+import warnings
 from typing import Any
 
 import torch
@@ -45,6 +46,8 @@ def wrap(model: nn.Module) -> nn.Module:
     Statistics of `batch` norms are this process's own within a step; rank 0's are taken from then on, and are saved.
     """
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        # A 1x1 convolution in channels-last memory has two equal layouts; DDP warns of the one that it did not expect.
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         device_ids = [device().index] if torch.cuda.is_available() else None
         return nn.parallel.DistributedDataParallel(model, device_ids=device_ids)
     return model
