@@ -67,9 +67,9 @@ def plan(study: Name, overrides: Overrides = None, jobs: Jobs = None) -> None:
 def show_plan(prepared: Any, jobs: int) -> dict[str, float]:
     """Print the plan of a study and return the expected seconds of each segment."""
     from headstart.study.forecast import makespan, segment_rows, totals
-    from headstart.study.timing import measure_loads
+    from headstart.study.timing import measure_apart
 
-    loads = measure_loads(prepared)
+    loads = measure_apart(prepared)
     rows = [
         [row["segment"], f"{row['steps']:,}", f"{row['images']:,}", f"{row['epochs']:.1f}", f"{row['seconds']:,.0f}"]
         for row in segment_rows(prepared.plan, loads)

@@ -1,6 +1,7 @@
 """How long a step and an evaluated image take here: a few real steps of a throw-away model."""
 
 import time
+from concurrent.futures import ProcessPoolExecutor
 
 import torch
 
@@ -9,11 +10,18 @@ from headstart.study.definition import PRETRAIN_PREFIX
 from headstart.study.forecast import Load
 from headstart.study.run import Prepared, arm_recipe, pretrain_recipe
 from headstart.study.variants import variants_worth
+from headstart.study.workers import worker_context
 from headstart.train import distributed
 from headstart.train.run import make_task, settings_of
 from headstart.train.task import Task, parameter_groups
 
 WARM_UP, TIMED = 2, 6  # steps; the first two pay for caches and memory
+
+
+def measure_apart(prepared: Prepared) -> dict[str, Load]:
+    """`measure_loads` in a process of its own, which gives its memory back before the study begins."""
+    with ProcessPoolExecutor(1, worker_context()) as pool:
+        return pool.submit(measure_loads, prepared).result()
 
 
 def measure_loads(prepared: Prepared) -> dict[str, Load]:

@@ -34,10 +34,7 @@ def run_parallel(
     finished: Callable[[Segment, RunResult], None],
 ) -> None:
     """Run segments, each as soon as what it needs is in `done`, `jobs` at a time; the first error stops the rest."""
-    # Workers are forked from one clean process that has imported everything, so that they share what imports take: 0.4
-    # GB each otherwise. A fork of this process would inherit the locks of its threads.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["headstart.study.workers"])
+    context = worker_context()
     queue = context.Queue()
     watched, held = context.Pipe(duplex=False)
     with (
@@ -55,6 +52,16 @@ def run_parallel(
             for process in list(pool._processes.values()):  # a segment may run for hours: do not wait for it
                 process.terminate()
             raise
+
+
+def worker_context() -> multiprocessing.context.ForkServerContext:
+    """How worker processes begin: forked from one clean process that has imported everything.
+
+    So they share what the imports take, 0.4 GB each otherwise. A fork of this process would inherit its threads' locks.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["headstart.study.workers"])
+    return context
 
 
 def run_as_ready(
