@@ -24,7 +24,7 @@ from headstart.study.tables import fraction_table
 RANDOM_COLOURS = ("#8e3b8c", "#d55e00")
 WEIGHTS_COLOURS = ("#009e73", "#0072b2", "#e69f00", "#56b4e9")
 MARKERS = ("o", "s", "D", "^", "v", "P")
-_STYLE = {
+STYLE = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -60,7 +60,7 @@ def write_figures(
     """
     directory.mkdir(parents=True, exist_ok=True)
     figures: dict[str, Figure] = {}
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         for fraction in folder.fractions:
             own = [stretch for stretch in stretches if stretch.fraction == fraction]
             if own:
