@@ -99,22 +99,23 @@ def scores(seed: int, step: int) -> dict:
 
 
 def time_report() -> float:
-    """Seconds of a whole report, after one that pays for imports and fonts."""
+    """Seconds of one core for a whole report, after one that pays for imports and fonts."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "large"
         study = large_study()
         num_rows, num_cells = write(study, path), len(plan_of(study).cells)
         build_report(path)
-        since = time.perf_counter()
+        since, wall = time.process_time(), time.perf_counter()
         size = build_report(path).stat().st_size / 2**20
-        seconds = time.perf_counter() - since
-    print(f"report: {num_rows:,} rows, {num_cells} cells: {seconds:.2f} s, {size:.1f} MiB (below {REPORT_SECONDS:g} s)")
+        seconds, wall = time.process_time() - since, time.perf_counter() - wall
+    told = f"{seconds:.2f} s of one core ({wall:.2f} s by the clock), {size:.1f} MiB (below {REPORT_SECONDS:g} s)"
+    print(f"report: {num_rows:,} rows, {num_cells} cells: {told}")
     return seconds
 
 
 def time_plan() -> float:
     """Seconds of planning 1,000 cells and what they cost."""
-    since = time.perf_counter()
+    since = time.process_time()
     fractions = (1.0, 0.5, 0.1, 0.01)
     study = parse_study(
         {
@@ -130,7 +131,7 @@ def time_plan() -> float:
     plan = plan_of(study)
     load = Load(batch=BATCH, num_images=dict.fromkeys(fractions, 100), seconds_per_step=1.0)
     found = totals(plan, dict.fromkeys(study.arms, load))
-    seconds = time.perf_counter() - since
+    seconds = time.process_time() - since
     cells, segments = found["cells"], found["segments"]
     print(f"plan: {cells:,} cells in {segments:,} segments: {seconds:.2f} s (below {PLAN_SECONDS:g} s)")
     return seconds
