@@ -8,6 +8,7 @@ HERE = Path(__file__).parent
 RUNS = (
     ("step.py", "demo", "r18-256", "--repeats", "5"),
     ("evaluation.py", "--images", "500", "--resamples", "50"),
+    ("reporting.py",),
     ("calibration.py", "500"),
 )
 

@@ -54,7 +54,7 @@ REPLACED = (
 )
 # What may change between two evaluations of one checkpoint.
 EVALUATION_FIELDS = ("evaluate.", "input.test_")
-TRAINING_FIELDS = ("evaluate.every", "evaluate.precise_bn")  # of these, what only a run in training can follow
+TRAINING_FIELDS = ("evaluate.every", "evaluate.train_images", "evaluate.precise_bn")  # of these, those of runs alone
 
 
 class Data(Part):

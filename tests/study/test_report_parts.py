@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from study_folder import build_study
 
 from headstart.study import report
 from headstart.study.differences import undeclared
+from headstart.study.display import large
 from headstart.study.mistakes import TYPES, mistake_tables
 from headstart.study.public_weights import PUBLIC_WEIGHTS
 from headstart.study.read import read_study_folder
@@ -105,6 +107,12 @@ def test_public_weights_are_priced_by_their_documented_recipe(tmp_path):
     assert row["whole_as_spent.images"] == row["as_spent.images"]  # this study paid nothing for them
     assert row["whole.seconds_train"] == "" and known.source in text
     assert all(entry.source and entry.cost().images > 0 for entry in PUBLIC_WEIGHTS.values())
+
+
+def test_the_guide_lists_the_public_weights():
+    guide = (Path(__file__).parents[2] / "docs" / "guide.md").read_text()
+    for name, known in PUBLIC_WEIGHTS.items():
+        assert f"| {name} | {large(known.cost().images)} | {known.source} |" in guide
 
 
 def test_what_runs_held_is_compared_and_an_undeclared_difference_voids_the_verdict(tmp_path):

@@ -270,8 +270,18 @@ def say_verdict(page: Path) -> None:
 
 
 @app.command()
-def report(directory: Annotated[Path, typer.Argument(help="A study's directory, such as runs/demo.")]) -> None:
-    """Write the report of a study, finished or not."""
+def report(
+    directory: Annotated[Path, typer.Argument(help="A study's directory, such as runs/demo.")],
+    live: Annotated[
+        bool, typer.Option("--live", help="Keep live.html up to date while the study runs; report at its end.")
+    ] = False,
+    every: Annotated[float, typer.Option(help="With --live: seconds between two looks.", min=1.0)] = 10.0,
+) -> None:
+    """Write the report of a study, finished or not; with --live follow it in live.html until it is finished."""
+    from headstart.study.live import PAGE, watch
     from headstart.study.report import build_report
 
-    say_verdict(build_report(directory))
+    if live:
+        say(f"open {(directory / PAGE).absolute().as_uri()} in a browser: it reloads itself every {every:g} s")
+        say("this ends with the study, or with Ctrl-C")
+    say_verdict(watch(directory, every=every) if live else build_report(directory))

@@ -90,6 +90,8 @@ def check_distinct(field: str, values: Collection[object]) -> None:
 
 def check_variant(name: str, patch: Mapping[str, Any]) -> None:
     """Only what changes an evaluation, and changes it: the checkpoint stays the same."""
+    if name == "train":
+        raise ValueError('also_evaluate.train: "train:METRIC" are the scores on training images, expected another name')
     if not patch:
         raise ValueError(f"also_evaluate.{name}: is empty, expected fields such as evaluate.tta.enabled: true")
     for field in patch:

@@ -37,18 +37,19 @@ class Findings:
     answers: tuple[Answer, ...]
     equal: tuple[EqualEffort, ...]
     crossover: Crossover | None
+    resampled: np.ndarray | None  # the headline's difference on resampled test images, float [S, R]
 
 
 def find(folder: StudyFolder, bills: Bills, starts: dict[str, StartCost]) -> Findings:
     """All findings of a study; an unfinished one has comparisons of what is there, and no headline."""
     comparisons = _comparisons(folder) if folder.rule else ()
-    headline, problem = _headline(folder)
+    headline, resampled, problem = _headline(folder)
     crossing = find_crossover(folder)
     answers = find_answers(folder, bills, starts, comparisons, crossing)
     if problem:
         answers.append(Answer("Would other test images say the same?", (f"Not known: {problem}.",)))
     equal = equal_efforts(folder, bills)
-    return Findings(*_title(folder, headline), headline, comparisons, tuple(answers), tuple(equal), crossing)
+    return Findings(*_title(folder, headline), headline, comparisons, tuple(answers), tuple(equal), crossing, resampled)
 
 
 def _comparisons(folder: StudyFolder) -> tuple[Comparison, ...]:
@@ -66,17 +67,20 @@ def _judge(
     return judge(rule, *scores, where=where, bootstrap=bootstrap, num_images=num_images)
 
 
-def _headline(folder: StudyFolder) -> tuple[Verdict | None, str]:
-    """The verdict on the headline's cell once everything is finished, and why the noise of test images is not in it."""
+def _headline(folder: StudyFolder) -> tuple[Verdict | None, np.ndarray | None, str]:
+    """The verdict on the headline's cell once everything is finished; its difference on resampled test images, [S, R].
+
+    With them comes why they are not known, if they are not.
+    """
     if not folder.is_finished or undeclared(folder) or folder.rule is None or folder.headline_cell is None:
-        return None, ""
+        return None, None, ""
     resampled, problem = None, ""
     try:
         resampled = resampled_differences(folder, *folder.headline_cell)
     except ValueError as error:
         problem = str(error)
     verdict = _judge(folder, folder.rule, *folder.headline_cell, resampled)
-    return (verdict if verdict.num_seeds else None), problem
+    return (verdict if verdict.num_seeds else None), resampled and resampled[0], problem
 
 
 def _title(folder: StudyFolder, verdict: Verdict | None) -> tuple[str, str, str, str | None]:

@@ -9,6 +9,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from headstart.study.cost import Cost
 from headstart.study.plan import Cell
 from headstart.study.read import TRAIN, Run, StudyFolder, final_row, metric_of
@@ -28,6 +30,7 @@ def cell_rows(folder: StudyFolder, bills: Bills) -> list[dict[str, Any]]:
             "fraction": cell.fraction,
             "seed": cell.seed,
             "steps": cell.total,
+            "train_images": folder.num_images.get(cell.fraction),
         }
         row |= {
             "finished": run.end is not None,
@@ -99,6 +102,14 @@ def class_rows(folder: StudyFolder) -> list[dict[str, Any]]:
                 key = {"arm": cell.arm, "schedule": cell.schedule, "fraction": cell.fraction, "seed": cell.seed}
                 rows.append(key | {"kind": kind, "class": name} | values)
     return rows
+
+
+def resample_rows(folder: StudyFolder, differences: np.ndarray) -> list[dict[str, Any]]:
+    """One flat row a resample of the test images: candidate minus baseline at the headline cell, by seed."""
+    return [
+        {"resample": number} | {f"seed {seed}": float(value) for seed, value in zip(folder.seeds, values)}
+        for number, values in enumerate(differences.T)
+    ]
 
 
 def write_csv(path: Path, rows: Iterable[dict[str, Any]]) -> None:

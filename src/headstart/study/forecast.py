@@ -126,12 +126,16 @@ def _work(steps: int, fraction: float, load: Load) -> dict[str, float]:
 
 
 def makespan(plan: Plan, loads: Mapping[str, Load], jobs: int) -> float:
-    """Expected seconds until all is done with `jobs` segments at a time, each beginning when what it needs is there.
+    """Expected seconds of a whole plan with `jobs` segments at a time."""
+    return time_to_finish(plan, {row["segment"]: row["seconds"] for row in segment_rows(plan, loads)}, jobs)
 
-    Segments begin in the order of the plan, as `study run` begins them.
+
+def time_to_finish(plan: Plan, seconds: Mapping[str, float], jobs: int) -> float:
+    """Seconds until all is done, given those of each segment, each beginning when what it needs is there.
+
+    Segments begin in the order of the plan, as `study run` begins them; a finished one takes 0 seconds.
     """
     assert jobs >= 1
-    seconds = {row["segment"]: row["seconds"] for row in segment_rows(plan, loads)}
     waiting, ends, running, now = list(plan.segments), {}, [], 0.0
     while waiting or running:
         ready = [

@@ -59,7 +59,7 @@ def render(
     pictures: Sequence[Path],
 ) -> str:
     """The whole page. data is for the script (page_data), pictures are the figures' SVG files."""
-    return _template().render(
+    return template("report.html.j2").render(
         fraction_name=lambda fraction: display.fraction_name(folder, fraction),
         folder=folder,
         findings=findings,
@@ -106,7 +106,8 @@ def render(
 
 
 @cache
-def _template() -> jinja2.Template:
+def template(name: str) -> jinja2.Template:
+    """A template that escapes whatever is put into it."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -124,7 +125,7 @@ def _template() -> jinja2.Template:
         display.metric_name,
     )
     environment.filters |= {each.__name__: each for each in filters}
-    return environment.get_template("report.html.j2")
+    return environment.get_template(name)
 
 
 def script_json(value: Any) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 from headstart.study.differences import compared, difference_rows
 from headstart.study.figures import write_figures
 from headstart.study.findings import Findings, find, settled_schedule
-from headstart.study.flat_rows import cell_rows, class_rows, curve_rows, write_csv
+from headstart.study.flat_rows import cell_rows, class_rows, curve_rows, resample_rows, write_csv
 from headstart.study.mistakes import mistake_rows, mistake_tables
 from headstart.study.page import MOST_BYTES, render
 from headstart.study.page_data import page_data, plain
@@ -43,6 +43,8 @@ def build_report(study_dir: str | Path) -> Path:
     cells = cell_rows(folder, bills)
     (folder.path / "tables").mkdir(exist_ok=True)
     written = {"curves": curve_rows(folder), "classes": class_rows(folder), "errors": mistake_rows(folder)}
+    if findings.resampled is not None:
+        written["resamples"] = resample_rows(folder, findings.resampled)
     for name, rows in {"cells": cells, **written}.items():
         write_csv(folder.path / "tables" / f"{name}.csv", rows)
     _replace(

@@ -1,0 +1,142 @@
+"""Report of a large study, and planning of a larger one: python benchmarks/reporting.py
+
+A made-up study of 64 cells (two arms, four schedules, two fractions, four seeds) with over 10,000 rows is written as
+`study run` writes one, and its report is made; the image bootstrap has no records to work on and is left aside. Then
+a study of 1,000 cells is planned. Exit code 1 where the report takes 5 s or more, or the plan 2 s.
+"""
+
+import json
+import sys
+import tempfile
+import time
+from dataclasses import asdict
+from math import exp
+from pathlib import Path
+
+import yaml
+
+from headstart.study.definition import Study, parse_study
+from headstart.study.forecast import Load, totals
+from headstart.study.plan import Plan, Segment, expand, make_schedules, schedule_names
+from headstart.study.report import build_report
+
+BASE, BATCH, LOG_EVERY, EVAL_EVERY = 900, 16, 10, 100
+REPORT_SECONDS, PLAN_SECONDS = 5.0, 2.0
+RULE = {"metric": "box.AP", "baseline": "tuned", "candidate": "scratch", "margin": 0.01}
+CLASSES = [f"class {c}" for c in range(80)]
+LOSSES = ("rpn_objectness", "rpn_box", "box_class", "box_delta", "mask")
+METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100")
+
+
+def plan_of(study: Study) -> Plan:
+    """The plan of a study at a base of 900 steps."""
+    schedules = make_schedules(schedule_names(study), base=BASE, base_rate=0.02, warmup=50, warmup_from=0.1)
+    return expand(study, schedules)
+
+
+def large_study() -> Study:
+    """64 cells."""
+    return parse_study(
+        {
+            "name": "large",
+            "recipe": "demo",
+            "arms": {"tuned": {"start.kind": "backbone", "start.weights": "w.pth"}, "scratch": {}},
+            "schedules": ["1x", "2x", "3x", "6x"],
+            "fractions": [1.0, 0.1],
+            "seeds": 4,
+            "rule": RULE,
+        },
+        source="benchmark",
+    )
+
+
+def write(study: Study, path: Path) -> int:
+    """The study's folder as a finished run leaves it; returns the number of rows."""
+    plan, num_rows = plan_of(study), 0
+    path.mkdir(parents=True)
+    (path / "study.yaml").write_text(yaml.safe_dump(study.model_dump(mode="json")))
+    segments = [asdict(s) | {"directory": f"{s.name}-0123456789ab", "finished": True} for s in plan.segments]
+    content = {"cells": [asdict(cell) for cell in plan.cells], "segments": segments, "batch": BATCH}
+    content |= {"num_images": {"1.0": 8000, "0.1": 800}, "differences": []}
+    (path / "plan.json").write_text(json.dumps(content))
+    for segment in plan.segments:
+        directory = path / f"{segment.name}-0123456789ab"
+        directory.mkdir()
+        rows = rows_of(segment)
+        (directory / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (directory / "segment.json").write_text(json.dumps(asdict(segment)))
+        (directory / "environment.json").write_text(json.dumps({"headstart": "0", "cpus": 2}))
+        num_rows += len(rows)
+    return num_rows
+
+
+def rows_of(segment: Segment) -> list[dict]:
+    """Rows of a plausible run: every evaluation has 80 classes, boxes and masks."""
+    rows: list[dict] = [{"kind": "start", "step": segment.start}]
+    for step in range(segment.start + 1, segment.stop + 1):
+        last = step == segment.stop and segment.kind == "tail"
+        if step % LOG_EVERY == 0 or last:
+            loss = exp(-step / 900)
+            losses = dict.fromkeys(LOSSES, loss)
+            rows.append({"kind": "train", **counters(step), "rate": 0.02, "loss": 5 * loss, "losses": losses})
+        if step % EVAL_EVERY == 0 or last:
+            rows.append({"kind": "eval", "split": "val", **counters(step), **scores(segment.seed, step)})
+    end = {"checkpoint": "checkpoints/x.pt", "hash": "0" * 64, "memory": 10**9}
+    return [*rows, {"kind": "end", **counters(segment.stop), **end}]
+
+
+def counters(step: int) -> dict:
+    """What every row tells of a step."""
+    seen = {"step": step, "images": BATCH * step, "instances": 100 * step, "pixels": 9e6 * step, "flops": 1e12 * step}
+    return seen | {"seconds": {"train": 0.2 * step, "eval": 0.02 * step, "other": 0.01 * step}}
+
+
+def scores(seed: int, step: int) -> dict:
+    """An evaluation of a step."""
+    ap = 0.4 * (1 - exp(-step / 900)) + 0.002 * seed + 0.001 * (step % 7)
+    metrics, classes = dict.fromkeys(METRICS, ap), {name: {"AP": ap, "AP50": ap, "AP75": ap} for name in CLASSES}
+    return {"metrics": {"box": metrics, "mask": metrics}, "per_class": {"box": classes, "mask": classes}}
+
+
+def time_report() -> float:
+    """Seconds of one core for a whole report, after one that pays for imports and fonts."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "large"
+        study = large_study()
+        num_rows, num_cells = write(study, path), len(plan_of(study).cells)
+        build_report(path)
+        since, wall = time.process_time(), time.perf_counter()
+        size = build_report(path).stat().st_size / 2**20
+        seconds, wall = time.process_time() - since, time.perf_counter() - wall
+    told = f"{seconds:.2f} s of one core ({wall:.2f} s by the clock), {size:.1f} MiB (below {REPORT_SECONDS:g} s)"
+    print(f"report: {num_rows:,} rows, {num_cells} cells: {told}")
+    return seconds
+
+
+def time_plan() -> float:
+    """Seconds of planning 1,000 cells and what they cost."""
+    since = time.process_time()
+    fractions = (1.0, 0.5, 0.1, 0.01)
+    study = parse_study(
+        {
+            "name": "thousand",
+            "recipe": "demo",
+            "arms": {f"arm{i}": {} for i in range(10)},
+            "schedules": ["2x", "3x", "4x", "5x", "6x"],
+            "fractions": list(fractions),
+            "seeds": 5,
+        },
+        source="benchmark",
+    )
+    plan = plan_of(study)
+    load = Load(batch=BATCH, num_images=dict.fromkeys(fractions, 100), seconds_per_step=1.0)
+    found = totals(plan, dict.fromkeys(study.arms, load))
+    seconds = time.process_time() - since
+    cells, segments = found["cells"], found["segments"]
+    print(f"plan: {cells:,} cells in {segments:,} segments: {seconds:.2f} s (below {PLAN_SECONDS:g} s)")
+    return seconds
+
+
+if __name__ == "__main__":
+    slow = [time_report() >= REPORT_SECONDS, time_plan() >= PLAN_SECONDS]
+    sys.exit(int(any(slow)))
