@@ -178,7 +178,7 @@ def test_forecast_counts_like_walking_through_every_step():
     loads = {
         name: Load(
             batch=4, num_images={1.0: 200, 0.1: 20}, seconds_per_step=0.5, seconds_per_eval_image=0.01,
-            num_eval_images=30, eval_every=50,
+            num_eval_images=30, eval_every=50, seconds_to_start=2.0,
         )
         for name in ("scratch", "pretrained", "pretrain:shapes")
     }  # fmt: skip
@@ -187,7 +187,7 @@ def test_forecast_counts_like_walking_through_every_step():
     for row in cell_rows(plan, loads):
         total = next(cell.total for cell in plan.cells if cell.name == row["cell"])
         evaluations = sum(due(step, 50, total) for step in range(1, total + 1))
-        assert row["seconds"] == pytest.approx(total * 0.5 + evaluations * 0.3)
+        assert row["seconds"] == pytest.approx(2.0 + total * 0.5 + evaluations * 0.3)
         assert (row["steps"], row["images"]) == (total, 4 * total)
         assert row["epochs"] == 4 * total / (200 if row["fraction"] == 1 else 20)
     sums = totals(plan, loads)
@@ -197,8 +197,10 @@ def test_forecast_counts_like_walking_through_every_step():
     assert sums["seconds_shared"] < sums["seconds_alone"]
     assert rows["scratch-f1-s0-trunk-0-60"]["cells"] == 4
     assert rows["pretrain-shapes"]["cells"] == 12
-    assert rows["pretrain-shapes"]["seconds"] == pytest.approx(40 * 0.5 + 0.3)
-    assert rows["scratch-f1-s0-trunk-0-60"]["seconds"] == pytest.approx(60 * 0.5 + 0.3)  # at 50; nothing at its end
+    assert rows["pretrain-shapes"]["seconds"] == pytest.approx(2.0 + 40 * 0.5 + 0.3)
+    assert rows["scratch-f1-s0-trunk-0-60"]["seconds"] == pytest.approx(
+        2.0 + 60 * 0.5 + 0.3
+    )  # at 50; nothing at its end
 
 
 @pytest.mark.parametrize(("start", "stop"), [(0, 100), (60, 120), (100, 110), (0, 7)])

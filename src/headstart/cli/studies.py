@@ -69,7 +69,7 @@ def show_plan(prepared: Any, jobs: int) -> dict[str, float]:
     from headstart.study.forecast import makespan, segment_rows, totals
     from headstart.study.timing import measure_apart
 
-    loads = measure_apart(prepared)
+    loads = measure_apart(prepared, jobs)
     rows = [
         [row["segment"], f"{row['steps']:,}", f"{row['images']:,}", f"{row['epochs']:.1f}", f"{row['seconds']:,.0f}"]
         for row in segment_rows(prepared.plan, loads)

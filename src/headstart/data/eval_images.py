@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from headstart.data.buckets import Resize, bucket_of, group_by_bucket
-from headstart.data.coco import Dataset
+from headstart.data.coco import Dataset, subset
 from headstart.data.loader import Images, Raw, ahead
 from headstart.data.transforms import Convention, View, stack_images
 
@@ -37,11 +37,19 @@ class EvalImages:
         self, dataset: Dataset, resize: Resize, convention: Convention, *, batch: int, cache: bool, num_workers: int
     ):
         self.dataset, self.resize, self.convention, self.num_workers = dataset, resize, convention, num_workers
+        self.batch = batch
         self.images = Images(dataset, keep=cache)
         groups = group_by_bucket(dataset.heights, dataset.widths, resize, smallest=1)
         self.plan = [
             (bucket, group[at : at + batch]) for bucket, group in groups.items() for at in range(0, len(group), batch)
         ]
+
+    def first(self, most: int) -> "EvalImages":
+        """The first `most` images alone, for a timing; nothing of them is kept."""
+        some = subset(self.dataset, np.arange(min(most, self.dataset.num_images)))
+        return EvalImages(
+            some, self.resize, self.convention, batch=self.batch, cache=False, num_workers=self.num_workers
+        )
 
     def raw(self, place: int) -> Raw:
         """Batch number `place`."""

@@ -15,8 +15,9 @@ class Load:
     """What one arm, or one pre-training, does in a step and in an evaluation.
 
     num_images are training images by fraction (a pre-training has {1.0: n}). Seconds are those measured on this
-    machine; num_eval_images 0 means that nothing is evaluated, eval_every 0 that only the end of a run is. variants is
-    how many plain evaluations the other ways of judging the end of a schedule are worth.
+    machine, seconds_to_start those before the first step; num_eval_images 0 means that nothing is evaluated, eval_every
+    0 that only the end of a run is. variants is how many plain evaluations the other ways of judging the end of a
+    schedule are worth.
     """
 
     batch: int
@@ -26,6 +27,7 @@ class Load:
     num_eval_images: int = 0
     eval_every: int = 0
     variants: float = 0.0
+    seconds_to_start: float = 0.0
 
 
 def load_key(segment: Segment) -> str:
@@ -40,9 +42,9 @@ def num_evaluations(start: int, stop: int, every: int, *, at_end: bool = True) -
 
 
 def expected_seconds(start: int, stop: int, load: Load, *, is_trunk: bool = False) -> float:
-    """Seconds of training the steps start..stop in one run, and of its evaluations; a trunk's end has none."""
+    """Seconds of the steps start..stop in one run, its start and its evaluations; a trunk's end has none."""
     evaluated = num_evaluations(start, stop, load.eval_every, at_end=not is_trunk) * load.num_eval_images
-    return (stop - start) * load.seconds_per_step + evaluated * load.seconds_per_eval_image
+    return load.seconds_to_start + (stop - start) * load.seconds_per_step + evaluated * load.seconds_per_eval_image
 
 
 def variant_seconds(load: Load) -> float:

@@ -1,7 +1,9 @@
-"""How long a step and an evaluated image take here: a few real steps of a throw-away model."""
+"""How long a step, an evaluated image and the start of a run take here: a few real steps of a throw-away model."""
 
 import time
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from statistics import fmean
 
 import torch
 
@@ -15,19 +17,29 @@ from headstart.train import distributed
 from headstart.train.run import make_task, settings_of
 from headstart.train.task import Task, parameter_groups
 
-WARM_UP, TIMED = 2, 6  # steps; the first two pay for caches and memory
+WARM_UP, TIMED = 2, 10  # steps; the first two pay for caches and memory
+EVALUATED = 128  # images at most
+_SECONDS = ("seconds_per_step", "seconds_per_eval_image", "seconds_to_start")
 
 
-def measure_apart(prepared: Prepared) -> dict[str, Load]:
-    """`measure_loads` in a process of its own, which gives its memory back before the study begins."""
-    with ProcessPoolExecutor(1, worker_context()) as pool:
-        return pool.submit(measure_loads, prepared).result()
+def measure_apart(prepared: Prepared, jobs: int = 1) -> dict[str, Load]:
+    """`measure_loads` in processes of their own, which give their memory back before the study begins.
+
+    As many measure at a time as segments will run: they share caches and memory, and slow one another. The means.
+    """
+    with ProcessPoolExecutor(jobs, worker_context()) as pool:
+        found = list(pool.map(measure_loads, [prepared] * jobs))
+    return {name: _mean([loads[name] for loads in found]) for name in found[0]}
+
+
+def _mean(loads: list[Load]) -> Load:
+    return replace(loads[0], **{field: fmean(getattr(load, field) for load in loads) for field in _SECONDS})
 
 
 def measure_loads(prepared: Prepared) -> dict[str, Load]:
     """The load of every arm and pre-training, timed on this machine. Arms of the same shape are timed once."""
     loads: dict[str, Load] = {}
-    timed: dict[str, tuple[float, float]] = {}
+    timed: dict[str, tuple[float, float, float]] = {}
     for name in prepared.plan_arms():
         if name.startswith(PRETRAIN_PREFIX):
             recipe = pretrain_recipe(prepared.study, name.removeprefix(PRETRAIN_PREFIX), prepared.overrides)[0]
@@ -39,16 +51,19 @@ def measure_loads(prepared: Prepared) -> dict[str, Load]:
         key = recipe.model_copy(update={"name": "", "start": None}).model_dump_json() + recipe.start.freeze
         if recipe.train.threads is not None:
             torch.set_num_threads(recipe.train.threads)
+        since = time.perf_counter()
         task = make_task(recipe)
+        start = time.perf_counter() - since
         if key not in timed:
-            timed[key] = (seconds_per_step(task, recipe), seconds_per_image(task))
-        step, image = timed[key]
+            timed[key] = (seconds_per_step(task, recipe), seconds_per_image(task), start)
+        step, image, start = timed[key]
         settings = settings_of(recipe, task)
         loads[name] = Load(
             batch=recipe.train.batch,
             num_images=num_images or {1.0: task.num_images},
             seconds_per_step=step,
             seconds_per_eval_image=image,
+            seconds_to_start=start,
             num_eval_images=task.num_eval_images + task.num_eval_train_images,
             eval_every=settings.eval_every,
             variants=0.0 if name.startswith(PRETRAIN_PREFIX) else variants_worth(prepared.study.also_evaluate, recipe),
@@ -57,7 +72,7 @@ def measure_loads(prepared: Prepared) -> dict[str, Load]:
 
 
 def seconds_per_step(task: Task, recipe: AnyRecipe) -> float:
-    """Median seconds of a training step, loading included."""
+    """Mean seconds of a training step, loading included: what now and then takes longer takes part in a run too."""
     device = distributed.device()
     model = task.model.to(device).train()
     optimizer = torch.optim.SGD(parameter_groups(model, weight_decay=0.0, norm_weight_decay=0.0), lr=0.0, foreach=True)
@@ -71,7 +86,7 @@ def seconds_per_step(task: Task, recipe: AnyRecipe) -> float:
         float(loss.detach())  # waits for the step to be done
         seconds.append(time.perf_counter() - since)
         since = time.perf_counter()
-    return sorted(seconds[WARM_UP:])[TIMED // 2]
+    return fmean(seconds[WARM_UP:])
 
 
 def seconds_per_image(task: Task) -> float:
@@ -79,7 +94,11 @@ def seconds_per_image(task: Task) -> float:
 
     A random model finds more than a trained one, so this is on the high side.
     """
+    num = min(task.num_eval_images, EVALUATED) if task.evaluate_first else task.num_eval_images
     since = time.perf_counter()
     task.model.eval()
-    task.evaluate(distributed.device())
-    return (time.perf_counter() - since) / max(task.num_eval_images, 1)
+    if task.evaluate_first:
+        task.evaluate_first(distributed.device(), num)
+    else:
+        task.evaluate(distributed.device())
+    return (time.perf_counter() - since) / max(num, 1)

@@ -104,10 +104,11 @@ def detection_task(recipe: Recipe) -> Task:
     model = build(recipe, data.num_classes, len(data.keypoint_names), data.left_right)
     if recipe.train.channels_last:
         model = model.to(memory_format=torch.channels_last)
-    images, bf16 = eval_images(recipe, held_out), recipe.train.precision == "bf16"
+    images = eval_images(recipe, held_out)
     num = min(recipe.evaluate.train_images, data.num_images)
     seen = eval_images(recipe, _fraction(recipe, whole, num)) if num else None
-    sigmas = recipe.evaluate.keypoint_sigmas
+    plain = partial(judge, model, bf16=recipe.train.precision == "bf16", sigmas=recipe.evaluate.keypoint_sigmas)
+    full = partial(plain, tta=tta_of(recipe), voc=recipe.evaluate.voc)
     notes = [*data.notes, *stream.targets.notes()]
     if keypoints and recipe.input.flip:
         notes += mirror_note(data)
@@ -123,9 +124,7 @@ def detection_task(recipe: Recipe) -> Task:
             forward_losses,
             f"{recipe.model.model_dump_json()} {data.num_classes} {stream.targets.num_slots} {recipe.start.freeze}",
         ),
-        evaluate=lambda device: judge(
-            model, images, device, bf16=bf16, sigmas=sigmas, tta=tta_of(recipe), voc=recipe.evaluate.voc
-        ),
+        evaluate=partial(full, images),
         describe=_describe,
         classes={"ids": data.category_ids.tolist(), "names": list(data.class_names), **keypoints},
         num_images=data.num_images,
@@ -133,8 +132,9 @@ def detection_task(recipe: Recipe) -> Task:
         fingerprint=data_digest(data) + data_digest(held_out),
         image_ids=data.image_ids.tolist(),
         notes=notes,
-        evaluate_train=None if seen is None else lambda device: judge(model, seen, device, bf16=bf16, sigmas=sigmas),
+        evaluate_train=None if seen is None else partial(plain, seen),
         num_eval_train_images=num,
+        evaluate_first=lambda device, most: full(images.first(most), device),
     )
 
 

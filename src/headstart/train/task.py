@@ -28,7 +28,8 @@ class Task:
     losses(model, batch) gives a dict of scalar losses (the model may be wrapped for several processes). batches(start,
     stop, device) yields the batches of those steps; counts(step) gives the instances and pixels of a whole step,
     flops(batch) the floating-point operations of the step of a batch, of all processes.
-    evaluate(device) judges the model (all processes call it); evaluate_train does so on some of the training images.
+    evaluate(device) judges the model (all processes call it); evaluate_train does so on some of the training images,
+    evaluate_first(device, n) on the first n images, for a timing (None: evaluate takes seconds).
     describe says which images a step held, for messages. classes and num_images describe the training data.
     """
 
@@ -47,6 +48,7 @@ class Task:
     notes: list[str] = field(default_factory=list)
     evaluate_train: Callable[[torch.device], Judgement] | None = None
     num_eval_train_images: int = 0
+    evaluate_first: Callable[[torch.device, int], Judgement] | None = None
 
 
 def forward_losses(model: nn.Module, batch: Any) -> dict[str, Tensor]:

@@ -1,0 +1,31 @@
+"""What the forecast measures before a study runs: all of it there, and by as many processes as will work at once."""
+
+import pytest
+import torch
+
+from headstart.study.definition import parse_study
+from headstart.study.run import arm_recipe, prepare
+from headstart.study.timing import measure_apart, measure_loads
+from headstart.train.run import make_task
+from tiny import tiny_study
+
+
+def test_loads_are_those_of_the_recipes_however_many_measure(data_root):
+    prepared = prepare(parse_study(tiny_study(data_root), source="tiny"), None)
+    one, two = measure_loads(prepared), measure_apart(prepared, jobs=2)
+    assert list(one) == list(two) == list(prepared.plan_arms())
+    for name, load in two.items():
+        assert (load.batch, load.num_images, load.num_eval_images, load.eval_every) == (
+            one[name].batch, one[name].num_images, one[name].num_eval_images, one[name].eval_every,
+        )  # fmt: skip
+        assert load.seconds_per_step > 0 and load.seconds_per_eval_image > 0 and load.seconds_to_start > 0
+
+
+def test_the_first_images_are_judged_like_all(data_root):
+    prepared = prepare(parse_study(tiny_study(data_root), source="tiny"), None)
+    recipe = arm_recipe(prepared.study, "scratch", {})[0]
+    device = torch.device("cpu")
+    task = make_task(recipe)
+    first, whole = task.evaluate_first(device, task.num_eval_images + 9), task.evaluate(device)
+    for kind, metrics in whole.metrics.items():
+        assert first.metrics[kind] == pytest.approx(metrics, nan_ok=True)  # nan: no object of that size
