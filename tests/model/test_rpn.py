@@ -8,6 +8,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import nms
 
 from headstart.model.rpn import ProposalLimits, anchors_for
+from headstart.model.targets import take
 from headstart.ops.boxes import decode
 
 STRIDES = (4, 8, 16, 32, 64)
@@ -82,15 +83,44 @@ def test_anchors_over_the_border_are_left_out_where_asked():
 def test_left_out_anchors_carry_no_loss():
     """With the rule, what the network says at an anchor over the border does not matter."""
     rpn, anchors, logits, deltas = raw()
+    logits, deltas = torch.cat(logits, dim=1), torch.cat(deltas, dim=1)
     rpn.straddle, rpn.num_samples, rpn.max_positive = 0.0, 10**6, 10**6
     batch = small_batch(2)
-    inside = rpn._inside(anchors, batch.sizes)
-    noise = torch.where(inside, 0.0, 100.0).split([level.shape[1] for level in logits], dim=1)
-    wanted = rpn.loss(logits, deltas, anchors, batch, batch.slots)
-    found = rpn.loss([a + n for a, n in zip(logits, noise)], deltas, anchors, batch, batch.slots)
+    noise = torch.where(rpn._inside(anchors, batch.sizes), 0.0, 100.0)
+
+    def losses(logits):
+        targets = rpn.targets(anchors, batch, batch.slots)
+        return rpn.loss(take(logits, targets.chosen.index), take(deltas, targets.chosen.index), targets)
+
+    wanted, found = losses(logits), losses(logits + noise)
     for name in wanted:
         assert wanted[name] > 0 and torch.equal(found[name], wanted[name])
     rpn.straddle = None
-    assert not torch.equal(
-        rpn.loss(logits, deltas, anchors, batch, batch.slots)["rpn_objectness"], wanted["rpn_objectness"]
-    )
+    assert not torch.equal(losses(logits)["rpn_objectness"], wanted["rpn_objectness"])
+
+
+@pytest.mark.parametrize("num_convs", [1, 2, 3])
+@pytest.mark.parametrize("images", [1, 3])
+def test_chosen_anchors_are_what_all_anchors_are(num_convs, images):
+    """Values and every gradient, in the middle, on borders and in corners, chosen twice or not at all."""
+    generator = torch.Generator().manual_seed(num_convs)
+    rpn = small_detector(model__rpn__num_convs=num_convs).rpn.double()
+    for parameter in rpn.parameters():
+        torch.nn.init.normal_(parameter, std=0.3, generator=generator)
+    shapes = [(7, 5), (3, 2), (1, 1), (1, 2), (1, 1)]
+    maps = [torch.randn(images, 16, *shape, generator=generator, dtype=torch.float64) for shape in shapes]
+    num = rpn.per_cell * sum(height * width for height, width in shapes)
+    every = torch.arange(num).repeat(images, 1)
+    for index in (every, torch.randint(0, num, (images, 40), generator=generator), every[:, :0]):
+        dense, sparse = ([m.clone().requires_grad_() for m in maps] for _ in range(2))
+        logits, deltas = (torch.cat(part, dim=1) for part in rpn.predict(dense))
+        outcome = []
+        for values, found in (
+            ((take(logits, index), take(deltas, index)), dense),
+            (rpn.predict_at(sparse, index), sparse),
+        ):
+            rpn.zero_grad()
+            sum((value * (1 + torch.arange(value.numel()).view(value.shape))).sum() for value in values).backward()
+            outcome.append([*values, *(m.grad for m in found), *(p.grad.clone() for p in rpn.parameters())])
+        for one, other in zip(*outcome):
+            torch.testing.assert_close(one, other)

@@ -3,6 +3,7 @@
 import csv
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from headstart.study.differences import undeclared
 from headstart.study.display import large
 from headstart.study.mistakes import TYPES, mistake_tables
 from headstart.study.public_weights import PUBLIC_WEIGHTS
-from headstart.study.read import read_study_folder
+from headstart.study.read import StudyFolder, read_study_folder
 from headstart.study.report import build_report
 
 
@@ -144,3 +145,17 @@ def test_time_by_kind_and_memory_are_shown(tmp_path):
     row = next(row for row in table(path, "cells") if (row["arm"], row["schedule"]) == ("scratch", "2x"))
     assert int(row["memory"]) == 800_000_600 and "800 MB" in text
     assert float(row["alone.seconds_train"]) == pytest.approx(0.21 * 600)
+
+
+def test_schedules_are_in_the_order_of_the_arms_that_are_asked_about():
+    """An arm of small batches takes more steps to its 2x than others to their 3x."""
+    totals = {"a": {"2x": 128, "3x": 192, "6x": 384}, "b": {"2x": 128, "3x": 192, "6x": 384}, "c": {"2x": 512}}
+    cells = [
+        SimpleNamespace(arm=arm, schedule=name, fraction=1.0, total=total)
+        for arm, own in totals.items()
+        for name, total in own.items()
+    ]
+    folder = SimpleNamespace(plan=SimpleNamespace(cells=cells))
+    assert StudyFolder.schedules(folder, 1.0, "a", "b") == ("2x", "3x", "6x")
+    assert StudyFolder.schedules(folder, 1.0, "a", "c") == ("2x",)
+    assert StudyFolder.schedules(folder, 0.5) == ()

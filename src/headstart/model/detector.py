@@ -74,9 +74,11 @@ class Detector(nn.Module):
         batch = without_empty_slots(batch)
         keys = batch.slots ^ self.key
         features = self.pyramid(self.backbone(batch.images))
-        logits, deltas = self.rpn.predict(features)
         anchors = self.rpn.anchors(features)
-        losses = self.rpn.loss(logits, deltas, anchors, batch, keys)
+        targets = self.rpn.targets(anchors, batch, keys)
+        losses = self.rpn.loss(*self.rpn.predict_at(features, targets.chosen.index), targets)
+        with torch.no_grad():  # what proposes learns from the sampled anchors alone
+            logits, deltas = self.rpn.predict(features)
         proposals, valid = self.rpn.decode(logits, deltas, anchors, batch.sizes, self.rpn.train_limits)
         regions = sample_regions(
             proposals,

@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from headstart.batch import Batch
-from headstart.model.targets import match, sample, take
+from headstart.model.targets import Sample, match, sample, take
 from headstart.ops.boxes import clip, decode, encode
 from headstart.ops.collective import mean_over_processes
 from headstart.ops.nms import nms
+from headstart.ops.windows import valid_conv, windows
 
 WEIGHTS = (1.0, 1.0, 1.0, 1.0)  # RPN deltas are not rescaled (Detectron, torchvision)
 SMOOTH_L1_BETA = 1.0 / 9  # Detectron: SmoothL1 beta of the RPN
@@ -52,6 +53,14 @@ class ProposalLimits:
     after_nms: int
     nms_threshold: float = 0.7
     min_size: float = 1e-3  # pixels; smaller boxes are rounding noise (torchvision's value)
+
+
+@dataclass(frozen=True)
+class AnchorTargets:
+    """Sampled anchors [B,K] and the deltas [B,P,4] wanted of the first P of them, among which all positives are."""
+
+    chosen: Sample
+    deltas: Tensor
 
 
 class Rpn(nn.Module):
@@ -94,53 +103,87 @@ class Rpn(nn.Module):
 
     def predict(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Objectness logits [B,A_l] and deltas [B,A_l,4] a level, in the order of the anchors."""
-        # Both 1x1 outputs as one matrix product over the cells, which in channels-last memory are rows already: a
-        # convolution of so few channels is slow on a CPU, and its gradients would arrive in pieces of another layout.
-        weight = torch.cat([self.objectness.weight, self.deltas.weight]).flatten(1)
-        bias = torch.cat([self.objectness.bias, self.deltas.bias])
-        levels = []
+        batch, levels = features[0].shape[0], []
         for x in features:
             for conv in self.convs:
                 x = F.relu(conv(x), inplace=True)
-            levels.append(F.linear(x.permute(0, 2, 3, 1).flatten(1, 2), weight, bias))
+            cells = F.linear(x.permute(0, 2, 3, 1).flatten(0, 2), *self._outputs())
+            levels.append(cells.view(batch, -1, 5 * self.per_cell))
         num, counts = self.per_cell, [self.per_cell * level.shape[1] for level in levels]
         logits, deltas = torch.cat(levels, dim=1).float().split([num, 4 * num], dim=2)
-        batch = logits.shape[0]
         return list(logits.reshape(batch, -1).split(counts, 1)), list(deltas.reshape(batch, -1, 4).split(counts, 1))
 
-    def loss(
-        self, logits: list[Tensor], deltas: list[Tensor], anchors: Tensor, batch: Batch, keys: Tensor
-    ) -> dict[str, Tensor]:
-        """Objectness and box losses over sampled anchors.
+    def predict_at(self, features: list[Tensor], index: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits [B,K] and deltas [B,K,4] of the anchors `index` [B,K] alone: what `predict` says of them.
 
-        logits [B,A_l], deltas [B,A_l,4] raw outputs; anchors [A,4] pixels of the padded batch; keys [B] choose the
-        sample.
-        Anchors between the two IoU thresholds, and those on crowds, take no part. An image without objects gives
-        negatives only. Both terms are divided by the number of sampled anchors (Detectron's rule; eq. 1 of 1506.01497
-        divides the box term by the number of locations instead).
+        Training samples a few hundred anchors an image, so nearly all gradients of `predict` are zeros, and computing
+        with them is a tenth of a training step. Here each anchor's surroundings are cut out, and only those computed.
         """
-        with torch.no_grad():
-            matches = match(
-                anchors,
-                batch.gt_boxes,
-                batch.gt_valid,
-                batch.gt_crowd,
-                high=self.high,
-                low=self.low,
-                low_quality=True,
-                inside=self._inside(anchors, batch.sizes),
-            )
-            chosen = sample(matches.labels, keys, num=self.num_samples, max_positive=self.max_positive, salt=SALT)
-            gt = take(batch.gt_boxes, take(matches.matched, chosen.index))
-            positive, valid = chosen.positive.float(), chosen.valid.float()
-            # Positives come first: the box loss needs to look no further.
-            head = min(self.max_positive, positive.shape[1])
-            wanted = encode(gt[:, :head], anchors[chosen.index[:, :head]], WEIGHTS)
-            count = mean_over_processes(valid.sum()).clamp(min=1.0)
-        score = torch.cat(logits, dim=1).gather(1, chosen.index)
-        delta = take(torch.cat(deltas, dim=1), chosen.index[:, :head])
-        objectness = F.binary_cross_entropy_with_logits(score, positive, weight=valid, reduction="sum")
-        box = F.smooth_l1_loss(delta, wanted, beta=SMOOTH_L1_BETA, reduction="none").sum(2)
+        level, y, x, kind = self._places(features, index)
+        image = torch.arange(index.shape[0], device=index.device).unsqueeze(1).expand_as(index).flatten()
+        values, inside = windows(features, level, image, y, x, radius=len(self.convs))
+        for depth, conv in enumerate(self.convs, start=1):
+            values = F.relu(valid_conv(values, conv.weight, conv.bias))
+            edge = slice(depth, inside.shape[1] - depth)
+            values = values * inside[:, edge, edge].unsqueeze(3)  # the next convolution pads with zeros
+        found = F.linear(values.flatten(1), *self._outputs()).float()
+        logits, deltas = found[:, : self.per_cell], found[:, self.per_cell :].view(-1, self.per_cell, 4)
+        logits = logits.gather(1, kind.unsqueeze(1)).view(index.shape)
+        return logits, deltas.gather(1, kind.view(-1, 1, 1).expand(-1, 1, 4)).view(*index.shape, 4)
+
+    def _outputs(self) -> tuple[Tensor, Tensor]:
+        """Both 1x1 outputs as one matrix product over the cells, which in channels-last memory are rows already.
+
+        A convolution of so few channels is slow on a CPU, and its gradients would arrive in pieces of another layout.
+        """
+        weight = torch.cat([self.objectness.weight, self.deltas.weight]).flatten(1)
+        return weight, torch.cat([self.objectness.bias, self.deltas.bias])
+
+    def _places(self, features: list[Tensor], index: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Level, row, column and place within the cell, each [B*K], of anchors [B,K]."""
+        shapes = [(feature.shape[2], feature.shape[3]) for feature in features]
+        cells = torch.tensor([height * width for height, width in shapes], device=index.device)
+        ends = cells.cumsum(0)
+        cell, kind = index.flatten() // self.per_cell, index.flatten() % self.per_cell
+        level = torch.bucketize(cell, ends, right=True)
+        cell = cell - (ends - cells)[level]
+        width = torch.tensor([width for _, width in shapes], device=index.device)[level]
+        return level, cell // width, cell % width, kind
+
+    @torch.no_grad()
+    def targets(self, anchors: Tensor, batch: Batch, keys: Tensor) -> AnchorTargets:
+        """The sampled anchors of a batch and what they should say.
+
+        anchors [A,4] pixels of the padded batch; keys [B] choose the sample. Anchors between the two IoU thresholds,
+        and those on crowds, take no part. An image without objects gives negatives only.
+        """
+        matches = match(
+            anchors,
+            batch.gt_boxes,
+            batch.gt_valid,
+            batch.gt_crowd,
+            high=self.high,
+            low=self.low,
+            low_quality=True,
+            inside=self._inside(anchors, batch.sizes),
+        )
+        chosen = sample(matches.labels, keys, num=self.num_samples, max_positive=self.max_positive, salt=SALT)
+        # Positives come first: the box loss needs to look no further.
+        head = min(self.max_positive, chosen.index.shape[1])
+        gt = take(batch.gt_boxes, take(matches.matched, chosen.index[:, :head]))
+        return AnchorTargets(chosen, encode(gt, anchors[chosen.index[:, :head]], WEIGHTS))
+
+    def loss(self, logits: Tensor, deltas: Tensor, targets: AnchorTargets) -> dict[str, Tensor]:
+        """Objectness and box losses of the sampled anchors: logits [B,K] and deltas [B,K,4], raw outputs.
+
+        Both terms are divided by the number of sampled anchors (Detectron's rule; eq. 1 of 1506.01497 divides the box
+        term by the number of locations instead).
+        """
+        positive, valid = targets.chosen.positive.float(), targets.chosen.valid.float()
+        count = mean_over_processes(valid.sum()).clamp(min=1.0)
+        objectness = F.binary_cross_entropy_with_logits(logits, positive, weight=valid, reduction="sum")
+        head = targets.deltas.shape[1]
+        box = F.smooth_l1_loss(deltas[:, :head], targets.deltas, beta=SMOOTH_L1_BETA, reduction="none").sum(2)
         return {"rpn_objectness": objectness / count, "rpn_box": (box * positive[:, :head]).sum() / count}
 
     def _inside(self, anchors: Tensor, sizes: Tensor) -> Tensor | None:

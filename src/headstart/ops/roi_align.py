@@ -42,13 +42,18 @@ def roi_align(
     with sampling_ratio=2. No region gives an empty tensor.
     """
     channels = features[0].shape[1]
-    table = torch.cat([feature.permute(0, 2, 3, 1).reshape(-1, channels) for feature in features])
+    table = as_table(features)
     rows, weights = _taps(features, boxes.float(), image, level, strides, size, aligned)
     if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export():
         out = _gather_by_tap(table, rows, weights)
     else:
         out = WeightedGather.apply(table, rows, weights)
     return out.reshape(-1, size, size, channels).permute(0, 3, 1, 2)
+
+
+def as_table(features: list[Tensor]) -> Tensor:
+    """A row of C numbers for each cell of L maps [B,C,H_l,W_l]: level by level, image by image, row by row."""
+    return torch.cat([feature.permute(0, 2, 3, 1).reshape(-1, feature.shape[1]) for feature in features])
 
 
 def _taps(features, boxes, image, level, strides, size, aligned) -> tuple[Tensor, Tensor]:

@@ -142,8 +142,10 @@ class StudyFolder:
 
     def schedules(self, fraction: float, *arms: str) -> tuple[str, ...]:
         """Names of the schedules that all these arms (default: any arm) have at a fraction, shortest first."""
-        totals = {c.schedule: c.total for c in self.plan.cells if c.fraction == fraction}
-        common = [{c.schedule for c in self.plan.cells if c.fraction == fraction and c.arm == arm} for arm in arms]
+        # Of these arms alone: another arm's 2x may be longer than their 3x.
+        cells = [c for c in self.plan.cells if c.fraction == fraction and (not arms or c.arm in arms)]
+        totals = {c.schedule: c.total for c in cells}
+        common = [{c.schedule for c in cells if c.arm == arm} for arm in arms]
         return tuple(name for name in sorted(totals, key=totals.get) if all(name in names for names in common))
 
     @cached_property
