@@ -24,6 +24,8 @@ import torch
 from cases import CASES, Case, inputs, pair
 from parts import shares, stopwatch
 
+from headstart.train.memory import keep_freed_memory
+
 PRODUCTS = (
     "aten::mkldnn_convolution",
     "aten::convolution_backward",
@@ -105,6 +107,7 @@ def product_share(step: Callable[[], None]) -> float:
 def memory_of(name: str, side: str) -> float:
     """Peak memory of a train step above that of the model at rest, in MiB, in a process of its own (Linux)."""
     command = [sys.executable, __file__, name, "--memory", side, "--threads", str(torch.get_num_threads())]
+    command += ["--plain-malloc"] * ("--plain-malloc" in sys.argv)
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
@@ -157,12 +160,15 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--plain-malloc", action="store_true", help="leave the C library's memory settings alone")
     parser.add_argument("--memory", choices=("ours", "theirs"), help="print this side's peak memory only")
     args = parser.parse_args()
     unknown = [name for name in args.cases if name not in CASES]
     if unknown:
         parser.error(f"{unknown[0]}: no such case; expected some of {', '.join(CASES)}")
     torch.set_num_threads(args.threads)
+    if not args.plain_malloc:
+        keep_freed_memory()  # as every run of ours does; both sides gain
     if args.memory:
         return print_memory(CASES[args.cases[0]], args.memory)
     found = {}

@@ -13,7 +13,7 @@ from headstart.study.forecast import Load
 from headstart.study.run import Prepared, arm_recipe, pretrain_recipe
 from headstart.study.variants import variants_worth
 from headstart.study.workers import worker_context
-from headstart.train import distributed
+from headstart.train import distributed, memory
 from headstart.train.run import make_task, settings_of
 from headstart.train.task import Task, parameter_groups
 
@@ -38,6 +38,8 @@ def _mean(loads: list[Load]) -> Load:
 
 def measure_loads(prepared: Prepared) -> dict[str, Load]:
     """The load of every arm and pre-training, timed on this machine. Arms of the same shape are timed once."""
+    if distributed.device().type == "cpu":
+        memory.keep_freed_memory()  # as the runs will
     loads: dict[str, Load] = {}
     timed: dict[str, tuple[float, float, float]] = {}
     for name in prepared.plan_arms():

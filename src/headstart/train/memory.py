@@ -1,11 +1,26 @@
-"""The largest memory that a run took: of the accelerator where there is one, else of this process."""
+"""The memory of a run: the most that it took, of the accelerator or else of this process, and how it is asked for."""
 
+import ctypes
 import resource
+import sys
 from pathlib import Path
 
 import torch
 
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def keep_freed_memory() -> None:
+    """Let this process's C library keep memory that is freed, where it is glibc; nothing happens elsewhere.
+
+    By default each large tensor is a mapping of its own, which the system fills with zeros page by page at every step:
+    a tenth of a step at 800 px, and as much more memory at the peak is its price (docs/performance.md).
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt:
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def reset_peak(device: torch.device) -> None:

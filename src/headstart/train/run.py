@@ -24,7 +24,7 @@ from headstart.ops.collective import num_processes
 from headstart.recipe import AnyRecipe, schedule_of, to_dict
 from headstart.resolve import Provenance
 from headstart.schedule import Schedule, duration
-from headstart.train import checkpoint, distributed, loop
+from headstart.train import checkpoint, distributed, loop, memory
 from headstart.train.adopt import adopt, trunk_identity
 from headstart.train.carry import carry
 from headstart.train.classification import classification_task
@@ -64,6 +64,8 @@ def train(
         raise ValueError(f"processes: {recipe.processes}, but torchrun started {num_processes()}; expected one of them")
     if recipe.train.threads is not None:
         torch.set_num_threads(recipe.train.threads)
+    if distributed.device().type == "cpu":
+        memory.keep_freed_memory()
     task = make_task(recipe)
     span = span or whole_span(recipe, task)
     weights = weights_digest(recipe.start.weights)
