@@ -21,7 +21,7 @@ from headstart.recipe import (
     unflatten,
 )
 from headstart.recipe_segment import SegmentRecipe
-from headstart.resolve import find, load_recipe, parse_override, read_yaml, resolve, shipped, validate
+from headstart.resolve import find, load_recipe, parse_override, read_yaml, resolve, shipped, stored_recipe, validate
 
 KINDS = {"base": Recipe, "base_classify": ClassifyRecipe, "base_segment": SegmentRecipe}
 
@@ -240,3 +240,18 @@ def test_resolved_recipes_round_trip():
 def test_recipes_are_frozen():
     with pytest.raises(ValueError, match="frozen"):
         load_recipe("base").train.rate = 1.0
+
+
+@pytest.mark.parametrize("name", ["demo", "vgg16", "detnet59", "base_segment", "demo_pretrain", "paper/x152"])
+def test_a_stored_recipe_from_before_a_field_has_its_base_value(name):
+    recipe = load_recipe(name)
+    base = {"detection": "base", "classification": "base_classify", "segmentation": "base_segment"}[recipe.task]
+    whole, defaults = to_dict(recipe), flatten(to_dict(load_recipe(base)))
+    assert stored_recipe(whole, "a.pt") == recipe
+    for field, value in flatten(whole).items():
+        if field != "task" and defaults.get(field, ...) == value and not field.startswith("model.backbone."):
+            older = {key: kept for key, kept in flatten(whole).items() if key != field}
+            assert stored_recipe(unflatten(older), "a.pt") == recipe, field
+    with pytest.raises(ValueError, match=r"^a\.pt: train\.speed: unknown field"):
+        stored_recipe({**whole, "train": {**whole["train"], "speed": 1}}, "a.pt")
+    assert stored_recipe(whole, "a.pt", {"evaluate.batch": 3}).evaluate.batch == 3

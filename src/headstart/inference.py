@@ -21,8 +21,8 @@ from headstart.evaluate.rle import paste_rle
 from headstart.evaluate.voc_eval import with_voc
 from headstart.inference_pixels import TrainedSegmenter, segmenter_of
 from headstart.model.detector import Detector, build
-from headstart.recipe import EVALUATION_FIELDS, TRAINING_FIELDS, Recipe, flatten, unflatten
-from headstart.resolve import validate
+from headstart.recipe import EVALUATION_FIELDS, TRAINING_FIELDS, Recipe
+from headstart.resolve import stored_recipe
 from headstart.train import checkpoint, distributed
 from headstart.train.detection import convention_of, eval_images, keypoints_of, kinds_of, look_at, predict_all, tta_of
 
@@ -59,7 +59,7 @@ def load_trained(path: str | Path, overrides: dict[str, Any] | None = None) -> T
         return segmenter_of(state, path, overrides or {})
     if state["recipe"].get("task") != "detection":
         raise ValueError(f"{path}: was made by a {state['recipe'].get('task')} recipe, expected a detection checkpoint")
-    recipe = validate(Recipe, unflatten({**flatten(state["recipe"]), **flatten(overrides or {})}), str(path))
+    recipe = stored_recipe(state["recipe"], str(path), overrides)
     classes = state["classes"]
     names = tuple(classes.get("keypoints", ()))
     model = build(recipe, len(classes["names"]), len(names), left_right(names))

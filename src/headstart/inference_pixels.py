@@ -15,9 +15,8 @@ from headstart.data.transforms import View, stack_images
 from headstart.draw import colour_of
 from headstart.evaluate.pixels import PixelRecords
 from headstart.model.semantic_head import Segmenter
-from headstart.recipe import flatten, unflatten
 from headstart.recipe_segment import SegmentRecipe
-from headstart.resolve import validate
+from headstart.resolve import stored_recipe
 from headstart.train import distributed
 from headstart.train.segmentation import build_segmenter, convention_of, count_all, eval_pixels
 
@@ -37,7 +36,7 @@ class TrainedSegmenter:
 
 def segmenter_of(state: dict[str, Any], path: Path, overrides: dict[str, Any]) -> TrainedSegmenter:
     """The segmentation model of a checkpoint's content, with overrides {dotted field: value} of how it evaluates."""
-    recipe = validate(SegmentRecipe, unflatten({**flatten(state["recipe"]), **flatten(overrides)}), str(path))
+    recipe = stored_recipe(state["recipe"], str(path), overrides)
     classes = state["classes"]
     model = build_segmenter(recipe, len(classes["names"]))
     model.load_state_dict(state["model"] | state.get("statistics", {}))

@@ -141,6 +141,18 @@ def resolve(name: str, patches: list[tuple[str, dict[str, Any]]]) -> tuple[AnyRe
     return validate(KINDS[task][0], unflatten(values), str(path), origins), origins
 
 
+def stored_recipe(values: dict[str, Any], source: str, overrides: dict[str, Any] | None = None) -> AnyRecipe:
+    """The recipe that a checkpoint holds, with overrides {dotted path: value}.
+
+    A field that did not exist when the checkpoint was written has the base recipe's value: new fields come with the
+    base value that changes nothing. A field that no longer exists is an error.
+    """
+    kind, base = KINDS[values.get("task", "detection")]
+    known, stored = flatten(read_yaml(shipped()[base])), flatten(values)
+    _replace_backbone(known, Provenance(dict.fromkeys(known, base)), stored)
+    return validate(kind, unflatten(known | stored | flatten(overrides or {})), source)
+
+
 def _replace_backbone(values: dict[str, Any], origins: Provenance, patch: dict[str, Any]) -> None:
     """A patch that names another kind of backbone replaces the whole section, not just the fields it shares."""
     kind = patch.get("model.backbone.kind")

@@ -10,7 +10,7 @@ import torch
 
 from headstart.model.freeze import freeze
 from headstart.recipe import AnyRecipe
-from headstart.resolve import KINDS, validate
+from headstart.resolve import stored_recipe
 from headstart.train import checkpoint, loop
 from headstart.train.lineage import Span
 from headstart.train.record import read_rows
@@ -75,7 +75,7 @@ def verify(run: str | Path) -> Verification:
 
 def recipe_of(state: dict[str, Any], path: Path) -> AnyRecipe:
     """The recipe of a checkpoint's content."""
-    return validate(KINDS[state["recipe"].get("task", "detection")][0], state["recipe"], str(path))
+    return stored_recipe(state["recipe"], str(path))
 
 
 def _use_threads_of(directory: Path, recipe: AnyRecipe) -> None:
