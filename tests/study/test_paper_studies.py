@@ -1,9 +1,17 @@
 """The shipped studies against the paper's numbers, written down here by hand; and their small twins."""
 
+from functools import partial
+
 import pytest
+import torch
 
 from cli_call import call
-from headstart.recipe import Recipe
+from headstart.model.audit import audit, fingerprint
+from headstart.model.detector import build
+from headstart.model.freeze import freeze
+from headstart.model.weight_files import read_weights
+from headstart.model.weights import load_weights
+from headstart.recipe import Recipe, to_dict
 from headstart.resolve import shipped
 from headstart.study import run as study_run
 from headstart.study.account import account
@@ -11,6 +19,9 @@ from headstart.study.definition import read_study
 from headstart.study.definition_parts import PaperTable
 from headstart.study.paper import PAPER
 from headstart.study.run import arm_recipe, prepare, pretrain_recipe, refuse_undeclared
+from headstart.train.classification import build_classifier
+from headstart.train.run import input_spec
+from headstart.train.segmentation import build_segmenter
 from tiny import one_step
 
 COCO, VOC, IMAGENET = 118_287, 10_728, 1_281_167
@@ -239,3 +250,37 @@ def test_every_net_of_the_small_twins_makes_a_step(data_root):
                 done.add(key)
                 one_step(recipe, data_root)
     assert len(done) >= 8
+
+
+def starts_on_own_weights():
+    """(study, size, arm) of every shipped study whose arm starts from a pre-training of its own."""
+    for study in sorted(shipped("studies")):
+        for size in ("full", "small") if read_study(study).small else ("full",):
+            found = read_study(study, size=None if size == "full" else size)
+            if (study, size) == ("paper/e08", "full"):
+                continue  # 100 M parameters, twice; its names are those of every other ResNet
+            yield from ((study, size, arm) for arm in found.arms if found.pretraining_of(arm))
+
+
+@pytest.mark.parametrize(("study", "size", "arm"), list(starts_on_own_weights()))
+def test_an_arm_can_begin_with_its_own_pretraining(study, size, arm, tmp_path):
+    """What the pre-training makes is what the arm expects, tensor by tensor, and its audit passes."""
+    found = read_study(study, size=None if size == "full" else size)
+    source = pretrain_recipe(found, found.pretraining_of(arm), {})[0]
+    recipe = arm_recipe(found, arm, {})[0]
+    path = tmp_path / "weights.pt"
+    net = build_classifier(source, 3)
+    torch.save({"model": net.state_dict(), "recipe": to_dict(source)}, path)
+    makers = {
+        "detection": partial(build, num_keypoints=5),
+        "classification": build_classifier,
+        "segmentation": build_segmenter,
+    }
+    model = makers[recipe.task](recipe, 3)
+    initial, start = fingerprint(model), recipe.start
+    report = load_weights(model, read_weights(path), scope=start.kind, input=input_spec(recipe))
+    freeze(model, start.freeze)
+    found = audit(
+        model, start=start.kind, freeze=start.freeze, input=input_spec(recipe), report=report, initial=initial
+    )
+    found.check()

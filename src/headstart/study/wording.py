@@ -59,10 +59,8 @@ def images_worth_sentence(found: ImagesWorth) -> str:
         claim = f"{found.candidate} does not reach {have}, not even with {found.most:,}"
         worth = f"the start is worth more than {found.most - found.images:,} images there"
     elif found.needed <= found.least:
-        claim, worth = (
-            f"{found.candidate} does as well as {have} with {found.least:,} or fewer",
-            "the start is worth none",
-        )
+        least = "as many" if found.least == found.images else f"{found.least:,} or fewer"
+        claim, worth = f"{found.candidate} with {least} does as well as {have}", "the start is worth none there"
     else:
         claim = f"{found.candidate} needs about {found.needed:,.0f} labelled images to do as well as {have}"
         more = found.needed - found.images

@@ -148,10 +148,12 @@
     const traces = data.arms.filter((arm) => data.few.some((p) => p.arm === arm.name)).map((arm) => {
       const points = data.few.filter((p) => p.arm === arm.name).sort((a, b) => a.images - b.images);
       const y = points.map((p) => mean(p.seeds));
+      // The name stands at the first point, on the side where the other arms are not.
+      const above = data.few.every((p) => p.images !== points[0].images || mean(p.seeds) <= y[0]);
       return {
         x: points.map((p) => p.images), y, mode: "lines+markers+text", line: { color: colourOf(arm.name), width: 2.2 },
         marker: { color: colourOf(arm.name), symbol: arm.symbol, size: 9 }, cliponaxis: false,
-        text: points.map((_, i) => (i === points.length - 1 ? "" : escape(arm.name))), textposition: "top center", textfont: { color: colourOf(arm.name), size: 12 },
+        text: points.map((_, i) => (i ? "" : escape(arm.name))), textposition: above ? "top center" : "bottom center", textfont: { color: colourOf(arm.name), size: 12 },
         error_y: { type: "data", symmetric: false, array: points.map((p, i) => Math.max(...p.seeds) - y[i]), arrayminus: points.map((p, i) => y[i] - Math.min(...p.seeds)), thickness: 1.2, width: 5, visible: points.some((p) => p.seeds.length > 1) },
         hovertext: points.map((p, i) => `<b>${escape(arm.name)}</b>, ${large(p.images)} images, ${escape(p.schedule)}<br>${data.metric} <b>${digits(y[i], 1)}</b>`), hoverinfo: "text",
       };
