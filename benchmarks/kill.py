@@ -1,7 +1,7 @@
 """Kill a study with SIGKILL at random moments, restart it each time, and compare it with an undisturbed one.
 
 python benchmarks/kill.py [number of kills] [study] [key=value ...]   (20 kills of the whole demo without arguments:
-about three times as long as the demo itself; `schedules=[1x,2x]` and the like make the study smaller)
+about twice as long as the demo itself, after it; `schedules=[1x,2x]` and the like make the study smaller)
 
 Exit code 1 if the weights, rows, predictions, match records or the plan of any segment differ.
 """
@@ -62,6 +62,11 @@ def run_undisturbed(out: Path, study: list[str], log: Path) -> float:
     return time.perf_counter() - since
 
 
+def expected_time(log: Path) -> str:
+    """What the plan said of the time."""
+    return next((line for line in log.read_text().splitlines() if line.startswith("expected time")), "no plan printed")
+
+
 def run_killed(out: Path, study: list[str], log: Path, num_kills: int, typical: float) -> list[float]:
     """Kill `num_kills` attempts, whole process groups and lone parents in turn, then let one finish.
 
@@ -93,7 +98,7 @@ def main(num_kills: int, study: list[str]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         seconds = run_undisturbed(root / "undisturbed", study, root / "undisturbed.log")
-        print(f"undisturbed: {seconds:.0f} s")
+        print(f"undisturbed: {seconds:.0f} s; {expected_time(root / 'undisturbed.log')}", flush=True)
         # Start-up is lost each time, so an attempt lives a little longer than its share.
         typical = seconds / (num_kills + 1) + 5.0
         lived = run_killed(root / "killed", study, root / "killed.log", num_kills, typical)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 RUNS = (
-    ("step.py", "demo", "r18-256", "--repeats", "5"),
+    ("step.py", "demo", "r18-256", "r50-256", "r50-800", "--repeats", "2"),
+    ("loader.py",),
     ("evaluation.py", "--images", "500", "--resamples", "50"),
     ("reporting.py",),
     ("calibration.py", "500"),

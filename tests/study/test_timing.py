@@ -3,9 +3,11 @@
 import pytest
 import torch
 
+from headstart.study import timing
 from headstart.study.definition import parse_study
+from headstart.study.forecast import Load
 from headstart.study.run import arm_recipe, prepare
-from headstart.study.timing import measure_apart, measure_loads
+from headstart.study.timing import kept_loads, measure_apart, measure_loads
 from headstart.train.run import make_task
 from tiny import tiny_study
 
@@ -29,3 +31,17 @@ def test_the_first_images_are_judged_like_all(data_root):
     first, whole = task.evaluate_first(device, task.num_eval_images + 9), task.evaluate(device)
     for kind, metrics in whole.metrics.items():
         assert first.metrics[kind] == pytest.approx(metrics, nan_ok=True)  # nan: no object of that size
+
+
+def test_a_study_that_goes_on_is_not_timed_again(data_root, tmp_path, monkeypatch):
+    calls = []
+    measured = {"scratch": Load(batch=2, num_images={1.0: 6, 0.1: 1}, seconds_per_step=0.5, seconds_to_start=1.5)}
+    monkeypatch.setattr(timing, "measure_apart", lambda prepared, jobs: calls.append(jobs) or measured)
+    prepared = prepare(parse_study(tiny_study(data_root), source="tiny"), None)
+    path = tmp_path / "runs" / "timing.json"
+    assert kept_loads(path, prepared, 2) == kept_loads(path, prepared, 2) == measured and calls == [2]
+    assert kept_loads(path, prepared, 1) == measured and calls == [2, 1]
+    path.write_text(path.read_text()[:50])  # torn
+    assert kept_loads(path, prepared, 1) == measured and calls == [2, 1, 1]
+    other = prepare(parse_study(tiny_study(data_root, schedules=["1x"]), source="tiny"), None)
+    assert kept_loads(path, other, 1) == measured and calls == [2, 1, 1, 1]

@@ -64,12 +64,12 @@ def plan(study: Name, overrides: Overrides = None, jobs: Jobs = None) -> None:
     show_plan(prepared, jobs or default_jobs(prepared))
 
 
-def show_plan(prepared: Any, jobs: int) -> dict[str, float]:
-    """Print the plan of a study and return the expected seconds of each segment."""
+def show_plan(prepared: Any, jobs: int, directory: Path | None = None) -> dict[str, float]:
+    """Print the plan of a study and return the expected seconds of each segment; its directory keeps the timing."""
     from headstart.study.forecast import makespan, segment_rows, totals
-    from headstart.study.timing import measure_apart
+    from headstart.study.timing import kept_loads, measure_apart
 
-    loads = measure_apart(prepared, jobs)
+    loads = kept_loads(directory / "timing.json", prepared, jobs) if directory else measure_apart(prepared, jobs)
     rows = [
         [row["segment"], f"{row['steps']:,}", f"{row['images']:,}", f"{row['epochs']:.1f}", f"{row['seconds']:,.0f}"]
         for row in segment_rows(prepared.plan, loads)
@@ -164,9 +164,9 @@ def run_prepared(prepared: Any, out: Path, jobs: int | None, cluster: Any = None
 
     jobs = jobs or default_jobs(prepared)
     segments = {segment.name: segment for segment in prepared.plan.segments}
-    expected = dict.fromkeys(segments, 1.0)
-    if not is_finished(out / prepared.study.name, prepared):
-        expected = show_plan(prepared, jobs)
+    expected, directory = dict.fromkeys(segments, 1.0), out / prepared.study.name
+    if not is_finished(directory, prepared):
+        expected = show_plan(prepared, jobs, directory)
     with bar() as progress:
         whole = progress.add_task(f"study {prepared.study.name}", total=100, note="")
         shares = dict.fromkeys(segments, 0.0)

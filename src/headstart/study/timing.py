@@ -1,9 +1,13 @@
 """How long a step, an evaluated image and the start of a run take here: a few real steps of a throw-away model."""
 
+import json
+import platform
 import time
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import torch
 
@@ -30,6 +34,29 @@ def measure_apart(prepared: Prepared, jobs: int = 1) -> dict[str, Load]:
     with ProcessPoolExecutor(jobs, worker_context()) as pool:
         found = list(pool.map(measure_loads, [prepared] * jobs))
     return {name: _mean([loads[name] for loads in found]) for name in found[0]}
+
+
+def kept_loads(path: Path, prepared: Prepared, jobs: int) -> dict[str, Load]:
+    """The loads that an earlier call of this very study measured on this machine; else measured now, and kept there.
+
+    So a study that was stopped goes on without being timed again.
+    """
+    asked = [prepared.study.model_dump_json(), repr(prepared.overrides), repr(prepared.num_images), jobs]
+    asked += [platform.node(), torch.__version__]
+    try:
+        kept = json.loads(path.read_text())
+        if kept["asked"] == asked:
+            return {name: _from_json(values) for name, values in kept["loads"].items()}
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # not there, torn by a kill, or of another version: measure
+    loads = measure_apart(prepared, jobs)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"asked": asked, "loads": {name: asdict(load) for name, load in loads.items()}}))
+    return loads
+
+
+def _from_json(values: dict[str, Any]) -> Load:
+    return Load(**values | {"num_images": {float(key): number for key, number in values["num_images"].items()}})
 
 
 def _mean(loads: list[Load]) -> Load:
