@@ -6,8 +6,9 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 RUNS = (
-    ("step.py", "demo", "r18-256", "r50-256", "r50-800", "--repeats", "2"),
-    ("loader.py",),
+    ("step.py", "demo", "r50-800", "--repeats", "2"),
+    ("step.py", "r18-256", "r50-256", "--repeats", "2", "--train-only"),
+    ("loader.py", "--steps", "4"),
     ("evaluation.py", "--images", "500", "--resamples", "50"),
     ("reporting.py",),
     ("calibration.py", "500"),

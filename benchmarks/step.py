@@ -66,8 +66,8 @@ def timed(works: dict[str, Callable[[], None]], repeats: int, clock: Callable[[]
     return seconds
 
 
-def measure(case: Case, repeats: int, clock: Callable[[], float]) -> dict:
-    """Everything about one case, as plain data; seconds."""
+def measure(case: Case, repeats: int, clock: Callable[[], float], *, train_only: bool = False) -> dict:
+    """Everything about one case, or of its train step alone the time and the parts, as plain data; seconds."""
     ours, theirs = pair(case)
     batch, (images, targets) = inputs(case)
     ours.train()
@@ -81,19 +81,16 @@ def measure(case: Case, repeats: int, clock: Callable[[], float]) -> dict:
     train = timed(works, repeats, clock)
     with stopwatch(ours, clock) as parts:
         step()
-    share = product_share(step)
+    found = {"train": train, "parts": shares(parts), "product_share": product_share(step)}
+    if train_only:
+        return found
     ours.eval()
     theirs.eval()
     with torch.no_grad():
         works = {"ours": lambda: ours.predict(batch.images, batch.sizes), "theirs": lambda: theirs(images)}
         inference = timed(works, repeats, clock)
-    return {
-        "train": train,
-        "inference": inference,
-        "parts": shares(parts),
-        "product_share": share,
-        "memory": {side: memory_of(case.name, side) for side in ("ours", "theirs")},
-    }
+    memory = {side: memory_of(case.name, side) for side in ("ours", "theirs")}
+    return {**found, "inference": inference, "memory": memory}
 
 
 def product_share(step: Callable[[], None]) -> float:
@@ -140,13 +137,19 @@ def table(name: str, found: dict) -> str:
         spread = [f"{1e3 * statistics.median(s):8.0f} ({1e3 * min(s):.0f}-{1e3 * max(s):.0f})" for s in (ours, theirs)]
         return f"{label:28}{spread[0]:>26}{spread[1]:>26}{ratio:8.2f}{'' if goal is None else f'   goal {goal}'}"
 
-    train, inference, memory = found["train"], found["inference"], found["memory"]
+    train = found["train"]
     lines = [
         f"{name:28}{'ours ms':>26}{'torchvision ms':>26}{'ratio':>8}",
         line("train step", train["ours"], train["theirs"], GOALS.get(name)),
         line("train step, ours in bf16", train["ours bf16"], train["theirs"], 0.55 if name == "r50-800" else None),
-        line("inference", inference["ours"], inference["theirs"], 0.8 if name == "r50-800" else None),
-        f"{'peak memory MiB':28}{memory['ours']:26.0f}{memory['theirs']:26.0f}{memory['ours'] / memory['theirs']:8.2f}",
+    ]
+    if "inference" in found:
+        inference, (ours, theirs) = found["inference"], (found["memory"][side] for side in ("ours", "theirs"))
+        lines += [
+            line("inference", inference["ours"], inference["theirs"], 0.8 if name == "r50-800" else None),
+            f"{'peak memory MiB':28}{ours:26.0f}{theirs:26.0f}{ours / theirs:8.2f}",
+        ]
+    lines += [
         f"inside convolutions and matrix products: {found['product_share']:.0%} of our train step's operators",
         "parts of our train step: " + ", ".join(f"{part} {share:.1%}" for part, share in found["parts"].items()),
     ]
@@ -160,6 +163,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--train-only", action="store_true", help="leave out inference and memory")
     parser.add_argument("--plain-malloc", action="store_true", help="leave the C library's memory settings alone")
     parser.add_argument("--memory", choices=("ours", "theirs"), help="print this side's peak memory only")
     args = parser.parse_args()
@@ -174,7 +178,7 @@ def main() -> None:
     found = {}
     for name in args.cases or CASES:
         repeats = 5 * args.repeats if CASES[name].side < 200 else args.repeats
-        found[name] = measure(CASES[name], repeats, CLOCKS[args.clock])
+        found[name] = measure(CASES[name], repeats, CLOCKS[args.clock], train_only=args.train_only)
         print(table(name, found[name]) + "\n", flush=True)
     if args.json:
         args.json.write_text(json.dumps({"threads": args.threads, "clock": args.clock, "cases": found}, indent=1))
