@@ -159,3 +159,17 @@ def test_schedules_are_in_the_order_of_the_arms_that_are_asked_about():
     assert StudyFolder.schedules(folder, 1.0, "a", "b") == ("2x", "3x", "6x")
     assert StudyFolder.schedules(folder, 1.0, "a", "c") == ("2x",)
     assert StudyFolder.schedules(folder, 0.5) == ()
+
+
+def test_arms_without_a_common_schedule_meet_at_the_longest_of_each(tmp_path):
+    """The paper holds scratch at 9x against 6x with pre-training."""
+    own = {"scratch": ["2x", "3x"], "pretrained": ["1x"]}
+    path = build(tmp_path, seeds=3, settings={"schedules": own, "fractions": [1.0]}, pictures=True)
+    folder = read_study_folder(path)
+    assert folder.headline_cell == ("3x against 1x", 1.0)
+    assert [folder.total(arm, "3x against 1x", 1.0) for arm in ("scratch", "pretrained")] == [900, 300]
+    summary, page = summary_of(path)
+    assert "at 3x against 1x with all data" in summary["text"]
+    scores = [folder.scores("box.AP", *pair, 1.0) for pair in (("scratch", "3x"), ("pretrained", "1x"))]
+    assert summary["comparisons"][0]["mean"] == pytest.approx(float((scores[0] - scores[1]).mean()))
+    assert "At 3x against 1x with" in page and "At equal" in page

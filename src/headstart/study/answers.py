@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from headstart.study.cost import Cost
+from headstart.study.cost import CellCost, Cost
 from headstart.study.curves import Crossover, Curve, compare_at, crossover, images_worth, overfit_onset
 from headstart.study.display import fraction_name, large, span
 from headstart.study.flat_rows import last_loss
@@ -172,12 +172,8 @@ def _parting(arm: str, schedule: str, gaps: np.ndarray, level: float) -> str:
 
 def _final_losses(folder: StudyFolder, arm: str, schedule: str, fraction: float) -> np.ndarray:
     """The last logged training loss of a schedule, float [S]."""
-    tails = {
-        c.seed: folder.tail(c)
-        for c in folder.plan.cells
-        if (c.arm, c.schedule, c.fraction) == (arm, schedule, fraction)
-    }
-    losses = [last_loss(tails[seed]) if seed in tails else None for seed in folder.seeds]
+    cells = folder.cells_at(arm, schedule, fraction)
+    losses = [last_loss(folder.tail(cells[seed])) if seed in cells else None for seed in folder.seeds]
     return np.array([NAN if loss is None else loss for loss in losses], float)
 
 
@@ -189,10 +185,11 @@ def _price(folder: StudyFolder, bills: Bills, starts: dict[str, StartCost]) -> l
         if start and start.whole.images > 0:
             lines.append(_start_sentence(arm, start))
     for arm in (folder.baseline, folder.candidate) if lines and folder.headline_cell else ():
-        cells = bills.get((arm, *folder.headline_cell))
+        schedule, fraction = folder.own_schedule(arm, *folder.headline_cell), folder.headline_cell[1]
+        cells = bills.get((arm, schedule, fraction))
         if cells:
             alone, whole = (mean_cost([getattr(bill, way) for bill in cells]) for way in ("alone", "whole"))
-            lines.append(f"{folder.headline_cell[0]} of {arm} takes {_effort(alone)}; all in {_effort(whole)}.")
+            lines.append(f"{schedule} of {arm} takes {_effort(alone)}; all in {_effort(whole)}.")
     outside = [arm for arm in outside_weights(folder) if arm in (folder.baseline, folder.candidate)]
     lines += [f"{arm} starts from weights made elsewhere, whose cost is not counted here." for arm in outside]
     return [Answer("What does the start cost?", tuple(lines), from_clock=True)] if lines else []
@@ -212,6 +209,12 @@ def _effort(cost: Cost) -> str:
     return f"{large(cost.images)} images, {large(cost.pixels)} pixels{seconds}"
 
 
+def _bills(folder: StudyFolder, bills: Bills, arm: str, schedule: str) -> list[CellCost]:
+    """What a schedule of an arm cost on the most data, a bill a seed."""
+    fraction = folder.fractions[0]
+    return bills[arm, folder.own_schedule(arm, schedule, fraction), fraction]
+
+
 def equal_efforts(folder: StudyFolder, bills: Bills) -> list[EqualEffort]:
     """Both arms at equal steps, and at equal whole cost, pre-training included, for the largest fraction."""
     if folder.rule is None or folder.headline_cell is None:
@@ -223,7 +226,7 @@ def equal_efforts(folder: StudyFolder, bills: Bills) -> list[EqualEffort]:
     curves = {"steps": [_ends(folder, arm, fraction) for arm in arms]}
     for effort in EFFORTS:
         spent = [
-            {name: getattr(mean_cost([b.whole for b in bills[arm, name, fraction]]), effort) for name in names}
+            {name: getattr(mean_cost([b.whole for b in _bills(folder, bills, arm, name)]), effort) for name in names}
             for arm in arms
         ]
         if all(np.all(np.diff(list(x.values())) > 0) and np.isfinite(list(x.values())).all() for x in spent):

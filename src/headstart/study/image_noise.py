@@ -24,10 +24,8 @@ def resampled_differences(folder: StudyFolder, schedule: str, fraction: float) -
     columns, _, _, bootstrap = _PIXELS if kind == "semantic" else _BOXES
     if name not in columns or not kind:
         return None
-    key = (schedule, fraction)
-    tails = {(c.arm, c.seed): folder.tail(c) for c in folder.plan.cells if (c.schedule, c.fraction) == key}
-    arms = (folder.baseline, folder.candidate)
-    pairs = [[tails.get((arm, seed)) for arm in arms] for seed in folder.seeds]
+    cells = [folder.cells_at(arm, schedule, fraction) for arm in (folder.baseline, folder.candidate)]
+    pairs = [[folder.tail(own[seed]) if seed in own else None for own in cells] for seed in folder.seeds]
     used = [all(run and run.end for run in pair) for pair in pairs]
     runs = [run for pair, ok in zip(pairs, used) if ok for run in pair]
     records = [_records(run, kind, name) for run in runs]

@@ -65,7 +65,7 @@ def mistake_rows(folder: StudyFolder) -> list[dict[str, Any]]:
 
 
 def _by_seed(folder: StudyFolder, arm: str) -> list[dict[str, Any]]:
-    cells = {c.seed: c for c in folder.plan.cells if (c.arm, c.schedule, c.fraction) == (arm, *folder.headline_cell)}
+    cells = folder.cells_at(arm, *folder.headline_cell)
     return [mistakes_of(folder, cells[seed]) if seed in cells else {} for seed in folder.seeds]
 
 

@@ -21,6 +21,7 @@ from headstart.train.record import read_rows
 
 NAN = float("nan")
 VARIANTS_FILE = "variants.jsonl"  # in the directory of a tail: how it was judged in other ways
+_AGAINST = " against "
 TRAIN = "train"  # "train:box.AP" is box.AP on training images, where a recipe has them judged
 DEFAULT_METRIC = "box.AP"  # what is asked about where a study has no rule
 
@@ -158,8 +159,29 @@ class StudyFolder:
         return self.rule.metric if self.rule else DEFAULT_METRIC
 
     def common_schedules(self, fraction: float) -> tuple[str, ...]:
-        """Schedules that both arms of the question have at a fraction, shortest first; none with a single arm."""
-        return self.schedules(fraction, self.baseline, self.candidate) if self.baseline else ()
+        """Schedules that both arms of the question have at a fraction, shortest first; none with a single arm.
+
+        Arms without a common one are held against each other at the longest that each has: "9x against 6x", the
+        candidate's first. `own_schedule` takes such a name apart.
+        """
+        if not self.baseline:
+            return ()
+        common = self.schedules(fraction, self.baseline, self.candidate)
+        longest = [self.schedules(fraction, arm)[-1:] for arm in (self.candidate, self.baseline)]
+        return common or ((_AGAINST.join(name for (name,) in longest),) if all(longest) else ())
+
+    def own_schedule(self, arm: str, schedule: str, fraction: float) -> str:
+        """The schedule that a name of `common_schedules` means for an arm; other arms have their longest."""
+        candidate, _, baseline = schedule.partition(_AGAINST)
+        if not baseline or arm == self.candidate:
+            return candidate
+        return baseline if arm == self.baseline else self.schedules(fraction, arm)[-1]
+
+    def cells_at(self, arm: str, schedule: str, fraction: float) -> dict[int, Cell]:
+        """The cells of an arm at a schedule and fraction, by seed."""
+        own = self.own_schedule(arm, schedule, fraction)
+        found = {seed: self._cells.get((arm, own, fraction, seed)) for seed in self.seeds}
+        return {seed: cell for seed, cell in found.items() if cell}
 
     @property
     def headline_cell(self) -> tuple[str, float] | None:
@@ -169,8 +191,7 @@ class StudyFolder:
 
     def total(self, arm: str, schedule: str, fraction: float) -> int | None:
         """Steps of a schedule; None where the arm does not have it."""
-        found = [self._cells.get((arm, schedule, fraction, seed)) for seed in self.seeds]
-        return next((cell.total for cell in found if cell), None)
+        return next((cell.total for cell in self.cells_at(arm, schedule, fraction).values()), None)
 
     def tail(self, cell: Cell) -> Run:
         """The last segment of a cell, in which its schedule ends."""
@@ -178,8 +199,8 @@ class StudyFolder:
 
     def final_rows(self, arm: str, schedule: str, fraction: float, variant: str = "") -> list[dict[str, Any] | None]:
         """For each seed the evaluation at the end of a finished schedule; None where there is none yet."""
-        cells = [self._cells.get((arm, schedule, fraction, seed)) for seed in self.seeds]
-        return [None if cell is None else final_row(self.tail(cell), variant) for cell in cells]
+        cells = self.cells_at(arm, schedule, fraction)
+        return [final_row(self.tail(cells[seed]), variant) if seed in cells else None for seed in self.seeds]
 
     def scores(self, metric: str, arm: str, schedule: str, fraction: float) -> np.ndarray:
         """The metric at the end of a schedule, float [S] in 0..1; nan where it is not there yet.

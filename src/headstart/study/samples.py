@@ -72,9 +72,8 @@ def _runs(folder: StudyFolder) -> tuple[Run, Run] | None:
     """The finished tails of baseline and candidate, for the longest common schedule and the first seed."""
     if folder.headline_cell is None:
         return None
-    key = (*folder.headline_cell, folder.seeds[0])
-    tails = {c.arm: folder.tail(c) for c in folder.plan.cells if (c.schedule, c.fraction, c.seed) == key}
-    runs = (tails[folder.baseline], tails[folder.candidate])
+    cells = [folder.cells_at(arm, *folder.headline_cell) for arm in (folder.baseline, folder.candidate)]
+    runs = tuple(folder.tail(own[folder.seeds[0]]) for own in cells)
     return runs if all(run.end for run in runs) else None
 
 
