@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from headstart.batch import UNKNOWN
+from headstart.data import doctor
 from headstart.data.coco import read
 from headstart.data.label_maps import InstanceLabels, PixelLabels, sample_labels
 from headstart.data.transforms import View
@@ -78,6 +79,20 @@ def test_maps_that_do_not_fit_are_named(tmp_path):
     far = folder_with(tmp_path, values, categories=((0, "sky"), (300, "road")))
     with pytest.raises(ValueError, match=r"category 300 cannot be a value of a label map"):
         maps_of(far, tmp_path)
+
+
+def test_a_check_names_every_map_that_does_not_fit(tmp_path):
+    values = np.zeros((13, 17))
+    values[2, :3] = 31
+    data = folder_with(tmp_path, values)
+    labels = {"train": tmp_path / "maps"}
+    codes = lambda **options: [(p.code, p.where) for p in doctor.check({"train": data}, **options).of("error")]  # noqa: E731
+    assert [code for code, _ in codes()] == ["no-annotations"] and codes(labels=labels, ignore=(31,)) == []
+    assert codes(labels=labels) == [("labels", str(tmp_path / "maps/a.png"))]
+    line = doctor.check({"train": data}, labels=labels).lines()[0]
+    assert line.endswith("a.png: 3 pixels have the value 31, which is no category id of "
+                         f"{data.path} (the nearest is 30) and not in data.ignore")  # fmt: skip
+    assert codes(labels=labels, ignore=(7,)) == [("labels", str(tmp_path / "maps"))]
 
 
 def square(number, category, low, high, *, box_only=False):

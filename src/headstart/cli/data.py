@@ -57,12 +57,21 @@ def check(
     images: Annotated[
         list[Path] | None, typer.Option(help="Image folder of each COCO JSON, in the same order.")
     ] = None,
+    labels: Annotated[
+        list[Path] | None, typer.Option(help="Folder of label maps (PNG) of each data set, in the same order.")
+    ] = None,
+    ignore: Annotated[
+        list[int] | None, typer.Option(help="A value of label maps that stands for unknown; 255 where none is given.")
+    ] = None,
     fix: Annotated[Path | None, typer.Option(help="Write a clean copy of the (one) data set here.")] = None,
 ) -> None:
     """Name every problem of a data set (file, id, value); exit code 1 when there are errors."""
     from headstart.data import doctor
 
-    report = doctor.check(doctor.sources(paths, images))
+    named = doctor.sources(paths, images)
+    if labels and len(labels) > len(named):
+        raise ValueError(f"labels: {len(labels)} folders for {len(named)} data sets: expected at most one each")
+    report = doctor.check(named, labels=dict(zip(named, labels or ())), ignore=ignore or (255,))
     for line in report.lines():
         say(line)
     if fix is not None:

@@ -10,6 +10,7 @@ from headstart.data import annotation_check, coco, image_check, scan
 from headstart.data.coco import Dataset
 from headstart.data.coco_segments import gather
 from headstart.data.formats import detect_format, open_dataset
+from headstart.data.label_maps import PixelLabels
 from headstart.data.problems import ERROR, Problem, Report
 
 SMALL, LARGE = 32**2, 96**2  # square pixels: COCO's bounds of small, medium and large
@@ -77,11 +78,17 @@ def _read(source: Source | Dataset | str | Path, split: str) -> tuple[Dataset | 
         return None, [Problem(ERROR, "file", split, str(source.path), "", text)]
 
 
-def check(datasets: Mapping[str, Source | Dataset | str | Path], *, max_objects: int = MAX_OBJECTS) -> Report:
+def check(
+    datasets: Mapping[str, Source | Dataset | str | Path],
+    *,
+    max_objects: int = MAX_OBJECTS,
+    labels: Mapping[str, Path] | None = None,
+    ignore: Sequence[int] = (),
+) -> Report:
     """Every problem of the splits, by name, each by itself and against the earlier ones; decodes every image.
 
     A COCO file is read to the end whatever is wrong in it; of VOC and YOLO the first structural error is named.
-    Never raises for bad data.
+    `labels` are folders of label maps of splits, whose values in `ignore` stand for unknown. Never raises for bad data.
     """
     found: list[Problem] = []
     sound: dict[str, Dataset] = {}
@@ -92,12 +99,24 @@ def check(datasets: Mapping[str, Source | Dataset | str | Path], *, max_objects:
         if dataset is None:
             continue
         sound[split], looks[split] = dataset, image_check.look(dataset, split)
-        found += annotation_check.problems(dataset, split, max_objects=max_objects)
+        own = annotation_check.problems(dataset, split, max_objects=max_objects)
+        # Where label maps say what is in an image, annotations need not.
+        found += [entry for entry in own if entry.code != "no-annotations" or split not in (labels or {})]
         found += image_check.problems(dataset, split, looks[split])
+        if split in (labels or {}):
+            found += _label_problems(dataset, split, labels[split], ignore)
     if len(sound) > 1:
         found += annotation_check.class_differences(sound)
         found += image_check.overlaps(sound, looks)
     return Report(tuple(found))
+
+
+def _label_problems(dataset: Dataset, split: str, folder: Path, ignore: Sequence[int]) -> list[Problem]:
+    try:
+        found = PixelLabels(dataset, folder, ignore=ignore).problems()
+    except ValueError as error:  # categories that no map can hold
+        return [Problem(ERROR, "labels", split, str(folder), "", str(error))]
+    return [Problem(ERROR, "labels", split, str(path), "", text) for path, text in found]
 
 
 def stats(dataset: Dataset) -> dict[str, int | str | dict[str, int | float]]:

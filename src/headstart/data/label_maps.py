@@ -52,6 +52,16 @@ class PixelLabels:
             for _ in pool.map(self._check, range(self.dataset.num_images)):
                 pass
 
+    def problems(self) -> list[tuple[Path, str]]:
+        """What `check` would name, of every map: its path, and the message after it."""
+        found = []
+        for index in range(self.dataset.num_images):
+            try:
+                self._check(index)
+            except ValueError as error:
+                found.append((self.path(index), str(error).removeprefix(f"{self.path(index)}: ")))
+        return found
+
     def _name(self, index: int) -> str:
         return str(Path(self.dataset.file_names[index]).with_suffix(".png"))
 
