@@ -175,7 +175,7 @@ class StudyFolder:
         candidate, _, baseline = schedule.partition(_AGAINST)
         if not baseline or arm == self.candidate:
             return candidate
-        return baseline if arm == self.baseline else self.schedules(fraction, arm)[-1]
+        return baseline if arm == self.baseline else next(reversed(self.schedules(fraction, arm)), schedule)
 
     def cells_at(self, arm: str, schedule: str, fraction: float) -> dict[int, Cell]:
         """The cells of an arm at a schedule and fraction, by seed."""
