@@ -45,6 +45,16 @@ def anchors_for(
     return torch.cat(levels).float().to(device)
 
 
+@lru_cache(maxsize=64)
+def cells_for(shapes: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
+    """Level, row and column [N,3] of every cell of a pyramid, in the order of the anchors. Constant for a bucket."""
+    levels = []
+    for level, (height, width) in enumerate(shapes):
+        y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+        levels.append(torch.stack([torch.full_like(y, level), y, x], dim=-1).view(-1, 3))
+    return torch.cat(levels).to(device)
+
+
 @dataclass(frozen=True)
 class ProposalLimits:
     """How many proposals are kept: before suppression (a level) and after it (an image)."""
@@ -119,7 +129,9 @@ class Rpn(nn.Module):
         Training samples a few hundred anchors an image, so nearly all gradients of `predict` are zeros, and computing
         with them is a tenth of a training step. Here each anchor's surroundings are cut out, and only those computed.
         """
-        level, y, x, kind = self._places(features, index)
+        shapes = tuple((feature.shape[2], feature.shape[3]) for feature in features)
+        level, y, x = cells_for(shapes, index.device)[index.flatten() // self.per_cell].unbind(1)
+        kind = index.flatten() % self.per_cell
         image = torch.arange(index.shape[0], device=index.device).unsqueeze(1).expand_as(index).flatten()
         values, inside = windows(features, level, image, y, x, radius=len(self.convs))
         for depth, conv in enumerate(self.convs, start=1):
@@ -138,17 +150,6 @@ class Rpn(nn.Module):
         """
         weight = torch.cat([self.objectness.weight, self.deltas.weight]).flatten(1)
         return weight, torch.cat([self.objectness.bias, self.deltas.bias])
-
-    def _places(self, features: list[Tensor], index: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Level, row, column and place within the cell, each [B*K], of anchors [B,K]."""
-        shapes = [(feature.shape[2], feature.shape[3]) for feature in features]
-        cells = torch.tensor([height * width for height, width in shapes], device=index.device)
-        ends = cells.cumsum(0)
-        cell, kind = index.flatten() // self.per_cell, index.flatten() % self.per_cell
-        level = torch.bucketize(cell, ends, right=True)
-        cell = cell - (ends - cells)[level]
-        width = torch.tensor([width for _, width in shapes], device=index.device)[level]
-        return level, cell // width, cell % width, kind
 
     @torch.no_grad()
     def targets(self, anchors: Tensor, batch: Batch, keys: Tensor) -> AnchorTargets:
