@@ -3,9 +3,11 @@
 python benchmarks/kill.py [number of kills] [study] [key=value ...]   (20 kills of the whole demo without arguments:
 about twice as long as the demo itself, after it; `schedules=[1x,2x]` and the like make the study smaller)
 
-Exit code 1 if the weights, rows, predictions, match records or the plan of any segment differ.
+Exit code 1 if the weights, rows, predictions or match records of any segment differ, or the plan, or the report's data
+(report.json and every table beside it). Only what was read from a clock or of memory is left aside.
 """
 
+import csv
 import json
 import os
 import random
@@ -15,13 +17,14 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from headstart.data.shapes import generate, generate_classes
 from headstart.train.record import read_rows
 
 SEED = 0
 DATA = Path("data/demo")  # where `make demo` has it, and where the shipped recipes look
-CLOCK = ("seconds", "memory")
+MEASURED = ("seconds", "memory")  # in the name of whatever differs between any two runs
 
 
 def make_data() -> None:
@@ -37,13 +40,29 @@ def start(out: Path, study: list[str], log: Path) -> subprocess.Popen:
         return subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
 
 
+def without_measured(found: Any) -> Any:
+    """The same JSON value without every entry whose name says that it was measured."""
+    if isinstance(found, dict):
+        return {k: without_measured(v) for k, v in found.items() if not any(word in k for word in MEASURED)}
+    return [without_measured(value) for value in found] if isinstance(found, list) else found
+
+
+def report_data(directory: Path) -> dict[str, object]:
+    """{file: its content} of report.json and the tables."""
+    found = {"report.json": without_measured(json.loads((directory / "report.json").read_text()))}
+    for table in sorted((directory / "tables").glob("*.csv")):
+        with table.open(newline="") as file:
+            found[table.name] = without_measured(list(csv.DictReader(file)))
+    return found
+
+
 def evidence(directory: Path) -> dict[str, object]:
-    """{segment: run directory, rows without clock, predictions and records}, and the plan."""
+    """{segment: run directory, rows, predictions and records}, the plan, and {file: content} of the report's data."""
     plan = json.loads((directory / "plan.json").read_text())
-    found: dict[str, object] = {"plan": plan}
+    found: dict[str, object] = {"plan": plan} | report_data(directory)
     for segment in plan["segments"]:
         run = directory / segment["directory"]
-        rows = [{k: v for k, v in row.items() if k not in CLOCK} for row in read_rows(run / "rows.jsonl")]
+        rows = without_measured(read_rows(run / "rows.jsonl"))
         files = sorted([*run.glob("predictions-*.json"), *run.glob("records-*.npz"), run / "image_ids.txt"])
         # The start row holds paths.
         found[segment["name"]] = (
@@ -106,8 +125,10 @@ def main(num_kills: int, study: list[str]) -> int:
         expected, found = (
             evidence(next((root / name).glob("*/plan.json")).parent) for name in ("undisturbed", "killed")
         )
-    odd = [name for name in expected if expected[name] != found.get(name)]
-    print(f"{len(expected) - 1} segments: " + (f"DIFFERENT: {', '.join(odd)}" if odd else "all the same, bit for bit"))
+    odd = sorted({name for name in expected | found if expected.get(name) != found.get(name)})
+    files = [name for name in expected if name.endswith((".csv", ".json"))]
+    print(f"compared: {len(expected['plan']['segments'])} segments, the plan, {', '.join(files)}")
+    print(f"DIFFERENT: {', '.join(odd)}" if odd else "all the same, bit for bit")
     return 1 if odd or len(lived) < num_kills else 0
 
 
