@@ -9,7 +9,6 @@ from small_detector import NUM_KEYPOINTS, rows, small_batch, small_detector, wit
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
 from headstart.batch import Batch
-from headstart.model import rpn as rpn_module
 
 LOSSES = ["rpn_objectness", "rpn_box", "box_class", "box_delta", "mask"]
 
@@ -120,13 +119,11 @@ def fake_batch(mode, batch):
 def test_the_training_step_has_no_shape_that_depends_on_the_data():
     """Forward and backward on tensors without values: any nonzero, item or branch on a value raises."""
     batch = with_keypoints(small_batch())
-    rpn_module.anchors_for.cache_clear()
     with static(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
         fake = small_detector(model__keypoint__enabled=True)
         losses = fake(fake_batch(mode, batch))
         sum(losses.values()).backward()
         detections = fake.predict(fake_batch(mode, batch).images, fake_batch(mode, batch).sizes)
-    rpn_module.anchors_for.cache_clear()
     assert all(loss.shape == () for loss in losses.values())
     assert detections.boxes.shape == (3, 20, 4) and detections.masks.shape == (3, 20, 28, 28)
     assert detections.heat_maps.shape == (3, 20, NUM_KEYPOINTS, 16, 16)
@@ -134,10 +131,8 @@ def test_the_training_step_has_no_shape_that_depends_on_the_data():
     raised = pytest.raises((DataDependentOutputException, DynamicOutputShapeException))
     with raised, FakeTensorMode(allow_non_fake_inputs=True) as mode:  # and the eager path does: the guard guards
         small_detector()(fake_batch(mode, batch))
-    rpn_module.anchors_for.cache_clear()
 
 
-@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
 def test_the_training_step_is_one_graph():
     """torch.compile finds no break in it, and the graph computes the same losses."""
     detector, batch = small_detector(model__keypoint__enabled=True), with_keypoints(small_batch(4))

@@ -4,7 +4,6 @@ B images, L levels, A anchors over all levels (cell by cell, ratios and sizes wi
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +13,7 @@ from headstart.batch import Batch
 from headstart.model.targets import Sample, match, sample, take
 from headstart.ops.boxes import clip, decode, encode
 from headstart.ops.collective import mean_over_processes
+from headstart.ops.constant import constant
 from headstart.ops.nms import nms
 from headstart.ops.windows import valid_conv, windows
 
@@ -22,7 +22,7 @@ SMOOTH_L1_BETA = 1.0 / 9  # Detectron: SmoothL1 beta of the RPN
 SALT = 1
 
 
-@lru_cache(maxsize=64)
+@constant
 def anchors_for(
     shapes: tuple[tuple[int, int], ...],
     strides: tuple[int, ...],
@@ -43,16 +43,6 @@ def anchors_for(
         centre = torch.stack([x, y, x, y], dim=-1).view(-1, 1, 4)
         levels.append((centre + half).view(-1, 4))
     return torch.cat(levels).float().to(device)
-
-
-@lru_cache(maxsize=64)
-def cells_for(shapes: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
-    """Level, row and column [N,3] of every cell of a pyramid, in the order of the anchors. Constant for a bucket."""
-    levels = []
-    for level, (height, width) in enumerate(shapes):
-        y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-        levels.append(torch.stack([torch.full_like(y, level), y, x], dim=-1).view(-1, 3))
-    return torch.cat(levels).to(device)
 
 
 @dataclass(frozen=True)
@@ -129,15 +119,14 @@ class Rpn(nn.Module):
         Training samples a few hundred anchors an image, so nearly all gradients of `predict` are zeros, and computing
         with them is a tenth of a training step. Here each anchor's surroundings are cut out, and only those computed.
         """
-        shapes = tuple((feature.shape[2], feature.shape[3]) for feature in features)
-        level, y, x = cells_for(shapes, index.device)[index.flatten() // self.per_cell].unbind(1)
-        kind = index.flatten() % self.per_cell
+        cell, kind = index.flatten() // self.per_cell, index.flatten() % self.per_cell
         image = torch.arange(index.shape[0], device=index.device).unsqueeze(1).expand_as(index).flatten()
-        values, inside = windows(features, level, image, y, x, radius=len(self.convs))
+        values, inside = windows(features, cell, image, radius=len(self.convs))
         for depth, conv in enumerate(self.convs, start=1):
-            values = F.relu(valid_conv(values, conv.weight, conv.bias))
-            edge = slice(depth, inside.shape[1] - depth)
-            values = values * inside[:, edge, edge].unsqueeze(3)  # the next convolution pads with zeros
+            values = F.relu(valid_conv(values, conv.weight, conv.bias), inplace=True)
+            if depth < len(self.convs):  # the next convolution pads with zeros
+                edge = slice(depth, inside.shape[1] - depth)
+                values = values * inside[:, edge, edge].unsqueeze(3)
         found = F.linear(values.flatten(1), *self._outputs()).float()
         logits, deltas = found[:, : self.per_cell], found[:, self.per_cell :].view(-1, self.per_cell, 4)
         logits = logits.gather(1, kind.unsqueeze(1)).view(index.shape)

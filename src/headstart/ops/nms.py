@@ -5,6 +5,7 @@ import torchvision  # also registers torch.ops.torchvision, called directly wher
 from torch import Tensor
 
 from headstart.ops.boxes import iou
+from headstart.ops.constant import constant
 
 # The fixed-point form is exact once two rounds agree, which happens after the length of the longest suppression chain;
 # clustered boxes need 3 to 7 rounds, and this is the most that a static graph spends.
@@ -47,18 +48,33 @@ def nms_fixed_point(boxes: Tensor, valid: Tensor, threshold: float, *, max_round
     right side from all-true fixes at least one more entry a round (each row looks at better rows only). By default a
     static graph spends MAX_ROUNDS, and an eager CPU goes on until two rounds agree, which makes the answer certain.
     """
-    return _solve(torch.triu(iou(boxes, boxes) > threshold, diagonal=1), valid, max_rounds)
+    return _solve(_suppresses(boxes, threshold), valid, max_rounds)
+
+
+@constant
+def _better(num: int, device: torch.device) -> Tensor:
+    """1 where the row comes before the column, [N,N] float32. Constant for a number of boxes, hence cached."""
+    return torch.ones(num, num, device=device).triu_(diagonal=1)
+
+
+def _suppresses(boxes: Tensor, threshold: float) -> Tensor:
+    """1 where the row is better than the column and overlaps it too much, [P,N,N] float32.
+
+    All in the overlaps' own memory: as bool, triangle and float one after another it takes twice as long as the
+    overlaps themselves (8 x 128 boxes, one thread).
+    """
+    return iou(boxes, boxes).gt_(threshold).mul_(_better(boxes.shape[1], boxes.device))
 
 
 def _solve(suppresses: Tensor, valid: Tensor, max_rounds: int | None = None) -> Tensor:
-    """The fixed point for suppresses [P,N,N] bool (row over column) and valid [P,N]."""
-    weights, real = suppresses.float(), valid.float().unsqueeze(1)
+    """The fixed point for suppresses [P,N,N] (1 where the row may suppress the column) and valid [P,N]."""
+    real = valid.float().unsqueeze(1)
     eager = valid.device.type == "cpu" and not torch.compiler.is_compiling()
     if max_rounds is None:
         max_rounds = valid.shape[1] if eager else MAX_ROUNDS
     keep = real
     for _ in range(max_rounds):
-        before, keep = keep, (torch.bmm(keep, weights) < 0.5) * real
+        before, keep = keep, (torch.bmm(keep, suppresses) < 0.5) * real
         if eager and torch.equal(before, keep):
             break
     return keep.squeeze(1) > 0.5
@@ -78,4 +94,4 @@ def nms_by_label(boxes: Tensor, scores: Tensor, labels: Tensor, valid: Tensor, t
             keep[image, chosen[torchvision.ops.batched_nms(*args, threshold)]] = True
         return keep
     same = labels.unsqueeze(2) == labels.unsqueeze(1)
-    return _solve(torch.triu((iou(boxes, boxes) > threshold) & same, diagonal=1), valid)
+    return _solve(_suppresses(boxes, threshold).mul_(same), valid)

@@ -1,9 +1,9 @@
 """Random numbers as a pure function of a key: no generator, no state, the same on every device and process."""
 
-from functools import lru_cache
-
 import torch
 from torch import Tensor
+
+from headstart.ops.constant import constant
 
 _MASK = 0xFFFFFFFF
 
@@ -25,7 +25,7 @@ def _multiply(value: Tensor, factor: int) -> Tensor:
     return (value * (factor & 0x7FFFFFFF)).bitwise_xor_(value << 31).bitwise_and_(_MASK)
 
 
-@lru_cache(maxsize=64)
+@constant
 def _columns(num: int, device: torch.device) -> Tensor:
     return mix(torch.arange(num, device=device) + 0x9E3779B9 & _MASK)
 

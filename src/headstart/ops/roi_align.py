@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from scipy.sparse import csr_array
 from torch import Tensor
 
+from headstart.ops.constant import constant
+
 SAMPLES = 2  # per bin and direction: the paper's sampling ratio (Detectron: ROI_XFORM_SAMPLING_RATIO 2)
 
 
@@ -56,23 +58,34 @@ def as_table(features: list[Tensor]) -> Tensor:
     return torch.cat([feature.permute(0, 2, 3, 1).reshape(-1, feature.shape[1]) for feature in features])
 
 
+@constant
+def _level_constants(
+    shapes: tuple[tuple[int, int, int], ...], strides: tuple[float, ...], device: torch.device
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of L levels of (images, height, width): cells a pixel [L], (width, height) [L,2], cells of an image [L] and the
+    level's first row in the table [L]. Constant for a bucket, hence cached.
+    """
+    starts = [0]
+    for images, height, width in shapes:
+        starts.append(starts[-1] + images * height * width)
+    return (
+        torch.tensor([1.0 / stride for stride in strides], device=device),
+        torch.tensor([(width, height) for _, height, width in shapes], dtype=torch.float32, device=device),
+        # int32 rows: half the memory of int64 to write and to read.
+        torch.tensor([height * width for _, height, width in shapes], dtype=torch.int32, device=device),
+        torch.tensor(starts[:-1], dtype=torch.int32, device=device),
+    )
+
+
 def _taps(features, boxes, image, level, strides, size, aligned) -> tuple[Tensor, Tensor]:
     """Table rows and weights [R*S*S,16] of every output bin."""
-    shapes = [feature.shape for feature in features]
-    heights = boxes.new_tensor([shape[2] for shape in shapes])
-    widths = boxes.new_tensor([shape[3] for shape in shapes])
-    starts, total = [], 0
-    for shape in shapes:
-        starts.append(total)
-        total += shape[0] * shape[2] * shape[3]
-    height, width = heights[level], widths[level]
-    boxes = boxes * boxes.new_tensor([1.0 / stride for stride in strides])[level].unsqueeze(1)
-    y, wy = _axis(boxes[:, 1], boxes[:, 3], height, size, aligned)
-    x, wx = _axis(boxes[:, 0], boxes[:, 2], width, size, aligned)
-    # int32 rows: half the memory of int64 to write and to read.
-    start = torch.tensor(starts, dtype=torch.int32, device=boxes.device)[level]
-    origin = start + image.int() * (height * width).int()
-    y = origin.view(-1, 1, 1) + y * width.int().view(-1, 1, 1)
+    shapes = tuple((feature.shape[0], *feature.shape[2:]) for feature in features)
+    scale, cells, area, start = (part[level] for part in _level_constants(shapes, tuple(strides), boxes.device))
+    boxes = (boxes * scale.unsqueeze(1)).view(-1, 2, 2)
+    index, weight = _axes(boxes[:, 0], boxes[:, 1], cells, size, aligned)
+    (x, y), (wx, wy) = index.unbind(1), weight.unbind(1)
+    origin = start + image.int() * area
+    y = origin.view(-1, 1, 1) + y * cells[:, 0].int().view(-1, 1, 1)
     # Both directions are spread to the 16 taps of a bin first, so that the loop over all taps runs along 16 numbers.
     rows = _each(y).unsqueeze(2) + _tiled(x).unsqueeze(1)
     weights = _each(wy).unsqueeze(2) * _tiled(wx).unsqueeze(1)
@@ -89,22 +102,30 @@ def _tiled(values: Tensor) -> Tensor:
     return values.unsqueeze(2).expand(-1, -1, 4, -1).reshape(*values.shape[:2], 16)
 
 
-def _axis(low: Tensor, high: Tensor, cells: Tensor, size: int, aligned: bool) -> tuple[Tensor, Tensor]:
-    """Neighbour cells and weights [R,S,4] along one direction: 2 samples a bin, 2 neighbours a sample."""
+@constant
+def _positions(size: int, device: torch.device) -> Tensor:
+    """Where the samples [S*2] of a region lie, as shares of its extent."""
+    return (torch.arange(size * SAMPLES, device=device, dtype=torch.float32) + 0.5) / (size * SAMPLES)
+
+
+def _axes(low: Tensor, high: Tensor, cells: Tensor, size: int, aligned: bool) -> tuple[Tensor, Tensor]:
+    """Neighbour cells and weights [R,2,S,4] along x and y: 2 samples a bin, 2 neighbours a sample.
+
+    low, high [R,2] corners in cells; cells [R,2] how many the map has.
+    """
     if aligned:
         low, extent = low - 0.5, high - low
     else:
         extent = (high - low).clamp(min=1.0)
-    positions = (torch.arange(size * SAMPLES, device=low.device, dtype=low.dtype) + 0.5) / (size * SAMPLES)
-    sample = low.unsqueeze(1) + positions * extent.unsqueeze(1)
-    cells = cells.unsqueeze(1)
+    sample = low.unsqueeze(2) + _positions(size, low.device) * extent.unsqueeze(2)
+    cells = cells.unsqueeze(2)
     inside = ((sample >= -1.0) & (sample <= cells)).to(low.dtype) / SAMPLES
     sample = torch.minimum(sample.clamp(min=0), cells - 1)
     near = sample.floor()
     fraction = sample - near
     far = torch.minimum(near + 1, cells - 1)
-    index = torch.stack([near, far], dim=-1).int().view(-1, size, 2 * SAMPLES)
-    weight = torch.stack([(1 - fraction) * inside, fraction * inside], dim=-1).view(-1, size, 2 * SAMPLES)
+    index = torch.stack([near, far], dim=-1).int().view(-1, 2, size, 2 * SAMPLES)
+    weight = torch.stack([(1 - fraction) * inside, fraction * inside], dim=-1).view(-1, 2, size, 2 * SAMPLES)
     return index, weight
 
 
