@@ -28,6 +28,7 @@ from headstart.train.memory import keep_freed_memory
 
 PRODUCTS = (
     "aten::mkldnn_convolution",
+    "aten::_convolution",  # its own time is a transposed convolution's
     "aten::convolution_backward",
     "aten::_slow_conv2d_forward",
     "aten::_slow_conv2d_backward",

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from headstart.model.conv import Conv2d
 from headstart.model.norm import norm
 
 # (residual blocks a stage, bottleneck or basic): torchvision's and the original papers' tables.
@@ -58,7 +59,7 @@ class Block(nn.Module):
         widths = [in_channels] + [middle] * (len(plan) - 1) + [out_channels]
         for index, (kernel, step, split) in enumerate(plan):
             spread = dilation if kernel > 1 else 1
-            conv = nn.Conv2d(
+            conv = Conv2d(
                 widths[index],
                 widths[index + 1],
                 kernel,
@@ -72,7 +73,7 @@ class Block(nn.Module):
             self.add_module(f"bn{index + 1}", norm(norm_kind, widths[index + 1], groups=norm_groups))
         self.downsample = None
         if stride != 1 or in_channels != out_channels or project:
-            shortcut = nn.Conv2d(in_channels, out_channels, 1, stride, bias=norm_kind == "none")
+            shortcut = Conv2d(in_channels, out_channels, 1, stride, bias=norm_kind == "none")
             self.downsample = nn.Sequential(shortcut, norm(norm_kind, out_channels, groups=norm_groups))
         self.names = tuple((f"conv{index + 1}", f"bn{index + 1}") for index in range(len(plan)))
 

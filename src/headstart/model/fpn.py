@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from headstart.model.conv import Conv2d
 from headstart.model.norm import norm
 
 
@@ -15,7 +16,7 @@ class ConvNorm(nn.Module):
         self, in_channels: int, out_channels: int, kernel: int, *, norm_kind: str, norm_groups: int, relu: bool = False
     ):
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=norm_kind == "none")
+        self.conv = Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=norm_kind == "none")
         self.norm = norm(norm_kind, out_channels, groups=norm_groups)
         self.relu = relu
 
