@@ -12,6 +12,7 @@ import pytest
 from headstart.study.definition import parse_study
 from headstart.study.execute import run_study
 from headstart.study.run import prepare
+from headstart.study.workers import worker_pool
 from tiny import outcome, tiny_study, tree_digest
 
 NUM_KILLS = 6
@@ -43,6 +44,19 @@ def start():
         return process
 
     return started
+
+
+def plan_and_wait(out):
+    """What times a plan, with work that does not end by itself."""
+    os.setsid()
+    with worker_pool(2) as pool:
+        for number in range(2):
+            pool.submit(mark_and_sleep, out / str(number))
+
+
+def mark_and_sleep(path):
+    path.touch()
+    time.sleep(600)
 
 
 def evidence(directory):
@@ -124,3 +138,15 @@ def test_workers_leave_with_a_killed_parent_and_the_next_attempt_goes_on(start, 
     again.join()
     assert again.exitcode == 0
     assert evidence(tmp_path / "tiny") == undisturbed
+
+
+@pytest.mark.slow
+def test_workers_that_time_a_plan_leave_with_a_killed_parent(tmp_path):
+    """They have nothing to write, but hold half a gigabyte each."""
+    process = multiprocessing.get_context("forkserver").Process(target=plan_and_wait, args=(tmp_path,))
+    process.start()
+    wait_for(lambda: len(list(tmp_path.iterdir())) == 2)
+    assert len(alive(process.pid)) > 2
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    wait_for(lambda: not alive(process.pid), seconds=10)

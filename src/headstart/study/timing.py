@@ -3,7 +3,6 @@
 import json
 import platform
 import time
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import fmean
@@ -16,7 +15,7 @@ from headstart.study.definition import PRETRAIN_PREFIX
 from headstart.study.forecast import Load
 from headstart.study.run import Prepared, arm_recipe, pretrain_recipe
 from headstart.study.variants import variants_worth
-from headstart.study.workers import worker_context
+from headstart.study.workers import worker_pool
 from headstart.train import distributed, memory
 from headstart.train.run import make_task, settings_of
 from headstart.train.task import Task, parameter_groups
@@ -31,7 +30,7 @@ def measure_apart(prepared: Prepared, jobs: int = 1) -> dict[str, Load]:
 
     As many measure at a time as segments will run: they share caches and memory, and slow one another. The means.
     """
-    with ProcessPoolExecutor(jobs, worker_context()) as pool:
+    with worker_pool(jobs) as pool:
         found = list(pool.map(measure_loads, [prepared] * jobs))
     return {name: _mean([loads[name] for loads in found]) for name in found[0]}
 

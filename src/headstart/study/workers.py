@@ -34,13 +34,10 @@ def run_parallel(
     finished: Callable[[Segment, RunResult], None],
 ) -> None:
     """Run segments, each as soon as what it needs is in `done`, `jobs` at a time; the first error stops the rest."""
-    context = worker_context()
-    queue = context.Queue()
-    watched, held = context.Pipe(duplex=False)
+    queue = _context().Queue()
     with (
         _listening(queue, {segment.name: segment for segment in segments}, progress),
-        held,  # open as long as this process lives
-        ProcessPoolExecutor(jobs, context, _start_worker, (queue, watched)) as pool,
+        worker_pool(jobs, _start_worker, queue) as pool,
     ):
 
         def submit(segment: Segment, needed: dict[str, RunResult]) -> Future[RunResult]:
@@ -54,7 +51,18 @@ def run_parallel(
             raise
 
 
-def worker_context() -> multiprocessing.context.ForkServerContext:
+@contextmanager
+def worker_pool(jobs: int, prepare: Callable[..., None] | None = None, *given: Any) -> Iterator[ProcessPoolExecutor]:
+    """Processes that leave when this one is gone, however it went; each begins with `prepare(*given)`."""
+    watched, held = _context().Pipe(duplex=False)
+    with (
+        held,  # open as long as this process lives
+        ProcessPoolExecutor(jobs, _context(), _begin, (watched, prepare, given)) as pool,
+    ):
+        yield pool
+
+
+def _context() -> multiprocessing.context.ForkServerContext:
     """How worker processes begin: forked from one clean process that has imported everything.
 
     So they share what the imports take, 0.4 GB each otherwise. A fork of this process would inherit its threads' locks.
@@ -91,14 +99,20 @@ def run_as_ready(
             finished(segment, done[segment.name])
 
 
-def _start_worker(queue: Any, watched: Connection) -> None:
-    """One thread a worker; a worker whose parent was killed must not write on."""
+def _begin(watched: Connection, prepare: Callable[..., None] | None, given: tuple[Any, ...]) -> None:
+    """A worker whose parent was killed must not write on, nor keep its memory."""
+    threading.Thread(target=_leave_at_end, args=(watched,), daemon=True).start()
+    if prepare:
+        prepare(*given)
+
+
+def _start_worker(queue: Any) -> None:
+    """One thread a worker."""
     import torch
 
     global _queue
     _queue = queue
     torch.set_num_threads(1)
-    threading.Thread(target=_leave_at_end, args=(watched,), daemon=True).start()
 
 
 def _leave_at_end(watched: Connection) -> None:
