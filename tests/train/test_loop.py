@@ -194,8 +194,8 @@ def test_rows_have_the_documented_fields(straight):
     assert rows[-1]["checkpoint"] == "checkpoints/00000008.pt"
 
 
-@pytest.mark.parametrize("poisoned", ["mask", "box_delta"])
-def test_a_loss_that_is_not_finite_stops_before_the_update(data_root, tmp_path, poisoned):
+def poisoned_run(data_root, directory, name, at):
+    """A run whose loss `name` is not a number at step `at`: message, and (weights, image ids) of every step begun."""
     recipe = tiny_recipe(data_root)
     task = make_task(recipe)
     seen = []
@@ -203,22 +203,40 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(data_root, tmp_path, 
     def losses(model, batch):
         values = task.losses(model, batch)
         seen.append((loop.weights_digest(task.model), batch.image_ids.tolist()))
-        if len(seen) == 3:
-            values[poisoned] = values[poisoned] * math.nan
+        if len(seen) == at + 1:
+            values[name] = values[name] * math.nan
         return values
 
     span = Schedule(total=TOTAL, warmup=0, warmup_from=1.0, base_rate=0.01)
     start = checkpoint.StartPoint("random", None, 0, None)
     with pytest.raises(FloatingPointError) as caught:
         loop.run(
-            replace(task, losses=losses), span, settings_of(recipe, task), tmp_path, start, stop=TOTAL,
+            replace(task, losses=losses), span, settings_of(recipe, task), directory, start, stop=TOTAL,
             keep={"recipe": {}},
         )  # fmt: skip
-    message = str(caught.value)
+    assert checkpoint.steps_saved(directory) == []
+    return str(caught.value), seen, loop.weights_digest(task.model)
+
+
+@pytest.mark.parametrize("poisoned", ["mask", "box_delta"])
+def test_a_loss_that_is_not_finite_stops_before_the_update(data_root, tmp_path, poisoned):
+    message, seen, weights = poisoned_run(data_root, tmp_path, poisoned, 2)
     assert "step 2" in message and f"{poisoned} nan" in message and "\n" not in message
     assert all(str(image) in message for image in seen[-1][1])
-    assert loop.weights_digest(task.model) == seen[2][0] != seen[1][0]
-    assert checkpoint.steps_saved(tmp_path) == []
+    assert weights == seen[2][0] != seen[1][0]
+
+
+def test_losses_that_are_read_late_say_the_same(data_root, tmp_path, straight, monkeypatch):
+    """As on a GPU: they are looked at where a row, an evaluation or a checkpoint needs them."""
+    monkeypatch.setattr(loop, "_read_at_once", lambda device: False)
+    assert end_state(train(tiny_recipe(data_root), tmp_path))[:2] == end_state(straight)[:2]
+
+
+def test_a_loss_that_is_read_late_names_its_own_step(data_root, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "_read_at_once", lambda device: False)
+    message, seen, _ = poisoned_run(data_root, tmp_path, "mask", 1)
+    assert message.startswith("step 1: ") and message.endswith("seen at step 2; nothing was saved since")
+    assert all(str(image) in message for image in seen[1][1])
 
 
 def test_negatives_alone_can_be_trained_on(data_root, tmp_path):

@@ -61,7 +61,8 @@ def run(
 
     `keep` (recipe, classes, audit) goes into every checkpoint, so that one alone suffices to evaluate, predict and
     resume.
-    Raises FloatingPointError before the update of a step whose loss is not finite.
+    Raises FloatingPointError for a step whose loss is not finite: before its update on a CPU; on other devices, where
+    losses stay until a row or a checkpoint needs them, before the next of these is written.
     """
     device = distributed.device()
     memory.reset_peak(device)
@@ -82,7 +83,7 @@ def run(
         row = {"kind": "start", "step": step, "source": start.source, "path": path}
         rows.write(row | {"total": schedule.total, "stop": stop})
     set_train_mode(task.model, settings.freeze)
-    batches, evaluated = task.batches(step, stop, device), (-1, {})
+    batches, evaluated, unread, values = task.batches(step, stop, device), (-1, {}), [], {}
     end = -1 if settings.is_trunk else stop
 
     while step < stop:
@@ -95,10 +96,15 @@ def run(
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=settings.bf16):
             losses = task.losses(model, batch)
         loss = sum(losses.values())
-        values = _finite(losses, step, task, batch)
+        logged = due(step + 1, settings.log_every, end)
+        unread.append(torch.stack([value.detach().float() for value in losses.values()]))
+        if _read_at_once(device) or logged or _writes_soon(settings, step + 1, end, stop):
+            for values in _finite(unread, list(losses), step, task):
+                for name, value in values.items():
+                    window.setdefault(name, []).append(value)
+            unread = []
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        logged = due(step + 1, settings.log_every, end)
         norm = _clipped_norm(task.model, settings.clip_norm, wanted=logged)
         optimizer.step()
         step += 1
@@ -106,9 +112,7 @@ def run(
         clock.switch("other")
         for name, amount in zip(COUNTERS, (settings.batch, *task.counts(step - 1), task.flops(batch)), strict=True):
             counters[name] += amount
-        for name, value in values.items():
-            window.setdefault(name, []).append(value)
-        if progress and writer:
+        if progress and writer and values:
             progress(step, {"loss": sum(values.values())})
         if rows and logged:
             means = {name: math.fsum(series) / len(series) for name, series in window.items()}
@@ -205,19 +209,29 @@ def _precise(task: Task, settings: Settings, step: int, device: torch.device) ->
     return precise_statistics(task.model, forward, batches, freeze=settings.freeze)
 
 
-def _finite(losses: dict[str, torch.Tensor], step: int, task: Task, batch: Any) -> dict[str, float]:
-    """The losses as numbers, averaged over processes.
+def _read_at_once(device: torch.device) -> bool:
+    """Whether a number costs nothing to look at; elsewhere the host would wait for the device at every step."""
+    return device.type == "cpu"
+
+
+def _writes_soon(settings: Settings, step: int, end: int, stop: int) -> bool:
+    """Whether an evaluation or a checkpoint follows `step`."""
+    return due(step, settings.eval_every, end) or due(step, settings.save_every, stop) or step in settings.marks
+
+
+def _finite(unread: list[torch.Tensor], names: list[str], last: int, task: Task) -> list[dict[str, float]]:
+    """The losses of the steps up to `last` as numbers, averaged over processes; all brought to the host at once.
 
     FloatingPointError naming step and images if one is not finite.
     """
-    stacked = distributed.mean(torch.stack([value.detach().float() for value in losses.values()]))
-    values = dict(zip(losses, stacked.tolist(), strict=True))
-    if not all(math.isfinite(value) for value in values.values()):
-        listed = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
-        raise FloatingPointError(
-            f"step {step}: the loss is not finite ({listed}) on {task.describe(batch)}; stopped before the update"
-        )
-    return values
+    read = [dict(zip(names, row, strict=True)) for row in distributed.mean(torch.stack(unread)).tolist()]
+    for step, values in enumerate(read, start=last + 1 - len(read)):
+        if not all(math.isfinite(value) for value in values.values()):
+            listed = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+            images = task.describe(next(iter(task.batches(step, step + 1, torch.device("cpu")))))
+            seen = "stopped before the update" if step == last else f"seen at step {last}; nothing was saved since"
+            raise FloatingPointError(f"step {step}: the loss is not finite ({listed}) on {images}; {seen}")
+    return read
 
 
 def _clipped_norm(model: nn.Module, limit: float | None, *, wanted: bool) -> float | None:
