@@ -37,6 +37,19 @@ PRODUCTS = (
     "aten::bmm",
     "aten::mkldnn_linear",
 )
+LAYERS = (  # what any implementation of the same net calls as well
+    "aten::native_batch_norm",
+    "aten::native_batch_norm_backward",
+    "aten::native_group_norm",
+    "aten::native_group_norm_backward",
+    "aten::clamp_min_",
+    "aten::threshold_backward",
+    "aten::max_pool2d_with_indices",
+    "aten::max_pool2d_with_indices_backward",
+    "aten::upsample_nearest2d",
+    "aten::upsample_nearest2d_backward",
+    "aten::_fused_sgd_",
+)
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 GOALS = {"demo": 0.33, "r18-256": 0.5, "r50-256": 0.5, "r50-800": 0.8}
 
@@ -82,7 +95,7 @@ def measure(case: Case, repeats: int, clock: Callable[[], float], *, train_only:
     train = timed(works, repeats, clock)
     with stopwatch(ours, clock) as parts:
         step()
-    found = {"train": train, "parts": shares(parts), "product_share": product_share(step)}
+    found = {"train": train, "parts": shares(parts), "operators": operators(step)}
     if train_only:
         return found
     ours.eval()
@@ -94,12 +107,13 @@ def measure(case: Case, repeats: int, clock: Callable[[], float], *, train_only:
     return {**found, "inference": inference, "memory": memory}
 
 
-def product_share(step: Callable[[], None]) -> float:
-    """The share of a step's operator time that convolutions and matrix products take."""
+def operators(step: Callable[[], None]) -> dict[str, float]:
+    """The shares of a step's operator time that are spent inside products, and inside the net's other layers."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         step()
     spent = {event.key: event.self_cpu_time_total for event in profile.key_averages()}
-    return sum(spent.get(name, 0.0) for name in PRODUCTS) / sum(spent.values())
+    total, kinds = sum(spent.values()), {"products": PRODUCTS, "layers": LAYERS}
+    return {kind: sum(spent.get(name, 0.0) for name in names) / total for kind, names in kinds.items()}
 
 
 def memory_of(name: str, side: str) -> float:
@@ -151,7 +165,8 @@ def table(name: str, found: dict) -> str:
             f"{'peak memory MiB':28}{ours:26.0f}{theirs:26.0f}{ours / theirs:8.2f}",
         ]
     lines += [
-        f"inside convolutions and matrix products: {found['product_share']:.0%} of our train step's operators",
+        f"of our train step's operators: inside convolutions and matrix products {found['operators']['products']:.0%}, "
+        f"norms, activations, pooling and SGD {found['operators']['layers']:.0%}",
         "parts of our train step: " + ", ".join(f"{part} {share:.1%}" for part, share in found["parts"].items()),
     ]
     return "\n".join(lines)
