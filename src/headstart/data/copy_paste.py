@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from headstart.data.transforms import Convention, View, stack_images
+from headstart.data.upload import to_device
 from headstart.data.visible import Objects
 
 
@@ -58,5 +59,5 @@ def paste_images(batch: Tensor, pastes: Sequence[Paste | None], convention: Conv
     for canvas, paste in zip(batch, pastes):
         if paste is not None:
             other = stack_images([paste.image], [paste.view], batch.shape[2:], convention, batch.device)[0]
-            canvas.copy_(torch.where(torch.from_numpy(paste.alpha).to(batch.device), other, canvas))
+            canvas.copy_(torch.where(to_device(paste.alpha, batch.device), other, canvas))
     return batch

@@ -9,6 +9,7 @@ from headstart.data.buckets import Resize, bucket_of, group_by_bucket
 from headstart.data.coco import Dataset, subset
 from headstart.data.loader import Images, Raw, ahead
 from headstart.data.transforms import Convention, View, stack_images
+from headstart.data.upload import to_device
 
 
 def show(
@@ -27,7 +28,7 @@ def show(
         bucket = (max(height for height, _ in buckets), max(width for _, width in buckets))
     views = [View(resize.size(height, width), flip) for height, width in sides]
     batch = stack_images(images, views, bucket, convention, device)
-    return batch, torch.tensor([view.size for view in views], device=device)
+    return batch, to_device(np.array([view.size for view in views]), device)
 
 
 class EvalImages:

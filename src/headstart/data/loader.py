@@ -28,6 +28,7 @@ from headstart.data.transforms import (
     move_keypoints,
     stack_images,
 )
+from headstart.data.upload import to_device
 from headstart.data.visible import in_window, visible_objects
 
 SLOT_MULTIPLE = 4  # ground-truth slots are rounded up to this
@@ -321,12 +322,12 @@ def ahead(work: Callable[[int], Raw], items: range, num_workers: int) -> Iterato
 def assemble(raw: Raw, targets: Targets, convention: Convention, device: torch.device | str) -> Batch:
     """The batch of decoded images, resized and normalised on the device."""
     data = targets.dataset
-    tensors = {name: torch.from_numpy(array).to(device, non_blocking=True) for name, array in targets.fill(raw).items()}
+    tensors = {name: to_device(array, device) for name, array in targets.fill(raw).items()}
     images = stack_images(raw.images, raw.views, raw.bucket, convention, device)
     return Batch(
         images=paste_images(images, raw.pastes, convention),
-        sizes=torch.tensor(raw.sizes(), device=device),
-        image_ids=torch.from_numpy(data.image_ids[raw.indices].astype(np.int64)).to(device),
-        slots=torch.from_numpy(raw.slots.astype(np.int64)).to(device),
+        sizes=to_device(np.array(raw.sizes()), device),
+        image_ids=to_device(data.image_ids[raw.indices].astype(np.int64), device),
+        slots=to_device(raw.slots.astype(np.int64), device),
         **tensors,
     )

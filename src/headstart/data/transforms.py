@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from headstart.data.buckets import Resize
+from headstart.data.upload import to_device
 
 
 @dataclass(frozen=True)
@@ -82,10 +83,10 @@ def stack_images(
     """
     channels, (height, width) = len(convention.mean), bucket
     batch = torch.zeros((len(images), height, width * channels), device=device)
-    mean = torch.tensor(convention.mean, device=device).repeat(width)
-    scale = 1.0 / torch.tensor(convention.std, device=device).repeat(width)
+    mean = to_device(np.array(convention.mean, dtype=np.float32), device).repeat(width)
+    scale = 1.0 / to_device(np.array(convention.std, dtype=np.float32), device).repeat(width)
     for rows, image, view in zip(batch, images, views):
-        pixels = torch.from_numpy(image).to(device, non_blocking=True)
+        pixels = to_device(image, device)
         whole = view.whole or view.size
         if tuple(pixels.shape[:2]) != whole:
             planes = pixels.permute(2, 0, 1).unsqueeze(0).float()

@@ -15,6 +15,7 @@ from headstart.data.formats import folder_images, read_folders
 from headstart.data.loader import Images, ahead
 from headstart.data.order import Order, slot_generator
 from headstart.data.transforms import Convention, crop_images
+from headstart.data.upload import to_device
 from headstart.model.classifier import Classifier
 from headstart.model.detector import build_backbone
 from headstart.ops.collective import num_processes
@@ -75,8 +76,8 @@ class CropStream:
             ]
             yield LabelledBatch(
                 crop_images(images, crops, part.size, _convention(self.recipe), device),
-                torch.from_numpy(self.dataset.labels[indices].astype(np.int64)).to(device),
-                torch.from_numpy(slots.astype(np.int64)).to(device),
+                to_device(self.dataset.labels[indices].astype(np.int64), device),
+                to_device(slots.astype(np.int64), device),
                 indices,
             )
 
@@ -107,11 +108,11 @@ class KeptFeatures:
     ) -> Iterator[LabelledBatch]:
         """The batches of a stream's steps start..stop-1 with features in the place of images."""
         kept = self.all(model, device)
-        labels = torch.from_numpy(self.images.dataset.labels.astype(np.int64)).to(device)
+        labels = to_device(self.images.dataset.labels.astype(np.int64), device)
         for step in range(start, stop):
             indices, slots = stream.places(step)
-            at = torch.from_numpy(indices).to(device)
-            yield LabelledBatch(kept[at], labels[at], torch.from_numpy(slots.astype(np.int64)).to(device), indices)
+            at = to_device(indices, device)
+            yield LabelledBatch(kept[at], labels[at], to_device(slots.astype(np.int64), device), indices)
 
 
 def whole_images(images: Images, recipe: ClassifyRecipe, device: torch.device) -> Iterator[Tensor]:

@@ -16,6 +16,7 @@ from headstart.data.label_maps import InstanceLabels, LabelMaps, PixelLabels, sa
 from headstart.data.loader import Images, ahead
 from headstart.data.order import Order, slot_generator
 from headstart.data.transforms import Convention, View, draw_view, stack_images
+from headstart.data.upload import to_device
 from headstart.evaluate.pixels import PixelRecords, class_ious, count_pixels, pixel_metrics
 from headstart.model.detector import build_backbone
 from headstart.model.fpn import Pyramid
@@ -91,8 +92,8 @@ class PixelStream:
             maps = [sample_labels(one, view, raw.bucket, stride) for one, view in zip(raw.labels, raw.views)]
             yield PixelBatch(
                 stack_images(raw.images, raw.views, raw.bucket, convention, device),
-                torch.from_numpy(np.stack(maps)).to(device).long(),
-                torch.from_numpy(self.dataset.image_ids[raw.indices].astype(np.int64)).to(device),
+                to_device(np.stack(maps), device).long(),
+                to_device(self.dataset.image_ids[raw.indices].astype(np.int64), device),
             )
 
 
