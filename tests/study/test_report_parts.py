@@ -173,3 +173,15 @@ def test_arms_without_a_common_schedule_meet_at_the_longest_of_each(tmp_path):
     scores = [folder.scores("box.AP", *pair, 1.0) for pair in (("scratch", "3x"), ("pretrained", "1x"))]
     assert summary["comparisons"][0]["mean"] == pytest.approx(float((scores[0] - scores[1]).mean()))
     assert "At 3x against 1x with" in page and "At equal" in page
+
+
+@pytest.mark.parametrize(
+    ("field", "question"),
+    [("start.kind", "Do you need the head start?"), ("train.precision", "pretrained or scratch?")],
+)
+def test_the_page_asks_what_the_study_asks(tmp_path, field, question):
+    values = {"scratch": "a", "pretrained": "b"}
+    path = build(tmp_path, seeds=1, differences=[{"field": field, "values": values, "declared": True}])
+    _, text = summary_of(path)
+    asked = text.partition('class="eyebrow">')[2].partition("\n")[0]
+    assert asked == question

@@ -27,6 +27,11 @@ def difference_rows(folder: StudyFolder) -> list[dict[str, Any]]:
     return [*folder.differences, *(row for row in measured(folder) if len(set(row["values"].values())) > 1)]
 
 
+def starts_differ(folder: StudyFolder) -> bool:
+    """Whether the study asks about starts; one of precision, or of a recipe against itself, does not."""
+    return any(str(row["field"]).startswith("start.") for row in folder.differences)
+
+
 def compared(folder: StudyFolder) -> list[dict[str, Any]]:
     """What was compared between the arms' runs and found the same; empty before two arms have begun."""
     rows = [row for row in measured(folder) if len(set(row["values"].values())) == 1]

@@ -15,7 +15,7 @@ from headstart.study.answers import (
     find_crossover,
 )
 from headstart.study.curves import Crossover
-from headstart.study.differences import undeclared
+from headstart.study.differences import starts_differ, undeclared
 from headstart.study.display import fraction_name, metric_name
 from headstart.study.image_noise import resampled_differences
 from headstart.study.read import StudyFolder
@@ -100,7 +100,7 @@ def _title(folder: StudyFolder, verdict: Verdict | None) -> tuple[str, str, str,
     title, winner = {
         "better": (f"{candidate} ends ahead", candidate),
         "worse": (f"{baseline} ends ahead", baseline),
-        "equivalent": ("Either start will do", None),
+        "equivalent": ("Either start will do" if starts_differ(folder) else "Either will do", None),
         "not worse": (f"{candidate} is not worse", candidate),
         "not decidable": ("Not decidable with these runs", None),
     }[outcome]

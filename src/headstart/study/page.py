@@ -20,7 +20,7 @@ from markupsafe import Markup
 import headstart
 from headstart.study import display
 from headstart.study.curves import Crossover
-from headstart.study.differences import compared, difference_rows, tuning_rows
+from headstart.study.differences import compared, difference_rows, starts_differ, tuning_rows
 from headstart.study.findings import Findings, rule_sentence
 from headstart.study.mistakes import MistakeRow
 from headstart.study.page_data import arms_data, plain
@@ -76,6 +76,7 @@ def render(
         starts=starts,
         mistakes=mistakes,
         paper_bars=sample_figure() if folder.settings.get("paper") else None,
+        question="Do you need the head start?" if starts_differ(folder) else f"{' or '.join(folder.arms)}?",
         differences=difference_rows(folder),
         same=compared(folder),
         tuning=tuning_rows(folder),
