@@ -19,12 +19,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
+from unittest import mock
 
 import torch
 from cases import CASES, Case, inputs, pair
 from parts import shares, stopwatch
+from torch import Tensor
 
+from headstart.batch import Batch
+from headstart.model.detector import Detector
 from headstart.train.memory import keep_freed_memory
 
 PRODUCTS = (
@@ -69,6 +74,28 @@ def train_step(model: torch.nn.Module, losses: Callable, *, bf16: bool = False) 
     return step
 
 
+def net_alone(ours: Detector, batch: Batch) -> Callable[[], dict[str, Tensor]]:
+    """The same layers on the same regions with a mean for a loss: no proposals, suppression, targets, sampling, losses.
+
+    What a step cannot do without, so the floor for all that is written around the net.
+    """
+    asked = [(ours.rpn, "predict_at"), (ours.box_head, "predict"), (ours.mask_head, "predict")]
+    with ExitStack() as stack:
+        seen = [stack.enter_context(mock.patch.object(p, name, wraps=getattr(p, name))) for p, name in asked]
+        ours(batch)
+    given = [call.call_args.args[1:] for call in seen]
+
+    def losses() -> dict[str, Tensor]:
+        features = ours.features(batch.images)
+        with torch.no_grad():
+            ours.rpn.predict(features)
+        outputs = [getattr(part, name)(features, *rest) for (part, name), rest in zip(asked, given, strict=True)]
+        flat = [out for output in outputs for out in (output if isinstance(output, tuple) else (output,))]
+        return {str(place): out.mean() for place, out in enumerate(flat)}
+
+    return losses
+
+
 def timed(works: dict[str, Callable[[], None]], repeats: int, clock: Callable[[], float]) -> dict[str, list[float]]:
     """Seconds of each work, taken in turns."""
     seconds: dict[str, list[float]] = {name: [] for name in works}
@@ -88,7 +115,11 @@ def measure(case: Case, repeats: int, clock: Callable[[], float], *, train_only:
     ours.train()
     theirs.train()
     step = train_step(ours, lambda: ours(batch))
-    works = {"ours": step, "theirs": train_step(theirs, lambda: theirs(images, targets))}
+    works = {
+        "ours": step,
+        "net alone": train_step(ours, net_alone(ours, batch)),
+        "theirs": train_step(theirs, lambda: theirs(images, targets)),
+    }
     if not train_only:
         works["ours bf16"] = train_step(ours, lambda: ours(batch), bf16=True)
     train = timed(works, repeats, clock)
@@ -155,6 +186,7 @@ def table(name: str, found: dict) -> str:
     lines = [
         f"{name:28}{'ours ms':>26}{'torchvision ms':>26}{'ratio':>8}{'fastest':>8}",
         line("train step", train["ours"], train["theirs"], GOALS.get(name)),
+        line("of it the net alone", train["net alone"], train["theirs"]),
     ]
     if "inference" in found:
         bf16 = line(
