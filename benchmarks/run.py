@@ -1,4 +1,8 @@
-"""All benchmarks, one after another: `make bench`. Each is a script of its own and prints its own table."""
+"""The benchmarks, one after another: `make bench`. Each is a script of its own and prints its own table.
+
+The steps' numbers are kept as JSON below runs/. Apart, because they take their own minutes: `step.py r50-800-gn`,
+`evaluation.py` with its 5,000 images, `coco_load.py`, `gpu.py` and `kill.py`.
+"""
 
 import subprocess
 import sys
@@ -6,8 +10,8 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 RUNS = (
-    ("step.py", "demo", "r50-800", "--repeats", "2"),
-    ("step.py", "r18-256", "r50-256", "--repeats", "2", "--train-only"),
+    ("step.py", "demo", "r50-800", "--repeats", "2", "--json", "runs/bench-steps.json"),
+    ("step.py", "r18-256", "r50-256", "--repeats", "2", "--train-only", "--json", "runs/bench-train-steps.json"),
     ("loader.py", "--steps", "4"),
     ("evaluation.py", "--images", "500", "--resamples", "50"),
     ("reporting.py",),

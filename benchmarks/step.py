@@ -4,9 +4,10 @@
 
 Both have the same weights, images, objects, sampling sizes and threads (benchmarks/cases.py); medians and the spread
 over the repeats, after one step that is not counted; the ratio of the medians, and of the fastest of each, which a busy
-machine moves less. Parts, the share inside convolutions and matrix products, and peak
-memory (a fresh process each) follow. "bf16" is ours under autocast against torchvision in fp32. `--clock cpu` counts
-processor time instead of the clock's: for one thread on a machine that is busy with something else.
+machine moves less. "Net alone" is ours without all that is written around the layers; "bf16" is ours under autocast
+against torchvision in fp32. The shares inside products and inside other layers, parts, and peak memory (a fresh process
+each) follow. `--clock cpu` counts processor time instead of the clock's: for one thread on a machine that is busy with
+something else.
 """
 
 import argparse
@@ -182,20 +183,17 @@ def table(name: str, found: dict) -> str:
         spread = [f"{1e3 * statistics.median(s):8.0f} ({1e3 * min(s):.0f}-{1e3 * max(s):.0f})" for s in (ours, theirs)]
         return f"{label:28}{spread[0]:>26}{spread[1]:>26}{''.join(ratios)}{'' if goal is None else f'   goal {goal}'}"
 
-    train = found["train"]
+    train, large = found["train"], name == "r50-800"
     lines = [
         f"{name:28}{'ours ms':>26}{'torchvision ms':>26}{'ratio':>8}{'fastest':>8}",
         line("train step", train["ours"], train["theirs"], GOALS.get(name)),
         line("of it the net alone", train["net alone"], train["theirs"]),
     ]
     if "inference" in found:
-        bf16 = line(
-            "train step, ours in bf16", train["ours bf16"], train["theirs"], 0.55 if name == "r50-800" else None
-        )
         inference, (ours, theirs) = found["inference"], (found["memory"][side] for side in ("ours", "theirs"))
         lines += [
-            bf16,
-            line("inference", inference["ours"], inference["theirs"], 0.8 if name == "r50-800" else None),
+            line("train step, ours in bf16", train["ours bf16"], train["theirs"], 0.55 if large else None),
+            line("inference", inference["ours"], inference["theirs"], 0.8 if large else None),
             f"{'peak memory MiB':28}{ours:26.0f}{theirs:26.0f}{ours / theirs:8.2f}",
         ]
     lines += [
@@ -231,6 +229,7 @@ def main() -> None:
         found[name] = measure(CASES[name], repeats, CLOCKS[args.clock], train_only=args.train_only)
         print(table(name, found[name]) + "\n", flush=True)
     if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps({"threads": args.threads, "clock": args.clock, "cases": found}, indent=1))
 
 

@@ -96,9 +96,10 @@ def run(
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=settings.bf16):
             losses = task.losses(model, batch)
         loss = sum(losses.values())
-        logged = due(step + 1, settings.log_every, end)
+        logged, evaluates = (due(step + 1, every, end) for every in (settings.log_every, settings.eval_every))
+        saves = due(step + 1, settings.save_every, stop) or step + 1 in settings.marks
         unread.append(torch.stack([value.detach().float() for value in losses.values()]))
-        if _read_at_once(device) or logged or _writes_soon(settings, step + 1, end, stop):
+        if _read_at_once(device) or logged or evaluates or saves:
             for values in _finite(unread, list(losses), step, task):
                 for name, value in values.items():
                     window.setdefault(name, []).append(value)
@@ -130,7 +131,7 @@ def run(
             )
         if logged:
             window = {}
-        if due(step, settings.eval_every, end):
+        if evaluates:
             clock.switch("eval")
             distributed.share_buffers(task.model)
             statistics = _precise(task, settings, step, device)
@@ -155,7 +156,7 @@ def run(
                 )
             if rows and step == stop:
                 judged["val"].save(directory, step)
-        if writer and (due(step, settings.save_every, stop) or step in settings.marks):
+        if writer and saves:
             clock.switch("other")
             state = {
                 "model": task.model.state_dict(),
@@ -212,11 +213,6 @@ def _precise(task: Task, settings: Settings, step: int, device: torch.device) ->
 def _read_at_once(device: torch.device) -> bool:
     """Whether a number costs nothing to look at; elsewhere the host would wait for the device at every step."""
     return device.type == "cpu"
-
-
-def _writes_soon(settings: Settings, step: int, end: int, stop: int) -> bool:
-    """Whether an evaluation or a checkpoint follows `step`."""
-    return due(step, settings.eval_every, end) or due(step, settings.save_every, stop) or step in settings.marks
 
 
 def _finite(unread: list[torch.Tensor], names: list[str], last: int, task: Task) -> list[dict[str, float]]:
