@@ -3,7 +3,9 @@
 Letters: D detections, I images, C classes, T IoU thresholds, S = T * C curves, P true positives of all curves.
 """
 
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
@@ -200,10 +202,13 @@ def bootstrap_ap(paired: Sequence[Records], *, num_resamples: int, generator: np
         for name in ("image_ids", "category_ids"):
             if not np.array_equal(getattr(records, name), getattr(paired[0], name)):
                 raise ValueError(f"records {index} were made on other {name} than records 0, expected the same")
-    prepared = [curves(records) for records in paired]
-    results = np.empty((num_resamples, len(prepared), 3))
-    for row in results:
-        num_images = len(paired[0].image_ids)
-        weights = np.bincount(generator.integers(0, num_images, num_images), minlength=num_images)
-        row[:] = [list(mean_precisions(average_precisions(run, weights)).values()) for run in prepared]
-    return results
+    prepared, num_images = [curves(records) for records in paired], len(paired[0].image_ids)
+    drawn = [
+        np.bincount(generator.integers(0, num_images, num_images), minlength=num_images) for _ in range(num_resamples)
+    ]
+
+    def resample(weights: np.ndarray) -> list[list[float]]:
+        return [list(mean_precisions(average_precisions(run, weights)).values()) for run in prepared]
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # NumPy leaves the lock within its long loops
+        return np.array(list(pool.map(resample, drawn))).reshape(num_resamples, len(prepared), 3)
