@@ -35,7 +35,7 @@ bench-kill: install
 	$(BIN)/python benchmarks/kill.py
 
 docs: install
-	$(BIN)/python -m headstart.reference > docs/recipes.md
+	$(BIN)/python -m headstart.recipe.reference > docs/recipes.md
 
 clean:
 	rm -rf $(VENV) runs data/demo

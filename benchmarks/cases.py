@@ -21,10 +21,10 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from headstart.batch import Batch
 from headstart.model.detector import Detector, build
-from headstart.model.weight_files import read_weights
-from headstart.model.weights import load_weights
-from headstart.recipe import Recipe
-from headstart.resolve import load_recipe
+from headstart.recipe.load import load_recipe
+from headstart.recipe.recipe import Recipe
+from headstart.weights.files import read_weights
+from headstart.weights.load import load_weights
 
 PLAIN = {"model.pyramid_norm": False, "model.box.norm": False, "model.mask.norm": False}
 TWO_FC = {"model.norm": "batch", "model.box.convs": 0, "model.box.fcs": 2, **PLAIN}

@@ -64,7 +64,7 @@ def annotation(own: int, image: int, polygon: np.ndarray) -> dict:
 
 def measure(path: Path) -> None:
     """Read the file and print what it took; the parent runs this in a process of its own."""
-    from headstart.data import coco
+    from headstart.data.read import coco
 
     start = time.perf_counter()
     dataset = coco.read(path)

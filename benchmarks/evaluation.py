@@ -24,12 +24,13 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
-from headstart.data import coco
-from headstart.evaluate import rle
-from headstart.evaluate.coco_eval import evaluate
-from headstart.evaluate.errors import error_types
-from headstart.evaluate.predictions import Predictions
-from headstart.evaluate.records import bootstrap_ap
+from headstart.data import rle_codes as rle
+from headstart.data.dataset import Dataset
+from headstart.data.read import coco
+from headstart.metrics.coco import evaluate
+from headstart.metrics.errors import error_types
+from headstart.metrics.predictions import Predictions
+from headstart.metrics.records import bootstrap_ap
 
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100")
 HEIGHT, WIDTH, NUM_CLASSES = 480, 640, 80
@@ -81,7 +82,7 @@ def blob(generator: np.random.Generator, num_points: int) -> np.ndarray:
     return points / points.max(axis=0)
 
 
-def make_predictions(dataset: coco.Dataset, per_image: int, generator: np.random.Generator) -> Predictions:
+def make_predictions(dataset: Dataset, per_image: int, generator: np.random.Generator) -> Predictions:
     """As a half-trained detector has them: some boxes near each object, most of its class, with blobs for masks."""
     shapes = np.stack([disc(generator) for _ in range(200)])
     parts = []
@@ -154,7 +155,7 @@ def clock(function, repeats: int = 1) -> tuple[float, object]:
     return statistics.median(seconds), result
 
 
-def make_data(num_images: int, num_objects: float, per_image: int) -> tuple[dict, coco.Dataset, Predictions]:
+def make_data(num_images: int, num_objects: float, per_image: int) -> tuple[dict, Dataset, Predictions]:
     generator = np.random.default_rng(0)
     document = make_document(num_images, num_objects, generator)
     with tempfile.TemporaryDirectory() as folder:

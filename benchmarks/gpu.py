@@ -23,7 +23,7 @@ import torch
 from cases import TWO_FC, Case, inputs, pair
 from torch import nn
 
-from headstart.model.freeze import freeze, set_train_mode
+from headstart.weights.freeze import freeze, set_train_mode
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")

@@ -19,8 +19,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from headstart.data.shapes import generate, generate_classes
-from headstart.train.record import read_rows
+from headstart.data.shapes.write import generate, generate_classes
+from headstart.training.rows import read_rows
 
 SEED = 0
 DATA = Path("data/demo")  # where `make demo` has it, and where the shipped recipes look

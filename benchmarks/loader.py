@@ -21,8 +21,8 @@ from cases import TWO_FC
 from PIL import Image, ImageFilter
 from step import train_step
 
-from headstart.resolve import load_recipe
-from headstart.train.detection import detection_task
+from headstart.recipe.load import load_recipe
+from headstart.tasks.detection import detection_task
 
 SIZE = (640, 480)  # COCO's most frequent
 SHORT = 256

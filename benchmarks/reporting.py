@@ -15,10 +15,10 @@ from pathlib import Path
 
 import yaml
 
-from headstart.study.definition import Study, parse_study
+from headstart.report.build import build_report
 from headstart.study.forecast import Load, totals
 from headstart.study.plan import Plan, Segment, expand, make_schedules, schedule_names
-from headstart.study.report import build_report
+from headstart.study.spec import Study, parse_study
 
 BASE, BATCH, LOG_EVERY, EVAL_EVERY = 900, 16, 10, 100
 REPORT_SECONDS, PLAN_SECONDS = 5.0, 2.0

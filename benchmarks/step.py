@@ -31,7 +31,7 @@ from torch import Tensor
 
 from headstart.batch import Batch
 from headstart.model.detector import Detector
-from headstart.train.memory import keep_freed_memory
+from headstart.training.memory import keep_freed_memory
 
 PRODUCTS = (
     "aten::mkldnn_convolution",

@@ -12,9 +12,9 @@ import yaml
 from PIL import Image
 
 from cli_call import call
-from headstart.resolve import load_recipe
-from headstart.train import checkpoint
-from headstart.train.run import train
+from headstart.recipe.load import load_recipe
+from headstart.training.run import train
+from headstart.weights import checkpoint
 from tiny import CLASSIFIER, DETECTOR, NET, class_paths, scene_paths, tiny_classifier, tiny_study, tree_digest
 
 
@@ -409,7 +409,7 @@ def test_study_files(say, finished, data_root, tmp_path):
 
 def test_a_batch_that_does_not_divide_among_processes(say, finished, data_root, monkeypatch):
     for name in ("detection", "classification"):
-        monkeypatch.setattr(importlib.import_module(f"headstart.train.{name}"), "num_processes", lambda: 2)
+        monkeypatch.setattr(importlib.import_module(f"headstart.tasks.{name}"), "num_processes", lambda: 2)
     fail_to_train(say, finished, "train.batch: 3", "2 processes", train__batch=3)
     patch = {**CLASSIFIER, **class_paths(data_root), "train.batch": 3}
     answer = say("pretrain", "base_classify", *overrides(patch), "--out", finished["runs"])
@@ -454,7 +454,7 @@ def test_interrupting_says_how_to_continue(say, finished, data_root, tmp_path, m
     def stop(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(importlib.import_module("headstart.train.run"), "train", stop)
+    monkeypatch.setattr(importlib.import_module("headstart.training.run"), "train", stop)
     answer = say("train", "base", *tiny(data_root), "--out", tmp_path / "runs")
     refused(answer, "stopped; the same command continues at the last checkpoint", code=130)
 

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from headstart.model.detector import build
-from headstart.recipe import ClassifyRecipe, Recipe
-from headstart.recipe_segment import SegmentRecipe
-from headstart.resolve import load_recipe, shipped
-from headstart.train.classification import build_classifier
-from headstart.train.segmentation import build_segmenter
+from headstart.recipe.load import load_recipe, shipped
+from headstart.recipe.recipe import ClassifyRecipe, Recipe
+from headstart.recipe.segment import SegmentRecipe
+from headstart.tasks.classification import build_classifier
+from headstart.tasks.segmentation import build_segmenter
 from tiny import CLASSIFIER, DETECTOR, one_step
 
 # Parameters in millions, where their authors publish them: classifiers of 1000 classes, biases included.

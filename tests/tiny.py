@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 import yaml
 
-from headstart.data.shapes import generate, generate_classes
-from headstart.recipe import ClassifyRecipe, Recipe
-from headstart.resolve import load_recipe
-from headstart.train.record import read_rows
-from headstart.train.run import make_task
+from headstart.data.shapes.write import generate, generate_classes
+from headstart.recipe.load import load_recipe
+from headstart.recipe.recipe import ClassifyRecipe, Recipe
+from headstart.training.rows import read_rows
+from headstart.training.run import make_task
 
 SIDE = 64
 NET = {

@@ -10,41 +10,35 @@ study.run()
 study.report()
 """
 
-__version__ = "0.1.0"
-
 import importlib
 from typing import TYPE_CHECKING, Any
 
-# Two functions share their names with rooms of the house. The import system sets such a name once, when the (empty)
-# package is first imported: let that happen now, so that from here on the names are the functions'.
-for _room in ("evaluate", "train"):
-    importlib.import_module(f"headstart.{_room}")
-    del globals()[_room]
+from headstart.version import __version__
 
 if TYPE_CHECKING:
     from headstart.api import Study, draw_prediction
-    from headstart.data.formats import open_dataset
-    from headstart.inference import evaluate, load_trained, predict
-    from headstart.inference_pixels import evaluate_labels, predict_labels
-    from headstart.recipe import ClassifyRecipe, Recipe
-    from headstart.recipe_segment import SegmentRecipe
-    from headstart.resolve import load_recipe
-    from headstart.train.run import train
+    from headstart.data.read.formats import open_dataset
+    from headstart.recipe.load import load_recipe
+    from headstart.recipe.recipe import ClassifyRecipe, Recipe
+    from headstart.recipe.segment import SegmentRecipe
+    from headstart.tasks.predict import evaluate, load_trained, predict
+    from headstart.tasks.predict_pixels import evaluate_labels, predict_labels
+    from headstart.training.run import train
 
 _HOMES = {
-    "ClassifyRecipe": "headstart.recipe",
-    "Recipe": "headstart.recipe",
-    "SegmentRecipe": "headstart.recipe_segment",
+    "ClassifyRecipe": "headstart.recipe.recipe",
+    "Recipe": "headstart.recipe.recipe",
+    "SegmentRecipe": "headstart.recipe.segment",
     "Study": "headstart.api",
     "draw_prediction": "headstart.api",
-    "evaluate": "headstart.inference",
-    "evaluate_labels": "headstart.inference_pixels",
-    "load_recipe": "headstart.resolve",
-    "load_trained": "headstart.inference",
-    "open_dataset": "headstart.data.formats",
-    "predict": "headstart.inference",
-    "predict_labels": "headstart.inference_pixels",
-    "train": "headstart.train.run",
+    "evaluate": "headstart.tasks.predict",
+    "evaluate_labels": "headstart.tasks.predict_pixels",
+    "load_recipe": "headstart.recipe.load",
+    "load_trained": "headstart.tasks.predict",
+    "open_dataset": "headstart.data.read.formats",
+    "predict": "headstart.tasks.predict",
+    "predict_labels": "headstart.tasks.predict_pixels",
+    "train": "headstart.training.run",
 }
 
 __all__ = [
@@ -52,6 +46,7 @@ __all__ = [
     "Recipe",
     "SegmentRecipe",
     "Study",
+    "__version__",
     "draw_prediction",
     "evaluate",
     "evaluate_labels",

@@ -8,14 +8,14 @@ import numpy as np
 from PIL import Image
 
 from headstart.data.images import load_image
-from headstart.draw import draw
-from headstart.inference import ImagePrediction
-from headstart.study.definition import Study as Definition
-from headstart.study.definition import read_study
-from headstart.study.execute import run_study
+from headstart.report.build import build_report
 from headstart.study.plan import Plan
-from headstart.study.report import build_report
-from headstart.study.run import Prepared, prepare, refuse_undeclared
+from headstart.study.prepare import Prepared, prepare, refuse_undeclared
+from headstart.study.run import run_study
+from headstart.study.spec import Study as Definition
+from headstart.study.spec import read_study
+from headstart.tasks.draw import draw
+from headstart.tasks.predict import ImagePrediction
 
 # Overrides of these change the study, and those of arms.NAME.FIELD and rule.FIELD; all others change its recipes.
 STUDY_FIELDS = ("seeds", "fractions", "schedules", "name")

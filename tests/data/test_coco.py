@@ -12,7 +12,8 @@ import pytest
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from headstart.data import coco, coco_json, json_pieces
+from headstart.data.dataset import Dataset, fingerprint, nested_fraction, subset
+from headstart.data.read import coco, coco_json, json_pieces
 
 REAL = os.environ.get("HEADSTART_REAL_DATA")
 RNG = np.random.default_rng(2)
@@ -53,7 +54,7 @@ def save(folder, content):
 
 def same(a, b):
     """Every array, id and name equal, places and notes apart."""
-    for name in coco.Dataset.__dataclass_fields__:
+    for name in Dataset.__dataclass_fields__:
         x, y = getattr(a, name), getattr(b, name)
         if name in ("path", "image_dir", "notes"):
             continue
@@ -62,7 +63,7 @@ def same(a, b):
             np.testing.assert_array_equal(x, y, err_msg=name)
         else:
             assert x == y, name
-    assert coco.fingerprint(a) == coco.fingerprint(b)
+    assert fingerprint(a) == fingerprint(b)
 
 
 def test_flat_arrays(tmp_path):
@@ -168,7 +169,7 @@ def test_no_annotations_at_all(tmp_path):
     assert d.num_annotations == 0 and d.boxes.shape == (0, 4) and d.first.tolist() == [0] * 5
     coco.write(d, tmp_path / "again.json")
     same(coco.read(tmp_path / "again.json"), d)
-    same(coco.subset(d, [1, 2]), coco.subset(d, [1, 2]))
+    same(subset(d, [1, 2]), subset(d, [1, 2]))
 
 
 def people(**changes):
@@ -202,7 +203,7 @@ def test_keypoints_that_no_category_names_are_noted(tmp_path):
 def test_subset_is_the_same_as_reading_the_smaller_file(tmp_path):
     whole = coco.read(save(tmp_path, people()))
     for chosen in ([2], [2, 0], [3, 1], [0, 1, 2, 3], []):
-        part = coco.subset(whole, chosen)
+        part = subset(whole, chosen)
         assert part.image_ids.tolist() == whole.image_ids[chosen].tolist()
         if not chosen:
             assert part.num_images == part.num_annotations == 0
@@ -218,8 +219,8 @@ def test_fingerprint_sees_every_change_but_not_the_place(tmp_path):
     base = coco.read(save(tmp_path, people()))
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    assert coco.fingerprint(coco.read(save(elsewhere, people()), tmp_path)) == coco.fingerprint(base)
-    seen = {coco.fingerprint(base)}
+    assert fingerprint(coco.read(save(elsewhere, people()), tmp_path)) == fingerprint(base)
+    seen = {fingerprint(base)}
     for kind, position, field, value in [
         ("images", 1, "id", 8), ("images", 1, "file_name", "b.jpg"), ("images", 1, "width", 41),
         ("categories", 2, "name", "wasp"), ("annotations", 0, "bbox", [1.5, 2, 10, 20.000001]),
@@ -230,22 +231,22 @@ def test_fingerprint_sees_every_change_but_not_the_place(tmp_path):
     ]:  # fmt: skip
         content = people()
         content[kind][position][field] = value
-        seen.add(coco.fingerprint(coco.read(save(tmp_path, content))))
+        seen.add(fingerprint(coco.read(save(tmp_path, content))))
     assert len(seen) == 13
 
 
 def test_fractions_are_nested_exact_and_fixed_by_the_seed():
-    tenth, half, full = (coco.nested_fraction(103, f, 5) for f in (0.1, 0.5, 1.0))
+    tenth, half, full = (nested_fraction(103, f, 5) for f in (0.1, 0.5, 1.0))
     assert (len(tenth), len(half), len(full)) == (10, 52, 103) and full.dtype == np.int64
     np.testing.assert_array_equal(half[:10], tenth)
     np.testing.assert_array_equal(full[:52], half)
     np.testing.assert_array_equal(np.sort(full), np.arange(103))
-    assert coco.nested_fraction(103, 0.001, 5).tolist() == [full[0]]
-    assert (coco.nested_fraction(103, 1.0, 6) != full).any()
-    assert coco.nested_fraction(8, 1.0, 0).tolist() == [6, 2, 1, 7, 3, 0, 5, 4]  # pinned: results must stay comparable
+    assert nested_fraction(103, 0.001, 5).tolist() == [full[0]]
+    assert (nested_fraction(103, 1.0, 6) != full).any()
+    assert nested_fraction(8, 1.0, 0).tolist() == [6, 2, 1, 7, 3, 0, 5, 4]  # pinned: results must stay comparable
     for fraction in (0, -0.1, 1.1, float("nan")):
         with pytest.raises(ValueError, match=r"fraction = .* more than 0 and at most 1"):
-            coco.nested_fraction(103, fraction, 5)
+            nested_fraction(103, fraction, 5)
 
 
 @pytest.mark.parametrize("folder", [".", "images", "../made"])

@@ -6,8 +6,9 @@ import time
 
 import pytest
 
-from headstart.data import coco, content
+from headstart.data import content
 from headstart.data.content import cache_folder, data_digest, file_digests
+from headstart.data.read import coco
 
 OLD = 1_000_000_000 * 10**9  # ns: settled long ago
 

@@ -10,8 +10,13 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from headstart.data import annotation_check, coco, doctor, scan, shapes
-from headstart.data.problems import ERROR, LEVELS, NOTE, WARNING, Problem, Report
+from headstart.data.check import annotations as annotation_check
+from headstart.data.check import doctor
+from headstart.data.check import records as scan
+from headstart.data.check.problems import ERROR, LEVELS, NOTE, WARNING, Problem, Report
+from headstart.data.dataset import fingerprint
+from headstart.data.read import coco
+from headstart.data.shapes import write as shapes
 
 
 @pytest.fixture(scope="module")
@@ -475,7 +480,7 @@ def test_fix_writes_a_clean_copy_and_lists_what_it_did(tmp_path):
 def test_fix_of_a_sound_file_changes_nothing(generated, tmp_path):
     lines = doctor.fix(generated / "train.json", tmp_path / "copy.json", image_dir=generated / "train")
     assert len(lines) == 1
-    assert coco.fingerprint(coco.read(tmp_path / "copy.json")) == coco.fingerprint(coco.read(generated / "train.json"))
+    assert fingerprint(coco.read(tmp_path / "copy.json")) == fingerprint(coco.read(generated / "train.json"))
 
 
 def test_fix_refuses_to_overwrite_and_what_it_cannot_mend(tmp_path, generated):
@@ -497,7 +502,7 @@ def test_dropping_annotations_equals_writing_without_them(generated):
     drop = np.random.default_rng(0).random(dataset.num_annotations) < 0.4
     document = json.loads((generated / "train.json").read_text())
     document["annotations"] = [a for a, gone in zip(copy.deepcopy(document["annotations"]), drop) if not gone]
-    assert coco.fingerprint(doctor._without(dataset, drop)) == coco.fingerprint(
+    assert fingerprint(doctor._without(dataset, drop)) == fingerprint(
         coco.from_document(document, dataset.path, dataset.image_dir)
     )
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from headstart.data import coco, formats
+from headstart.data.dataset import fingerprint, subset
+from headstart.data.read import coco, formats
 
 REAL = os.environ.get("HEADSTART_REAL_DATA")
 
@@ -61,7 +62,7 @@ def test_voc_splits_share_classes_and_ids(voc):
     assert train.image_ids.tolist() == [1, 2] and val.image_ids.tolist() == [1, 3]
     assert train.class_names == val.class_names == whole.class_names
     assert val.annotation_ids.tolist() == [1] and val.notes == ()
-    assert coco.fingerprint(train) == coco.fingerprint(coco.subset(whole, [0, 1]))
+    assert fingerprint(train) == fingerprint(subset(whole, [0, 1]))
 
 
 def test_voc_class_names_may_be_given(voc):
@@ -83,7 +84,7 @@ def test_voc_box_from_pixel_0_is_noted(voc):
 def test_voc_becomes_coco_json(voc):
     d = formats.read_voc(voc)
     coco.write(d, voc / "made.json")
-    assert coco.fingerprint(coco.read(voc / "made.json", d.image_dir)) == coco.fingerprint(d)
+    assert fingerprint(coco.read(voc / "made.json", d.image_dir)) == fingerprint(d)
 
 
 VOC_BAD = {

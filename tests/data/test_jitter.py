@@ -8,11 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from headstart.data.coco import read
 from headstart.data.copy_paste import alpha_of, choose
-from headstart.data.loader import Augmentation, TrainStream
 from headstart.data.masks import FrameTable, rasterise
-from headstart.data.transforms import Convention, Jitter, View, draw_window, move_boxes, move_boxes_back, stack_images
+from headstart.data.read.coco import read
+from headstart.data.stream import Augmentation, TrainStream
+from headstart.data.views import Convention, Jitter, View, draw_window, move_boxes, move_boxes_back, stack_images
 from headstart.data.visible import Objects, visible_objects
 
 CROP = 64

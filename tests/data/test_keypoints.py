@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from headstart.data.coco import read
 from headstart.data.keypoints import mirror_note, require_keypoints, sigmas_of, with_keypoints
-from headstart.data.loader import Augmentation, TrainStream
-from headstart.data.transforms import Convention
+from headstart.data.read.coco import read
+from headstart.data.stream import Augmentation, TrainStream
+from headstart.data.views import Convention
 
 NAMES = ["nose", "left_eye", "right_eye"]
 PLAIN = Convention((0.0,) * 3, (1.0,) * 3, "rgb")
@@ -58,7 +58,7 @@ def test_points_stay_on_their_pixels_and_a_mirror_swaps_left_and_right(tmp_path)
 
 
 def test_mirrored_twice_is_the_identity_for_boxes_and_points_together(tmp_path):
-    from headstart.data.transforms import View, move_boxes, move_keypoints
+    from headstart.data.views import View, move_boxes, move_keypoints
 
     view = View((64, 64), True)
     points, boxes = np.random.rand(4, 3, 3) * 64, np.sort(np.random.rand(4, 2, 2) * 64, axis=1).reshape(4, 4)
@@ -104,7 +104,8 @@ def test_names_without_left_and_right_are_said(tmp_path):
 
 
 def test_the_skeleton_is_read_written_and_no_part_of_the_fingerprint(tmp_path):
-    from headstart.data.coco import fingerprint, write
+    from headstart.data.dataset import fingerprint
+    from headstart.data.read.coco import write
 
     plain, joined = people(tmp_path), people(tmp_path, skeleton=[[1, 2], [3, 1]])
     assert plain.skeleton == () and joined.skeleton == ((0, 1), (2, 0))

@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 from headstart.batch import UNKNOWN
-from headstart.data import doctor
-from headstart.data.coco import read
+from headstart.data.check import doctor
 from headstart.data.label_maps import InstanceLabels, PixelLabels, sample_labels
-from headstart.data.transforms import View
+from headstart.data.read.coco import read
+from headstart.data.views import View
 
 
 def folder_with(tmp_path, values, *, mode="P", annotations=(), categories=((0, "sky"), (7, "road"), (30, "tree"))):

@@ -8,10 +8,11 @@ import torch
 from PIL import Image
 
 from headstart.data.buckets import Resize
-from headstart.data.coco import Dataset, read, subset
+from headstart.data.dataset import Dataset, subset
 from headstart.data.eval_images import EvalImages
-from headstart.data.loader import Augmentation, Images, Targets, TrainStream, ahead
-from headstart.data.transforms import Convention
+from headstart.data.read.coco import read
+from headstart.data.stream import Augmentation, Images, Targets, TrainStream, ahead
+from headstart.data.views import Convention
 from tiny import SIDE
 
 CONVENTION = Convention((100.0, 110.0, 120.0), (50.0, 51.0, 52.0), "rgb")

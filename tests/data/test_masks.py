@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from headstart.data import coco, masks, rle
+from headstart.data import masks, rle
+from headstart.data.read import coco
 
 RNG = np.random.default_rng(1)
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torchvision.transforms.v2.functional import normalize
 
 from headstart.data.order import slot_generator
-from headstart.data.transforms import (
+from headstart.data.views import (
     Convention,
     View,
     crop_images,

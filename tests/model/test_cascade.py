@@ -6,19 +6,19 @@ from unittest import mock
 
 import pytest
 import torch
-from small_detector import NUM_CLASSES, rows, small_batch, small_detector
 from test_detector import KNOWN as KNOWN_PLAIN
 from test_detector import LOSSES, emptied, fake_batch, gradients, static
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from headstart.model import cascade
-from headstart.model.audit import audit
 from headstart.model.cascade import cascade_loss, cascade_predict
-from headstart.model.freeze import freeze, set_train_mode
-from headstart.model.input_spec import IMAGENET
 from headstart.model.regions import Regions, match_again
-from headstart.resolve import load_recipe
+from headstart.recipe.load import load_recipe
+from headstart.weights.audit import audit
+from headstart.weights.freeze import freeze, set_train_mode
+from headstart.weights.input import IMAGENET
+from small_detector import NUM_CLASSES, rows, small_batch, small_detector
 
 ON = {"model__cascade__enabled": True, "model__box__class_agnostic": True}
 STAGES = [f"{name}_{stage}" for stage in (1, 2, 3) for name in ("box_class", "box_delta")]

@@ -4,10 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from weight_nets import NARROW, file_of, randomise, resnet
 
 from headstart.model.classifier import Classifier
-from headstart.model.weights import load_weights
+from headstart.weights.load import load_weights
+from weight_nets import NARROW, file_of, randomise, resnet
 
 
 def test_logits_equal_torchvision():

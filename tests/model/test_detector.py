@@ -5,10 +5,10 @@ from unittest import mock
 
 import pytest
 import torch
-from small_detector import NUM_KEYPOINTS, rows, small_batch, small_detector, with_keypoints
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
 from headstart.batch import Batch
+from small_detector import NUM_KEYPOINTS, rows, small_batch, small_detector, with_keypoints
 
 LOSSES = ["rpn_objectness", "rpn_box", "box_class", "box_delta", "mask"]
 

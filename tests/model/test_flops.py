@@ -4,7 +4,6 @@ from unittest import mock
 
 import pytest
 import torch
-from small_detector import small_batch, small_detector
 from torch import nn
 from torchvision.models import ResNet50_Weights, ResNet101_Weights, ResNeXt101_32X8D_Weights, VGG16_Weights
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights, MaskRCNN_ResNet50_FPN_Weights
@@ -12,9 +11,10 @@ from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights, MaskRC
 from headstart.model.classifier import Classifier
 from headstart.model.detector import build
 from headstart.model.flops import num_parameters, predict_macs, step_flops
-from headstart.model.freeze import freeze
-from headstart.resolve import load_recipe
-from headstart.train.classification import build_classifier
+from headstart.recipe.load import load_recipe
+from headstart.tasks.classification import build_classifier
+from headstart.weights.freeze import freeze
+from small_detector import small_batch, small_detector
 
 VGG = {"model.backbone": {"kind": "vgg", "depth": 16}, "model.norm": "none", "model.pool": 7}
 VGG |= {"model.hidden": [4096, 4096]}

@@ -8,7 +8,7 @@ from torch import nn
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from headstart.model.fpn import ConvNorm, LastMap, Pyramid
+from headstart.model.pyramid import ConvNorm, LastMap, Pyramid
 
 CHANNELS = (4, 6, 8, 10)
 

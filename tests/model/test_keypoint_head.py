@@ -6,7 +6,6 @@ from unittest import mock
 
 import pytest
 import torch
-from small_detector import rows, small_batch, small_detector, with_keypoints
 from test_parity import (
     CANONICAL,
     COMMON,
@@ -26,9 +25,10 @@ from torchvision.ops import MultiScaleRoIAlign
 from headstart.model.detector import build
 from headstart.model.keypoint_head import KeypointHead, cells_of, peaks
 from headstart.model.regions import RegionPooler
-from headstart.model.weight_files import read_weights
-from headstart.model.weights import load_weights
-from headstart.resolve import load_recipe
+from headstart.recipe.load import load_recipe
+from headstart.weights.files import read_weights
+from headstart.weights.load import load_weights
+from small_detector import rows, small_batch, small_detector, with_keypoints
 
 ON = {"model__keypoint__enabled": True, "model__mask__enabled": False}
 

@@ -3,20 +3,20 @@
 import pytest
 import torch
 import torchvision
-from small_detector import SIDE, small_batch, small_detector
 from torch import nn
-from weight_nets import file_of
 
-from headstart.model.audit import audit
 from headstart.model.classifier import Classifier
-from headstart.model.freeze import freeze
-from headstart.model.input_spec import IMAGENET
 from headstart.model.norm import SyncBatchNorm
 from headstart.model.vgg import build_vgg
-from headstart.model.weights import load_weights
-from headstart.recipe import Model
-from headstart.resolve import load_recipe
-from headstart.train.classification import build_classifier
+from headstart.recipe.load import load_recipe
+from headstart.recipe.recipe import Model
+from headstart.tasks.classification import build_classifier
+from headstart.weights.audit import audit
+from headstart.weights.freeze import freeze
+from headstart.weights.input import IMAGENET
+from headstart.weights.load import load_weights
+from small_detector import SIDE, small_batch, small_detector
+from weight_nets import file_of
 
 VGG = {
     "model__backbone": {"kind": "vgg", "depth": [1, 1, 1, 1, 1], "width": 4},

@@ -17,9 +17,9 @@ from torchvision.ops import MultiScaleRoIAlign
 from headstart.batch import Batch
 from headstart.model.detector import build
 from headstart.model.mask_head import sample_frames
-from headstart.model.weight_files import read_weights
-from headstart.model.weights import load_weights
-from headstart.resolve import load_recipe
+from headstart.recipe.load import load_recipe
+from headstart.weights.files import read_weights
+from headstart.weights.load import load_weights
 
 NUM_CLASSES = 7
 EXHAUSTIVE = 10**6

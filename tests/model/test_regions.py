@@ -3,10 +3,10 @@
 from dataclasses import replace
 
 import torch
-from small_detector import NUM_CLASSES, small_batch
 from torchvision.ops import box_iou, roi_align
 
 from headstart.model.regions import RegionPooler, image_index, sample_regions
+from small_detector import NUM_CLASSES, small_batch
 
 RULE = {"num_classes": NUM_CLASSES, "iou_threshold": 0.5, "num": 10**6, "max_positive": 10**6}
 

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from small_detector import SIDE, small_batch, small_detector
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import nms
@@ -10,6 +9,7 @@ from torchvision.ops import nms
 from headstart.model.rpn import ProposalLimits, anchors_for
 from headstart.model.targets import take
 from headstart.ops.boxes import decode
+from small_detector import SIDE, small_batch, small_detector
 
 STRIDES = (4, 8, 16, 32, 64)
 

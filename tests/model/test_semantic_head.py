@@ -7,8 +7,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from headstart.batch import UNKNOWN, PixelBatch
 from headstart.model.semantic_head import Segmenter, SemanticHead
-from headstart.resolve import load_recipe
-from headstart.train.segmentation import build_segmenter
+from headstart.recipe.load import load_recipe
+from headstart.tasks.segmentation import build_segmenter
 from tiny import NET
 
 CLASSES = 5

@@ -6,11 +6,11 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from small_detector import rows, small_batch, small_detector, with_keypoints
 from test_norm import CHANNELS, above, assert_same, features, randomised, run
 
 from headstart.model.norm import norm
 from headstart.ops.collective import mean_over_processes
+from small_detector import rows, small_batch, small_detector, with_keypoints
 
 SPLITS = {"even": (4, 3), "one sample": (6, 1), "empty": (7, 0), "empty first": (0, 7)}
 KEEP = torch.tensor([1, 1, 0, 1, 1, 0, 1]).bool()  # which of the 7 samples are real, in the weighted cases

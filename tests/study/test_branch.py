@@ -8,20 +8,20 @@ from dataclasses import replace
 import pytest
 import torch
 
-from headstart.schedule import Schedule
-from headstart.study.definition import parse_study
-from headstart.study.execute import run_study
+from headstart.recipe.schedule import Schedule
+from headstart.report.build import build_report
+from headstart.report.spending import cell_bills, segment_bills
+from headstart.study.folder import read_study_folder
 from headstart.study.forecast import Load, cell_rows
 from headstart.study.plan import expand, make_schedules, schedule_names
-from headstart.study.read import read_study_folder
-from headstart.study.report import build_report
-from headstart.study.run import arm_recipe, difference_sheet, prepare, refuse_undeclared
-from headstart.study.spending import cell_bills, segment_bills
-from headstart.train import checkpoint
-from headstart.train.lineage import Span, run_digest
-from headstart.train.record import read_rows
-from headstart.train.run import make_task, prepare_branch, train
-from headstart.train.verify import recipe_of, verify
+from headstart.study.prepare import arm_recipe, difference_sheet, prepare, refuse_undeclared
+from headstart.study.run import run_study
+from headstart.study.spec import parse_study
+from headstart.training.lineage import Span, run_digest
+from headstart.training.rows import read_rows
+from headstart.training.run import make_task, prepare_branch, train
+from headstart.training.verify import recipe_of, verify
+from headstart.weights import checkpoint
 from tiny import outcome, tiny_recipe, tiny_study, without_clock
 
 COCO = {"base": 90_000, "base_rate": 0.02, "warmup": 500, "warmup_from": 1 / 3}

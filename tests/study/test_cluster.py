@@ -15,12 +15,12 @@ import pytest
 
 from cli_call import call
 from headstart.study import slurm
-from headstart.study.definition import parse_study
-from headstart.study.execute import run_named, run_study
-from headstart.study.on_ray import Cluster
-from headstart.study.run import ancestors, needs, prepare
+from headstart.study.prepare import ancestors, needs, prepare
+from headstart.study.ray import Cluster
+from headstart.study.run import run_named, run_study
 from headstart.study.slurm import Job, levels_of, write_jobs
-from headstart.train import checkpoint
+from headstart.study.spec import parse_study
+from headstart.weights import checkpoint
 from tiny import outcome, tiny_study, write_study
 
 # Submits by running: prints a number, and leaves a line with the dependency and the script's options; then every task.

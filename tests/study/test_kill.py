@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from headstart.study.definition import parse_study
-from headstart.study.execute import run_study
-from headstart.study.run import prepare
+from headstart.study.prepare import prepare
+from headstart.study.run import run_study
+from headstart.study.spec import parse_study
 from headstart.study.workers import worker_pool
 from tiny import outcome, tiny_study, tree_digest
 
@@ -36,7 +36,7 @@ def work(study, out, jobs):
 def start():
     """Start an attempt, in a process that needs no import."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["headstart.study.execute", "headstart.train.run", "tiny", "pytest"])
+    context.set_forkserver_preload(["headstart.study.run", "headstart.training.run", "tiny", "pytest"])
 
     def started(study, out, jobs=1):
         process = context.Process(target=work, args=(study, out, jobs))

@@ -6,22 +6,22 @@ import pytest
 import torch
 
 from cli_call import call
-from headstart.model.audit import audit, fingerprint
 from headstart.model.detector import build
-from headstart.model.freeze import freeze
-from headstart.model.weight_files import read_weights
-from headstart.model.weights import load_weights
-from headstart.recipe import Recipe, to_dict
-from headstart.resolve import shipped
-from headstart.study import run as study_run
-from headstart.study.account import account
-from headstart.study.definition import read_study
-from headstart.study.definition_parts import PaperTable
-from headstart.study.paper import PAPER
-from headstart.study.run import arm_recipe, prepare, pretrain_recipe, refuse_undeclared
-from headstart.train.classification import build_classifier
-from headstart.train.run import input_spec
-from headstart.train.segmentation import build_segmenter
+from headstart.recipe.load import shipped
+from headstart.recipe.recipe import Recipe, to_dict
+from headstart.report.account import account
+from headstart.report.paper import PAPER
+from headstart.study import prepare as study_run
+from headstart.study.checks import PaperTable
+from headstart.study.prepare import arm_recipe, prepare, pretrain_recipe, refuse_undeclared
+from headstart.study.spec import read_study
+from headstart.tasks.classification import build_classifier
+from headstart.tasks.segmentation import build_segmenter
+from headstart.training.run import input_spec
+from headstart.weights.audit import audit, fingerprint
+from headstart.weights.files import read_weights
+from headstart.weights.freeze import freeze
+from headstart.weights.load import load_weights
 from tiny import one_step
 
 COCO, VOC, IMAGENET = 118_287, 10_728, 1_281_167

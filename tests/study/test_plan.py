@@ -5,11 +5,11 @@ from itertools import pairwise
 
 import pytest
 
-from headstart.data.coco import nested_fraction
-from headstart.schedule import Schedule, due
-from headstart.study.definition import Study, parse_study, read_study
+from headstart.data.dataset import nested_fraction
+from headstart.recipe.schedule import Schedule, due
 from headstart.study.forecast import Load, cell_rows, makespan, num_evaluations, segment_rows, totals
 from headstart.study.plan import Segment, expand, make_schedules, schedule_names
+from headstart.study.spec import Study, parse_study, read_study
 
 COCO = {"base": 90_000, "base_rate": 0.02, "warmup": 500, "warmup_from": 1 / 3}
 SMALL = {"base": 90, "base_rate": 0.02, "warmup": 5, "warmup_from": 0.1}

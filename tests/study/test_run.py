@@ -8,14 +8,14 @@ import re
 
 import pytest
 
-from headstart.schedule import Schedule
-from headstart.study.definition import parse_study
-from headstart.study.execute import lock, run_study
-from headstart.study.run import arm_recipe, difference_sheet, prepare, refuse_undeclared
-from headstart.train import checkpoint
-from headstart.train.record import read_rows
-from headstart.train.run import train
-from headstart.train.verify import verify
+from headstart.recipe.schedule import Schedule
+from headstart.study.prepare import arm_recipe, difference_sheet, prepare, refuse_undeclared
+from headstart.study.run import lock, run_study
+from headstart.study.spec import parse_study
+from headstart.training.rows import read_rows
+from headstart.training.run import train
+from headstart.training.verify import verify
+from headstart.weights import checkpoint
 from tiny import outcome, tiny_study, without_clock
 
 SEGMENTS = {
@@ -73,7 +73,7 @@ def test_a_cell_of_the_study_equals_a_straight_run(study, data_root, tmp_path):
 
 def test_a_second_call_reuses_everything_and_builds_no_model(study, data_root, monkeypatch):
     before = {path: path.stat().st_mtime_ns for path in study.rglob("*") if path.is_file() and path.name != "lock"}
-    monkeypatch.setattr("headstart.study.run.train", None)
+    monkeypatch.setattr("headstart.study.prepare.train", None)
     told = []
     again = run_study(
         prepared_study(data_root), study.parent, progress=lambda *step: told.append(step), finished=told.append
@@ -217,7 +217,7 @@ def test_the_difference_sheet_lists_what_arms_declare(data_root):
 
 def test_the_difference_sheet_lists_an_undeclared_difference(data_root, monkeypatch):
     """A difference that no arm declares cannot be written down; here it slips in while recipes are resolved."""
-    from headstart.study import run
+    from headstart.study import prepare as run
 
     prepared, honest = prepared_study(data_root), run.arm_recipe
 

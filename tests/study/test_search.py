@@ -6,12 +6,12 @@ import pytest
 import yaml
 
 from headstart.api import Study
-from headstart.resolve import shipped
-from headstart.study.definition import parse_study
-from headstart.study.read import read_study_folder
-from headstart.study.run import difference_sheet, prepare
+from headstart.recipe.load import shipped
+from headstart.study.folder import read_study_folder
+from headstart.study.prepare import difference_sheet, prepare
 from headstart.study.search import Trial, best_of, combinations, trial_study, trials_of, write_tuned
-from headstart.train.record import read_rows
+from headstart.study.spec import parse_study
+from headstart.training.rows import read_rows
 from tiny import tiny_study, write_study
 
 SEARCH = {

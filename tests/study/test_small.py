@@ -6,10 +6,10 @@ import json
 import pytest
 
 from headstart.api import Study
-from headstart.study.definition import read_study
-from headstart.study.execute import run_study
-from headstart.study.report import build_report
-from headstart.study.run import prepare
+from headstart.report.build import build_report
+from headstart.study.prepare import prepare
+from headstart.study.run import run_study
+from headstart.study.spec import read_study
 from tiny import tiny_study, write_study
 
 RULE = {"metric": "box.AP", "baseline": "pretrained", "candidate": "scratch", "margin": 0.01}

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from headstart.study import timing
-from headstart.study.definition import parse_study
 from headstart.study.forecast import Load
-from headstart.study.run import arm_recipe, prepare
+from headstart.study.prepare import arm_recipe, prepare
+from headstart.study.spec import parse_study
 from headstart.study.timing import kept_loads, measure_apart, measure_loads
-from headstart.train.run import make_task
+from headstart.training.run import make_task
 from tiny import tiny_study
 
 

@@ -4,17 +4,17 @@ from dataclasses import replace
 
 import pytest
 
-from headstart.inference import evaluate, load_trained
-from headstart.recipe import flatten
-from headstart.study.definition import parse_study
-from headstart.study.execute import run_study
+from headstart.recipe.recipe import flatten
+from headstart.report.tables import schedule_tables
+from headstart.study.folder import read_study_folder
 from headstart.study.forecast import Load, segment_rows
 from headstart.study.plan import expand, make_schedules
-from headstart.study.read import read_study_folder
-from headstart.study.run import prepare
-from headstart.study.tables import schedule_tables
+from headstart.study.prepare import prepare
+from headstart.study.run import run_study
+from headstart.study.spec import parse_study
 from headstart.study.variants import variants_worth
-from headstart.train.detection import validation_data
+from headstart.tasks.detection import validation_data
+from headstart.tasks.predict import evaluate, load_trained
 from tiny import CLASSIFIER, class_paths, tiny_recipe, tiny_study
 
 

@@ -41,14 +41,14 @@ def show(title: str, header: list[str], rows: list[list[Any]]) -> None:
 
 def patch_of(overrides: list[str] | None) -> dict[str, Any]:
     """{dotted path: value} of `key.path=value` arguments."""
-    from headstart.resolve import parse_override
+    from headstart.recipe.load import parse_override
 
     return dict(parse_override(text) for text in overrides or [])
 
 
 def resolved(recipe: str, overrides: list[str] | None) -> tuple[Any, Any]:
     """The recipe and the origin of its values."""
-    from headstart.resolve import resolve
+    from headstart.recipe.load import resolve
 
     return resolve(recipe, [("override", patch_of(overrides))])
 
@@ -79,8 +79,8 @@ def step_bar(progress: Progress, name: str, total: int) -> Callable[[int, dict[s
 
 def describe_run(recipe: Any, num_images: int) -> int:
     """Print durations in all units and the derivation of the rate; returns the total steps."""
-    from headstart.recipe import scaled_rate, schedule_of
-    from headstart.schedule import describe
+    from headstart.recipe.recipe import scaled_rate, schedule_of
+    from headstart.recipe.schedule import describe
 
     schedule, part = schedule_of(recipe, num_images), recipe.train
     drops = ", ".join(f"{drop:,}" for drop in schedule.drops) or "none"

@@ -25,7 +25,7 @@ def shapes(
     semantic: Annotated[bool, typer.Option("--semantic", help="Write a label map (PNG) of every image too.")] = False,
 ) -> None:
     """Generate the embedded data: procedural scenes as COCO JSON and images, or image folders for pre-training."""
-    from headstart.data.shapes import generate, generate_classes
+    from headstart.data.shapes.write import generate, generate_classes
 
     if classes and (keypoints or semantic):
         given = "--keypoints" if keypoints else "--semantic"
@@ -66,7 +66,7 @@ def check(
     fix: Annotated[Path | None, typer.Option(help="Write a clean copy of the (one) data set here.")] = None,
 ) -> None:
     """Name every problem of a data set (file, id, value); exit code 1 when there are errors."""
-    from headstart.data import doctor
+    from headstart.data.check import doctor
 
     named = doctor.sources(paths, images)
     if labels and len(labels) > len(named):
@@ -88,8 +88,8 @@ def stats(
     split: Annotated[str | None, typer.Option(help="Split of a VOC or YOLO set.")] = None,
 ) -> None:
     """Count images, instances and pixels."""
-    from headstart.data import doctor
-    from headstart.data.formats import open_dataset
+    from headstart.data.check import doctor
+    from headstart.data.read.formats import open_dataset
 
     found = doctor.stats(open_dataset(path, images, split))
     show(
@@ -113,8 +113,8 @@ def convert(
     split: Annotated[str | None, typer.Option(help="Split of the set.")] = None,
 ) -> None:
     """Write a VOC or YOLO data set as COCO JSON (images stay where they are)."""
-    from headstart.data.coco import write
-    from headstart.data.formats import open_dataset
+    from headstart.data.read.coco import write
+    from headstart.data.read.formats import open_dataset
 
     data = open_dataset(path, None, split)
     write(data, out)

@@ -6,7 +6,7 @@ import typer
 import yaml
 
 from headstart.cli.console import Overrides, patch_of, say, show
-from headstart.recipe import AnyRecipe
+from headstart.recipe.recipe import AnyRecipe
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -14,8 +14,8 @@ app = typer.Typer(no_args_is_help=True)
 @app.command("list")
 def list_recipes() -> None:
     """Shipped recipes and the first line of each."""
-    from headstart.reference import first_line
-    from headstart.resolve import shipped
+    from headstart.recipe.load import shipped
+    from headstart.recipe.reference import first_line
 
     rows = [[name, first_line(path.read_text())] for name, path in shipped().items()]
     show("shipped recipes", ["name", "what"], rows)
@@ -26,8 +26,8 @@ def show_recipe(
     recipe: Annotated[str, typer.Argument(help="A shipped recipe or a YAML file.")], overrides: Overrides = None
 ) -> None:
     """The resolved recipe as YAML."""
-    from headstart.recipe import to_dict
-    from headstart.resolve import load_recipe
+    from headstart.recipe.load import load_recipe
+    from headstart.recipe.recipe import to_dict
 
     say(yaml.safe_dump(to_dict(load_recipe(recipe, patch_of(overrides))), sort_keys=False).rstrip())
 
@@ -39,8 +39,8 @@ def costs(recipe: AnyRecipe) -> dict[str, str]:
     from headstart.data.buckets import Resize, bucket_of
     from headstart.model.detector import build
     from headstart.model.flops import num_parameters, predict_macs
-    from headstart.train.classification import build_classifier
-    from headstart.train.segmentation import build_segmenter
+    from headstart.tasks.classification import build_classifier
+    from headstart.tasks.segmentation import build_segmenter
 
     num_channels = len(recipe.input.mean)
     # Some of timm's constructors compute with values; ours only need shapes.
@@ -63,8 +63,8 @@ def explain(
     recipe: Annotated[str, typer.Argument(help="A shipped recipe or a YAML file.")], overrides: Overrides = None
 ) -> None:
     """Every value and where it comes from: base file, recipe, override, or derived."""
-    from headstart.recipe import derived, flatten, to_dict
-    from headstart.resolve import resolve
+    from headstart.recipe.load import resolve
+    from headstart.recipe.recipe import derived, flatten, to_dict
 
     found, origins = resolve(recipe, [("override", patch_of(overrides))])
     rows = [[key, value, origins.get(key, "model default")] for key, value in flatten(to_dict(found)).items()]

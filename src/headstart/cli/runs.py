@@ -16,9 +16,9 @@ def train(
     out: Out = Path("runs"),
 ) -> None:
     """Train a recipe; a finished run is found again, a killed one continues."""
-    from headstart.train import distributed
-    from headstart.train.lineage import num_training_images
-    from headstart.train.run import train as train_run
+    from headstart.ops import processes as distributed
+    from headstart.training.lineage import num_training_images
+    from headstart.training.run import train as train_run
 
     found, origins = resolved(recipe, overrides)
     distributed.start_processes()
@@ -67,10 +67,10 @@ def evaluate(
     overrides: Overrides = None,
 ) -> None:
     """COCO box, mask and keypoint AP, or mIoU, of a checkpoint; overrides such as evaluate.tta.enabled=true."""
-    from headstart.data.formats import open_dataset
-    from headstart.inference import evaluate as evaluate_trained
-    from headstart.inference import load_trained
-    from headstart.train.detection import training_data, validation_data
+    from headstart.data.read.formats import open_dataset
+    from headstart.tasks.detection import training_data, validation_data
+    from headstart.tasks.predict import evaluate as evaluate_trained
+    from headstart.tasks.predict import load_trained
 
     trained = load_trained(checkpoint, patch_of(overrides))
     if trained.recipe.task == "segmentation":
@@ -111,10 +111,10 @@ def _evaluate_pixels(
     per_class: bool,
 ) -> None:
     """`evaluate` for a segmentation model; without label maps a given COCO file's instances are the truth."""
-    from headstart.data.coco import read
-    from headstart.evaluate.pixels import class_ious, pixel_metrics
-    from headstart.inference_pixels import evaluate_labels
-    from headstart.train.segmentation import label_maps, training_pixels, validation_pixels
+    from headstart.data.read.coco import read
+    from headstart.metrics.pixels import class_ious, pixel_metrics
+    from headstart.tasks.predict_pixels import evaluate_labels
+    from headstart.tasks.segmentation import label_maps, training_pixels, validation_pixels
 
     if split is not None or save is not None:
         given = "--split" if split is not None else "--save"
@@ -142,7 +142,7 @@ def _evaluate_pixels(
 def _predict_pixels(trained: Any, files: list[Path], out: Path) -> None:
     """`predict` for a segmentation model: a label map and a picture of each image."""
     from headstart.data.images import load_image
-    from headstart.inference_pixels import draw_labels, predict_labels, save_labels
+    from headstart.tasks.predict_pixels import draw_labels, predict_labels, save_labels
 
     with bar() as progress:
         task = progress.add_task("predict", total=len(files), note="")
@@ -168,9 +168,9 @@ def predict(
     import json
 
     from headstart.data.images import load_image
-    from headstart.draw import draw
-    from headstart.inference import image_files, load_trained
-    from headstart.inference import predict as predict_one
+    from headstart.tasks.draw import draw
+    from headstart.tasks.predict import image_files, load_trained
+    from headstart.tasks.predict import predict as predict_one
 
     overrides = [text for text in images if "=" in text and not Path(text).exists()]
     files = image_files([text for text in images if text not in overrides])
@@ -237,7 +237,7 @@ def export(
     ] = None,
 ) -> None:
     """Write a trained model for others; a program only if it finds what the model finds."""
-    from headstart.export import export_program, export_weights, parse_size
+    from headstart.tasks.export import export_program, export_weights, parse_size
 
     if out.suffix in (".pt2", ".onnx"):
         count = export_program(checkpoint, out, size=parse_size(size), images=check or ())
@@ -251,7 +251,7 @@ def export(
 
 def verify(run: Annotated[Path, typer.Argument(help="A run directory.")]) -> None:
     """Run the last stretch of a run again and compare rows and weights bit for bit; exit code 1 if they differ."""
-    from headstart.train.verify import verify as verify_run
+    from headstart.training.verify import verify as verify_run
 
     found = verify_run(run)
     say(found.line())

@@ -26,7 +26,7 @@ def prepared_study(name: str, overrides: list[str] | None) -> Any:
 def is_account(name: str, overrides: list[str] | None, out: Path | None = None) -> bool:
     """Whether a study only counts what its arms would see: then that is printed, and written below `out`."""
     from headstart.api import Study
-    from headstart.study.account import COUNTS, account, write_account
+    from headstart.report.account import COUNTS, account, write_account
 
     study, patch = Study.define(name, patch_of(overrides))
     if study.account is None:
@@ -45,8 +45,8 @@ def is_account(name: str, overrides: list[str] | None, out: Path | None = None) 
 @app.command("list")
 def list_studies() -> None:
     """Shipped studies and the first line of each."""
-    from headstart.reference import first_line
-    from headstart.resolve import shipped
+    from headstart.recipe.load import shipped
+    from headstart.recipe.reference import first_line
 
     rows = [[name, first_line(path.read_text())] for name, path in shipped("studies").items()]
     show("shipped studies", ["name", "what"], rows)
@@ -118,8 +118,8 @@ def run(
     ] = None,
 ) -> None:
     """Run every segment that is missing, then write the report. Stop it anywhere; the same command continues."""
-    from headstart.study.report import build_report, is_current
-    from headstart.study.run import refuse_undeclared
+    from headstart.report.build import build_report, is_current
+    from headstart.study.prepare import refuse_undeclared
 
     cluster = cluster_of(executor, jobs, {"cpus": cpus, "gpus": gpus, "retries": retries})
     if is_account(study, overrides, out):
@@ -138,10 +138,10 @@ def search(
     jobs: Jobs = None,
 ) -> None:
     """Try every combination of a study's `search` on its arm, pick the best, and write it down with the effort."""
-    from headstart.study.display import score
-    from headstart.study.read import read_study_folder
-    from headstart.study.run import prepare
+    from headstart.study.folder import read_study_folder
+    from headstart.study.prepare import prepare
     from headstart.study.search import best_of, trial_study, trials_of, write_tuned
+    from headstart.verdict.numbers import score
 
     asked = prepared_study(study, overrides)
     prepared = prepare(trial_study(asked.study), asked.overrides)
@@ -160,7 +160,7 @@ def search(
 
 def run_prepared(prepared: Any, out: Path, jobs: int | None, cluster: Any = None) -> Path:
     """Print the plan, unless all is done, and run it under a progress bar; the study's directory."""
-    from headstart.study.execute import run_study
+    from headstart.study.run import run_study
 
     jobs = jobs or default_jobs(prepared)
     segments = {segment.name: segment for segment in prepared.plan.segments}
@@ -188,8 +188,8 @@ def run_prepared(prepared: Any, out: Path, jobs: int | None, cluster: Any = None
 
 def cluster_of(executor: str, jobs: int | None, given: dict[str, int | None]) -> Any:
     """What the options say about a cluster; None for this machine. ValueError for an option without effect."""
-    from headstart.study.definition import check_names
-    from headstart.study.on_ray import Cluster
+    from headstart.study.ray import Cluster
+    from headstart.study.spec import check_names
 
     check_names([executor], ("local", "ray"), "executor")
     chosen = {name: value for name, value in given.items() if value is not None}
@@ -212,9 +212,9 @@ def segment(
     out: Out = Path("runs"),
 ) -> None:
     """Run one segment whose trunk and weights are finished, as a cluster's task does; or find it finished."""
-    from headstart.study.execute import run_named
-    from headstart.study.run import refuse_undeclared
-    from headstart.train import distributed
+    from headstart.ops import processes as distributed
+    from headstart.study.prepare import refuse_undeclared
+    from headstart.study.run import run_named
 
     distributed.start_processes()
     prepared = prepared_study(study, overrides)
@@ -236,7 +236,7 @@ def slurm(
     partition: Annotated[str | None, typer.Option(help="Slurm partition.")] = None,
 ) -> None:
     """Write Slurm job arrays that run the segments which are missing, level by level, and then the report."""
-    from headstart.study.run import refuse_undeclared
+    from headstart.study.prepare import refuse_undeclared
     from headstart.study.slurm import Job, write_jobs
 
     prepared = prepared_study(study, overrides)
@@ -251,7 +251,7 @@ def default_jobs(prepared: Any) -> int:
     """As many segments at a time as there are cores, where the recipe asks for one thread."""
     import os
 
-    from headstart.study.run import arm_recipe
+    from headstart.study.prepare import arm_recipe
 
     recipe = arm_recipe(prepared.study, next(iter(prepared.study.arms)), prepared.overrides)[0]
     return len(os.sched_getaffinity(0)) if recipe.train.threads == 1 else 1
@@ -278,8 +278,8 @@ def report(
     every: Annotated[float, typer.Option(help="With --live: seconds between two looks.", min=1.0)] = 10.0,
 ) -> None:
     """Write the report of a study, finished or not; with --live follow it in live.html until it is finished."""
-    from headstart.study.live import PAGE, watch
-    from headstart.study.report import build_report
+    from headstart.report.build import build_report
+    from headstart.report.live import PAGE, watch
 
     if live:
         say(f"open {(directory / PAGE).absolute().as_uri()} in a browser: it reloads itself every {every:g} s")

@@ -13,7 +13,7 @@ app = typer.Typer(no_args_is_help=True)
 @app.command("list")
 def list_weights() -> None:
     """Public weights that `download` knows: source, licence, documented cost."""
-    from headstart.model.public import list_weights as known
+    from headstart.weights.public import list_weights as known
 
     header, *rows = known()
     show("public weights", list(header), [list(row) for row in rows])
@@ -22,7 +22,7 @@ def list_weights() -> None:
 @app.command()
 def inspect(path: Annotated[Path, typer.Argument(help="A weight file.")]) -> None:
     """What a weight file holds, without executing anything in it."""
-    from headstart.model.weight_files import read_weights
+    from headstart.weights.files import read_weights
 
     file = read_weights(path)
     show(
@@ -39,7 +39,7 @@ def import_weights(
     overrides: Overrides = None,
 ) -> None:
     """Try weights on a recipe: what loads, what is left out, and the initialisation audit."""
-    from headstart.train.run import make_task, prepare_start
+    from headstart.training.run import make_task, prepare_start
 
     found, _ = resolved(
         recipe,
@@ -62,6 +62,6 @@ def download(
     out: Annotated[Path, typer.Argument(help="File to write.")],
 ) -> None:
     """Download public weights: the only verb that reaches for the network."""
-    from headstart.model.public import download as fetch
+    from headstart.weights.public import download as fetch
 
     say(f"{fetch(name, out)}")

@@ -13,7 +13,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from headstart.data.coco import Dataset, fingerprint
+from headstart.data.dataset import Dataset, fingerprint
 
 SETTLED = 2.0  # seconds: a file changed later than that before now may change again within one tick of its clock
 

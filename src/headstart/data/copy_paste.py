@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from headstart.data.transforms import Convention, View, stack_images
 from headstart.data.upload import to_device
+from headstart.data.views import Convention, View, stack_images
 from headstart.data.visible import Objects
 
 

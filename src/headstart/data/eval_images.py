@@ -6,10 +6,10 @@ import numpy as np
 import torch
 
 from headstart.data.buckets import Resize, bucket_of, group_by_bucket
-from headstart.data.coco import Dataset, subset
-from headstart.data.loader import Images, Raw, ahead
-from headstart.data.transforms import Convention, View, stack_images
+from headstart.data.dataset import Dataset, subset
+from headstart.data.stream import Images, Raw, ahead
 from headstart.data.upload import to_device
+from headstart.data.views import Convention, View, stack_images
 
 
 def show(

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from headstart.data.coco import Dataset, subset
+from headstart.data.dataset import Dataset, subset
 
 # COCO's keypoints are pixel indices, boxes and polygons continuous coordinates: the centre of pixel i is at i + 0.5
 # (Detectron2 shifts on the way in and back on the way out, as we do; torchvision never does, and is half a pixel off

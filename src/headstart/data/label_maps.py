@@ -12,11 +12,11 @@ import numpy as np
 from PIL import Image
 
 from headstart.batch import UNKNOWN
-from headstart.data.coco import Dataset
-from headstart.data.coco_segments import NO_SEGMENT
 from headstart.data.content import data_digest, file_digests
+from headstart.data.dataset import Dataset
 from headstart.data.masks import annotation_mask
-from headstart.data.transforms import View
+from headstart.data.read.coco_segments import NO_SEGMENT
+from headstart.data.views import View
 
 MODES = ("L", "P")  # 8-bit grey and palette; in both the stored number is the id, whatever its colour
 

@@ -9,8 +9,8 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from headstart.data import rle
-from headstart.data.coco import Dataset
-from headstart.data.coco_segments import POLYGONS, RLE
+from headstart.data.dataset import Dataset
+from headstart.data.read.coco_segments import POLYGONS, RLE
 
 
 def rasterise(polygons: Sequence[np.ndarray], box: np.ndarray, size: int) -> np.ndarray:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from headstart.data.coco import Dataset
+from headstart.data.dataset import Dataset
 from headstart.data.masks import FrameTable
-from headstart.data.transforms import View, move_boxes, move_boxes_back, move_keypoints
+from headstart.data.views import View, move_boxes, move_boxes_back, move_keypoints
 
 # An object is left out when a side of its visible box is not longer than this (pixels), or nothing of its mask is
 # visible. MMDetection's large-scale jitter has the same bound (FilterAnnotations, min_gt_bbox_wh 1e-2).

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from headstart.batch import Detections
-from headstart.model.fpn import ConvNorm
+from headstart.model.pyramid import ConvNorm
 from headstart.model.regions import RegionPooler, Regions, image_index
 from headstart.model.targets import take
 from headstart.ops.boxes import clip, decode, encode

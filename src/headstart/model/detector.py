@@ -10,15 +10,15 @@ from headstart.batch import Batch, Detections
 from headstart.model.backbone import Backbone, TimmBackbone, build_detnet, build_resnet
 from headstart.model.box_head import BoxHead, DetectionLimits, Weights
 from headstart.model.cascade import cascade_loss, cascade_predict
-from headstart.model.fpn import LastMap, Pyramid
 from headstart.model.keypoint_head import KeypointHead, cells_of
 from headstart.model.mask_head import MaskHead, sample_frames
+from headstart.model.pyramid import LastMap, Pyramid
 from headstart.model.regions import RegionPooler, Regions, image_index, pool_regions, sample_regions
 from headstart.model.rpn import ProposalLimits, Rpn
 from headstart.model.vgg import build_vgg
 from headstart.ops.compact import pool_slots, used_length
 from headstart.ops.random import fold
-from headstart.recipe import Classifier, Model, Recipe
+from headstart.recipe.recipe import Classifier, Model, Recipe
 
 MASK_SALT, KEYPOINT_SALT = 3, 4
 WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # of box deltas: the inverse of their spread (R-CNN; Detectron: BBOX_REG_WEIGHTS)

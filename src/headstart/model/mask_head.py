@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from headstart.model.fpn import ConvNorm
+from headstart.model.pyramid import ConvNorm
 from headstart.model.regions import RegionPooler
 from headstart.ops.collective import mean_over_processes
 

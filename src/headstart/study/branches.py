@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from headstart.recipe import flatten
-from headstart.schedule import duration, parse_schedule
-from headstart.study.definition_parts import check_names
+from headstart.recipe.recipe import flatten
+from headstart.recipe.schedule import duration, parse_schedule
+from headstart.study.checks import check_names
 
 KEYS = ("branch_of", "last")  # the keys of an arm that are no fields of a recipe
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from headstart.study.definition import PRETRAIN_PREFIX
 from headstart.study.plan import Cell, Plan, Segment
+from headstart.study.spec import PRETRAIN_PREFIX
 
 
 @dataclass(frozen=True, kw_only=True)

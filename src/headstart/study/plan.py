@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal
 
-from headstart.schedule import Schedule, multiple_of, shared_until
-from headstart.study.definition import Study, check_names
+from headstart.recipe.schedule import Schedule, multiple_of, shared_until
+from headstart.study.spec import Study, check_names
 
 
 @dataclass(frozen=True)

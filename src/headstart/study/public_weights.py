@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from headstart.study.checks import check_names
 from headstart.study.cost import Cost, seen
-from headstart.study.definition_parts import check_names
 
 IMAGENET_1K = 1_281_167  # training images of ILSVRC 2012
 COCO_2017 = 117_266  # training images of 2017 with at least one annotation, which torchvision keeps

@@ -15,10 +15,10 @@ from typing import Any
 
 import yaml
 
-from headstart.recipe import flatten
-from headstart.study.definition import Study, parse_study
-from headstart.study.display import metric_name, score
-from headstart.study.read import StudyFolder
+from headstart.recipe.recipe import flatten
+from headstart.study.folder import StudyFolder
+from headstart.study.spec import Study, parse_study
+from headstart.verdict.numbers import metric_name, score
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from typing import Literal
 
 import numpy as np
 
-from headstart.study.curves import Curve, crossover
-from headstart.study.paired import t_half_width
-from headstart.study.verdict import Rule, decide, judge
+from headstart.verdict.curves import Curve, crossover
+from headstart.verdict.paired import t_half_width
+from headstart.verdict.verdict import Rule, decide, judge
 
 
 @dataclass(frozen=True, kw_only=True)

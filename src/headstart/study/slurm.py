@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from headstart.study.execute import check_threads
 from headstart.study.plan import Segment
-from headstart.study.run import Prepared, find_segments, needs
+from headstart.study.prepare import Prepared, find_segments, needs
+from headstart.study.run import check_threads
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from headstart.recipe import flatten
-from headstart.study.definition_parts import check_names
+from headstart.recipe.recipe import flatten
+from headstart.study.checks import check_names
 
 SMALL = "small"  # the one size besides a study as written, and the folder that the segments of all small twins share
 

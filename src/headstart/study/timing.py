@@ -10,15 +10,16 @@ from typing import Any
 
 import torch
 
-from headstart.recipe import AnyRecipe
-from headstart.study.definition import PRETRAIN_PREFIX
+from headstart.ops import processes as distributed
+from headstart.recipe.recipe import AnyRecipe
 from headstart.study.forecast import Load
-from headstart.study.run import Prepared, arm_recipe, pretrain_recipe
+from headstart.study.prepare import Prepared, arm_recipe, pretrain_recipe
+from headstart.study.spec import PRETRAIN_PREFIX
 from headstart.study.variants import variants_worth
 from headstart.study.workers import worker_pool
-from headstart.train import distributed, memory
-from headstart.train.run import make_task, settings_of
-from headstart.train.task import Task, parameter_groups
+from headstart.tasks.task import Task, parameter_groups
+from headstart.training import memory
+from headstart.training.run import make_task, settings_of
 
 WARM_UP, TIMED = 2, 10  # steps; the first two pay for caches and memory
 EVALUATED = 128  # images at most

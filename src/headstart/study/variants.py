@@ -11,13 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from headstart.inference import evaluate, load_trained
-from headstart.recipe import AnyRecipe, Recipe, flatten, unflatten
-from headstart.resolve import validate
-from headstart.study.read import VARIANTS_FILE
-from headstart.train import distributed
-from headstart.train.detection import validation_data
-from headstart.train.record import line_of, read_rows
+from headstart.ops import processes as distributed
+from headstart.recipe.load import validate
+from headstart.recipe.recipe import AnyRecipe, Recipe, flatten, unflatten
+from headstart.study.folder import VARIANTS_FILE
+from headstart.tasks.detection import validation_data
+from headstart.tasks.predict import evaluate, load_trained
+from headstart.training.rows import line_of, read_rows
 
 Variants = Mapping[str, Mapping[str, Any]]
 

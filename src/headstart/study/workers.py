@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from headstart.study.plan import Segment
-from headstart.study.run import Prepared, Progress, needs, run_segment
-from headstart.train.lineage import RunResult
+from headstart.study.prepare import Prepared, Progress, needs, run_segment
+from headstart.training.lineage import RunResult
 
 _STRIDE = 10  # steps between two messages of a worker
 _queue: Any = None

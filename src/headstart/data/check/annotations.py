@@ -1,0 +1,201 @@
+"""What the flat arrays of one split say, and how the class lists of several splits agree.
+
+Letters: N annotations, C classes.
+"""
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
+
+from headstart.data.check.problems import ERROR, NOTE, WARNING, Problem, some
+from headstart.data.dataset import Dataset
+from headstart.data.read import coco_segments
+from headstart.data.read.coco_segments import POLYGONS
+
+REACH = 1.0  # pixels a box may reach out of its image: tools round, and some count the last pixel
+TOLERANCE_PIXELS = 3.0  # a segmentation's bounds may differ from the box by this much (a sharp tip holds no pixel),
+TOLERANCE_SHARE = 0.05  # or by this share of the box's longer side, whichever is more
+SMALL_SIDE = 1.0  # pixels: a box thinner than this holds no pixel centre for certain
+RARE = 10  # instances under which a class's AP says next to nothing
+DEGENERATE = ("without a positive width and height", "without width or height")  # what the readers note of such boxes
+
+Mask = NDArray[np.bool_]
+
+
+def problems(dataset: Dataset, split: str, *, max_objects: int) -> list[Problem]:
+    """Boxes, segmentations, counts and classes of one split."""
+    found = [_repair(dataset.path, split, note) for note in dataset.notes]
+    found += _box_problems(dataset, split)
+    found += _segment_problems(dataset, split)
+    found += _twice(dataset, split)
+    found += _count_problems(dataset, split, max_objects)
+    found += _class_problems(dataset, split)
+    return found
+
+
+def _repair(path: str, split: str, note: str) -> Problem:
+    """What the reader noted, as a problem; of COCO files degenerate boxes are named one by one before this (`scan`)."""
+    if any(phrase in note for phrase in DEGENERATE):
+        return Problem(ERROR, "box-degenerate", split, path, "", note, "left out")
+    if "left out" in note:
+        return Problem(WARNING, "left-out", split, path, "", note, "left out")
+    return Problem(NOTE, "repaired", split, path, "", note, "filled in")
+
+
+def outside(dataset: Dataset) -> Mask:
+    """Bool [N]: boxes without any part inside their image."""
+    clipped = clip(dataset)
+    return (clipped[:, 2:] <= clipped[:, :2]).any(axis=1)
+
+
+def reach(dataset: Dataset) -> NDArray[np.float64]:
+    """How far in pixels each box reaches out of its image at most: float64 [N]."""
+    return np.abs(dataset.boxes - clip(dataset)).max(axis=1, initial=0)
+
+
+def clip(dataset: Dataset) -> NDArray[np.float64]:
+    """The boxes [N, 4], cut at the borders of their images."""
+    image = _image_of(dataset)
+    high = np.stack([dataset.widths[image], dataset.heights[image]], axis=1)
+    return np.concatenate([np.clip(dataset.boxes[:, :2], 0, high), np.clip(dataset.boxes[:, 2:], 0, high)], axis=1)
+
+
+def _image_of(dataset: Dataset) -> NDArray[np.int64]:
+    return np.repeat(np.arange(dataset.num_images), np.diff(dataset.first))
+
+
+def _at(dataset: Dataset, chosen: Mask) -> Iterator[tuple[int, str, str]]:
+    """(index, place, name and size of its image) of each chosen annotation."""
+    images = _image_of(dataset)
+    for n in np.flatnonzero(chosen):
+        i = images[n]
+        picture = f"{dataset.file_names[i]}, {dataset.widths[i]} x {dataset.heights[i]}"
+        yield int(n), f"{dataset.path}: annotation {dataset.annotation_ids[n]}", picture
+
+
+def _shown(box: NDArray[np.float64]) -> str:
+    return "[" + ", ".join(f"{value:.6g}" for value in box) + "]"
+
+
+def _box_problems(dataset: Dataset, split: str) -> list[Problem]:
+    found = []
+    away, out = outside(dataset), reach(dataset)
+    for n, where, picture in _at(dataset, away):
+        box = _shown(dataset.boxes[n])
+        message = f"box {box} (x1, y1, x2, y2) lies wholly outside its image ({picture})"
+        found.append(Problem(ERROR, "box-outside", split, where, box, message, "left out"))
+    for n, where, picture in _at(dataset, ~away & (out > REACH)):
+        box = _shown(dataset.boxes[n])
+        message = f"box {box} (x1, y1, x2, y2) reaches {out[n]:.6g} px out of its image ({picture})"
+        found.append(Problem(WARNING, "box-reaches-out", split, where, box, message, "clipped"))
+    sides = dataset.boxes[:, 2:] - dataset.boxes[:, :2]
+    for n, where, picture in _at(dataset, ~away & (sides < SMALL_SIDE).any(axis=1)):
+        size = f"{sides[n, 0]:.3g} x {sides[n, 1]:.3g}"
+        message = f"box of {size} px ({picture}) is thinner than a pixel"
+        found.append(Problem(WARNING, "box-thin", split, where, size, message))
+    return found
+
+
+def segment_bounds(dataset: Dataset) -> NDArray[np.float64]:
+    """XYXY bounds [N, 4] of polygons or RLE; NaN without a segmentation, width or height 0 where it is empty."""
+    bounds = np.full((dataset.num_annotations, 4), np.nan)
+    chosen = np.flatnonzero(dataset.segment_kind == POLYGONS)
+    if len(chosen):
+        starts = dataset.coord_first[dataset.polygon_first[chosen]] // 2
+        points = dataset.coords.reshape(-1, 2)  # of these annotations only: the others have no polygons
+        bounds[chosen] = np.hstack([np.minimum.reduceat(points, starts), np.maximum.reduceat(points, starts)])
+    if dataset.rles:
+        numbers = sorted(dataset.rles)
+        xywh = coco_mask.toBbox([dataset.rles[n] for n in numbers])
+        bounds[numbers] = np.hstack([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]])
+    return bounds
+
+
+def _segment_problems(dataset: Dataset, split: str) -> list[Problem]:
+    found = []
+    columns = {"segment_kind": dataset.segment_kind, "polygon_first": dataset.polygon_first,
+               "coord_first": dataset.coord_first, "coords": dataset.coords, "rles": dataset.rles}  # fmt: skip
+    empty = coco_segments.areas(columns) == 0
+    for _, where, picture in _at(dataset, empty):
+        message = f"the segmentation encloses no area ({picture})"
+        found.append(Problem(WARNING, "segment-empty", split, where, "0", message))
+    image = _image_of(dataset)
+    high = np.tile(np.stack([dataset.widths[image], dataset.heights[image]], axis=1), 2)
+    bounds = segment_bounds(dataset)
+    away = np.abs(np.clip(bounds, 0, high) - np.clip(dataset.boxes, 0, high)).max(axis=1, initial=0)
+    longer = (dataset.boxes[:, 2:] - dataset.boxes[:, :2]).max(axis=1, initial=0)
+    allowed = np.maximum(TOLERANCE_PIXELS, TOLERANCE_SHARE * longer)
+    for n, where, picture in _at(dataset, ~empty & (away > allowed)):  # NaN, no segmentation, compares False
+        message = (
+            f"the segmentation's bounds {_shown(bounds[n])} differ from the box {_shown(dataset.boxes[n])} by "
+            f"{away[n]:.6g} px ({picture}): expected at most {allowed[n]:.3g}"
+        )
+        found.append(Problem(WARNING, "segment-box", split, where, f"{away[n]:.6g}", message))
+    return found
+
+
+def _twice(dataset: Dataset, split: str) -> list[Problem]:
+    """The same box and class in the same image more than once."""
+    keys = np.column_stack([_image_of(dataset), dataset.labels, dataset.boxes])
+    order = np.lexsort(keys.T)
+    repeated = np.zeros(len(keys), bool)
+    repeated[order[1:]] = (np.diff(keys[order], axis=0) == 0).all(axis=1)
+    found = []
+    for n, where, picture in _at(dataset, repeated):
+        box = _shown(dataset.boxes[n])
+        message = f"box {box} of class {dataset.class_names[dataset.labels[n]]!r} is there before ({picture})"
+        found.append(Problem(WARNING, "annotation-twice", split, where, box, message))
+    return found
+
+
+def _count_problems(dataset: Dataset, split: str, max_objects: int) -> list[Problem]:
+    counts = np.bincount(_image_of(dataset)[~dataset.crowd], minlength=dataset.num_images)
+    found = []
+    for i in np.flatnonzero(counts > max_objects):
+        where = f"{dataset.path}: image {dataset.image_ids[i]}"
+        message = (
+            f"{counts[i]} objects in {dataset.file_names[i]}: only the best {max_objects} detections are evaluated"
+        )
+        found.append(Problem(WARNING, "many-objects", split, where, str(counts[i]), message))
+    empty = int((np.diff(dataset.first) == 0).sum())
+    if empty == dataset.num_images:
+        message = f"none of the {empty} images has an annotation"
+        found.append(Problem(ERROR, "no-annotations", split, dataset.path, str(empty), message))
+    elif empty:
+        message = f"{empty} of {dataset.num_images} images have no objects and are used as negatives"
+        found.append(Problem(NOTE, "negatives", split, dataset.path, str(empty), message))
+    return found
+
+
+def _class_problems(dataset: Dataset, split: str) -> list[Problem]:
+    counts = np.bincount(dataset.labels[~dataset.crowd], minlength=dataset.num_classes)
+    found = []
+    absent = [name for name, count in zip(dataset.class_names, counts) if count == 0]
+    rare = [f"{name} ({count})" for name, count in zip(dataset.class_names, counts) if 0 < count < RARE]
+    if absent:
+        message = f"{len(absent)} of {dataset.num_classes} classes have no object here: {some(absent)}"
+        found.append(Problem(WARNING, "class-absent", split, dataset.path, str(len(absent)), message))
+    if rare:
+        message = f"{len(rare)} of {dataset.num_classes} classes have fewer than {RARE} objects here: {some(rare)}"
+        found.append(Problem(WARNING, "class-rare", split, dataset.path, str(len(rare)), message))
+    return found
+
+
+def class_differences(datasets: Mapping[str, Dataset]) -> list[Problem]:
+    """Splits whose categories (ids and names) are not those of the first split."""
+    found: list[Problem] = []
+    splits = list(datasets)
+    first = {int(i): name for i, name in zip(datasets[splits[0]].category_ids, datasets[splits[0]].class_names)}
+    for split in splits[1:]:
+        dataset = datasets[split]
+        own = {int(i): name for i, name in zip(dataset.category_ids, dataset.class_names)}
+        differing = [
+            f"{i}: {own.get(i, 'none')!r} here, {first.get(i, 'none')!r} there"
+            for i in sorted(own.keys() | first.keys()) if own.get(i) != first.get(i)
+        ]  # fmt: skip
+        if differing:
+            message = f"categories are not those of split {splits[0]!r}: {some(differing)}"
+            found.append(Problem(ERROR, "classes-differ", split, dataset.path, str(len(differing)), message))
+    return found

@@ -1,0 +1,134 @@
+"""What the image files of a data set say: missing, unreadable, of another size, turned, or the same picture twice."""
+
+import hashlib
+import os
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from PIL import Image
+
+from headstart.data.check.problems import ERROR, NOTE, WARNING, Problem, some
+from headstart.data.check.records import LEFT_OUT
+from headstart.data.dataset import Dataset
+from headstart.data.images import load_image
+
+_EXIF_ORIENTATION = 0x0112
+Names = tuple[dict[str, str], dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Look:
+    """One image file: what is wrong with it, if anything; SHA-1 of its decoded pixels; whether EXIF turns it."""
+
+    problem: Problem | None
+    digest: bytes | None
+    turned: bool
+
+
+def look(dataset: Dataset, split: str) -> list[Look]:
+    """Decode every image file, in threads; one Look an image, in order.
+
+    Pixels, not bytes, are hashed: that finds copies of a file and copies saved again without loss alike.
+    """
+    names = cache(_names)  # a folder is listed once a call, however many files are missing
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(lambda i: _look_at(dataset, split, i, names), range(dataset.num_images)))
+
+
+def _look_at(dataset: Dataset, split: str, i: int, names: Callable[[Path], Names]) -> Look:
+    path = dataset.image_path(i)
+    where = f"{dataset.path}: image {dataset.image_ids[i]}"
+    if not path.is_file():
+        message = f"file_name = {dataset.file_names[i]!r}: no such file in {dataset.image_dir}{_nearest(path, names)}"
+        return Look(
+            Problem(ERROR, "image-missing", split, where, dataset.file_names[i], message, LEFT_OUT), None, False
+        )
+    try:
+        pixels = load_image(path)
+    except ValueError as error:
+        problem = Problem(ERROR, "image-unreadable", split, where, dataset.file_names[i], str(error), LEFT_OUT)
+        return Look(problem, None, False)
+    orientation = _orientation(path)
+    digest = hashlib.sha1(repr(pixels.shape).encode() + b"\0", usedforsecurity=False)
+    digest.update(pixels)
+    height, width = int(dataset.heights[i]), int(dataset.widths[i])
+    problem = None
+    if pixels.shape[:2] != (height, width):
+        message = (
+            f"{path}: is {pixels.shape[0]} x {pixels.shape[1]}, the annotation file says {height} x {width} (h x w)"
+        )
+        if pixels.shape[:2] == (width, height) and orientation >= 5:
+            message += f": annotated as stored, without the turn that its EXIF orientation {orientation} asks for"
+        value = f"{pixels.shape[0]} x {pixels.shape[1]}"
+        problem = Problem(ERROR, "image-size", split, where, value, message, LEFT_OUT)
+    return Look(problem, digest.digest(), orientation != 1)
+
+
+def _orientation(path: Path) -> int:
+    try:
+        with Image.open(path) as image:
+            return int(image.getexif().get(_EXIF_ORIENTATION, 1))
+    except Exception:  # damaged metadata; the pixels are fine, as load_image has just shown
+        return 1
+
+
+def _names(folder: Path) -> Names:
+    """The files of a folder by name and by stem, both in lower case."""
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    return {name.lower(): name for name in names}, {Path(name).stem.lower(): name for name in names}
+
+
+def _nearest(path: Path, names: Callable[[Path], Names]) -> str:
+    """The usual causes, which are cheap to look for: another case, another suffix."""
+    by_name, by_stem = names(path.parent)
+    found = by_name.get(path.name.lower()) or by_stem.get(path.stem.lower())
+    return f" (nearest name there: {found!r})" if found else ""
+
+
+def problems(dataset: Dataset, split: str, looks: list[Look]) -> list[Problem]:
+    """What is wrong with single files; pictures that occur twice; and how many are turned."""
+    found = [seen.problem for seen in looks if seen.problem]
+    missing = [problem for problem in found if problem.code == "image-missing"]
+    if len(missing) == len(looks) > 1:
+        message = f"none of the {len(looks)} images is in {dataset.image_dir} (first: {dataset.file_names[0]!r})"
+        found = [Problem(ERROR, "image-missing", split, dataset.path, str(dataset.image_dir), message, LEFT_OUT)]
+    for same in _by_digest(looks).values():
+        if len(same) > 1:
+            names = [dataset.file_names[i] for i in same]
+            where = f"{dataset.path}: image {dataset.image_ids[same[0]]}"
+            message = f"the same picture is there {len(same)} times: {some(names)}"
+            found.append(Problem(WARNING, "image-twice", split, where, str(len(same)), message))
+    turned = [dataset.file_names[i] for i, seen in enumerate(looks) if seen.turned]
+    if turned:
+        message = f"{len(turned)} images are turned by their EXIF orientation, boxes must be of the upright picture: "
+        found.append(Problem(NOTE, "image-turned", split, dataset.path, str(len(turned)), message + some(turned)))
+    return found
+
+
+def _by_digest(looks: list[Look]) -> dict[bytes, list[int]]:
+    groups: dict[bytes, list[int]] = defaultdict(list)
+    for i, seen in enumerate(looks):
+        if seen.digest is not None:
+            groups[seen.digest].append(i)
+    return groups
+
+
+def overlaps(datasets: Mapping[str, Dataset], looks: Mapping[str, list[Look]]) -> list[Problem]:
+    """Every picture of a later split that an earlier split has too."""
+    found: list[Problem] = []
+    before: dict[bytes, tuple[str, str]] = {}
+    for split, dataset in datasets.items():
+        groups = _by_digest(looks[split])
+        for digest, same in groups.items():
+            if digest in before:
+                other, name = before[digest]
+                message = f"{dataset.file_names[same[0]]}: the same picture as {name} of split {other!r}"
+                where = f"{dataset.path}: image {dataset.image_ids[same[0]]}"
+                found.append(Problem(ERROR, "split-overlap", split, where, dataset.file_names[same[0]], message))
+        for digest, same in groups.items():
+            before.setdefault(digest, (split, dataset.file_names[same[0]]))
+    return found

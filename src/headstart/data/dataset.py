@@ -1,0 +1,151 @@
+"""A detection data set as flat arrays."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from headstart.data.images import load_image
+from headstart.data.read.coco_segments import RLE, gather
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """I images, N annotations sorted by image, C classes, K keypoints, P polygons, Q coordinates.
+
+    Boxes are XYXY in continuous pixels of the upright image, as annotated: they may reach outside it. Label c stands
+    for category_ids[c]. Annotations of image i are first[i]:first[i + 1]; an image may have none. Polygons of
+    annotation n are polygon_first[n]:polygon_first[n + 1], those of polygon p coord_first[p]:coord_first[p + 1] in
+    coords, x and y in turn. notes says in one line each what was repaired or left out.
+    """
+
+    path: str  # the annotation file, for messages
+    image_dir: Path
+    image_ids: np.ndarray  # int64 [I], own ids
+    file_names: tuple[str, ...]  # I, relative to image_dir
+    heights: np.ndarray  # int32 [I]
+    widths: np.ndarray  # int32 [I]
+    category_ids: np.ndarray  # int64 [C], own ids, ascending
+    class_names: tuple[str, ...]  # C
+    first: np.ndarray  # int64 [I + 1]
+    annotation_ids: np.ndarray  # int64 [N], own ids
+    boxes: np.ndarray  # float64 [N, 4]
+    labels: np.ndarray  # int32 [N]
+    crowd: np.ndarray  # bool [N]
+    difficult: np.ndarray  # bool [N]
+    areas: np.ndarray  # float64 [N]
+    segment_kind: np.ndarray  # uint8 [N]: NO_SEGMENT, POLYGONS or RLE
+    polygon_first: np.ndarray  # int64 [N + 1]
+    coord_first: np.ndarray  # int64 [P + 1]
+    coords: np.ndarray  # float64 [Q]
+    rles: dict[int, dict]  # annotation index -> {"size": [h, w], "counts": bytes}
+    keypoints: np.ndarray | None  # float32 [N, K, 3] x, y, visibility; None without keypoint names
+    keypoint_names: tuple[str, ...]  # K
+    left_right: tuple[tuple[int, int], ...]  # indices that a mirror swaps
+    skeleton: tuple[tuple[int, int], ...]  # indices that a drawing joins
+    notes: tuple[str, ...]
+
+    def size_of(self, annotation: int) -> tuple[int, int]:
+        """(height, width) of the image that an annotation belongs to."""
+        image = int(np.searchsorted(self.first, annotation, side="right")) - 1
+        return int(self.heights[image]), int(self.widths[image])
+
+    @property
+    def num_images(self) -> int:
+        """I."""
+        return len(self.image_ids)
+
+    @property
+    def num_annotations(self) -> int:
+        """N."""
+        return len(self.annotation_ids)
+
+    @property
+    def num_classes(self) -> int:
+        """C."""
+        return len(self.category_ids)
+
+    def image_path(self, i: int) -> Path:
+        """The file of image index i (not id)."""
+        return self.image_dir / self.file_names[i]
+
+    def load_image(self, i: int) -> np.ndarray:
+        """Image index i (not id) as uint8 [H, W, 3] RGB; ValueError naming the file if it cannot be read."""
+        return load_image(self.image_path(i))
+
+    def polygons(self, n: int) -> list[np.ndarray]:
+        """Polygons of annotation index n as float64 [points, 2] in image pixels; empty unless it has polygons."""
+        bounds = self.coord_first[self.polygon_first[n] : self.polygon_first[n + 1] + 1]
+        return [self.coords[a:b].reshape(-1, 2) for a, b in pairwise(bounds)]
+
+    def categories(self) -> list[dict]:
+        """COCO category records; keypoint names and skeleton, where there are any, are repeated in each."""
+        names: dict[str, list] = {"keypoints": list(self.keypoint_names)} if self.keypoint_names else {}
+        if self.skeleton:
+            names["skeleton"] = [[a + 1, b + 1] for a, b in self.skeleton]  # COCO counts from 1
+        return [{"id": int(c), "name": name, **names} for c, name in zip(self.category_ids, self.class_names)]
+
+
+def left_right(names: Sequence[str]) -> tuple[tuple[int, int], ...]:
+    """Index pairs (left, right) of names that differ only in a leading left_ and right_."""
+    at = {name: k for k, name in enumerate(names)}
+    mirrored = [(k, at.get("right_" + name.removeprefix("left_"))) for name, k in at.items() if name[:5] == "left_"]
+    return tuple((k, other) for k, other in mirrored if other is not None)
+
+
+def subset(dataset: Dataset, image_indices: np.ndarray | Sequence[int]) -> Dataset:
+    """The data set of these image indices (not ids; each at most once), in the given order, with all classes."""
+    images = np.asarray(image_indices, np.int64)
+    assert np.unique(images).size == images.size, "an image index is given twice"
+    kept, first = gather(dataset.first, images)
+    polygons, polygon_first = gather(dataset.polygon_first, kept)
+    coords, coord_first = gather(dataset.coord_first, polygons)
+    new = {int(n): k for k, n in enumerate(kept) if dataset.segment_kind[n] == RLE}
+    per_annotation = ("annotation_ids", "boxes", "labels", "crowd", "difficult", "areas", "segment_kind")
+    return replace(
+        dataset,
+        file_names=tuple(dataset.file_names[i] for i in images),
+        **{name: getattr(dataset, name)[images] for name in ("image_ids", "heights", "widths")},
+        **{name: getattr(dataset, name)[kept] for name in per_annotation},
+        first=first,
+        polygon_first=polygon_first,
+        coord_first=coord_first,
+        coords=dataset.coords[coords],
+        rles={k: dataset.rles[n] for n, k in new.items()},
+        keypoints=None if dataset.keypoints is None else dataset.keypoints[kept],
+    )
+
+
+def nested_fraction(num_images: int, fraction: float, seed: int) -> np.ndarray:
+    """Image indices int64: the first max(1, round(fraction * num_images)) of one permutation drawn from seed.
+
+    Smaller fractions of one seed are prefixes of larger ones. Not sorted. ValueError unless 0 < fraction <= 1.
+    """
+    if not 0 < fraction <= 1:
+        raise ValueError(f"fraction = {fraction}: expected more than 0 and at most 1")
+    permutation = np.random.RandomState(seed).permutation(num_images)  # NumPy promises this stream never changes
+    return permutation[: max(1, round(fraction * num_images))].astype(np.int64)
+
+
+def fingerprint(dataset: Dataset) -> str:
+    """SHA-256 hex digest of everything annotated: ids, file names, sizes, boxes, segments, keypoints.
+
+    Not of path, image_dir, notes and skeleton, so a copy elsewhere has the same; nor of the images (see content.py).
+    """
+    digest = hashlib.sha256()
+    for field in fields(dataset):
+        if field.name in ("path", "image_dir", "notes", "skeleton"):
+            continue
+        value = getattr(dataset, field.name)
+        digest.update(field.name.encode())
+        if isinstance(value, np.ndarray):
+            digest.update(f"{value.dtype}{value.shape}".encode())
+            digest.update(np.ascontiguousarray(value))
+        elif isinstance(value, dict):
+            digest.update(repr([(n, mask["size"], mask["counts"]) for n, mask in sorted(value.items())]).encode())
+        else:
+            digest.update(repr(value).encode())
+    return digest.hexdigest()

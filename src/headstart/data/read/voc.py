@@ -1,0 +1,168 @@
+"""PASCAL VOC XML -> Dataset."""
+
+import difflib
+import math
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from headstart.data.dataset import Dataset
+from headstart.data.images import SUFFIXES, image_size
+from headstart.data.read import coco
+
+_CORNERS = ("xmin", "ymin", "xmax", "ymax")
+
+
+@dataclass(frozen=True)
+class _Object:
+    name: str
+    corners: tuple[float, float, float, float]  # as written
+    difficult: int
+
+
+def read_voc(root: str | Path, split: str | None = None, class_names: Sequence[str] | None = None) -> Dataset:
+    """A VOC folder: Annotations/*.xml, JPEGImages/, and for a split ImageSets/Main/SPLIT.txt; without split, all.
+
+    VOC's corners are 1-based pixels, both inclusive; they become continuous XYXY as x1 - 1, y1 - 1, x2, y2. A box with
+    xmax <= xmin or ymax <= ymin as written has been a slip of the hand and is left out; notes name file and object.
+    Difficult objects are kept and marked. Classes are sorted names of all objects in Annotations (so that splits
+    agree), or class_names in the given order; category ids are 1..C. Image and annotation ids count through the whole
+    folder, the same in every split. Size is the XML's, else the image's. Part boxes and segmentation images are not
+    read. ValueError naming the XML file, object, field and value for anything else.
+    """
+    root = Path(root)
+    files = sorted((root / "Annotations").glob("*.xml"))
+    if not files:
+        raise ValueError(f"{root}: no Annotations/*.xml: expected a VOC folder with Annotations/ and JPEGImages/")
+    chosen = _split_stems(root, split, [file.stem for file in files])
+    trees = {file.stem: _parse(file) for file in files}
+    objects = {file.stem: _objects(file, trees[file.stem]) for file in files}
+    names = _class_names(root, objects, class_names)
+    images = {p.stem: p.name for p in sorted((root / "JPEGImages").glob("*")) if p.suffix.lower() in SUFFIXES}
+
+    document: dict = {"images": [], "annotations": []}
+    document["categories"] = [{"id": c + 1, "name": name} for c, name in enumerate(names)]
+    left_out, from_zero, own = [], [], 0
+    for number, file in enumerate(files, 1):
+        if file.stem in chosen:
+            name = images.get(file.stem) or (trees[file.stem].findtext("filename") or f"{file.stem}.jpg").strip()
+            height, width = _size(file, trees[file.stem], root / "JPEGImages" / name)
+            document["images"].append({"id": number, "file_name": name, "height": height, "width": width})
+            for position, found in enumerate(objects[file.stem], 1):
+                x1, y1, x2, y2 = found.corners
+                where = f"{file.name} object {position}"
+                if x2 <= x1 or y2 <= y1:
+                    left_out.append(f"{where} ({found.name}, {[x1, y1, x2, y2]})")
+                    continue
+                if min(x1, y1) < 1:
+                    from_zero.append(where)
+                label = _label(file, position, found.name, names)
+                document["annotations"].append(_record(found, own + position, number, label + 1))
+        own += len(objects[file.stem])
+    dataset = coco.from_document(document, root, root / "JPEGImages")
+    return replace(dataset, notes=dataset.notes + _notes(left_out, from_zero))
+
+
+def _record(found: _Object, own: int, image_id: int, category_id: int) -> dict[str, Any]:
+    x1, y1, x2, y2 = found.corners
+    box = [x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1]
+    numbers = {"id": own, "image_id": image_id, "category_id": category_id, "iscrowd": 0}
+    return numbers | {"bbox": box, "area": box[2] * box[3], "difficult": found.difficult}
+
+
+def _notes(left_out: list[str], from_zero: list[str]) -> tuple[str, ...]:
+    notes = ()
+    if left_out:
+        notes += (f"{len(left_out)} boxes without width or height left out: {', '.join(left_out)}",)
+    if from_zero:
+        listed = ", ".join(from_zero)
+        notes += (f"{len(from_zero)} boxes with a corner below VOC's first pixel 1 kept as written: {listed}",)
+    return notes
+
+
+def _split_stems(root: Path, split: str | None, stems: list[str]) -> set[str]:
+    if split is None:
+        return set(stems)
+    folder = root / "ImageSets" / "Main"
+    known = sorted(p.stem for p in folder.glob("*.txt"))
+    if split not in known:
+        raise ValueError(f"{folder}: split = {split!r}: expected one of {known}{_near(split, known)}")
+    lines = (folder / f"{split}.txt").read_text().splitlines()
+    chosen = {}  # a class file of VOC has a second column; only the first names the image
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            chosen.setdefault(line.split()[0], number)
+    unknown = chosen.keys() - set(stems)
+    if unknown:
+        first = min(unknown, key=chosen.__getitem__)
+        raise ValueError(
+            f"{folder / split}.txt: line {chosen[first]}: image {first!r}: expected a file Annotations/{first}.xml"
+            f"{_near(first, stems)}"
+        )
+    if not chosen:
+        raise ValueError(f"{folder / split}.txt: no image: expected one name a line")
+    return set(chosen)
+
+
+def _near(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, 1)
+    return f" (nearest: {near[0]!r})" if near else ""
+
+
+def _parse(file: Path) -> ElementTree.Element:
+    try:
+        return ElementTree.parse(file).getroot()
+    except ElementTree.ParseError as error:
+        line, column = error.position
+        raise ValueError(f"{file}: line {line}, column {column + 1}: not valid XML ({error.msg})") from None
+
+
+def _objects(file: Path, tree: ElementTree.Element) -> list[_Object]:
+    found = []
+    for position, element in enumerate(tree.findall("object")):
+        where = f"{file}: object {position + 1}"
+        name = (element.findtext("name") or "").strip()
+        if not name:
+            raise ValueError(f"{where}: field 'name' is missing: expected the name of a class")
+        difficult = (element.findtext("difficult") or "0").strip()
+        if difficult not in ("0", "1"):
+            raise ValueError(f"{where}: difficult = {difficult!r}: expected 0 or 1")
+        corners = tuple(_corner(where, element, field) for field in _CORNERS)
+        found.append(_Object(name, corners, int(difficult)))
+    return found
+
+
+def _corner(where: str, element: ElementTree.Element, field: str) -> float:
+    text = element.findtext(f"bndbox/{field}")
+    if text is None:
+        raise ValueError(f"{where}: field 'bndbox/{field}' is missing: expected a pixel coordinate")
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError(f"{where}: {field} = {text.strip()!r}: expected a pixel coordinate")
+    return value
+
+
+def _class_names(root: Path, objects: dict[str, list[_Object]], given: Sequence[str] | None) -> list[str]:
+    names = list(given) if given is not None else sorted({o.name for found in objects.values() for o in found})
+    if not names:
+        raise ValueError(f"{root}: no object in any of {len(objects)} files: expected some, or class_names")
+    return names
+
+
+def _label(file: Path, position: int, name: str, names: list[str]) -> int:
+    if name not in names:
+        raise ValueError(f"{file}: object {position}: name = {name!r}: expected one of {names}{_near(name, names)}")
+    return names.index(name)
+
+
+def _size(file: Path, tree: ElementTree.Element, image: Path) -> tuple[int, int]:
+    texts = [(tree.findtext(f"size/{field}") or "0").strip() for field in ("height", "width")]
+    if not all(text.isdecimal() for text in texts):
+        raise ValueError(f"{file}: size = {texts}: expected height and width in whole pixels")
+    height, width = map(int, texts)
+    return (height, width) if height and width else image_size(image)

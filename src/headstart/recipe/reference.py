@@ -1,0 +1,100 @@
+"""The recipe reference, made from the models and the comments of the base recipes: `python -m headstart.reference`."""
+
+import re
+import types
+import typing
+from typing import Any
+
+from pydantic import BaseModel
+
+from headstart.recipe.load import KINDS, read_yaml, shipped
+from headstart.recipe.recipe import flatten
+
+_LINE = re.compile(r"^(?P<indent> *)(?P<key>\w+):(?P<value>[^#]*)(?:#\s?(?P<comment>.*))?$")
+
+
+def reference() -> str:
+    """docs/recipes.md: every field of all kinds of recipe, its type, base value and meaning."""
+    parts = [
+        "# Recipe reference",
+        "",
+        "Made by `make docs` from the models in `src/headstart/recipe/` and the comments in "
+        "`src/headstart/recipes/`; a test keeps it in step. A recipe file is a patch on the base recipe of its task, "
+        "and `key.path=value` on the command line is a patch on the recipe. "
+        "Durations carry a unit: `500 steps`, `12 epochs`, `90k images`.",
+        "",
+    ]
+    for task, (model, name) in KINDS.items():
+        parts += [
+            f"## {task.capitalize()} (`{name}.yaml`)",
+            "",
+            "| field | type | base value | meaning |",
+            "|---|---|---|---|",
+        ]
+        comments = comments_of(shipped()[name].read_text())
+        for field, value in flatten(read_yaml(shipped()[name])).items():
+            shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+            text = comments.get(field, "").replace("|", "\\|")
+            parts.append(f"| `{field}` | {type_of(model, field)} | `{shown}` | {text} |")
+        parts.append("")
+    parts += ["## Shipped recipes", "", "| name | what |", "|---|---|"]
+    parts += [f"| `{name}` | {first_line(path.read_text())} |" for name, path in shipped().items()]
+    return "\n".join(parts) + "\n"
+
+
+def first_line(text: str) -> str:
+    """What a shipped file says of itself: its header up to the first full stop."""
+    header = " ".join(
+        line.removeprefix("#").strip() for line in text.split("\n\n")[0].splitlines() if line.startswith("# ")
+    )
+    return header.split(". ")[0].rstrip(".:").replace("|", "\\|")
+
+
+def comments_of(text: str) -> dict[str, str]:
+    """{dotted field: comment} of a YAML file whose fields stand one a line."""
+    comments: dict[str, str] = {}
+    path: list[tuple[int, str]] = []
+    for line in text.splitlines():
+        found = _LINE.match(line)
+        if not found:
+            continue
+        indent = len(found["indent"])
+        path = [(depth, key) for depth, key in path if depth < indent] + [(indent, found["key"])]
+        if found["comment"]:
+            comments[".".join(key for _, key in path)] = found["comment"].strip()
+    return comments
+
+
+def type_of(model: type[BaseModel], path: str) -> str:
+    """The type of a dotted field in words."""
+    name, _, rest = path.partition(".")
+    annotation: Any = model.model_fields[name].annotation
+    if not rest:
+        return _words(annotation)
+    options = [
+        option
+        for option in (annotation, *typing.get_args(annotation))
+        if isinstance(option, type) and issubclass(option, BaseModel)
+    ]
+    return next(type_of(option, rest) for option in options if rest.split(".")[0] in option.model_fields)
+
+
+def _words(annotation: Any) -> str:
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return _words(arguments[0])
+    if origin is typing.Literal:
+        return " or ".join(f"`{argument}`" for argument in arguments)
+    if origin in (types.UnionType, typing.Union):
+        return " or ".join(_words(argument) for argument in arguments)
+    if origin is tuple:
+        return "list of " + " and ".join(
+            dict.fromkeys(_words(argument) for argument in arguments if argument is not Ellipsis)
+        )
+    return {"int": "whole number", "float": "number", "str": "text", "bool": "true or false", "NoneType": "null"}[
+        annotation.__name__
+    ]
+
+
+if __name__ == "__main__":
+    print(reference(), end="")

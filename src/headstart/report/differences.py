@@ -1,0 +1,88 @@
+"""How the arms of a study differ: in what was resolved before the first run, and in what their runs then held.
+
+The recipes are compared before anything runs (plan.json). The models and data are compared here, from what each arm's
+first run wrote down: parameters and norms by part, what trains, the content of the data, the tuning effort.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from headstart.recipe.recipe import flatten
+from headstart.study.folder import Run, StudyFolder
+
+# What an arm must declare for its runs to differ in these, by the beginning of a declared field.
+PARAMETERS, TRAINED, NORM, DATA = "parameters", "trained parameters", "norm", "content of the data"
+EFFORT = ("trials", "steps", "note")
+_DECLARED_BY = {
+    PARAMETERS: ("model",),
+    NORM: ("model",),
+    TRAINED: ("model", "start"),
+    DATA: ("data", "input", "model"),  # a keypoint head takes only images with keypoints
+}
+
+
+def difference_rows(folder: StudyFolder) -> list[dict[str, Any]]:
+    """Rows of the difference sheet: field, values by arm, and whether an arm declares it."""
+    return [*folder.differences, *(row for row in measured(folder) if len(set(row["values"].values())) > 1)]
+
+
+def starts_differ(folder: StudyFolder) -> bool:
+    """Whether the study asks about starts; one of precision, or of a recipe against itself, does not."""
+    return any(str(row["field"]).startswith("start.") for row in folder.differences)
+
+
+def compared(folder: StudyFolder) -> list[dict[str, Any]]:
+    """What was compared between the arms' runs and found the same; empty before two arms have begun."""
+    rows = [row for row in measured(folder) if len(set(row["values"].values())) == 1]
+    return [{"field": row["field"], "value": next(iter(row["values"].values()))} for row in rows]
+
+
+def tuning_rows(folder: StudyFolder) -> list[dict[str, Any]]:
+    """What was spent on finding each arm's settings, as the study file declares it; None where it says nothing."""
+    told = folder.settings.get("tuning") or {}
+    return [{"arm": arm, **{name: (told.get(arm) or {}).get(name) for name in EFFORT}} for arm in folder.arms]
+
+
+def undeclared(folder: StudyFolder) -> tuple[str, ...]:
+    """Fields in which arms differ without having declared it: they make a comparison void."""
+    return tuple(str(row["field"]) for row in difference_rows(folder) if not row.get("declared"))
+
+
+def measured(folder: StudyFolder) -> list[dict[str, Any]]:
+    """What the first audited run of each arm held, a row a property; none before two arms have begun."""
+    facts = {arm: found for arm in folder.arms if (found := _facts(folder, arm))}
+    if len(facts) < 2:
+        return []
+    rows = []
+    for field in dict.fromkeys(field for own in facts.values() for field in own):
+        values = {arm: str(own.get(field, "none")) for arm, own in facts.items()}
+        rows.append({"field": field, "values": values, "declared": _is_declared(folder, field)})
+    return rows
+
+
+def _facts(folder: StudyFolder, arm: str) -> dict[str, str]:
+    """Of the first run of an arm at the largest fraction and first seed that has an audit."""
+    own = [run for run in folder.runs.values() if run.segment.kind != "pretrain" and run.segment.arm == arm]
+    own = [run for run in own if run.segment.fraction == folder.fractions[0] and run.directory]
+    found = next(((run, audit) for run in own if (audit := run.fact("audit.json"))), None)
+    return _facts_of(*found) if found else {}
+
+
+def _facts_of(run: Run, audit: dict[str, Any]) -> dict[str, str]:
+    rows = audit["rows"]
+    frozen = [row["group"] for row in rows if row["training"] != "trains"]
+    facts = {
+        PARAMETERS: f"{sum(row['num_params'] for row in rows):,}",
+        TRAINED: f"all but {', '.join(frozen)}" if frozen else "all",
+        NORM: "; ".join(dict.fromkeys(row["norm"] for row in rows)),
+    }
+    segment = run.fact("segment.json") or {}
+    if segment.get("fingerprint"):
+        facts[DATA] = f"{segment['fingerprint'][:12]} ({segment.get('num_images', '?')} images)"
+    return facts
+
+
+def _is_declared(folder: StudyFolder, field: str) -> bool:
+    fields = [name for patch in (folder.settings.get("arms") or {}).values() for name in flatten(patch or {})]
+    return any(name.split(".")[0] in _DECLARED_BY[field] for name in fields)

@@ -1,0 +1,85 @@
+"""PreciseBN: the statistics that BatchNorm evaluates with, from many batches under the weights as they are.
+
+Running averages lag behind the weights and are noisy at small batches (Wu and Johnson 2021, section 3). Nothing of the
+training trajectory is touched: its own running averages are put back.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from headstart.ops import processes as distributed
+from headstart.weights.freeze import frozen_modules, set_train_mode
+
+_NOTHING = -1.0  # a variance that no batch has: a layer that keeps it saw no sample
+
+
+def live_norms(model: nn.Module, freeze: str) -> dict[str, _BatchNorm]:
+    """BatchNorm layers, of either kind, whose statistics follow the batches; those in frozen parts do not."""
+    frozen = {id(layer) for part in frozen_modules(model, freeze) for layer in part.modules()}
+    return {
+        name: layer
+        for name, layer in model.named_modules()
+        if isinstance(layer, _BatchNorm) and id(layer) not in frozen
+    }
+
+
+@torch.no_grad()
+def precise_statistics(
+    model: nn.Module, forward: Callable[[Any], object], batches: Iterable[Any], *, freeze: str
+) -> dict[str, Tensor]:
+    """Mean and variance of every live norm's input over `batches`, by buffer name; the model is left as it was.
+
+    forward(batch) runs the model in its training mode. The variance is that of the batches pooled: E[mean^2 + variance]
+    - E[mean]^2. A layer that saw no sample in any batch keeps its running averages. Processes are averaged.
+    """
+    norms = live_norms(model, freeze)
+    kept = {name: (layer.momentum, [b.clone() for b in layer.buffers()]) for name, layer in norms.items()}
+    sums = {name: torch.zeros(3, layer.num_features, device=layer.running_mean.device) for name, layer in norms.items()}
+    set_train_mode(model, freeze)
+    for layer in norms.values():
+        layer.momentum = 1.0  # the running averages become the last batch's own
+    for batch in batches:
+        for layer in norms.values():
+            layer.running_var.fill_(_NOTHING)
+        forward(batch)
+        for name, layer in norms.items():
+            mean, seen = layer.running_mean, (layer.running_var != _NOTHING).float()
+            sums[name] += seen * torch.stack([mean, mean**2 + layer.running_var, torch.ones_like(mean)])
+    for name, layer in norms.items():
+        layer.momentum, buffers = kept[name]
+        for buffer, value in zip(layer.buffers(), buffers, strict=True):
+            buffer.copy_(value)
+    return {
+        f"{name}.{kind}": value
+        for name, layer in norms.items()
+        for kind, value in _pooled(distributed.mean(sums[name]), layer).items()
+    }
+
+
+def _pooled(sums: Tensor, layer: _BatchNorm) -> dict[str, Tensor]:
+    seen, count = sums[2] > 0, sums[2].clamp(min=1e-6)
+    mean = sums[0] / count
+    variance = (sums[1] / count - mean**2).clamp(min=0)
+    return {
+        "running_mean": torch.where(seen, mean, layer.running_mean),
+        "running_var": torch.where(seen, variance, layer.running_var),
+    }
+
+
+@contextmanager
+def holding(model: nn.Module, statistics: dict[str, Tensor]) -> Iterator[None]:
+    """The model with these statistics, for as long as the block lasts."""
+    buffers = dict(model.named_buffers())
+    own = {name: buffers[name].clone() for name in statistics}
+    for name, value in statistics.items():
+        buffers[name].copy_(value)
+    try:
+        yield
+    finally:
+        for name, value in own.items():
+            buffers[name].copy_(value)

@@ -1,0 +1,142 @@
+"""Run a stretch of a finished run again, and see whether it comes out the same, bit for bit."""
+
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from headstart.recipe.load import stored_recipe
+from headstart.recipe.recipe import AnyRecipe
+from headstart.tasks.task import Task
+from headstart.training import loop
+from headstart.training.lineage import Span
+from headstart.training.rows import read_rows
+from headstart.training.run import make_task, prepare_branch, prepare_start, settings_of
+from headstart.weights import checkpoint
+from headstart.weights.freeze import freeze
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was run again: steps start..stop, how many rows and tensors were compared, and the first few differences."""
+
+    directory: Path
+    start: int
+    stop: int
+    num_rows: int
+    num_tensors: int
+    differences: tuple[str, ...]
+
+    def line(self) -> str:
+        """The outcome in one line."""
+        what = f"{self.directory}: steps {self.start} to {self.stop} run again"
+        if self.differences:
+            more = f" (and {len(self.differences) - 1} more)" if len(self.differences) > 1 else ""
+            return f"{what}: NOT the same: {self.differences[0]}{more}"
+        return f"{what}: {self.num_rows} rows and {self.num_tensors} tensors are equal bit for bit"
+
+
+def verify(run: str | Path) -> Verification:
+    """Run from a run's second-newest checkpoint to its newest again, in a temporary folder, and compare.
+
+    With one checkpoint only, the stretch begins where the run began: at its parent's end, its weights, or at random.
+    Rows are compared apart from seconds; weights, optimizer state and counters bit for bit.
+    ValueError for a run without checkpoints, and for data that has changed since.
+    """
+    directory = Path(run)
+    steps = checkpoint.steps_saved(directory)
+    if not steps:
+        raise ValueError(f"{directory}: holds no checkpoints, expected a run directory")
+    stop = steps[-1]
+    kept = checkpoint.load(checkpoint.path_of(directory, stop))
+    if "span" not in kept:
+        raise ValueError(f"{checkpoint.path_of(directory, stop)}: does not say which schedule it followed")
+    recipe, span = recipe_of(kept, checkpoint.path_of(directory, stop)), Span.from_facts(kept["span"], directory.parent)
+    _use_threads_of(directory, recipe)
+    task = make_task(recipe)
+    if task.fingerprint != kept["fingerprint"]:
+        raise ValueError(
+            f"{directory}: the data of its recipe has changed since, expected {recipe.data.train} as it was"
+        )
+    start = _stretch_start(directory, steps, span, recipe, task)
+    # A run that has not reached its end is not judged there, nor is a trunk.
+    settings = settings_of(recipe, task, is_trunk=span.is_trunk or stop < span.stop)
+    with tempfile.TemporaryDirectory() as folder:
+        again = loop.run(task, span.schedule, settings, Path(folder), start, stop=stop, keep={"recipe": {}})
+        new_rows, new = read_rows(Path(folder) / "rows.jsonl"), checkpoint.load(again)
+    old_rows = _compared(read_rows(directory / "rows.jsonl"), start.step, stop)
+    new_rows = _compared(new_rows, start.step, stop)
+    old, new = ({key: state[key] for key in ("model", "optimizer", "counters", "window")} for state in (kept, new))
+    differences = [*_row_differences(old_rows, new_rows), *state_differences(old, new)]
+    return Verification(directory, start.step, stop, len(old_rows), _num_tensors(old), tuple(differences))
+
+
+def recipe_of(state: dict[str, Any], path: Path) -> AnyRecipe:
+    """The recipe of a checkpoint's content."""
+    return stored_recipe(state["recipe"], str(path))
+
+
+def _use_threads_of(directory: Path, recipe: AnyRecipe) -> None:
+    """Sums on a CPU depend on how many threads share them: use as many as the run did.
+
+    They depend on how many processes share them too: ValueError for a run of several.
+    """
+    path = directory / "environment.json"
+    environment = json.loads(path.read_text()) if path.exists() else {}
+    if environment.get("processes", 1) != 1:
+        raise ValueError(
+            f"{directory}: was trained by {environment['processes']} processes, whose sums one process does not repeat "
+            "bit for bit; expected a run of one process"
+        )
+    recorded = environment.get("threads")
+    torch.set_num_threads(recipe.train.threads or recorded or torch.get_num_threads())
+
+
+def _stretch_start(
+    directory: Path, steps: list[int], span: Span, recipe: AnyRecipe, task: Task
+) -> checkpoint.StartPoint:
+    path = checkpoint.path_of(directory, steps[-2]) if len(steps) > 1 else span.parent
+    if path is None:
+        prepare_start(task, recipe)
+        return checkpoint.StartPoint("weights" if recipe.start.weights else "random", None, 0, None)
+    state = checkpoint.load(path)
+    start = checkpoint.StartPoint("checkpoint", path, state["step"], state)
+    if span.carries and path == span.parent:
+        return prepare_branch(task, recipe, span.schedule, start)[0]
+    freeze(task.model, recipe.start.freeze)
+    return start
+
+
+def _compared(rows: list[dict[str, Any]], start: int, stop: int) -> list[dict[str, Any]]:
+    return [
+        {key: value for key, value in row.items() if key != "seconds"}
+        for row in rows
+        if row["kind"] in ("train", "eval") and start < row["step"] <= stop
+    ]
+
+
+def _row_differences(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[str]:
+    found = [f"{a['kind']} row of step {a['step']}" for a, b in zip(old, new) if a != b]
+    return found + ([f"{len(old)} rows are now {len(new)}"] if len(old) != len(new) else [])
+
+
+def state_differences(old: Any, new: Any, name: str = "") -> list[str]:
+    """Where two checkpoints' contents differ in any bit, by dotted name."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = dict.fromkeys([*old, *new])
+        return [line for key in keys for line in state_differences(old.get(key), new.get(key), f"{name}.{key}")]
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        return [line for at, (a, b) in enumerate(zip(old, new)) for line in state_differences(a, b, f"{name}.{at}")]
+    if isinstance(old, torch.Tensor) and isinstance(new, torch.Tensor):
+        same = old.dtype == new.dtype and old.shape == new.shape and loop.bits(old) == loop.bits(new)
+    else:
+        same = type(old) is type(new) and old == new
+    return [] if same else [name.removeprefix(".")]
+
+
+def _num_tensors(value: Any) -> int:
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return isinstance(value, torch.Tensor) + sum(_num_tensors(part) for part in parts)

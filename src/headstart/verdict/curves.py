@@ -1,0 +1,260 @@
+"""Questions to learning curves: who is ahead at equal effort, where scratch catches up, what a start is worth.
+
+Letters: S seeds, P points of a curve, F fractions. Scores in 0..1, higher is better, both arms paired by seed.
+Between points curves are straight lines; nothing is extrapolated. For verdicts give the ends of schedules as points
+(x the total of each, score the final one): points inside a run mix in where its rate happened to drop.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from headstart.verdict.numbers import amount
+from headstart.verdict.paired import t_half_width
+from headstart.verdict.verdict import Rule, Verdict, judge
+
+REFINED = 16  # parts of a stretch between two points: between them the spread over seeds is not a straight line
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """Scores [S, P] of one arm over x [P], ascending: steps, images, or any cost in one unit."""
+
+    arm: str
+    x: np.ndarray
+    scores: np.ndarray
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "x", np.asarray(self.x, float))
+        object.__setattr__(self, "scores", np.atleast_2d(np.asarray(self.scores, float)))
+        if self.scores.shape[1] != len(self.x) or not len(self.x):
+            raise ValueError(f"curve {self.arm}: {self.scores.shape[1]} scores a seed for {len(self.x)} points")
+        if np.any(np.diff(self.x) <= 0):
+            raise ValueError(f"curve {self.arm}: x is {self.x.tolist()}, expected ascending values")
+
+    def at(self, x: np.ndarray | float) -> np.ndarray:
+        """Scores at x by linear interpolation: [S, ...] for x [...]; nan outside the curve."""
+        return np.stack([np.interp(x, self.x, seed, left=np.nan, right=np.nan) for seed in self.scores])
+
+
+@dataclass(frozen=True)
+class Crossover:
+    """Where the candidate catches up with the baseline for good; x, low and high are None beyond the budget.
+
+    low..high are all x at which the difference cannot be told from zero (inverted pointwise t intervals): a confidence
+    interval of the crossing, open above where high is None. With one seed there is none: indicative.
+    """
+
+    baseline: str
+    candidate: str
+    axis: str
+    level: float
+    num_seeds: int
+    start: float
+    budget: float
+    x: float | None
+    low: float | None
+    high: float | None
+    per_seed: tuple[float | None, ...]
+
+    @property
+    def indicative(self) -> bool:
+        return self.num_seeds < 2
+
+
+@dataclass(frozen=True)
+class ImagesWorth:
+    """With how many labelled images the candidate does as well as the baseline with `images`; None beyond `most`.
+
+    The extra images, `needed` - `images`, are what the baseline's start is worth there.
+    """
+
+    baseline: str
+    candidate: str
+    level: float
+    num_seeds: int
+    images: int
+    least: int
+    most: int
+    needed: float | None
+    low: float | None
+    high: float | None
+
+    @property
+    def indicative(self) -> bool:
+        return self.num_seeds < 2
+
+
+@dataclass(frozen=True)
+class Overfit:
+    """Where validation is best, by how much it falls from there to the end, and whether that is overfitting.
+
+    The fall of each seed is from the peak that the *other* seeds show, so that picking a peak out of noise does not
+    count as a fall. decided: its interval lies above the tolerance while training went on improving.
+    """
+
+    arm: str
+    axis: str
+    level: float
+    num_seeds: int
+    onset: float
+    fall: float
+    half_width: float
+    train_gain: float
+    decided: bool
+    judged: bool = False
+
+    @property
+    def indicative(self) -> bool:
+        return self.num_seeds < 2
+
+
+def compare_at(
+    rule: Rule, baseline: Curve, candidate: Curve, *, axis: str = "steps", at: float | None = None
+) -> Verdict:
+    """Who wins at equal x: both curves at `at`, or at the largest x that both reach.
+
+    With whole costs on the axis a pre-trained curve begins after its pre-training, so the two may not overlap at all;
+    that is "not decidable", and the reason says who had not begun.
+    """
+    x = min(baseline.x[-1], candidate.x[-1]) if at is None else at
+    verdict = judge(rule, baseline.at(x), candidate.at(x), where=f"at {amount(x)} {axis}")
+    outside = [curve for curve in (baseline, candidate) if not curve.x[0] <= x <= curve.x[-1]]
+    if not outside:
+        return verdict
+    curve = outside[0]
+    state = "has not begun" if x < curve.x[0] else "has ended"
+    reason = f"{curve.arm} {state}: it spans {amount(curve.x[0])} to {amount(curve.x[-1])} {axis}"
+    return replace(verdict, reason=reason, num_left_out=0)
+
+
+def crossover(
+    baseline: Curve, candidate: Curve, *, level: float = 0.95, axis: str = "steps", within: float = 0.0
+) -> Crossover:
+    """From which x on the candidate is not below the baseline (less `within`), to the end of what both reach.
+
+    Raises ValueError where the curves do not overlap or have other numbers of seeds.
+    """
+    grid, difference = _difference(baseline, candidate)
+    difference = difference + within
+    mean = difference.mean(0)
+    half = t_half_width(difference, level)
+    known = len(difference) > 1
+    return Crossover(
+        baseline=baseline.arm,
+        candidate=candidate.arm,
+        axis=axis,
+        level=level,
+        num_seeds=len(difference),
+        start=float(grid[0]),
+        budget=float(grid[-1]),
+        x=_stays_up_from(grid, mean),
+        low=_first_up(grid, mean + half) if known else None,
+        high=_stays_up_from(grid, mean - half) if known else None,
+        per_seed=tuple(_stays_up_from(grid, seed) for seed in difference),
+    )
+
+
+def images_worth(baseline: Curve, candidate: Curve, *, images: int, level: float = 0.95) -> ImagesWorth:
+    """How many labelled images the candidate needs to do as well as the baseline with `images` of them.
+
+    x of both curves is the number of training images (one point a fraction), interpolated on a log scale. The answer
+    holds where scores grow with images. Raises ValueError where `images` lies outside the baseline's curve.
+    """
+    if not baseline.x[0] <= images <= baseline.x[-1]:
+        raise ValueError(
+            f"images is {images}, expected {baseline.x[0]:g} to {baseline.x[-1]:g}, which {baseline.arm} has"
+        )
+    target = Curve(baseline.arm, np.log(baseline.x), baseline.scores).at(np.log(images))
+    x = np.log(candidate.x)
+    level_line = Curve(baseline.arm, x, np.repeat(target[:, None], len(x), axis=1))
+    found = crossover(level_line, Curve(candidate.arm, x, candidate.scores), level=level)
+    needed, low, high = (None if value is None else float(np.exp(value)) for value in (found.x, found.low, found.high))
+    return ImagesWorth(
+        baseline=baseline.arm,
+        candidate=candidate.arm,
+        level=level,
+        num_seeds=found.num_seeds,
+        images=images,
+        least=round(candidate.x[0]),
+        most=round(candidate.x[-1]),
+        needed=needed,
+        low=low,
+        high=high,
+    )
+
+
+def overfit_onset(
+    train: Curve,
+    validation: Curve,
+    *,
+    level: float = 0.95,
+    tolerance: float = 0.0,
+    axis: str = "steps",
+    judged: bool = False,
+) -> Overfit:
+    """Where validation peaks, and whether it falls from there by more than `tolerance` while training still improves.
+
+    Both curves have the same x; `judged` says that training is a score on training images, else give losses with their
+    sign turned. One seed gives an indication, never a decision.
+    """
+    scores, num_seeds = validation.scores, len(validation.scores)
+    if not np.array_equal(train.x, validation.x):
+        raise ValueError(f"curve {train.arm}: training and validation have other x, expected the same points")
+    onset = int(scores.mean(0).argmax())
+    others = [np.delete(scores, seed, 0).mean(0) if num_seeds > 1 else scores[0] for seed in range(num_seeds)]
+    falls = np.array([seed[other.argmax()] - seed[-1] for seed, other in zip(scores, others)])
+    half = float(t_half_width(falls, level))
+    gain = float((train.scores[:, -1] - train.scores[:, onset]).mean())
+    return Overfit(
+        arm=validation.arm,
+        axis=axis,
+        level=level,
+        num_seeds=num_seeds,
+        onset=float(validation.x[onset]),
+        fall=float(falls.mean()),
+        half_width=half,
+        train_gain=gain,
+        decided=bool(falls.mean() - half > tolerance and gain > 0),
+        judged=judged,
+    )
+
+
+def _difference(baseline: Curve, candidate: Curve) -> tuple[np.ndarray, np.ndarray]:
+    """Points [G] within both curves, every x of either among them, and candidate minus baseline there, [S, G]."""
+    if len(baseline.scores) != len(candidate.scores):
+        raise ValueError(
+            f"curves {baseline.arm} and {candidate.arm} have {len(baseline.scores)} and {len(candidate.scores)} seeds, "
+            "expected pairs"
+        )
+    grid = np.union1d(baseline.x, candidate.x)
+    grid = grid[(grid >= max(baseline.x[0], candidate.x[0])) & (grid <= min(baseline.x[-1], candidate.x[-1]))]
+    if not len(grid):
+        raise ValueError(f"curves {baseline.arm} and {candidate.arm} do not overlap: nothing to compare")
+    places = np.arange(REFINED * (len(grid) - 1) + 1) / REFINED
+    fine = np.interp(places, np.arange(len(grid)), grid)
+    return fine, candidate.at(fine) - baseline.at(fine)
+
+
+def _stays_up_from(x: np.ndarray, y: np.ndarray) -> float | None:
+    """The x from which straight lines through y never fall below 0 again; None where they end below."""
+    below = np.flatnonzero(~(y >= 0))
+    if not len(below):
+        return float(x[0])
+    last = below[-1]
+    return None if last == len(x) - 1 else _zero(x[last : last + 2], y[last : last + 2])
+
+
+def _first_up(x: np.ndarray, y: np.ndarray) -> float | None:
+    """The first x at which straight lines through y reach 0; None where they never do."""
+    up = np.flatnonzero(y >= 0)
+    if not len(up):
+        return None
+    first = up[0]
+    return float(x[0]) if first == 0 else _zero(x[first - 1 : first + 1], y[first - 1 : first + 1])
+
+
+def _zero(x: np.ndarray, y: np.ndarray) -> float:
+    return float(x[0] + (x[1] - x[0]) * -y[0] / (y[1] - y[0]))

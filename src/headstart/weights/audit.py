@@ -1,0 +1,237 @@
+"""The initialisation audit: before step 0, where every tensor comes from, whether it trains, and how it is normalised.
+
+It looks at the model as it is and at what was really loaded, not at what was asked for; and it compares both with the
+declared start. Errors, not warnings: an arm that is not what it says makes a comparison void (peers.md section 4).
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from headstart.weights.audit_table import AuditRow, audit_rows, has_statistics, is_fixed
+from headstart.weights.freeze import frozen_modules
+from headstart.weights.input import InputSpec
+from headstart.weights.load import expected_names, named_tensors, prefix_of
+from headstart.weights.mismatch import LoadReport
+
+STARTS = ("random", "backbone", "detector", "branch")
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What a run starts from. `errors` is empty where the start is what it is declared to be.
+
+    A branch also has tensors that are `new`, and `reshaped` ones {name: (shape in the parent, shape here)}: they start
+    as they were built.
+    """
+
+    start: str
+    freeze: str
+    file: str | None
+    hash: str | None
+    rows: tuple[AuditRow, ...]
+    errors: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    new: tuple[str, ...] = ()
+    reshaped: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, as it is written to a run's audit.json."""
+        return asdict(self)
+
+    def table(self) -> list[tuple[str, ...]]:
+        """Header and rows of text, to be printed."""
+        header = ("part", "source", "tensors", "numbers", "trains", "norm")
+        rows = [(r.group, r.source, str(r.num_tensors), f"{r.num_params:,}", r.training, r.norm) for r in self.rows]
+        return [header, *rows]
+
+    def check(self) -> None:
+        """Raise ValueError with every error, one a line."""
+        if self.errors:
+            raise ValueError("\n".join(f"initialisation audit: {error}" for error in self.errors))
+
+
+def fingerprint(model: nn.Module) -> dict[str, str]:
+    """{tensor name: digest of its values}; taken right after construction, it shows later what has changed since."""
+    return {name: _digest(value) for name, value in named_tensors(model).items()}
+
+
+def unseeded(build: Callable[[int], nn.Module]) -> tuple[str, ...]:
+    """Names of weights (two or more dimensions) that `build(seed)` makes equal for two seeds, so that are not random.
+
+    It finds weights that a constructor loads by itself, which no comparison from then on can see. `build` sets torch's
+    seed to what it is given; the caller's random state is left as it was.
+    """
+    with torch.random.fork_rng(devices=[]):
+        built = [named_tensors(build(seed)) for seed in (0, 1)]
+    return tuple(name for name, value in built[0].items() if value.dim() > 1 and torch.equal(value, built[1][name]))
+
+
+def audit(
+    model: nn.Module,
+    *,
+    start: str,
+    freeze: str,
+    input: InputSpec,
+    report: LoadReport | None = None,
+    initial: dict[str, str] | None = None,
+    fixed: Iterable[str] = (),
+) -> Audit:
+    """Audit a model that is ready for step 0: built, loaded, frozen, in its training mode (`set_train_mode`).
+
+    start, freeze: as declared by the recipe; input: how images will be normalised; report: of `load_weights`;
+    initial: `fingerprint` right after construction; fixed: of `unseeded`. The more is given, the more is checked.
+    """
+    assert start in STARTS
+    loaded = {} if report is None else report.loaded
+    errors = [
+        *_loaded_into_random(start, report),
+        *_changed_unseen(model, start, loaded, initial, tuple(fixed)),
+        *_not_loaded(model, start, report),
+        *_frozen_random(model, loaded),
+        *_frozen_otherwise(model, freeze),
+        *_norms(model),
+        *(_input(report, input) if start != "random" and report is not None else ()),
+    ]
+    return Audit(
+        start=start,
+        freeze=freeze,
+        file=None if report is None else report.path,
+        hash=None if report is None else report.hash,
+        rows=tuple(audit_rows(model, report)),
+        errors=tuple(errors),
+        notes=() if report is None else report.notes,
+        left_out=() if report is None else report.left_out,
+        new=() if report is None else report.missing,
+        reshaped={} if report is None else report.mismatched,
+    )
+
+
+def _loaded_into_random(start: str, report: LoadReport | None) -> list[str]:
+    if start != "random" or report is None or not report.loaded:
+        return []
+    return [
+        f"start.kind is random, but {_names(report.loaded)} were loaded from {report.path}; "
+        "set start.weights to null, or declare start.kind backbone or detector"
+    ]
+
+
+def _changed_unseen(
+    model: nn.Module, start: str, loaded: dict[str, str], initial: dict[str, str] | None, fixed: tuple[str, ...]
+) -> list[str]:
+    now = {} if initial is None else fingerprint(model)
+    changed = [name for name in now if now[name] != initial.get(name) and name not in loaded]
+    errors = []
+    if changed:
+        errors.append(
+            f"start.kind is {start}, but {_names(changed)} changed after construction without being loaded from "
+            "start.weights; remove what sets them, or declare it as start.kind and start.weights"
+        )
+    fixed = tuple(name for name in fixed if name not in loaded)
+    if fixed:
+        errors.append(
+            f"start.kind is {start}, but {_names(fixed)} leave the constructor the same for every seed; "
+            "build the backbone without pre-trained weights (pretrained=False) and name them in start.weights"
+        )
+    return errors
+
+
+def _not_loaded(model: nn.Module, start: str, report: LoadReport | None) -> list[str]:
+    if start in ("random", "branch"):  # a branch lists what it does not take over
+        return []
+    if report is None:
+        return [f"start.kind is {start}, but nothing was loaded; give start.weights, or set start.kind to random"]
+    missing = [name for name in expected_names(model, start) if name not in report.loaded and name not in report.reset]
+    if not missing:
+        return []
+    return [
+        f"start.kind is {start}, but {_names(missing)} did not come from {report.path} and are still random; "
+        "use weights of this very model (depth, width, norm), or change model to fit them"
+    ]
+
+
+def _frozen_random(model: nn.Module, loaded: dict[str, str]) -> list[str]:
+    prefix = prefix_of(model)
+    names = [prefix + name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    random = [name for name in names if name not in loaded]
+    if not random:
+        return []
+    return [f"{_names(random)} are random and frozen, so they will never be learnt; set start.freeze to none"]
+
+
+def _frozen_otherwise(model: nn.Module, policy: str) -> list[str]:
+    """What `start.freeze` says against what is."""
+    meant = {id(parameter) for module in frozen_modules(model, policy) for parameter in module.parameters()}
+    prefix, errors = prefix_of(model), []
+    parameters = [(prefix + name, parameter) for name, parameter in model.named_parameters()]
+    frozen = [name for name, parameter in parameters if not parameter.requires_grad and id(parameter) not in meant]
+    training = [name for name, parameter in parameters if parameter.requires_grad and id(parameter) in meant]
+    if frozen:
+        errors.append(f"start.freeze is {policy}, but {_names(frozen)} are frozen too; let them train, or declare it")
+    if training:
+        errors.append(
+            f"start.freeze is {policy}, but {_names(training)} train; apply the policy (freeze), or declare another"
+        )
+    return errors
+
+
+def _norms(model: nn.Module) -> list[str]:
+    prefix = prefix_of(model)
+    norms = {prefix + name: module for name, module in model.named_modules() if has_statistics(module)}
+    identity = [name for name, module in norms.items() if is_fixed(module) and _is_identity(module)]
+    moving = [name for name, module in norms.items() if not is_fixed(module) and _is_frozen(module)]
+    errors = []
+    if identity:
+        in_backbone = any(name.startswith("backbone.") for name in identity)
+        advice = "set model.norm to group or sync_batch and start.freeze to none, or load statistics"
+        if not in_backbone:  # the weights of a classifier have none for these
+            advice = "set model.pyramid_norm and the norm of every head to false, or model.norm to group"
+        errors.append(
+            f"{_names(identity, 'norm')} are frozen with identity statistics (mean 0, variance 1), which is no "
+            f"normalisation at all; {advice}"
+        )
+    if moving:
+        errors.append(
+            f"{_names(moving, 'norm')} are frozen but their statistics still follow each batch; keep them in eval mode "
+            "(set_train_mode), or set model.norm to frozen_batch"
+        )
+    return errors
+
+
+def _input(report: LoadReport, input: InputSpec) -> list[str]:
+    own = report.source_input
+    if own is None:
+        return [
+            f"{report.path} does not say how its images were normalised; convert it with its input stated "
+            "(headstart.model.weights.convert_weights), or save it again with headstart"
+        ]
+    return [
+        f"{difference}: the normalisation that the weights of {report.path} were trained with"
+        for difference in input.differences(own)
+    ]
+
+
+def _is_frozen(module: nn.Module) -> bool:
+    own = list(module.parameters(recurse=False))
+    return bool(own) and not any(parameter.requires_grad for parameter in own)
+
+
+def _is_identity(module: nn.Module) -> bool:
+    return bool((module.running_mean == 0).all()) and bool((module.running_var == 1).all())
+
+
+def _names(names: Iterable[str], noun: str = "tensor", num: int = 3) -> str:
+    """ "4 tensors (a, b, c, …)"."""
+    names = list(names)
+    shown = ", ".join(names[:num]) + (", …" if len(names) > num else "")
+    return f"{len(names)} {noun}{'' if len(names) == 1 else 's'} ({shown})"
+
+
+def _digest(value: Tensor) -> str:
+    raw = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return hashlib.sha256(raw).hexdigest()[:16]

@@ -1,0 +1,248 @@
+"""Loading weights into a model, with an account of every tensor; saving them to share.
+
+`load_weights` is strict: a tensor that the scope expects and does not get, or one that the file has and the model does
+not know, is an error. What is left out on purpose is listed. Names are those of a Detector or Classifier; a bare
+backbone is treated as one that has nothing else, so that its tensors too are "backbone.…".
+"""
+
+import os
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from headstart.model.norm import EPSILON, FrozenBatchNorm
+from headstart.model.vgg import Vgg
+from headstart.weights.files import WeightFile
+from headstart.weights.freeze import backbone_of
+from headstart.weights.input import InputSpec
+from headstart.weights.mismatch import LoadReport, refuse_other_stride, strict_error
+from headstart.weights.names import (
+    KEYPOINT_PREDICTORS,
+    PIXEL_PREDICTORS,
+    PREDICTORS,
+    Names,
+    input_of,
+    is_predictor,
+    layout_of,
+    our_names,
+    rename_for_timm,
+    to_our_rows,
+)
+
+SCOPES = ("backbone", "detector")
+COUNTER = ".num_batches_tracked"  # BatchNorm's, which no computation of ours reads: not a weight, never accounted for
+FIRST_CONVS = ("backbone.conv1.weight", "backbone.features.0.weight")  # of a ResNet, of a VGG
+# First digits of the sha256 of torchvision's COCO_V1 detectors, which it runs with a BatchNorm epsilon of 0
+# (`overwrite_eps` in its constructors): Mask R-CNN, Faster R-CNN and Keypoint R-CNN R50-FPN.
+WITHOUT_EPSILON = ("bf2d0c1e", "258fb6c6", "fc266e95")
+
+# What is counted, the tensor and axis that tell how many there are (with a background or not), and what depends on it.
+_COUNTED = (
+    ("classes", "box_head.classify.weight", 0, 1, PREDICTORS),
+    ("keypoints", "keypoint_head.deconv.weight", 1, 0, KEYPOINT_PREDICTORS),
+    ("classes", "semantic_head.classify.weight", 0, 0, PIXEL_PREDICTORS),
+)
+
+
+def prefix_of(model: nn.Module) -> str:
+    """What the names of `model` lack: "backbone." for a bare backbone."""
+    return "" if backbone_of(model) is not model else "backbone."
+
+
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, counters left out; a bare backbone's get the prefix they have in a model."""
+    prefix = prefix_of(model)
+    return {prefix + name: value for name, value in model.state_dict().items() if not name.endswith(COUNTER)}
+
+
+def expected_names(model: nn.Module, scope: str) -> tuple[str, ...]:
+    """The tensors that weights of a scope should bring: the backbone's for "backbone", all for "detector".
+
+    A VGG's backbone includes the two fully connected layers of its box head.
+    """
+    if scope not in SCOPES:
+        raise ValueError(f"start.kind: weights cannot be loaded as {scope!r}, expected one of {', '.join(SCOPES)}")
+    parts = ("backbone.", "box_head.fcs.") if _has_vgg_head(model) else ("backbone.",)
+    return tuple(name for name in named_tensors(model) if scope == "detector" or name.startswith(parts))
+
+
+def _has_vgg_head(model: nn.Module) -> bool:
+    """Whether a detector's box head is fc6 and fc7 of a VGG: these start from the classifier's too (Fast R-CNN)."""
+    head = getattr(model, "box_head", None)
+    return isinstance(backbone_of(model), Vgg) and head is not None and not head.convs and len(head.fcs) == 2
+
+
+def load_weights(
+    model: nn.Module, file: WeightFile, *, scope: str, input: InputSpec | None = None, strict: bool = True
+) -> LoadReport:
+    """Copy a file's tensors into a detector, a classifier or a bare backbone, and report on each.
+
+    `input` is how this model's images will be normalised: where the source differs in channel order or deviation, the
+    first convolution is converted (exactly, borders included); a different mean cannot be, and is left to the audit.
+    A detector of another number of classes keeps its initial class predictors. ValueError, before anything is copied,
+    where the account is not clean; with strict=False what fits is copied and the report tells the rest.
+    """
+    own, layout = named_tensors(model), layout_of(file)
+    tensors, report = _account(model, file, layout, scope)
+    refuse_other_stride(file.path, layout, report.loaded, tensors, input_of(file, layout))
+    if (strict and (report.missing or report.unexpected or report.mismatched)) or not report.loaded:
+        raise ValueError(strict_error(report, own, tensors))
+    if file.hash.startswith(WITHOUT_EPSILON):
+        tensors |= {name: tensors[name] - EPSILON for name in report.loaded if name.endswith("running_var")}
+    source, notes = _convert_input(tensors, input_of(file, layout), input)
+    with torch.no_grad():
+        for name in report.loaded:
+            own[name].copy_(tensors[name])  # state_dict shares memory with the model
+    return replace(report, source_input=source, notes=(*report.notes, *notes))
+
+
+def save_weights(
+    model: nn.Module, path: str | Path, *, input: InputSpec, metadata: dict[str, str] | None = None
+) -> None:
+    """Write a model to .safetensors, with how its images are normalised; whole or not at all.
+
+    ValueError for another suffix, or a folder that is not there.
+    """
+    _write(Path(path), named_tensors(model), {**(metadata or {}), "input": input.to_text()})
+
+
+def convert_weights(file: WeightFile, path: str | Path, *, input: InputSpec | None = None) -> Names:
+    """Write another project's file under our names to .safetensors; what found no place is in the names returned.
+
+    `input` says how its images were normalised, where the file does not or is wrong. ValueError where neither tells,
+    for Detectron's folded BatchNorm, which only makes sense in the model that it is loaded into, and for MSRA ResNets.
+    """
+    layout = layout_of(file)
+    names, input = our_names(file, layout), input or input_of(file, layout)
+    if input is None:
+        raise ValueError(f"{file.path}: does not say how its images were normalised; state mean, std and order")
+    if layout == "Detectron" and any("_bn_s" in name for name in names.found.values()):
+        raise ValueError(f"{file.path}: has folded BatchNorm, which only a model can use; name it in start.weights")
+    tensors = {ours: to_our_rows(ours, file.tensors[name], layout) for ours, name in names.found.items()}
+    refuse_other_stride(file.path, layout, names.found, tensors, input)
+    _write(Path(path), tensors, {"input": input.to_text(), "converted_from": f"{Path(file.path).name} {file.hash}"})
+    return names
+
+
+def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    if path.suffix != ".safetensors" or not path.parent.is_dir():
+        raise ValueError(f"{path}: expected a name that ends in .safetensors, in a folder that exists")
+    whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    partial = path.with_name(path.name + ".partial")
+    save_file(whole, partial, metadata={**metadata, "author": "headstart"})
+    os.replace(partial, path)
+
+
+def _account(model: nn.Module, file: WeightFile, layout: str, scope: str) -> tuple[dict[str, Tensor], LoadReport]:
+    """Tensors by our name and in our layout, and what would be loaded of them."""
+    own, expected = named_tensors(model), expected_names(model, scope)
+    names = our_names(file, layout)
+    if any(name.startswith("backbone.body.") for name in own):
+        names = rename_for_timm(names, own)
+    tensors = {ours: to_our_rows(ours, file.tensors[name], layout) for ours, name in names.found.items()}
+    names = _sort_out(names, own, tensors, expected)
+    reset, notes = _changed_predictors(own, tensors) if scope == "detector" else ((), ())
+    found = {ours: name for ours, name in names.found.items() if ours not in reset}
+    if layout == "Detectron":
+        found |= _unfold(model, found, tensors)
+    wanted = [name for name in expected if name not in reset]
+    mismatched = {
+        name: (tuple(tensors[name].shape), tuple(own[name].shape))
+        for name in wanted
+        if name in found and tensors[name].shape != own[name].shape
+    }
+    return tensors, LoadReport(
+        path=file.path,
+        hash=file.hash,
+        layout=layout,
+        scope=scope,
+        loaded={name: found[name] for name in wanted if name in found and name not in mismatched},
+        missing=tuple(name for name in wanted if name not in found),
+        unexpected=names.unknown,
+        mismatched=mismatched,
+        left_out=(*names.left_out, *(names.found[name] for name in reset if name in names.found), *file.left_out),
+        reset=reset,
+        notes=notes,
+    )
+
+
+def _sort_out(names: Names, own: dict[str, Tensor], tensors: dict[str, Tensor], expected: Iterable[str]) -> Names:
+    """Names that are not expected become left out (another part, a counter, a zero bias before a norm) or unknown."""
+    expected = set(expected)
+    parts = {name.split(".")[0] for name in expected}
+    found, left_out, unknown = {}, list(names.left_out), list(names.unknown)
+    for ours, name in names.found.items():
+        if ours in expected:
+            found[ours] = name
+        elif ours.endswith(COUNTER):
+            continue
+        elif ours in own or ours.split(".")[0] not in parts or _is_zero_bias(ours, own, tensors[ours]):
+            left_out.append(name)
+        else:
+            unknown.append(name)
+    return Names(found, tuple(left_out), tuple(unknown))
+
+
+def _is_zero_bias(name: str, own: dict[str, Tensor], value: Tensor) -> bool:
+    """A bias of zeros for a convolution that has none, because a norm follows (Detectron's ImageNet files have one)."""
+    return name.endswith(".bias") and f"{name.removesuffix('bias')}weight" in own and not value.any()
+
+
+def _changed_predictors(own: dict[str, Tensor], tensors: dict[str, Tensor]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Predictors that keep their initial values, because the file has another number of classes or keypoints; notes."""
+    names, notes = [], []
+    # One box for all classes is no matter of classes.
+    same = {name for name, value in tensors.items() if name in own and value.shape == own[name].shape}
+    for what, tensor, axis, background, predictors in _COUNTED:
+        if tensor not in own or tensor not in tensors or own[tensor].shape[axis] == tensors[tensor].shape[axis]:
+            continue
+        names += [name for name in own if is_predictor(name, predictors) and name not in same]
+        theirs, ours = (values[tensor].shape[axis] - background for values in (tensors, own))
+        part = "class" if what == "classes" else "keypoint"
+        notes.append(
+            f"the file predicts {theirs} {what} and this model {ours}: {part} predictors keep their initial values"
+        )
+    return tuple(names), tuple(notes)
+
+
+def _unfold(model: nn.Module, found: dict[str, str], tensors: dict[str, Tensor]) -> dict[str, str]:
+    """Statistics for the frozen norms of a Detectron file, which has BatchNorm folded into scale and shift.
+
+    Mean 0 and variance 1 - epsilon make a frozen BatchNorm exactly that scale and shift; a live one cannot use them.
+    """
+    prefix, added = prefix_of(model), {}
+    for module_name, module in model.named_modules():
+        norm = prefix + module_name
+        if not isinstance(module, FrozenBatchNorm) or f"{norm}.weight" not in found or f"{norm}.running_mean" in found:
+            continue
+        tensors[f"{norm}.running_mean"] = torch.zeros_like(module.running_mean)
+        tensors[f"{norm}.running_var"] = torch.full_like(module.running_var, 1 - EPSILON)
+        added |= dict.fromkeys((f"{norm}.running_mean", f"{norm}.running_var"), f"folded in {found[f'{norm}.weight']}")
+    return added
+
+
+def _convert_input(
+    tensors: dict[str, Tensor], source: InputSpec | None, input: InputSpec | None
+) -> tuple[InputSpec | None, tuple[str, ...]]:
+    """Convert the first convolution from the source's channel order and deviations to ours; its new normalisation.
+
+    (p - m) / s_source = (p - m) / s_ours * (s_ours / s_source), so that the factor moves into the weights.
+    """
+    first = next((name for name in FIRST_CONVS if name in tensors), "")
+    weight = tensors.get(first)
+    if source is None or input is None or weight is None or not weight.shape[1] == len(input.std) == len(source.std):
+        return source, ()
+    notes = []
+    if source.order != input.order and len(source.std) == 3:
+        weight, source = weight.flip(1), source.in_order(input.order)
+        notes.append(f"first convolution turned to {input.order} input")
+    if source.std != input.std:
+        weight = weight * (torch.tensor(input.std) / torch.tensor(source.std)).view(1, -1, 1, 1)
+        source = replace(source, std=input.std)
+        notes.append("first convolution scaled to this recipe's input.std")
+    tensors[first] = weight
+    return source, tuple(notes)

@@ -1,0 +1,187 @@
+"""Error types, over-fitting, shares of weights, measured differences: each in the report as its source has it."""
+
+import csv
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from headstart.report import build as report
+from headstart.report.build import build_report
+from headstart.report.differences import undeclared
+from headstart.report.mistakes import TYPES, mistake_tables
+from headstart.study.folder import StudyFolder, read_study_folder
+from headstart.study.public_weights import PUBLIC_WEIGHTS
+from headstart.verdict.numbers import large
+from study_folder import build_study
+
+
+@pytest.fixture(autouse=True)
+def _no_figures(monkeypatch):
+    monkeypatch.setattr(report, "write_figures", lambda *_, **__: [])
+
+
+def build(root, **settings):
+    options = {"schedules": ("1x", "2x"), "pictures": False, "log_every": 100, "fractions": (1.0,)} | settings
+    return build_study(root, **options)
+
+
+def summary_of(path):
+    text = build_report(path).read_text()
+    return json.loads((path / "report.json").read_text()), text
+
+
+def table(path, name):
+    with (path / "tables" / f"{name}.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def answer(summary, question):
+    every = [*summary["answers"], *summary["answers_with_seconds"]]
+    return next((" ".join(a["lines"]) for a in every if a["question"].startswith(question)), None)
+
+
+def test_error_types_come_from_the_files_of_the_runs(tmp_path):
+    path = build(tmp_path, pictures=True, seeds=2)
+    summary, text = summary_of(path)
+    folder, rows = read_study_folder(path), table(path, "errors")
+    assert len(rows) == len(summary["errors"]) == len(folder.plan.cells) * 2 * len(TYPES)
+    for row in rows:
+        cell = next(
+            c
+            for c in folder.plan.cells
+            if (c.arm, c.schedule, str(c.seed)) == (row["arm"], row["schedule"], row["seed"])
+        )
+        told = folder.tail(cell).fact(f"errors-{cell.total}.json")[row["kind"]]
+        assert int(row["count"]) == told["counts"][row["type"]]
+        assert float(row["AP50_gain"] or "nan") == pytest.approx(told["gains"][row["type"]], nan_ok=True)
+    for line in mistake_tables(folder)["box"]:
+        for arm in folder.arms:
+            own = [
+                float(r["AP50_gain"]) for r in rows
+                if (r["arm"], r["schedule"], r["kind"], r["type"]) == (arm, "2x", "box", line.name)
+            ]  # fmt: skip
+            assert line.gains[arm].mean == pytest.approx(np.mean(own)) and len(own) == 2
+    assert 'id="mistake-chart"' in text and "What kinds of mistakes" in text
+
+
+def test_where_an_arm_overfits_is_said_by_training_images_where_they_are_judged(tmp_path):
+    plain = summary_of(build(tmp_path / "loss", seeds=3))[0]
+    path = build(tmp_path / "judged", seeds=3, judge_training=True)
+    summary, text = summary_of(path)
+    assert "on training against validation images" not in answer(plain, "Does longer training hurt?")
+    said = answer(summary, "Does longer training hurt?")
+    rows = [row for row in table(path, "cells") if (row["arm"], row["schedule"]) == ("scratch", "2x")]
+    gaps = [100 * (float(row["train:box.AP"]) - float(row["box.AP"])) for row in rows]
+    assert f"scratch at 2x: {np.mean(gaps):+.1f} points on training against validation images" in said
+    assert '<option value="train:box.AP">box AP (training images)</option>' in text
+    curves = table(path, "curves")
+    assert all(float(row["train:mask.AP"]) > float(row["mask.AP"]) for row in curves) and len(curves) > 10
+
+
+def test_declared_uses_share_the_price_of_weights(tmp_path):
+    once = build(tmp_path / "once")
+    many = build(tmp_path / "many", settings={"pretrain": {"shapes": {"recipe": "demo_pretrain", "uses": 10}}})
+    summary_of(once), summary_of(many)
+    for a, b in zip(table(once, "cells"), table(many, "cells")):
+        assert a["alone.images"] == b["alone.images"] and a["whole_as_spent.images"] == b["whole_as_spent.images"]
+        before = 900 * 8 if a["arm"] == "pretrained" else 0
+        assert float(a["whole.images"]) == float(a["alone.images"]) + before
+        assert float(b["whole.images"]) == float(b["alone.images"]) + before / 10
+    said = answer(json.loads((many / "report.json").read_text()), "What does the start cost?")
+    assert "declared for 10 uses, so one has 720 images" in said
+
+
+def test_public_weights_are_priced_by_their_documented_recipe(tmp_path):
+    arms = {"pretrained": {"start.kind": "backbone", "start.weights": "w.pth"}, "scratch": {}}
+    settings = {"arms": arms, "pretrain": {}}
+    unknown = build(tmp_path / "unknown", settings=settings)
+    assert "made elsewhere" in answer(summary_of(unknown)[0], "What does the start cost?")
+    entry = {"pretrained": {"name": "torchvision-resnet-v1", "uses": 100}}
+    path = build(tmp_path / "known", settings=settings | {"public_weights": entry})
+    _, text = summary_of(path)
+    known = PUBLIC_WEIGHTS["torchvision-resnet-v1"]
+    row = next(row for row in table(path, "cells") if row["arm"] == "pretrained")
+    assert float(row["whole.images"]) == pytest.approx(float(row["alone.images"]) + known.cost().images / 100)
+    assert row["whole_as_spent.images"] == row["as_spent.images"]  # this study paid nothing for them
+    assert row["whole.seconds_train"] == "" and known.source in text
+    assert all(entry.source and entry.cost().images > 0 for entry in PUBLIC_WEIGHTS.values())
+
+
+def test_the_guide_lists_the_public_weights():
+    guide = (Path(__file__).parents[2] / "docs" / "guide.md").read_text()
+    for name, known in PUBLIC_WEIGHTS.items():
+        assert f"| {name} | {large(known.cost().images)} | {known.source} |" in guide
+
+
+def test_what_runs_held_is_compared_and_an_undeclared_difference_voids_the_verdict(tmp_path):
+    path = build(tmp_path, seeds=3)
+    summary, _ = summary_of(path)
+    fields = {row["field"]: row["value"] for row in summary["compared"]}
+    assert fields["parameters"] == "69,120" and fields["trained parameters"] == "all"
+    run = next(r for r in read_study_folder(path).runs.values() if r.segment.arm == "scratch" and r.fact("audit.json"))
+    audit = run.fact("audit.json")
+    audit["rows"][0]["num_params"] += 1
+    (run.directory / "audit.json").write_text(json.dumps(audit))
+    assert undeclared(read_study_folder(path)) == ("parameters",)
+    summary, _ = summary_of(path)
+    assert summary["state"] == "undeclared" and "did not declare: parameters" in summary["text"]
+    row = next(row for row in summary["differences"] if row["field"] == "parameters")
+    assert row["values"] == {"pretrained": "69,120", "scratch": "69,121"} and row["declared"] is False
+
+
+def test_tuning_effort_is_shown_as_declared(tmp_path):
+    tuning = {"scratch": {"trials": 12, "steps": 24_000, "note": "<b>rate</b> on a grid"}}
+    _, text = summary_of(build(tmp_path, settings={"tuning": tuning}))
+    assert "24,000" in text and "&lt;b&gt;rate&lt;/b&gt; on a grid" in text and "not declared" in text
+    assert "not tuned with the same effort" in text
+
+
+def test_time_by_kind_and_memory_are_shown(tmp_path):
+    path = build(tmp_path)
+    _, text = summary_of(path)
+    row = next(row for row in table(path, "cells") if (row["arm"], row["schedule"]) == ("scratch", "2x"))
+    assert int(row["memory"]) == 800_000_600 and "800 MB" in text
+    assert float(row["alone.seconds_train"]) == pytest.approx(0.21 * 600)
+
+
+def test_schedules_are_in_the_order_of_the_arms_that_are_asked_about():
+    """An arm of small batches takes more steps to its 2x than others to their 3x."""
+    totals = {"a": {"2x": 128, "3x": 192, "6x": 384}, "b": {"2x": 128, "3x": 192, "6x": 384}, "c": {"2x": 512}}
+    cells = [
+        SimpleNamespace(arm=arm, schedule=name, fraction=1.0, total=total)
+        for arm, own in totals.items()
+        for name, total in own.items()
+    ]
+    folder = SimpleNamespace(plan=SimpleNamespace(cells=cells))
+    assert StudyFolder.schedules(folder, 1.0, "a", "b") == ("2x", "3x", "6x")
+    assert StudyFolder.schedules(folder, 1.0, "a", "c") == ("2x",)
+    assert StudyFolder.schedules(folder, 0.5) == ()
+
+
+def test_arms_without_a_common_schedule_meet_at_the_longest_of_each(tmp_path):
+    """The paper holds scratch at 9x against 6x with pre-training."""
+    own = {"scratch": ["2x", "3x"], "pretrained": ["1x"]}
+    path = build(tmp_path, seeds=3, settings={"schedules": own, "fractions": [1.0]}, pictures=True)
+    folder = read_study_folder(path)
+    assert folder.headline_cell == ("3x against 1x", 1.0)
+    assert [folder.total(arm, "3x against 1x", 1.0) for arm in ("scratch", "pretrained")] == [900, 300]
+    summary, page = summary_of(path)
+    assert "at 3x against 1x with all data" in summary["text"]
+    scores = [folder.scores("box.AP", *pair, 1.0) for pair in (("scratch", "3x"), ("pretrained", "1x"))]
+    assert summary["comparisons"][0]["mean"] == pytest.approx(float((scores[0] - scores[1]).mean()))
+    assert "At 3x against 1x with" in page and "At equal" in page
+
+
+@pytest.mark.parametrize(
+    ("field", "question"),
+    [("start.kind", "Do you need the head start?"), ("train.precision", "pretrained or scratch?")],
+)
+def test_the_page_asks_what_the_study_asks(tmp_path, field, question):
+    values = {"scratch": "a", "pretrained": "b"}
+    path = build(tmp_path, seeds=1, differences=[{"field": field, "values": values, "declared": True}])
+    _, text = summary_of(path)
+    asked = text.partition('class="eyebrow">')[2].partition("\n")[0]
+    assert asked == question

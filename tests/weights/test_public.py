@@ -1,0 +1,110 @@
+"""Public weights: a truthful table, and a fetch that is verified and cleaned up after; here without network."""
+
+import hashlib
+import types
+import urllib.error
+
+import huggingface_hub
+import pytest
+import torch
+import torchvision
+
+from headstart.weights import public
+from headstart.weights.files import file_hash, read_weights
+from headstart.weights.load import load_weights
+from headstart.weights.public import IMAGENET_IMAGES, download, find_weights, known_weights, list_weights
+from weight_nets import NARROW, resnet
+
+RESNET = "torchvision/resnet18.imagenet1k_v1"
+
+
+@pytest.fixture
+def published(tmp_path):
+    """A file as torchvision publishes it: the digits of its hash in its name."""
+    path = tmp_path / "net.pth"
+    torch.save(resnet(18, **NARROW).state_dict(), path)
+    return path.rename(tmp_path / f"net-{file_hash(path)[:8]}.pth")
+
+
+def test_table_is_complete_and_agrees_with_torchvision():
+    table = known_weights()
+    assert len({weights.name for weights in table}) == len(table) == 16
+    for weights in table:
+        assert weights.licence and weights.cost and weights.norm and weights.scope in ("backbone", "detector")
+        if weights.name.startswith("torchvision/"):
+            url = public.torchvision_url(weights.source)
+            model, version = weights.name.removeprefix("torchvision/").split(".")
+            enum = torchvision.models.get_model_weights(model)[version.upper()]
+            assert url == enum.url and url.startswith("https://download.pytorch.org/")
+    header, *rows = list_weights()
+    assert len(rows) == 16 and {len(row) for row in rows} == {len(header)}
+    assert find_weights(RESNET).images == 90 * IMAGENET_IMAGES
+    with pytest.raises(ValueError, match=r"not known; the nearest is 'torchvision/resnet18\.imagenet1k_v1'"):
+        find_weights("torchvision/resnet18")
+
+
+def test_fetched_file_is_verified_and_loads(tmp_path, published, monkeypatch):
+    monkeypatch.setattr(public, "torchvision_url", lambda source: published.as_uri())
+    fetched = download(RESNET, tmp_path / "mine.pth")
+    assert fetched.verified and fetched.hash == file_hash(published) and fetched.path == tmp_path / "mine.pth"
+    assert str(fetched) == f"{fetched.path}: sha256 {fetched.hash}, agrees with its publisher's hash"
+    report = load_weights(resnet(18, **NARROW), read_weights(fetched.path), scope="backbone")
+    assert report.hash == fetched.hash
+    with pytest.raises(ValueError, match=r"mine\.pth: expected a new file with suffix \.pth"):
+        download(RESNET, tmp_path / "mine.pth")
+    with pytest.raises(ValueError, match=r"mine\.pkl: expected a new file with suffix \.pth"):
+        download(RESNET, tmp_path / "mine.pkl")
+
+
+def test_wrong_hash_is_refused_and_removed(tmp_path, published, monkeypatch):
+    wrong = published.rename(tmp_path / "net-00000000.pth")
+    monkeypatch.setattr(public, "torchvision_url", lambda source: wrong.as_uri())
+    with pytest.raises(ValueError, match=r"gave sha256 \w+, expected 00000000; removed"):
+        download(RESNET, tmp_path / "mine.pth")
+    assert not (tmp_path / "mine.pth").exists()
+
+
+def test_no_connection_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
+    def refuse(*arguments, **options):
+        raise urllib.error.URLError("no route")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
+    with pytest.raises(
+        ValueError, match=r"could not be fetched from resnet18 IMAGENET1K_V1 \(<urlopen error no route>\)"
+    ):
+        download(RESNET, tmp_path / "mine.pth")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("digest", ["right", "wrong", "absent"])
+def test_detectron_file_is_checked_against_the_md5_beside_it(tmp_path, published, monkeypatch, digest):
+    source = published.rename(tmp_path / "net.pkl")
+    md5 = hashlib.md5(source.read_bytes() + (b"x" if digest == "wrong" else b"")).hexdigest()
+    if digest != "absent":
+        (tmp_path / "net.pkl.md5sum").write_text(f"{md5}  net.pkl\n")
+    known = find_weights("detectron/R-50-GN")
+    assert known.source.startswith("https://dl.fbaipublicfiles.com/detectron/") and known.norm == "group"
+    other = type(known)(**{**vars(known), "source": source.as_uri()})
+    monkeypatch.setattr(public, "find_weights", lambda name: other)
+    if digest == "wrong":
+        with pytest.raises(ValueError, match="gave md5"):
+            download("detectron/R-50-GN", tmp_path / "mine.pkl")
+    else:
+        assert download("detectron/R-50-GN", tmp_path / "mine.pkl").verified == (digest == "right")
+
+
+def test_timm_file_comes_through_the_hub_client(tmp_path, published, monkeypatch):
+    asked = []
+
+    def fetch(repository, file):
+        asked.append((repository, file))
+        return str(published)
+
+    etag = types.SimpleNamespace(etag=file_hash(published))
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda url: etag)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fetch)
+    fetched = download("timm/resnet50_gn.a1h_in1k", tmp_path / "mine.safetensors")
+    assert fetched.verified and asked == [("timm/resnet50_gn.a1h_in1k", "model.safetensors")]
+    etag.etag = "0" * 64
+    with pytest.raises(ValueError, match="expected 0000000000000000; removed"):
+        download("timm/resnet50_gn.a1h_in1k", tmp_path / "other.safetensors")
