@@ -17,6 +17,7 @@ from headstart.model.targets import take
 from headstart.ops.boxes import clip, decode, encode
 from headstart.ops.collective import mean_over_processes
 from headstart.ops.nms import nms_by_label
+from headstart.ops.precision import at_least_float32
 
 Weights = tuple[float, float, float, float]
 
@@ -89,7 +90,8 @@ class BoxHead(nn.Module):
         for fc in self.fcs[1:]:
             x = F.relu(fc(x), inplace=True)
         shape = boxes.shape[:2]
-        return self.classify(x).float().view(*shape, -1), self.regress(x).float().view(*shape, -1)
+        logits, deltas = at_least_float32(self.classify(x)), at_least_float32(self.regress(x))
+        return logits.view(*shape, -1), deltas.view(*shape, -1)
 
     def _first_fc(self, x: Tensor) -> Tensor:
         """The first fc on x [R,C,S,S]. Its weights count channels before cells, as torchvision's and Detectron's do.
@@ -107,7 +109,7 @@ class BoxHead(nn.Module):
         logits [B,R,C+1], deltas [B,R,4C] (or 4); gt_boxes [B,G,4]. Both are divided by the number of sampled regions
         (Fast R-CNN with Detectron's normaliser). No valid region gives two zeros.
         """
-        count = mean_over_processes(regions.valid.float().sum()).clamp(min=1.0)
+        count = mean_over_processes(regions.valid.to(logits.dtype).sum()).clamp(min=1.0)
         losses = F.cross_entropy(logits.flatten(0, 1), regions.labels.flatten(), reduction="none")
         classify = (losses * regions.valid.flatten()).sum() / count
         head = regions.leading

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from headstart.model.backbone import Backbone
+from headstart.ops.precision import at_least_float32
 from headstart.ops.random import fold, uniform
 
 SALT = 16  # and the places after it: one a layer
@@ -54,7 +55,7 @@ class Classifier(nn.Module):
         """Logits [B,C] in fp32 of pooled features [B,W*S*S]; slots [B] key the dropout, which acts in training only."""
         for place, layer in enumerate(self.fcs):
             features = F.relu(layer(self._drop(features, slots, place) if place else features), inplace=True)
-        return self.fc(self._drop(features, slots, len(self.fcs))).float()
+        return at_least_float32(self.fc(self._drop(features, slots, len(self.fcs))))
 
     def _drop(self, features: Tensor, slots: Tensor | None, place: int) -> Tensor:
         """Dropout that is a function of (seed, slot): a resumed run and several processes drop the same."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from headstart.model.pyramid import ConvNorm
 from headstart.model.regions import RegionPooler
 from headstart.ops.collective import mean_over_processes
+from headstart.ops.precision import at_least_float32
 
 
 def cells_of(keypoints: Tensor, boxes: Tensor, size: int) -> tuple[Tensor, Tensor]:
@@ -37,10 +38,11 @@ def peaks(heat_maps: Tensor, boxes: Tensor) -> Tensor:
     height is the score, a logit): torchvision's heatmaps_to_keypoints, after Detectron. Data-dependent sizes: for the
     host's side of inference, like the pasting of masks. Boxes below one pixel count as one pixel.
     """
-    found = heat_maps.new_zeros(*heat_maps.shape[:2], 3, dtype=torch.float32)
-    sides = (boxes[:, 2:] - boxes[:, :2]).float().clamp(min=1)
+    heat_maps = at_least_float32(heat_maps)
+    found = heat_maps.new_zeros(*heat_maps.shape[:2], 3)
+    sides = at_least_float32(boxes[:, 2:] - boxes[:, :2]).clamp(min=1)
     for region, (width, height) in enumerate(sides.ceil().int().tolist()):
-        maps = heat_maps[region].float().unsqueeze(1)
+        maps = heat_maps[region].unsqueeze(1)
         maps = F.interpolate(maps, size=(height, width), mode="bicubic", align_corners=False)
         score, place = maps.flatten(1).max(dim=1)
         grid = torch.stack([place % width, torch.div(place, width, rounding_mode="floor")], dim=1)
@@ -92,7 +94,7 @@ class KeypointHead(nn.Module):
         weight = valid.float()
         for conv in self.convs:
             x = conv(x, weight)
-        return F.interpolate(self.deconv(x).float(), scale_factor=2.0, mode="bilinear", align_corners=False)
+        return F.interpolate(at_least_float32(self.deconv(x)), scale_factor=2.0, mode="bilinear", align_corners=False)
 
     def loss(self, logits: Tensor, keypoints: Tensor, boxes: Tensor, valid: Tensor) -> dict[str, Tensor]:
         """Softmax cross-entropy over the cells, averaged over the labelled keypoints inside their region.
@@ -101,7 +103,7 @@ class KeypointHead(nn.Module):
         keypoint gives zero. Detectron's normaliser (NORMALIZE_BY_VISIBLE_KEYPOINTS) and torchvision's.
         """
         cells, inside = cells_of(keypoints, boxes, self.size)
-        weight = (inside & valid.unsqueeze(1)).float().flatten()
+        weight = (inside & valid.unsqueeze(1)).to(logits.dtype).flatten()
         count = mean_over_processes(weight.sum()).clamp(min=1.0)
         per_point = F.cross_entropy(logits.flatten(2).flatten(0, 1), cells.flatten(), reduction="none")
         return {"keypoints": (per_point * weight).sum() / count}

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from headstart.model.pyramid import ConvNorm
 from headstart.model.regions import RegionPooler
 from headstart.ops.collective import mean_over_processes
+from headstart.ops.precision import at_least_float32
 
 SAMPLES = 2  # a cell and direction, when a target is cut out of the box frame
 
@@ -26,7 +27,7 @@ def sample_frames(frames: Tensor, gt_boxes: Tensor, boxes: Tensor, size: int) ->
     side = frames.shape[-1]
     rows = _axis_weights(gt_boxes[:, 1], gt_boxes[:, 3], boxes[:, 1], boxes[:, 3], side, size)
     columns = _axis_weights(gt_boxes[:, 0], gt_boxes[:, 2], boxes[:, 0], boxes[:, 2], side, size)
-    return (torch.bmm(torch.bmm(rows, frames.float()), columns.transpose(1, 2)) >= 0.5).float()
+    return (torch.bmm(torch.bmm(rows, frames.to(rows.dtype)), columns.transpose(1, 2)) >= 0.5).to(rows.dtype)
 
 
 def _axis_weights(gt_low: Tensor, gt_high: Tensor, low: Tensor, high: Tensor, side: int, size: int) -> Tensor:
@@ -79,7 +80,7 @@ class MaskHead(nn.Module):
         rows = self.classify.weight.flatten(1)[labels].to(x.dtype)
         logits = torch.bmm(fine.flatten(1, 4), rows.unsqueeze(2)).view(num, height, width, 2, 2)
         logits = logits + self.classify.bias[labels].view(-1, 1, 1, 1, 1).to(x.dtype)
-        return logits.permute(0, 1, 3, 2, 4).reshape(num, 2 * height, 2 * width).float()
+        return at_least_float32(logits.permute(0, 1, 3, 2, 4).reshape(num, 2 * height, 2 * width))
 
     def _deconvolve(self, x: Tensor) -> Tensor:
         """The 2x2 transposed convolution of x [S,C,H,W] as one matrix product: [S,H,W,2,2,C'], four cells a cell.
@@ -96,7 +97,7 @@ class MaskHead(nn.Module):
 
         No valid slot gives zero.
         """
-        weight = valid.float()
+        weight = valid.to(logits.dtype)
         count = mean_over_processes(weight.sum()).clamp(min=1.0) * (logits.shape[1] * logits.shape[2])
         per_pixel = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
         return {"mask": (per_pixel.sum((1, 2)) * weight).sum() / count}

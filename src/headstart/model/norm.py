@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from headstart.ops.collective import is_shared
+from headstart.ops.precision import at_least_float32
 
 KINDS = ("group", "batch", "sync_batch", "frozen_batch", "none")
 EPSILON = 1e-5  # Detectron's and torchvision's value for GN and BN alike
@@ -68,8 +69,8 @@ class BatchNorm(nn.BatchNorm2d):
 
     def _normalise(self, x: Tensor, weight: Tensor | None) -> Tensor:
         """Normalise by weighted moments; no real sample anywhere leaves x unscaled around its (zero) mean."""
-        weight = x.new_ones(x.shape[0], dtype=torch.float32) if weight is None else weight.float()
-        values = x.float()
+        values = at_least_float32(x)
+        weight = values.new_ones(x.shape[0]) if weight is None else weight.to(values.dtype)
         weighted = values * weight.view(-1, 1, 1, 1)
         moments = torch.cat(
             [
@@ -92,7 +93,7 @@ class BatchNorm(nn.BatchNorm2d):
 
     def _track(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
         """Running statistics, with the unbiased variance as torch does; unchanged where nothing was counted."""
-        rate = self.momentum * (count > 0).float()
+        rate = self.momentum * (count > 0).to(self.running_mean.dtype)
         unbiased = variance * count / (count - 1).clamp(min=1.0)
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), rate)
         self.running_var.lerp_(unbiased.to(self.running_var.dtype), rate)

@@ -15,6 +15,7 @@ from headstart.ops.boxes import clip, decode, encode
 from headstart.ops.collective import mean_over_processes
 from headstart.ops.constant import constant
 from headstart.ops.nms import nms
+from headstart.ops.precision import at_least_float32
 from headstart.ops.windows import valid_conv, windows
 
 WEIGHTS = (1.0, 1.0, 1.0, 1.0)  # RPN deltas are not rescaled (Detectron, torchvision)
@@ -110,7 +111,7 @@ class Rpn(nn.Module):
             cells = F.linear(x.permute(0, 2, 3, 1).flatten(0, 2), *self._outputs())
             levels.append(cells.view(batch, -1, 5 * self.per_cell))
         num, counts = self.per_cell, [self.per_cell * level.shape[1] for level in levels]
-        logits, deltas = torch.cat(levels, dim=1).float().split([num, 4 * num], dim=2)
+        logits, deltas = at_least_float32(torch.cat(levels, dim=1)).split([num, 4 * num], dim=2)
         return list(logits.reshape(batch, -1).split(counts, 1)), list(deltas.reshape(batch, -1, 4).split(counts, 1))
 
     def predict_at(self, features: list[Tensor], index: Tensor) -> tuple[Tensor, Tensor]:
@@ -127,7 +128,7 @@ class Rpn(nn.Module):
             if depth < len(self.convs):  # the next convolution pads with zeros
                 edge = slice(depth, inside.shape[1] - depth)
                 values = values * inside[:, edge, edge].unsqueeze(3)
-        found = F.linear(values.flatten(1), *self._outputs()).float()
+        found = at_least_float32(F.linear(values.flatten(1), *self._outputs()))
         logits, deltas = found[:, : self.per_cell], found[:, self.per_cell :].view(-1, self.per_cell, 4)
         logits = logits.gather(1, kind.unsqueeze(1)).view(index.shape)
         return logits, deltas.gather(1, kind.view(-1, 1, 1).expand(-1, 1, 4)).view(*index.shape, 4)
@@ -169,7 +170,7 @@ class Rpn(nn.Module):
         Both terms are divided by the number of sampled anchors (Detectron's rule; eq. 1 of 1506.01497 divides the box
         term by the number of locations instead).
         """
-        positive, valid = targets.chosen.positive.float(), targets.chosen.valid.float()
+        positive, valid = targets.chosen.positive.to(logits.dtype), targets.chosen.valid.to(logits.dtype)
         count = mean_over_processes(valid.sum()).clamp(min=1.0)
         objectness = F.binary_cross_entropy_with_logits(logits, positive, weight=valid, reduction="sum")
         head = targets.deltas.shape[1]

@@ -11,6 +11,7 @@ from headstart.batch import UNKNOWN, PixelBatch
 from headstart.model.backbone import Backbone
 from headstart.model.pyramid import ConvNorm, Pyramid
 from headstart.ops.collective import mean_over_processes
+from headstart.ops.precision import at_least_float32
 
 STRIDE = 4
 
@@ -54,7 +55,7 @@ class SemanticHead(nn.Module):
                 if doublings:
                     x = F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
             total = total + x
-        return self.classify(total).float()
+        return at_least_float32(self.classify(total))
 
     def loss(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Cross-entropy of logits [B,C,H/4,W/4], drawn larger to the size of labels [B,h,w], over known labels.
@@ -62,7 +63,7 @@ class SemanticHead(nn.Module):
         Averaged over the known labels of all processes. None known gives zero.
         """
         known = labels != UNKNOWN
-        count = mean_over_processes(known.float().sum()).clamp(min=1.0)
+        count = mean_over_processes(known.to(logits.dtype).sum()).clamp(min=1.0)
         if labels.shape[1:] != logits.shape[2:]:
             logits = F.interpolate(logits, size=labels.shape[1:], mode="bilinear", align_corners=False)
         total = F.cross_entropy(logits, labels, ignore_index=UNKNOWN, reduction="sum")

@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from headstart.ops.precision import at_least_float32
+
 # exp() of a raw size delta is capped so that one wild prediction cannot overflow: 1000/16 is Detectron's bound,
 # an object 62.5 times its anchor.
 MAX_LOG_SCALE = math.log(1000.0 / 16)
@@ -58,9 +60,10 @@ def encode(boxes: Tensor, anchors: Tensor, weights: tuple[float, float, float, f
 
 
 def decode(deltas: Tensor, anchors: Tensor, weights: tuple[float, float, float, float]) -> Tensor:
-    """Boxes [...,4] from raw deltas [...,4] and anchors [...,4]: the inverse of `encode`, in fp32."""
-    deltas = deltas.float() / deltas.new_tensor(weights, dtype=torch.float32)
-    anchor_centre, anchor_size = _centre_form(anchors.float())
+    """Boxes [...,4] from raw deltas [...,4] and anchors [...,4]: the inverse of `encode`, in fp32 or better."""
+    deltas = at_least_float32(deltas)
+    deltas = deltas / deltas.new_tensor(weights)
+    anchor_centre, anchor_size = _centre_form(at_least_float32(anchors))
     centre = anchor_centre + deltas[..., :2] * anchor_size
     half = 0.5 * torch.exp(deltas[..., 2:].clamp(max=MAX_LOG_SCALE)) * anchor_size
     return torch.cat([centre - half, centre + half], dim=-1)

@@ -34,7 +34,7 @@ def _nms_sequential(boxes: Tensor, valid: Tensor, threshold: float) -> Tensor:
     small problem costs more than the suppression itself.
     """
     boxes = boxes * valid.unsqueeze(2)
-    order = torch.arange(boxes.shape[1], 0, -1, dtype=torch.float32)
+    order = torch.arange(boxes.shape[1], 0, -1, dtype=boxes.dtype)
     keep = torch.zeros_like(valid)
     for own, kept in zip(boxes.unbind(0), keep.unbind(0)):
         kept.index_fill_(0, torch.ops.torchvision.nms(own, order, threshold), True)
@@ -58,7 +58,7 @@ def _better(num: int, device: torch.device) -> Tensor:
 
 
 def _suppresses(boxes: Tensor, threshold: float) -> Tensor:
-    """1 where the row is better than the column and overlaps it too much, [P,N,N] float32.
+    """1 where the row is better than the column and overlaps it too much, [P,N,N] of the boxes' type.
 
     All in the overlaps' own memory: as bool, triangle and float one after another it takes twice as long as the
     overlaps themselves (8 x 128 boxes, one thread).
@@ -68,7 +68,7 @@ def _suppresses(boxes: Tensor, threshold: float) -> Tensor:
 
 def _solve(suppresses: Tensor, valid: Tensor, max_rounds: int | None = None) -> Tensor:
     """The fixed point for suppresses [P,N,N] (1 where the row may suppress the column) and valid [P,N]."""
-    real = valid.float().unsqueeze(1)
+    real = valid.to(suppresses.dtype).unsqueeze(1)
     eager = valid.device.type == "cpu" and not torch.compiler.is_compiling()
     if max_rounds is None:
         max_rounds = valid.shape[1] if eager else MAX_ROUNDS

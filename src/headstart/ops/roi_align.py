@@ -12,6 +12,7 @@ from scipy.sparse import csr_array
 from torch import Tensor
 
 from headstart.ops.constant import constant
+from headstart.ops.precision import at_least_float32
 
 SAMPLES = 2  # per bin and direction: the paper's sampling ratio (Detectron: ROI_XFORM_SAMPLING_RATIO 2)
 
@@ -45,7 +46,7 @@ def roi_align(
     """
     channels = features[0].shape[1]
     table = as_table(features)
-    rows, weights = _taps(features, boxes.float(), image, level, strides, size, aligned)
+    rows, weights = _taps(features, at_least_float32(boxes), image, level, strides, size, aligned)
     if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export():
         out = _gather_by_tap(table, rows, weights)
     else:
@@ -60,7 +61,7 @@ def as_table(features: list[Tensor]) -> Tensor:
 
 @constant
 def _level_constants(
-    shapes: tuple[tuple[int, int, int], ...], strides: tuple[float, ...], device: torch.device
+    shapes: tuple[tuple[int, int, int], ...], strides: tuple[float, ...], dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Of L levels of (images, height, width): cells a pixel [L], (width, height) [L,2], cells of an image [L] and the
     level's first row in the table [L]. Constant for a bucket, hence cached.
@@ -69,8 +70,8 @@ def _level_constants(
     for images, height, width in shapes:
         starts.append(starts[-1] + images * height * width)
     return (
-        torch.tensor([1.0 / stride for stride in strides], device=device),
-        torch.tensor([(width, height) for _, height, width in shapes], dtype=torch.float32, device=device),
+        torch.tensor([1.0 / stride for stride in strides], dtype=dtype, device=device),
+        torch.tensor([(width, height) for _, height, width in shapes], dtype=dtype, device=device),
         # int32 rows: half the memory of int64 to write and to read.
         torch.tensor([height * width for _, height, width in shapes], dtype=torch.int32, device=device),
         torch.tensor(starts[:-1], dtype=torch.int32, device=device),
@@ -80,7 +81,8 @@ def _level_constants(
 def _taps(features, boxes, image, level, strides, size, aligned) -> tuple[Tensor, Tensor]:
     """Table rows and weights [R*S*S,16] of every output bin."""
     shapes = tuple((feature.shape[0], *feature.shape[2:]) for feature in features)
-    scale, cells, area, start = (part[level] for part in _level_constants(shapes, tuple(strides), boxes.device))
+    constants = _level_constants(shapes, tuple(strides), boxes.dtype, boxes.device)
+    scale, cells, area, start = (part[level] for part in constants)
     boxes = (boxes * scale.unsqueeze(1)).view(-1, 2, 2)
     index, weight = _axes(boxes[:, 0], boxes[:, 1], cells, size, aligned)
     (x, y), (wx, wy) = index.unbind(1), weight.unbind(1)
@@ -103,9 +105,9 @@ def _tiled(values: Tensor) -> Tensor:
 
 
 @constant
-def _positions(size: int, device: torch.device) -> Tensor:
+def _positions(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Where the samples [S*2] of a region lie, as shares of its extent."""
-    return (torch.arange(size * SAMPLES, device=device, dtype=torch.float32) + 0.5) / (size * SAMPLES)
+    return (torch.arange(size * SAMPLES, device=device, dtype=dtype) + 0.5) / (size * SAMPLES)
 
 
 def _axes(low: Tensor, high: Tensor, cells: Tensor, size: int, aligned: bool) -> tuple[Tensor, Tensor]:
@@ -117,7 +119,7 @@ def _axes(low: Tensor, high: Tensor, cells: Tensor, size: int, aligned: bool) ->
         low, extent = low - 0.5, high - low
     else:
         extent = (high - low).clamp(min=1.0)
-    sample = low.unsqueeze(2) + _positions(size, low.device) * extent.unsqueeze(2)
+    sample = low.unsqueeze(2) + _positions(size, low.dtype, low.device) * extent.unsqueeze(2)
     cells = cells.unsqueeze(2)
     inside = ((sample >= -1.0) & (sample <= cells)).to(low.dtype) / SAMPLES
     sample = torch.minimum(sample.clamp(min=0), cells - 1)
