@@ -78,6 +78,21 @@ def with_keypoints(batch, *, seed=0):
     return replace(batch, gt_keypoints=torch.cat([places, visibility.unsqueeze(3)], dim=3))
 
 
+def in_double(batch):
+    """The batch with its images, boxes and keypoints in double precision."""
+    values = {name: getattr(batch, name) for name in Batch.__dataclass_fields__}
+    return Batch(**{name: v.double() if v.is_floating_point() else v for name, v in values.items()})
+
+
+def assert_same_gradients(found, wanted):
+    """Gradients by name in double precision, equal up to rounding: measured 2e-14 of a norm at most."""
+    assert found.keys() == wanted.keys()
+    for name, gradient in wanted.items():
+        assert gradient.dtype == torch.float64, name
+        # the second term is for gradients that are zero but for rounding, as of a bias before a softmax
+        assert (found[name] - gradient).norm() <= 1e-12 * gradient.norm() + 1e-15, name
+
+
 def rows(batch, index):
     """The images of a batch at `index`, in that order."""
     return Batch(**{name: getattr(batch, name)[index] for name in Batch.__dataclass_fields__})

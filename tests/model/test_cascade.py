@@ -7,7 +7,7 @@ from unittest import mock
 import pytest
 import torch
 from test_detector import KNOWN as KNOWN_PLAIN
-from test_detector import LOSSES, emptied, fake_batch, gradients, static
+from test_detector import LOSSES, assert_paths_agree, emptied, fake_batch, gradients, static
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -284,22 +284,7 @@ def test_no_region_at_all_gives_zeros():
 
 @pytest.mark.parametrize("norm", ["group", "batch"])
 def test_the_eager_cpu_path_equals_the_fixed_one(norm):
-    detector, batch = small_detector(**ON, model__norm=norm, model__mask__slots=64), small_batch(4)
-    eager = detector(batch)
-    eager_gradients = gradients(detector, eager)
-    with static():
-        fixed = detector(batch)
-    for name in NAMES:
-        assert eager[name] > 0
-        torch.testing.assert_close(eager[name], fixed[name], rtol=1e-5, atol=1e-6)
-    for name, gradient in gradients(detector, fixed).items():
-        assert (gradient - eager_gradients[name]).norm() <= 1e-3 * gradient.norm() + 1e-6, name
-    detector.eval()
-    found = detector.predict(batch.images, batch.sizes)
-    with static():
-        other = detector.predict(batch.images, batch.sizes)
-    assert found.valid.sum() > 20 and torch.equal(found.labels, other.labels)
-    torch.testing.assert_close(found.boxes, other.boxes)
+    assert_paths_agree(small_detector(**ON, model__norm=norm, model__mask__slots=64), small_batch(4), NAMES)
 
 
 def test_the_training_step_has_no_shape_that_depends_on_the_data():

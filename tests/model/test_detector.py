@@ -8,7 +8,15 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
 from headstart.batch import Batch
-from small_detector import NUM_KEYPOINTS, rows, small_batch, small_detector, with_keypoints
+from small_detector import (
+    NUM_KEYPOINTS,
+    assert_same_gradients,
+    in_double,
+    rows,
+    small_batch,
+    small_detector,
+    with_keypoints,
+)
 
 LOSSES = ["rpn_objectness", "rpn_box", "box_class", "box_delta", "mask"]
 
@@ -83,26 +91,31 @@ def test_every_parameter_learns_from_an_ordinary_batch():
         assert gradient is not None and gradient.any(), name
 
 
-@pytest.mark.parametrize("norm", ["group", "batch"])
-def test_the_eager_cpu_path_equals_the_fixed_one(norm):
-    """What the CPU cuts away carries no weight: losses, gradients, detections."""
-    detector, batch = small_detector(model__norm=norm, model__mask__slots=16), small_batch(4)
+def assert_paths_agree(detector, batch, names):
+    """Losses (of the given names), gradients and detections of both paths are equal, in double precision."""
+    detector, batch = detector.double(), in_double(batch)
     eager = detector(batch)
     eager_gradients = gradients(detector, eager)
     with static():
         fixed = detector(batch)
-    for name in LOSSES:
+    assert list(eager) == list(fixed) == names
+    for name in names:
         assert eager[name] > 0
-        torch.testing.assert_close(eager[name], fixed[name], rtol=1e-5, atol=1e-6)
-    for name, gradient in gradients(detector, fixed).items():
-        assert (gradient - eager_gradients[name]).norm() <= 1e-3 * gradient.norm() + 1e-6, name
+        torch.testing.assert_close(eager[name], fixed[name], rtol=1e-12, atol=0)
+    assert_same_gradients(eager_gradients, gradients(detector, fixed))
     detector.eval()
     found = detector.predict(batch.images, batch.sizes)
     with static():
         other = detector.predict(batch.images, batch.sizes)
     assert found.valid.sum() > 20 and torch.equal(found.valid, other.valid) and torch.equal(found.labels, other.labels)
-    torch.testing.assert_close(found.boxes, other.boxes)
-    torch.testing.assert_close(found.masks, other.masks, rtol=1e-4, atol=1e-5)
+    for name in ("boxes", "scores", "masks"):
+        torch.testing.assert_close(getattr(found, name), getattr(other, name), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("norm", ["group", "batch"])
+def test_the_eager_cpu_path_equals_the_fixed_one(norm):
+    """What the CPU cuts away carries no weight: losses, gradients, detections."""
+    assert_paths_agree(small_detector(model__norm=norm, model__mask__slots=16), small_batch(4), LOSSES)
 
 
 def test_more_positives_than_mask_slots_is_the_same_on_both_paths():

@@ -14,8 +14,9 @@ from test_parity import (
     annotations,
     calibrate,
     images,
-    our_batch,
+    inputs_in_double,
     padded,
+    pair_in_double,
     reference,
 )
 from torchvision.models.detection import keypointrcnn_resnet50_fpn
@@ -28,7 +29,7 @@ from headstart.model.regions import RegionPooler
 from headstart.recipe.load import load_recipe
 from headstart.weights.files import read_weights
 from headstart.weights.load import load_weights
-from small_detector import rows, small_batch, small_detector, with_keypoints
+from small_detector import assert_same_gradients, rows, small_batch, small_detector, with_keypoints
 
 ON = {"model__keypoint__enabled": True, "model__mask__enabled": False}
 
@@ -156,22 +157,21 @@ def test_the_detectors_keypoints_are_torchvisions(pair):
 
 
 def test_the_detectors_keypoint_loss_is_torchvisions_with_exhaustive_sampling(pair):
-    theirs, ours, targets = pair
-    for model in pair[:2]:
+    theirs, ours = pair_in_double(*pair[:2])
+    for model in (theirs, ours):
         model.train()
         for module in model.modules():
             module.train(not isinstance(module, torch.nn.BatchNorm2d))
-    points = torch.zeros(2, 6, 17, 3)
+    pictures, targets, batch = inputs_in_double(pair[2])
+    points = torch.zeros(2, 6, 17, 3, dtype=torch.float64)
     points[0, :4] = targets[0]["keypoints"]
-    wanted = theirs(images(), targets)["loss_keypoint"]
-    found = ours(replace(our_batch(), gt_keypoints=points))["keypoints"]
-    for model in pair[:2]:
-        model.eval()
-    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
-    name = "keypoint_head.convs.3.conv.weight"
-    one = torch.autograd.grad(wanted, dict(theirs.named_parameters())["roi_heads.keypoint_head.6.weight"])[0]
-    other = torch.autograd.grad(found, dict(ours.named_parameters())[name])[0]
-    assert (one - other).norm() < 5e-3 * one.norm()  # 0.17 % measured: rounding turns a few ReLUs over
+    wanted = theirs(pictures, targets)["loss_keypoint"]
+    found = ours(replace(batch, gt_keypoints=points))["keypoints"]
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=0)
+    name, their_name = "keypoint_head.convs.3.conv.weight", "roi_heads.keypoint_head.6.weight"
+    one, other = theirs.get_parameter(their_name), ours.get_parameter(name)
+    gradients = [torch.autograd.grad(loss, tensor)[0] for loss, tensor in ((found, other), (wanted, one))]
+    assert_same_gradients(*({name: gradient} for gradient in gradients))
 
 
 def static():

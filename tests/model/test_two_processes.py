@@ -10,7 +10,7 @@ from test_norm import CHANNELS, above, assert_same, features, randomised, run
 
 from headstart.model.norm import norm
 from headstart.ops.collective import mean_over_processes
-from small_detector import rows, small_batch, small_detector, with_keypoints
+from small_detector import assert_same_gradients, in_double, rows, small_batch, small_detector, with_keypoints
 
 SPLITS = {"even": (4, 3), "one sample": (6, 1), "empty": (7, 0), "empty first": (0, 7)}
 KEEP = torch.tensor([1, 1, 0, 1, 1, 0, 1]).bool()  # which of the 7 samples are real, in the weighted cases
@@ -19,12 +19,12 @@ KEEP = torch.tensor([1, 1, 0, 1, 1, 0, 1]).bool()  # which of the 7 samples are 
 def detector():
     # Slots for all positives: what overflows is dropped a process at a time.
     slots = {"model__mask__slots": 64, "model__keypoint__slots": 64}
-    return small_detector(model__norm="sync_batch", model__keypoint__enabled=True, **slots)
+    return small_detector(model__norm="sync_batch", model__keypoint__enabled=True, **slots).double()
 
 
 def batches():
     """Four images; and the same where the second process has no object, so that its mask head sees no region."""
-    full = with_keypoints(small_batch(4))
+    full = in_double(with_keypoints(small_batch(4)))
     first = torch.arange(4).unsqueeze(1) < 2
     return {
         "full": full,
@@ -86,7 +86,7 @@ def test_statistics_are_those_of_the_joined_batch(parts, split, weighted):
 
 @pytest.mark.parametrize("case", ["full", "one without objects"])
 def test_losses_and_gradients_are_those_of_the_joined_batch(parts, case):
-    """The mean over processes, which is what DDP takes, is the one process's value."""
+    """The mean over processes, which is what DDP takes, is the one process's value; in double precision."""
     (losses, gradients, buffers), (other_losses, other_gradients, other_buffers) = (
         part["steps"][case] for part in parts
     )
@@ -95,13 +95,11 @@ def test_losses_and_gradients_are_those_of_the_joined_batch(parts, case):
         assert other_losses["mask"] == other_losses["box_delta"] == other_losses["keypoints"] == 0
     for name, wanted in wanted_losses.items():
         assert wanted > 0
-        torch.testing.assert_close((losses[name] + other_losses[name]) / 2, wanted, rtol=1e-4, atol=1e-6)
-    for name, wanted in wanted_gradients.items():
-        found = (gradients[name] + other_gradients[name]) / 2
-        assert (found - wanted).norm() <= 1e-3 * wanted.norm() + 1e-6, name
+        torch.testing.assert_close((losses[name] + other_losses[name]) / 2, wanted, rtol=1e-12, atol=0)
+    assert_same_gradients({name: (gradients[name] + other_gradients[name]) / 2 for name in gradients}, wanted_gradients)
     for name, wanted in wanted_buffers.items():
         assert torch.equal(buffers[name], other_buffers[name])
-        torch.testing.assert_close(buffers[name], wanted, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(buffers[name], wanted, rtol=1e-12, atol=1e-12)
 
 
 def test_counts_are_averaged(parts):
