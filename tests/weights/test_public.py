@@ -9,8 +9,9 @@ import pytest
 import torch
 import torchvision
 
+from headstart.files import file_digest
 from headstart.weights import public
-from headstart.weights.files import file_hash, read_weights
+from headstart.weights.files import read_weights
 from headstart.weights.load import load_weights
 from headstart.weights.public import IMAGENET_IMAGES, download, find_weights, known_weights, list_weights
 from weight_nets import NARROW, resnet
@@ -23,7 +24,7 @@ def published(tmp_path):
     """A file as torchvision publishes it: the digits of its hash in its name."""
     path = tmp_path / "net.pth"
     torch.save(resnet(18, **NARROW).state_dict(), path)
-    return path.rename(tmp_path / f"net-{file_hash(path)[:8]}.pth")
+    return path.rename(tmp_path / f"net-{file_digest(path)[:8]}.pth")
 
 
 def test_table_is_complete_and_agrees_with_torchvision():
@@ -46,7 +47,7 @@ def test_table_is_complete_and_agrees_with_torchvision():
 def test_fetched_file_is_verified_and_loads(tmp_path, published, monkeypatch):
     monkeypatch.setattr(public, "torchvision_url", lambda source: published.as_uri())
     fetched = download(RESNET, tmp_path / "mine.pth")
-    assert fetched.verified and fetched.hash == file_hash(published) and fetched.path == tmp_path / "mine.pth"
+    assert fetched.verified and fetched.hash == file_digest(published) and fetched.path == tmp_path / "mine.pth"
     assert str(fetched) == f"{fetched.path}: sha256 {fetched.hash}, agrees with its publisher's hash"
     report = load_weights(resnet(18, **NARROW), read_weights(fetched.path), scope="backbone")
     assert report.hash == fetched.hash
@@ -100,7 +101,7 @@ def test_timm_file_comes_through_the_hub_client(tmp_path, published, monkeypatch
         asked.append((repository, file))
         return str(published)
 
-    etag = types.SimpleNamespace(etag=file_hash(published))
+    etag = types.SimpleNamespace(etag=file_digest(published))
     monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda url: etag)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", fetch)
     fetched = download("timm/resnet50_gn.a1h_in1k", tmp_path / "mine.safetensors")

@@ -9,9 +9,10 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 
+from headstart.files import file_digest
 from headstart.model.backbone import TimmBackbone
 from headstart.model.classifier import Classifier
-from headstart.weights.files import WeightFile, file_hash, read_weights
+from headstart.weights.files import WeightFile, read_weights
 from headstart.weights.input import DETECTRON, DETECTRON2, IMAGENET, InputSpec
 from headstart.weights.load import (
     WITHOUT_EPSILON,
@@ -51,7 +52,7 @@ def test_torchvision_classifier_gives_the_same_maps(tmp_path, name, depth, kind)
     assert report.left_out == ("fc.weight", "fc.bias")
     assert set(report.loaded) == set(expected_names(ours, "backbone"))
     assert report.loaded["backbone.layer1.0.bn1.running_var"] == "layer1.0.bn1.running_var"
-    assert report.hash == file_hash(tmp_path / "net.pth") and report.notes == () and report.source_input == IMAGENET
+    assert report.hash == file_digest(tmp_path / "net.pth") and report.notes == () and report.source_input == IMAGENET
 
 
 def test_resnext_gives_the_same_maps():

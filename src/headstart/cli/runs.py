@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from headstart.cli.console import Overrides, bar, describe_run, patch_of, resolved, say, show, show_metrics, step_bar
+from headstart.files import json_text, write_whole
 
 Out = Annotated[Path, typer.Option(help="Where run directories go.")]
 
@@ -165,7 +166,6 @@ def predict(
     score: Annotated[float, typer.Option(help="Lowest score that is drawn and written.", min=0.0, max=1.0)] = 0.5,
 ) -> None:
     """Draw detections on images, and write them as COCO JSON; label maps (PNG) of a segmentation model."""
-    import json
 
     from headstart.data.images import load_image
     from headstart.tasks.draw import draw
@@ -221,7 +221,7 @@ def predict(
                     }
                 )
             progress.update(task, advance=1)
-    (out / "predictions.json").write_text(json.dumps(results))
+    write_whole(out / "predictions.json", json_text(results))
     say(f"{len(files)} images, {len(results)} detections: {out}")
 
 

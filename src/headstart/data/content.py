@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from headstart.data.dataset import Dataset, fingerprint
+from headstart.files import file_digest, write_whole
 
 SETTLED = 2.0  # seconds: a file changed later than that before now may change again within one tick of its clock
 
@@ -55,8 +56,7 @@ def _entry(path: str, known: Entry | None) -> Entry:
         status = os.stat(path)
         if known and known[:2] == (status.st_size, status.st_mtime_ns):
             return known
-        with open(path, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()[:32]
+        digest = file_digest(path)[:32]
     except OSError:
         return 0, 0, "absent"
     return status.st_size, status.st_mtime_ns, digest
@@ -65,18 +65,14 @@ def _entry(path: str, known: Entry | None) -> Entry:
 def _read(path: Path) -> dict[str, Entry]:
     """What is known; nothing where the file is absent or no longer whole."""
     try:
-        return {name: (size, changed, digest) for name, (size, changed, digest) in json.loads(path.read_text()).items()}
+        entries = json.loads(path.read_text(encoding="utf-8"))
+        return {name: (size, changed, digest) for name, (size, changed, digest) in entries.items()}
     except (OSError, ValueError, AttributeError, TypeError):
         return {}
 
 
 def _write(path: Path, entries: dict[str, Entry]) -> None:
     """Keep what is known; where nothing can be written the next call reads the images again."""
-    temporary = path.with_suffix(f".{os.getpid()}")
-    try:
+    with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(entries, separators=(",", ":")))
-        os.replace(temporary, path)
-    except OSError:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        write_whole(path, json.dumps(entries, separators=(",", ":")))

@@ -1,4 +1,4 @@
-"""A detection data set as flat arrays."""
+"""A detection data set as flat arrays, read from and written to COCO JSON."""
 
 import hashlib
 from collections.abc import Sequence

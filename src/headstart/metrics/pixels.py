@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from headstart.files import replacing
+
 COLUMNS = ("mIoU", "accuracy")
 
 
@@ -28,7 +30,7 @@ class PixelRecords:
     def save(self, path: str | Path) -> None:
         """Write a compressed npz."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        with Path(path).open("wb") as file:
+        with replacing(path) as temporary, temporary.open("wb") as file:
             np.savez_compressed(file, **values | {"class_names": np.array(self.class_names, dtype=np.str_)})
 
     @classmethod

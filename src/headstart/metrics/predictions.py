@@ -4,7 +4,6 @@ Letters: D detections, K keypoints. Boxes are XYXY in pixels of the original ima
 """
 
 import math
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import orjson
 from pycocotools import mask as coco_mask
 
 from headstart.data import rle
+from headstart.files import write_whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,9 +58,7 @@ class Predictions:
         if self.keypoints is not None:
             for row, points in zip(rows, self.keypoints.reshape(len(self), -1).tolist()):
                 row["keypoints"] = points
-        partial = Path(f"{path}.partial")  # a reader never sees half a file
-        partial.write_bytes(orjson.dumps(rows))
-        os.replace(partial, path)
+        write_whole(path, orjson.dumps(rows))
 
     @classmethod
     def from_json(cls, path: str | Path) -> "Predictions":

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from headstart.files import replacing
+
 THRESHOLDS = np.linspace(0.5, 0.95, 10)  # COCO's IoU thresholds; the very floats of pycocotools
 RECALLS = np.linspace(0, 1, 101)  # where COCO reads the precision
 
@@ -40,7 +42,8 @@ class Records:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         for name in ("matched", "ignored"):
             values[name] = np.packbits(values[name], axis=1)
-        with Path(path).open("wb") as file:  # a file, since savez would add an ending of its own to a name
+        # a file, since savez would add an ending of its own to a name
+        with replacing(path) as temporary, temporary.open("wb") as file:
             np.savez_compressed(file, num_thresholds=self.matched.shape[1], **values)
 
     @classmethod

@@ -7,18 +7,18 @@ of a study that has not begun, that is running, or that is finished.
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from headstart.files import json_text, write_whole
 from headstart.report.differences import compared, difference_rows
 from headstart.report.facts import cell_rows, class_rows, curve_rows, resample_rows, write_csv
 from headstart.report.figures import write_figures
 from headstart.report.findings import Findings, find, settled_schedule
 from headstart.report.mistakes import mistake_rows, mistake_tables
 from headstart.report.page import MOST_BYTES, render
-from headstart.report.page_data import page_data, plain
+from headstart.report.page_data import DIGITS, page_data
 from headstart.report.pictures import make_samples
 from headstart.report.series import evaluation_stretches, loss_stretches
 from headstart.report.spending import Bills, cell_bills, mean_cost, segment_bills, start_costs
@@ -30,7 +30,7 @@ from headstart.verdict.words import sentence
 def build_report(study_dir: str | Path) -> Path:
     """Write report.html, report.json, figures/ and tables/ into a study's directory; returns the path of report.html.
 
-    Everything is written beside its old version and renamed. ValueError naming the file where the study cannot be read.
+    Each file is written whole or not at all. ValueError naming the file where the study cannot be read.
     """
     folder = read_study_folder(study_dir)
     costs = segment_bills(folder)
@@ -48,10 +48,8 @@ def build_report(study_dir: str | Path) -> Path:
         written["resamples"] = resample_rows(folder, findings.resampled)
     for name, rows in {"cells": cells, **written}.items():
         write_csv(folder.path / "tables" / f"{name}.csv", rows)
-    _replace(
-        folder.path / "report.json",
-        json.dumps(plain(_summary(folder, findings, cells, written["errors"])), indent=1, allow_nan=False),
-    )
+    summary = _summary(folder, findings, cells, written["errors"])
+    write_whole(folder.path / "report.json", json_text(summary, indent=1, digits=DIGITS))
     data = page_data(folder, stretches, losses, starts, bills, mistakes)
     page = render(
         folder,
@@ -66,7 +64,7 @@ def build_report(study_dir: str | Path) -> Path:
         pictures=pictures,
     )
     assert len(page.encode()) <= MOST_BYTES, f"the page has {len(page.encode()):,} bytes"
-    return _replace(folder.path / "report.html", page)
+    return write_whole(folder.path / "report.html", page)
 
 
 def is_current(study_dir: str | Path) -> bool:
@@ -75,7 +73,9 @@ def is_current(study_dir: str | Path) -> bool:
     page, plan = directory / "report.html", directory / "plan.json"
     if not page.exists() or not plan.exists():
         return False
-    runs = [entry["directory"] for entry in json.loads(plan.read_text())["segments"] if entry["directory"]]
+    runs = [
+        entry["directory"] for entry in json.loads(plan.read_text(encoding="utf-8"))["segments"] if entry["directory"]
+    ]
     rows = [directory / run / name for run in runs for name in ("rows.jsonl", VARIANTS_FILE)]
     sources = (plan, directory / "study.yaml", *(path for path in rows if path.exists()))
     return all(page.stat().st_mtime_ns >= source.stat().st_mtime_ns for source in sources)
@@ -133,10 +133,3 @@ def _verdict(verdict: Any) -> dict[str, Any]:
 
 def _effort(entry: Any) -> dict[str, Any]:
     return {name: value for name, value in vars(entry).items() if name != "verdict"} | _verdict(entry.verdict)
-
-
-def _replace(path: Path, text: str) -> Path:
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-    return path

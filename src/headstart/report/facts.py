@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from headstart.files import replacing
 from headstart.report.series import position
 from headstart.report.spending import Bills
 from headstart.study.cost import Cost
@@ -113,14 +113,12 @@ def resample_rows(folder: StudyFolder, differences: np.ndarray) -> list[dict[str
 
 
 def write_csv(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Rows with whatever columns they have, in order of first use; unknown values stay empty. Replaces `path` whole."""
+    """Rows with whatever columns they have, in order of first use; unknown values stay empty. Whole or not at all."""
     rows = list(rows)
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    temporary = path.with_name(path.name + ".part")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(
             {name: "" if value is None or value != value else value for name, value in row.items()} for row in rows
         )
-    os.replace(temporary, path)

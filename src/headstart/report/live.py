@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import io
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import matplotlib
 from markupsafe import Markup
 
+from headstart.files import write_whole
 from headstart.report.build import build_report
 from headstart.report.figures import STYLE, training_figure
 from headstart.report.page import TEMPLATES, template
@@ -60,11 +60,7 @@ def write_live(folder: StudyFolder, pictures: list[tuple[str, str]], *, every: f
         version=__version__,
         style=Markup((TEMPLATES / "report.css").read_text()),
     )
-    path = folder.path / PAGE
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-    return path
+    return write_whole(folder.path / PAGE, text)
 
 
 def _pictures(folder: StudyFolder) -> list[tuple[str, str]]:

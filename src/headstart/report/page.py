@@ -17,10 +17,11 @@ import jinja2
 import plotly
 from markupsafe import Markup
 
+from headstart.files import plain
 from headstart.report.differences import compared, difference_rows, starts_differ, tuning_rows
 from headstart.report.findings import Findings, rule_sentence
 from headstart.report.mistakes import MistakeRow
-from headstart.report.page_data import arms_data, plain
+from headstart.report.page_data import DIGITS, arms_data
 from headstart.report.paper import SOURCE, TABLE_1
 from headstart.report.pictures import Samples
 from headstart.report.spending import Bills, StartCost, mean_cost
@@ -131,7 +132,7 @@ def template(name: str) -> jinja2.Template:
 
 def script_json(value: Any) -> str:
     """JSON that may stand in a script element: no text in it can end the element or open a comment."""
-    text = json.dumps(plain(value), allow_nan=False, separators=(",", ":"), ensure_ascii=False)
+    text = json.dumps(plain(value, digits=DIGITS), allow_nan=False, separators=(",", ":"), ensure_ascii=False)
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text

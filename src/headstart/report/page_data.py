@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import isfinite
 from typing import Any
 
 from headstart.report.figures import MARKERS, arm_colours
@@ -26,6 +25,7 @@ DARK = {
     "#56b4e9": "#93d0f5",
 }
 _SYMBOLS = {"o": "circle", "s": "square", "D": "diamond", "^": "triangle-up", "v": "triangle-down", "P": "cross"}
+DIGITS = 6  # significant ones of a number in report.json and in the page: more than any metric has
 _EFFORTS = ("images", "instances", "pixels", "flops", "seconds")
 
 
@@ -88,17 +88,6 @@ def arms_data(folder: StudyFolder) -> list[dict[str, str]]:
         }
         for place, arm in enumerate(folder.arms)
     ]
-
-
-def plain(value: Any) -> Any:
-    """JSON has no nan: null instead, at any depth; floats keep six digits."""
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, float):
-        return float(f"{value:.6g}") if isfinite(value) else None
-    return value
 
 
 def _stretch(stretch: Stretch, factor: float) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
+from headstart.files import json_text, write_whole
 from headstart.recipe.load import Provenance, resolve
 from headstart.recipe.recipe import AnyRecipe, flatten, scaled_rate, schedule_of, to_dict
 from headstart.recipe.schedule import Schedule, duration, multiple_of
@@ -297,19 +298,13 @@ def write_plan(
         "differences": difference_sheet(prepared),
         "data": {"val": recipe.data.val, "val_images": getattr(recipe.data, "val_images", None)},
     }
-    _replace(directory / "study.yaml", yaml.safe_dump(prepared.study.model_dump(mode="json"), sort_keys=False))
-    _replace(directory / "plan.json", json.dumps(content, indent=1))
+    study = yaml.safe_dump(prepared.study.model_dump(mode="json"), sort_keys=False)
+    for name, text in {"study.yaml": study, "plan.json": json_text(content, indent=1)}.items():
+        path = directory / name
+        if not path.exists() or path.read_text(encoding="utf-8") != text:  # else it keeps its time: see is_current
+            write_whole(path, text)
 
 
 def segments_folder(prepared: Prepared, directory: Path) -> Path:
     """Where the segments of a study lie: in its own directory, or in one that several studies share."""
     return directory if prepared.study.runs is None else directory.parent / prepared.study.runs
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file whole or not at all; one that says the same already keeps its time."""
-    if path.exists() and path.read_text() == text:
-        return
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)

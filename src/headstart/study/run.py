@@ -1,12 +1,11 @@
 """Run what is missing of a study, in order, on this machine or a cluster; or one segment of it, as a task does."""
 
-import fcntl
-import os
-import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from math import inf
 from pathlib import Path
 
+from headstart.files import locked
 from headstart.ops import processes as distributed
 from headstart.study.plan import Segment
 from headstart.study.prepare import (
@@ -43,33 +42,14 @@ def check_threads(prepared: Prepared) -> None:
             )
 
 
-@contextmanager
-def lock(directory: Path) -> Iterator[None]:
+def lock(directory: Path) -> AbstractContextManager[None]:
     """Only one process runs a study at a time; ValueError says who does. A killed process holds nothing."""
-    directory.mkdir(parents=True, exist_ok=True)
-    path = directory / "lock"
-    with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise ValueError(
-                f"{directory}: this study is being run by {file.read().strip() or 'another process'}"
-            ) from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
-        yield
-        file.truncate(0)
+    return locked(directory / "lock", taken="this study is being run")
 
 
-@contextmanager
-def plan_lock(directory: Path) -> Iterator[None]:
+def plan_lock(directory: Path) -> AbstractContextManager[None]:
     """Wait for one's turn to write plan.json: the tasks of a cluster may end at the same time."""
-    directory.mkdir(parents=True, exist_ok=True)
-    with (directory / "plan.lock").open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    return locked(directory / "plan.lock", taken="the plan is being written", wait=inf)
 
 
 def run_named(prepared: Prepared, name: str, out: str | Path = "runs") -> RunResult:

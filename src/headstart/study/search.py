@@ -7,14 +7,13 @@ is stopped, continued and extended like any study. What is picked comes with its
 from __future__ import annotations
 
 import itertools
-import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from headstart.files import json_text, write_whole
 from headstart.recipe.recipe import flatten
 from headstart.study.folder import StudyFolder
 from headstart.study.spec import Study, parse_study
@@ -91,12 +90,5 @@ def write_tuned(study: Study, trials: list[Trial], directory: Path) -> Path:
         "# Put both keys into the study. Under `set` the values are every arm's, as in the paper.\n"
     )
     tuned = {"set": picked.values, "tuning": {search.arm: effort}}
-    _replace(directory / "search.json", json.dumps([asdict(trial) for trial in trials], indent=1))
-    return _replace(directory / "tuned.yaml", header + yaml.safe_dump(tuned, sort_keys=False))
-
-
-def _replace(path: Path, text: str) -> Path:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
-    return path
+    write_whole(directory / "search.json", json_text([asdict(trial) for trial in trials], indent=1))
+    return write_whole(directory / "tuned.yaml", header + yaml.safe_dump(tuned, sort_keys=False))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from headstart.files import write_whole
 from headstart.study.plan import Segment
 from headstart.study.prepare import Prepared, find_segments, needs
 from headstart.study.run import check_threads
@@ -54,10 +55,9 @@ def write_jobs(prepared: Prepared, study: str, overrides: Sequence[str], out: st
     for old in folder.glob("*.sh"):
         old.unlink()
     for number, names in enumerate(levels):
-        (folder / f"level-{number}.sh").write_text(_array(prepared, names, number, study, overrides, out, job, folder))
-    (folder / "report.sh").write_text(_report(prepared, directory, job, folder))
-    script = folder / "submit.sh"
-    script.write_text(_submit(folder, len(levels)))
+        write_whole(folder / f"level-{number}.sh", _array(prepared, names, number, study, overrides, out, job, folder))
+    write_whole(folder / "report.sh", _report(prepared, directory, job, folder))
+    script = write_whole(folder / "submit.sh", _submit(folder, len(levels)))
     script.chmod(0o755)
     return Submission(script, levels)
 

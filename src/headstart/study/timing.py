@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from headstart.files import json_text, write_whole
 from headstart.ops import processes as distributed
 from headstart.recipe.recipe import AnyRecipe
 from headstart.study.forecast import Load
@@ -44,14 +45,14 @@ def kept_loads(path: Path, prepared: Prepared, jobs: int) -> dict[str, Load]:
     asked = [prepared.study.model_dump_json(), repr(prepared.overrides), repr(prepared.num_images), jobs]
     asked += [platform.node(), torch.__version__]
     try:
-        kept = json.loads(path.read_text())
+        kept = json.loads(path.read_text(encoding="utf-8"))
         if kept["asked"] == asked:
             return {name: _from_json(values) for name, values in kept["loads"].items()}
     except (OSError, ValueError, KeyError, TypeError):
         pass  # not there, torn by a kill, or of another version: measure
     loads = measure_apart(prepared, jobs)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"asked": asked, "loads": {name: asdict(load) for name, load in loads.items()}}))
+    write_whole(path, json_text({"asked": asked, "loads": {name: asdict(load) for name, load in loads.items()}}))
     return loads
 
 

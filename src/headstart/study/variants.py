@@ -5,12 +5,12 @@ A variant changes no training, so its rows lie beside the run's own, in variants
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from headstart.files import write_whole
 from headstart.ops import processes as distributed
 from headstart.recipe.load import validate
 from headstart.recipe.recipe import AnyRecipe, Recipe, flatten, unflatten
@@ -82,10 +82,5 @@ def evaluate_variants(variants: Variants, directory: Path, checkpoint: Path) -> 
             "seconds": {"eval": round(time.perf_counter() - since, 3)},
         }
         if distributed.is_writer():
-            _add(directory / VARIANTS_FILE, row)
-
-
-def _add(path: Path, row: dict[str, Any]) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(map(line_of, [*read_rows(path), row])))
-    os.replace(temporary, path)
+            path = directory / VARIANTS_FILE
+            write_whole(path, "".join(map(line_of, [*read_rows(path), row])))

@@ -1,6 +1,5 @@
 """The detection task: the model, stream and judgement of a recipe on a COCO-like data set."""
 
-import json
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -18,6 +17,7 @@ from headstart.data.read.formats import open_dataset
 from headstart.data.rle_codes import paste_rle
 from headstart.data.stream import Augmentation, TrainStream
 from headstart.data.views import Convention, Jitter
+from headstart.files import json_text, write_whole
 from headstart.metrics.coco import evaluate
 from headstart.metrics.errors import error_types
 from headstart.metrics.predictions import Predictions, concat, empty
@@ -290,6 +290,6 @@ def judge(
             for kind in kinds
             if kind in ("box", "mask")
         }
-        (directory / f"errors-{step}.json").write_text(json.dumps(errors, indent=1))
+        write_whole(directory / f"errors-{step}.json", json_text(errors, indent=1))
 
     return Judgement(result.metrics, result.per_class, save)

@@ -5,7 +5,6 @@ A program is written only if it gives the detections of the model itself on real
 
 import importlib.util
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from headstart.batch import Detections
 from headstart.data.buckets import STRIDE, Resize, bucket_of
 from headstart.data.images import load_image
 from headstart.data.views import View, stack_images
+from headstart.files import replacing
 from headstart.model.detector import Detector
 from headstart.tasks.detection import convention_of, validation_data
 from headstart.tasks.predict import Trained, image_files, load_trained
@@ -42,7 +42,8 @@ def export_weights(source: str | Path, out: str | Path) -> None:
     state, out = checkpoint.load(checkpoint.newest(source)), _writable(out)
     part = state["recipe"]["input"]
     spec = InputSpec(tuple(part["mean"]), tuple(part["std"]), part["order"])
-    _replace(out, lambda path: checkpoint.save_export(path, state, {"author": "headstart", "input": spec.to_text()}))
+    with replacing(out) as temporary:
+        checkpoint.save_export(temporary, state, {"author": "headstart", "input": spec.to_text()})
 
 
 class Predict(nn.Module):
@@ -92,14 +93,12 @@ def export_program(
         )
     write = _write_onnx if out.suffix == ".onnx" else _write_torch
 
-    def write_checked(path: Path) -> None:
-        program = write(Predict(trained.model).eval(), inputs[0], path, _facts(trained, size))
+    with replacing(out) as temporary:
+        program = write(Predict(trained.model).eval(), inputs[0], temporary, _facts(trained, size))
         for number, (pair, found) in enumerate(zip(inputs, expected)):
             odd = difference(found, program(*pair))
             if odd:
                 raise ValueError(f"{out}: not written, because the program is not the model: image {number}: {odd}")
-
-    _replace(out, write_checked)
     return count
 
 
@@ -188,8 +187,10 @@ def _write_torch(module: Predict, example: tuple[Tensor, Tensor], path: Path, fa
     try:
         with torch.no_grad():
             program = torch.export.export(module, example)
-        torch.export.save(program, path, extra_files={"headstart.json": json.dumps(facts)})
-        return torch.export.load(path).module()
+        with path.open("w+b") as file:  # a file, since a path would have to end in .pt2
+            torch.export.save(program, file, extra_files={"headstart.json": json.dumps(facts)})
+            file.seek(0)
+            return torch.export.load(file).module()
     except Exception as error:  # the exporter fails in as many ways as there are operations
         raise ValueError(f"{path.name}: torch.export cannot export this model ({_first_line(error)})") from None
 
@@ -235,13 +236,3 @@ def _writable(path: str | Path) -> Path:
     if not path.parent.is_dir():
         raise ValueError(f"{path}: the folder does not exist")
     return path
-
-
-def _replace(out: Path, write: Callable[[Path], None]) -> None:
-    """Write under another name and rename, so that a file is whole or not there."""
-    partial = out.with_name(f".{out.stem}.partial{out.suffix}")
-    try:
-        write(partial)
-        os.replace(partial, out)
-    finally:
-        partial.unlink(missing_ok=True)

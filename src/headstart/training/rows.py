@@ -5,10 +5,11 @@ Everything shown to a person is derived from rows and the recipe. TensorBoard ge
 
 import json
 import math
-import os
 import time
 from pathlib import Path
 from typing import Any
+
+from headstart.files import json_text, write_whole
 
 KINDS = ("train", "eval", "other")
 
@@ -48,10 +49,8 @@ class Rows:
             if after_step is None
             else [row for row in read_rows(self.path) if row["step"] <= after_step and row["kind"] != "end"]
         )
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(line_of(row) for row in kept))
-        os.replace(temporary, self.path)
-        self._file = self.path.open("a")
+        write_whole(self.path, "".join(line_of(row) for row in kept))
+        self._file = self.path.open("a", encoding="utf-8", newline="\n")
         self._board = _board(directory, after_step) if tensorboard else None
 
     def write(self, row: dict[str, Any]) -> None:
@@ -70,19 +69,8 @@ class Rows:
 
 
 def line_of(row: dict[str, Any]) -> str:
-    """A row as a line of JSON."""
-    return json.dumps(_plain(row), allow_nan=False) + "\n"
-
-
-def _plain(value: Any) -> Any:
-    """JSON has no NaN: what is undefined (the AP of a class without objects) becomes null."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if hasattr(value, "item"):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    """A row as a line of JSON; what is undefined (the AP of a class without objects) is null."""
+    return json_text(row) + "\n"
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -92,7 +80,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """
     if not path.exists():
         return []
-    lines = path.read_text().split("\n")
+    lines = path.read_text(encoding="utf-8").split("\n")
     rows = []
     for number, line in enumerate(lines, start=1):
         if not line:

@@ -1,10 +1,7 @@
 """One run: a directory with everything it was, did and made."""
 
-import fcntl
-import json
 import os
 import platform
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,6 +11,7 @@ from typing import Any
 import torch
 import yaml
 
+from headstart.files import json_text, locked, remove_unfinished, write_whole
 from headstart.ops import processes as distributed
 from headstart.ops.collective import num_processes
 from headstart.recipe.load import Provenance
@@ -166,20 +164,12 @@ def _train_here(
 
 @contextmanager
 def only_process(directory: Path) -> Iterator[None]:
-    """Hold a run directory; waits a moment for a killed process's workers to leave, then says that the run is taken."""
+    """Hold a run directory; waits a moment for a killed process's workers to leave, then says who has the run."""
     if not distributed.is_writer():
         yield
         return
-    directory.mkdir(parents=True, exist_ok=True)
-    with (directory / "lock").open("a+") as file:
-        for attempt in range(20):
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if attempt == 19:
-                    raise ValueError(f"{directory}: another process is training this run") from None
-                time.sleep(0.25)
+    with locked(directory / "lock", taken="this run is being trained", wait=5.0):
+        remove_unfinished(directory)
         yield
 
 
@@ -267,29 +257,24 @@ def _write_facts(
     provenance: Provenance | None,
 ) -> None:
     """Recipe, audit, environment, image ids and segment label, before the first step."""
-    directory.mkdir(parents=True, exist_ok=True)
     origins = "".join(
         f"# {key}: {origin}\n"
         for key, origin in (provenance or {}).items()
         if origin not in ("base.yaml", "base_classify.yaml")
     )
-    (directory / "recipe.yaml").write_text(origins + yaml.safe_dump(to_dict(recipe), sort_keys=False))
-    (directory / "image_ids.txt").write_text("".join(f"{image_id}\n" for image_id in task.image_ids))
-    (directory / "environment.json").write_text(json.dumps(environment(), indent=1))
-    (directory / "segment.json").write_text(
-        json.dumps(
-            {
-                **label,
-                "num_images": task.num_images,
-                "classes": task.classes,
-                "fingerprint": task.fingerprint,
-                "notes": task.notes,
-            },
-            indent=1,
-        )
-    )
+    segment = {
+        **label,
+        "num_images": task.num_images,
+        "classes": task.classes,
+        "fingerprint": task.fingerprint,
+        "notes": task.notes,
+    }
+    write_whole(directory / "recipe.yaml", origins + yaml.safe_dump(to_dict(recipe), sort_keys=False))
+    write_whole(directory / "image_ids.txt", "".join(f"{image_id}\n" for image_id in task.image_ids))
+    write_whole(directory / "environment.json", json_text(environment(), indent=1))
+    write_whole(directory / "segment.json", json_text(segment, indent=1))
     if found is not None:
-        (directory / "audit.json").write_text(json.dumps(found.to_json(), indent=1))
+        write_whole(directory / "audit.json", json_text(found.to_json(), indent=1))
 
 
 def environment() -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from headstart.weights import checkpoint
+from headstart.files import file_digest
 from headstart.weights.input import InputSpec
 from headstart.weights.load import COUNTER
 from headstart.weights.mismatch import LoadReport
@@ -70,7 +70,7 @@ def _report(state: dict[str, Any], path: Path, own: dict[str, Tensor], fits: dic
     spec = state["recipe"]["input"]
     return LoadReport(
         path=str(path),
-        hash=checkpoint.file_digest(path),
+        hash=file_digest(path),
         layout="headstart",
         scope="branch",
         loaded=loaded,

@@ -1,6 +1,5 @@
 """Checkpoints that are whole or not there, and the one function that decides how a run starts."""
 
-import hashlib
 import json
 import os
 import pickle
@@ -13,31 +12,29 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from headstart.files import remove_unfinished, replacing
+
 FORMAT = 1
 EXPORTED = ("recipe", "classes", "step", "version")  # what an export keeps beside the tensors
 KEPT = 2  # the newest two: one to continue from, one to re-execute a stretch from
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Write a checkpoint under a temporary name and rename it, so that a reader never meets half a file.
+    """Write a checkpoint, whole or not at all, and down to the disk.
 
     A full disk leaves the earlier checkpoints as they are, and no temporary file behind.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
     try:
-        with temporary.open("wb") as file:
+        with replacing(path) as temporary, temporary.open("wb") as file:
             torch.save(state | {"format": FORMAT}, file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise ValueError(
             f"{path}: the checkpoint cannot be written ({error.strerror}); earlier checkpoints are untouched"
         ) from None
     except RuntimeError as error:  # torch reports a full disk this way
-        temporary.unlink(missing_ok=True)
         raise ValueError(
             f"{path}: the checkpoint cannot be written ({str(error).splitlines()[0]}); "
             "earlier checkpoints are untouched"
@@ -113,14 +110,7 @@ def prune(directory: Path, keep: Collection[int] = ()) -> None:
     for step in steps_saved(directory)[:-KEPT]:
         if step not in keep:
             path_of(directory, step).unlink(missing_ok=True)
-    for path in (directory / "checkpoints").glob("*.tmp"):
-        path.unlink(missing_ok=True)
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    remove_unfinished(directory / "checkpoints")
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ Read: .safetensors; .pt .pth .bin (torch, tensors only); .pkl (Detectron, Detect
 allow-list).
 """
 
-import hashlib
 import pickle
 import re
 import zipfile
@@ -19,6 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from headstart.files import file_digest
 from headstart.weights.input import InputSpec, parse_input_spec
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".pkl")
@@ -64,12 +64,6 @@ def read_weights(path: str | Path) -> WeightFile:
     return _weight_file(path, content if nest is None else content[nest], {} if nest is None else content)
 
 
-def file_hash(path: str | Path) -> str:
-    """sha256 of a file as 64 hex digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _weight_file(path: Path, values: dict[str, Any], around: dict[str, Any]) -> WeightFile:
     """Tensors out of `values`; author and normalisation from what lies `around` them."""
     tensors, left_out = {}, []
@@ -86,7 +80,7 @@ def _weight_file(path: Path, values: dict[str, Any], around: dict[str, Any]) -> 
     recipe = around.get("recipe")
     own = parse_input_spec(recipe.get("input") if isinstance(recipe, dict) else around.get("input"))
     author = "headstart" if own is not None else str(around.get("__author__", around.get("author", "")))
-    return WeightFile(str(path), file_hash(path), tensors, author, own, tuple(left_out))
+    return WeightFile(str(path), file_digest(path), tensors, author, own, tuple(left_out))
 
 
 def _unwrapped(name: str) -> str:

@@ -5,7 +5,6 @@ not know, is an error. What is left out on purpose is listed. Names are those of
 backbone is treated as one that has nothing else, so that its tensors too are "backbone.…".
 """
 
-import os
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from headstart.files import replacing
 from headstart.model.norm import EPSILON, FrozenBatchNorm
 from headstart.model.vgg import Vgg
 from headstart.weights.files import WeightFile
@@ -132,9 +132,8 @@ def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> 
     if path.suffix != ".safetensors" or not path.parent.is_dir():
         raise ValueError(f"{path}: expected a name that ends in .safetensors, in a folder that exists")
     whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    partial = path.with_name(path.name + ".partial")
-    save_file(whole, partial, metadata={**metadata, "author": "headstart"})
-    os.replace(partial, path)
+    with replacing(path) as temporary:
+        save_file(whole, temporary, metadata={**metadata, "author": "headstart"})
 
 
 def _account(model: nn.Module, file: WeightFile, layout: str, scope: str) -> tuple[dict[str, Tensor], LoadReport]:

@@ -3,7 +3,6 @@
 Nothing else in headstart uses the network. A file fetched anywhere else serves just as well: give its path.
 """
 
-import hashlib
 import re
 import shutil
 import urllib.request
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
-from headstart.weights.files import file_hash
+from headstart.files import file_digest
 
 IMAGENET_IMAGES = 1_281_167  # of ILSVRC 2012's training set
 COCO_IMAGES = 118_287  # of train2017
@@ -92,14 +91,13 @@ def download(name: str, path: str | Path) -> Fetched:
         path.unlink(missing_ok=True)
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"weights {name!r}: could not be fetched from {known.source} ({reason})") from None
-    with open(path, "rb") as file:
-        found = hashlib.file_digest(file, kind).hexdigest()
+    found = file_digest(path, kind)
     if not found.startswith(expected):
         path.unlink()
         raise ValueError(
             f"weights {name!r}: {known.source} gave {kind} {found[:16]}, expected {expected[:16]}; removed"
         )
-    return Fetched(path, file_hash(path), bool(expected))
+    return Fetched(path, file_digest(path), bool(expected))
 
 
 def _from_url(known: PublicWeights, path: Path) -> tuple[str, str]:

@@ -1,7 +1,6 @@
 """COCO JSON files read into and written from a Dataset."""
 
 import gc
-import os
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ import orjson
 from headstart.data.dataset import Dataset, left_right
 from headstart.data.read import coco_fields, coco_json
 from headstart.data.read.coco_segments import POLYGONS, RLE, Segments
+from headstart.files import write_whole
 
 
 def read(path: str | Path, image_dir: str | Path | None = None, *, keep_difficult: bool = True) -> Dataset:
@@ -66,7 +66,7 @@ def _find_image_dir(path: Path, file_name: str) -> Path:
 def write(dataset: Dataset, path: str | Path) -> None:
     """COCO JSON from which read gives the same data set again (bit for bit; notes and places apart).
 
-    Written beside the target and renamed, so that a torn file is never left. Polygons and compressed RLE as they are.
+    Whole or not at all. Polygons and compressed RLE as they are.
     """
     path = Path(path)
     document = {
@@ -80,9 +80,7 @@ def write(dataset: Dataset, path: str | Path) -> None:
         "categories": dataset.categories(),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_bytes(orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY))
-    os.replace(temporary, path)
+    write_whole(path, orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY))
 
 
 def _annotation_records(dataset: Dataset) -> list[dict]:

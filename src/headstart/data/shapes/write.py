@@ -29,6 +29,7 @@ from headstart.data.shapes.scenes import (
     scene,
     single,
 )
+from headstart.files import write_whole
 
 VERSION = 1  # of the drawing; a change of what a seed gives raises it, so that old data are not taken for new
 JPEG_QUALITY = 92
@@ -129,13 +130,6 @@ def _claim(folder: Path, names: set[str]) -> None:
         raise ValueError(f"{folder}: holds {len(foreign)} other files ({listed}); expected a new or empty folder")
 
 
-def _write_text(path: Path, text: str) -> None:
-    """Write under a temporary name, then rename: the file that marks a finished set is never half there."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
-
-
 def write_detection(
     out_dir: str | Path, *, num_images: int, seed: int, size: int = 96, split: str = "train", processes: int = 2,
     keypoints: bool = False, progress: Progress | None = None,
@@ -165,7 +159,7 @@ def write_detection(
         if category["name"] == KEYPOINT_CLASS:
             category |= {"keypoints": list(KEYPOINTS), "skeleton": [list(pair) for pair in SKELETON]}
     content = {"info": info, "licenses": [], "images": images, "annotations": annotations, "categories": categories}
-    _write_text(marker, json.dumps(content, separators=(",", ":")) + "\n")
+    write_whole(marker, json.dumps(content, separators=(",", ":")) + "\n")
     return marker
 
 
@@ -196,7 +190,7 @@ def write_labels(
     ]
     categories = [{"id": i, "name": name} for i, name in zip((BACKGROUND, *CATEGORY_IDS), classes)]
     content = {"info": info, "licenses": [], "images": images, "annotations": [], "categories": categories}
-    _write_text(marker, json.dumps(content, separators=(",", ":")) + "\n")
+    write_whole(marker, json.dumps(content, separators=(",", ":")) + "\n")
     return marker
 
 
@@ -225,7 +219,7 @@ def write_classification(
     save = partial(_save_single, folder=folder, seed=seed, split=split, size=size, num_classes=num_classes)
     for _ in _each(save, num_images, processes, progress):
         pass
-    _write_text(marker, json.dumps(info, indent=1) + "\n")
+    write_whole(marker, json.dumps(info, indent=1) + "\n")
     return folder
 
 

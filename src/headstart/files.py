@@ -1,0 +1,115 @@
+"""Files: written whole or not at all, locked by one process at a time, hashed; JSON without NaN."""
+
+import hashlib
+import json
+import math
+import os
+import secrets
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+PATIENCE = 2.0  # seconds for which a rename is tried again: Windows refuses it while a reader has the target open
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Write a file under a temporary name beside `path`, renamed over it at the end, removed on an error.
+
+    So a reader never meets half a file, and several processes may write the same one. A killed process leaves its
+    temporary file behind; `remove_unfinished` clears those of a folder.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        yield temporary
+        _rename(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_whole(path: str | Path, content: str | bytes) -> Path:
+    """Write bytes, or text as UTF-8 with "\\n" on every platform, whole or not at all; returns the path."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+    return Path(path)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what killed processes left of `replacing` in a folder; no other process may be writing there."""
+    for path in folder.glob(".*.part"):
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: Path, *, taken: str, wait: float = 0.0) -> Iterator[None]:
+    """Hold a lock, which one process at a time does; `path` then says which. Its folder is made where it is absent.
+
+    Waits at most `wait` seconds (math.inf: for ever) for the holder to leave, then ValueError: folder, `taken`, holder.
+    The lock is the operating system's, on a hidden file beside `path`: a killed process holds nothing.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path.with_name(f".{path.name}"))  # apart from `path`, as Windows lets nobody read a locked file
+    try:
+        lock.acquire(timeout=-1 if wait == math.inf else wait)
+    except Timeout:
+        raise ValueError(f"{path.parent}: {taken} by {_holder(path)}") from None
+    try:
+        write_whole(path, f"process {os.getpid()} on {socket.gethostname()}")
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        lock.release()
+
+
+def plain(value: Any, *, digits: int | None = None) -> Any:
+    """JSON's own values at any depth: null for NaN and infinity, a number for a scalar of NumPy or torch.
+
+    With `digits` floats keep so many significant ones.
+    """
+    if isinstance(value, dict):
+        return {str(key): plain(item, digits=digits) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item, digits=digits) for item in value]
+    if hasattr(value, "item"):
+        value = value.item()
+    if not isinstance(value, float):
+        return value
+    if not math.isfinite(value):
+        return None
+    return value if digits is None else float(f"{value:.{digits}g}")
+
+
+def json_text(value: Any, *, indent: int | None = None, digits: int | None = None) -> str:
+    """JSON of `plain(value)`."""
+    return json.dumps(plain(value, digits=digits), indent=indent, allow_nan=False)
+
+
+def file_digest(path: str | Path, kind: str = "sha256") -> str:
+    """SHA-256 (or another digest by hashlib's name) of a file's bytes, as hex digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, kind).hexdigest()
+
+
+def _rename(temporary: Path, path: Path) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            os.replace(temporary, path)
+            return
+        except PermissionError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+
+
+def _holder(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8") or "another process"
+    except OSError:
+        return "another process"
