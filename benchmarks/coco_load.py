@@ -24,7 +24,7 @@ CROWD_EVERY = 86  # train2017 has about 10,000 crowd regions among 860,001 insta
 def generate(path: Path, num_images: int, num_instances: int, points: int) -> None:
     """A COCO file with polygons of `points` points on average, crowd RLE, and annotations in no order of images."""
     rng = np.random.default_rng(0)
-    with path.open("w") as file:
+    with path.open("w", encoding="utf-8") as file:
         file.write('{"info": {}, "licenses": [], "images": [')
         for i in range(num_images):
             url = f"http://images.example.org/train/{i:012d}.jpg"

@@ -160,7 +160,7 @@ def make_data(num_images: int, num_objects: float, per_image: int) -> tuple[dict
     document = make_document(num_images, num_objects, generator)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "truth.json")
-        path.write_text(json.dumps(document))
+        path.write_text(json.dumps(document), encoding="utf-8")
         dataset = coco.read(path)
     return document, dataset, make_predictions(dataset, per_image, generator)
 
@@ -217,7 +217,7 @@ def main() -> None:
     for name, value in figures.items():
         print(f"{name:<40} {value:.4g}" if isinstance(value, float) else f"{name:<40} {value}")
     if options.json:
-        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+        options.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -199,7 +199,7 @@ def main() -> None:
             found.setdefault(name, {})[num] = time_model(MODELS[name], num, args.repeats)
             print(table(MODELS[name], num, found[name][num]), flush=True)
     if args.json:
-        args.json.write_text(json.dumps(found, indent=1))
+        args.json.write_text(json.dumps(found, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def make_data() -> None:
 def start(out: Path, study: list[str], log: Path) -> subprocess.Popen:
     """An attempt at the study in a process group of its own."""
     command = [sys.executable, "-m", "headstart", "study", "run", *study, "--out", str(out)]
-    with log.open("a") as file:
+    with log.open("a", encoding="utf-8") as file:
         return subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
 
 
@@ -49,16 +49,16 @@ def without_measured(found: Any) -> Any:
 
 def report_data(directory: Path) -> dict[str, object]:
     """{file: its content} of report.json and the tables."""
-    found = {"report.json": without_measured(json.loads((directory / "report.json").read_text()))}
+    found = {"report.json": without_measured(json.loads((directory / "report.json").read_text(encoding="utf-8")))}
     for table in sorted((directory / "tables").glob("*.csv")):
-        with table.open(newline="") as file:
+        with table.open(newline="", encoding="utf-8") as file:
             found[table.name] = without_measured(list(csv.DictReader(file)))
     return found
 
 
 def evidence(directory: Path) -> dict[str, object]:
     """{segment: run directory, rows, predictions and records}, the plan, and {file: content} of the report's data."""
-    plan = json.loads((directory / "plan.json").read_text())
+    plan = json.loads((directory / "plan.json").read_text(encoding="utf-8"))
     found: dict[str, object] = {"plan": plan} | report_data(directory)
     for segment in plan["segments"]:
         run = directory / segment["directory"]
@@ -77,13 +77,16 @@ def run_undisturbed(out: Path, study: list[str], log: Path) -> float:
     """Seconds of a run that nobody kills."""
     since = time.perf_counter()
     if start(out, study, log).wait() != 0:
-        raise SystemExit(f"the undisturbed study failed:\n{log.read_text()[-2000:]}")
+        raise SystemExit(f"the undisturbed study failed:\n{log.read_text(encoding='utf-8')[-2000:]}")
     return time.perf_counter() - since
 
 
 def expected_time(log: Path) -> str:
     """What the plan said of the time."""
-    return next((line for line in log.read_text().splitlines() if line.startswith("expected time")), "no plan printed")
+    return next(
+        (line for line in log.read_text(encoding="utf-8").splitlines() if line.startswith("expected time")),
+        "no plan printed",
+    )
 
 
 def run_killed(out: Path, study: list[str], log: Path, num_kills: int, typical: float) -> list[float]:
@@ -106,7 +109,9 @@ def run_killed(out: Path, study: list[str], log: Path, num_kills: int, typical: 
             attempt.wait()
             continue
         if code != 0:
-            raise SystemExit(f"attempt {len(lived) + 1} failed with code {code}:\n{log.read_text()[-2000:]}")
+            raise SystemExit(
+                f"attempt {len(lived) + 1} failed with code {code}:\n{log.read_text(encoding='utf-8')[-2000:]}"
+            )
         return lived
 
 

@@ -51,7 +51,7 @@ def write_images(root: Path, num: int) -> None:
                     "iscrowd": 0,
                 }
             )
-    (root / "train.json").write_text(json.dumps(document))
+    (root / "train.json").write_text(json.dumps(document), encoding="utf-8")
 
 
 def make_task(root: Path, short: int, num_workers: int):

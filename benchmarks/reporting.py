@@ -54,18 +54,18 @@ def write(study: Study, path: Path) -> int:
     """The study's folder as a finished run leaves it; returns the number of rows."""
     plan, num_rows = plan_of(study), 0
     path.mkdir(parents=True)
-    (path / "study.yaml").write_text(yaml.safe_dump(study.model_dump(mode="json")))
+    (path / "study.yaml").write_text(yaml.safe_dump(study.model_dump(mode="json")), encoding="utf-8")
     segments = [asdict(s) | {"directory": f"{s.name}-0123456789ab", "finished": True} for s in plan.segments]
     content = {"cells": [asdict(cell) for cell in plan.cells], "segments": segments, "batch": BATCH}
     content |= {"num_images": {"1.0": 8000, "0.1": 800}, "differences": []}
-    (path / "plan.json").write_text(json.dumps(content))
+    (path / "plan.json").write_text(json.dumps(content), encoding="utf-8")
     for segment in plan.segments:
         directory = path / f"{segment.name}-0123456789ab"
         directory.mkdir()
         rows = rows_of(segment)
-        (directory / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        (directory / "segment.json").write_text(json.dumps(asdict(segment)))
-        (directory / "environment.json").write_text(json.dumps({"headstart": "0", "cpus": 2}))
+        (directory / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        (directory / "segment.json").write_text(json.dumps(asdict(segment)), encoding="utf-8")
+        (directory / "environment.json").write_text(json.dumps({"headstart": "0", "cpus": 2}), encoding="utf-8")
         num_rows += len(rows)
     return num_rows
 

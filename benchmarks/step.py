@@ -151,7 +151,7 @@ def memory_of(name: str, side: str) -> float:
     """Peak memory of a train step above that of the model at rest, in MiB, in a process of its own (Linux)."""
     command = [sys.executable, __file__, name, "--memory", side, "--threads", str(torch.get_num_threads())]
     command += ["--plain-malloc"] * ("--plain-malloc" in sys.argv)
-    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    return float(subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=True).stdout)
 
 
 def print_memory(case: Case, side: str) -> None:
@@ -163,7 +163,7 @@ def print_memory(case: Case, side: str) -> None:
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)  # what building the models left behind must not hide what a step takes
     before = status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # resets VmHWM
     step()
     step()
     print((status("VmHWM") - before) / 1024)
@@ -171,7 +171,7 @@ def print_memory(case: Case, side: str) -> None:
 
 def status(name: str) -> int:
     """A line of /proc/self/status, in KiB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(name))
 
 
@@ -230,7 +230,9 @@ def main() -> None:
         print(table(name, found[name]) + "\n", flush=True)
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps({"threads": args.threads, "clock": args.clock, "cases": found}, indent=1))
+        args.json.write_text(
+            json.dumps({"threads": args.threads, "clock": args.clock, "cases": found}, indent=1), encoding="utf-8"
+        )
 
 
 if __name__ == "__main__":

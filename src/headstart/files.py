@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import secrets
 import socket
 import time
@@ -14,6 +15,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+# Naming Files, Paths, and Namespaces, learn.microsoft.com/windows/win32/fileio/naming-a-file
+_REFUSED = re.compile(r'[<>:"/\\|?*\x00-\x1f]|[. ]\Z|\A(con|prn|aux|nul|(com|lpt)[1-9¹²³])(\.|\Z)', re.IGNORECASE)
+MOST_BYTES = 200  # of a name: file systems take 255, and a digest or a suffix may follow
 PATIENCE = 2.0  # seconds for which a rename is tried again: Windows refuses it while a reader has the target open
 
 
@@ -44,6 +48,11 @@ def remove_unfinished(folder: Path) -> None:
     """Remove what killed processes left of `replacing` in a folder; no other process may be writing there."""
     for path in folder.glob(".*.part"):
         path.unlink(missing_ok=True)
+
+
+def is_file_name(name: str) -> bool:
+    """Whether every platform takes this as the name of a file or folder: Windows refuses some signs and CON, NUL …"""
+    return 0 < len(name.encode()) <= MOST_BYTES and not _REFUSED.search(name)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Recipes: complete, refused when wrong with the nearest right name, and a digest of exactly what changes results."""
 
+import importlib.util
 import json
 import typing
 
@@ -8,6 +9,7 @@ import torch
 import yaml
 from pydantic import BaseModel
 
+from headstart.recipe import load as resolve_module
 from headstart.recipe.load import (
     find,
     load_recipe,
@@ -126,6 +128,36 @@ def test_numbers_are_numbers(text):
     key, value = parse_override(f"train.weight_decay={text}")
     assert (key, value) == ("train.weight_decay", pytest.approx(1e-4))
     assert read_yaml("x", f"a: {text}") == {"a": pytest.approx(1e-4)}
+
+
+@pytest.mark.parametrize("libyaml", [True, False])
+def test_yaml_means_the_same_with_and_without_libyaml(monkeypatch, libyaml):
+    """PyYAML may come without its C library: numbers, repeated keys and shipped files are read the same way."""
+    assert issubclass(resolve_module._Loader, yaml.CSafeLoader)
+    reader = resolve_module
+    if not libyaml:
+        monkeypatch.delattr(yaml, "CSafeLoader")
+        spec = importlib.util.spec_from_file_location("resolve_without_libyaml", resolve_module.__file__)
+        reader = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(reader)
+        assert issubclass(reader._Loader, yaml.SafeLoader)
+    assert reader.read_yaml("x", "a: 1e-4\nb: 1e-4x\nc: '1e-4'") == {"a": 1e-4, "b": "1e-4x", "c": "1e-4"}
+    for text, line in (("a: 1\na: 2", 2), ("a:\n  b: 1\n  c: 2\n  b: 1", 4), ("{a: 1, a: 1}", 1)):
+        with pytest.raises(ValueError, match=rf"^x: line {line}: '[ab]' is given twice$"):
+            reader.read_yaml("x", text)
+    for path in [*shipped().values(), *shipped("studies").values()]:
+        assert reader.read_yaml(path) == read_yaml(path)
+
+
+@pytest.mark.parametrize("name", ["a/b", "a:b", "con", "Nul.x", "a.", "a ", "", "a\nb", "x" * 201])
+def test_a_name_that_some_system_refuses_for_a_folder_is_refused(name):
+    with pytest.raises(ValueError, match=r"name: .* cannot name a folder on every platform"):
+        load_recipe("demo", {"name": name})
+
+
+@pytest.mark.parametrize("name", ["console", "a.b", "größe", "com", "con-1", "x" * 200])
+def test_names_of_any_letters_are_kept(name):
+    assert load_recipe("demo", {"name": name}).name == name
 
 
 @pytest.mark.parametrize(

@@ -239,6 +239,8 @@ BAD = [
     ({"arms": {"pretrained": {"start.weights": "pretrain:shape"}}}, "pretrain entry 'shape' is not known"),
     ({"pretrain": {"shapes": {"recip": "r"}}}, "pretrain key 'recip' is not known, did you mean 'recipe'"),
     ({"name": "a/b"}, "name: 'a/b' is not a name"),
+    ({"name": "con"}, "name: 'con' is not a name"),
+    ({"name": "a."}, "name: 'a.' is not a name"),
     ({"tuning": {"scrach": "none"}}, "tuning: arm 'scrach' is not known, did you mean 'scratch'"),
     ({"tuning": {"scratch": {"trial": 3}}}, "tuning key 'trial' is not known, did you mean 'trials'"),
     ({"public_weights": {"scratch": {"name": "timm-a1"}}}, "public_weights.scratch has no effect: .* is None"),

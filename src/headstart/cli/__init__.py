@@ -3,7 +3,9 @@
 What a user gave wrong ends as one clear line and exit code 2, a loss that is not finite as one line and exit code 3.
 """
 
+import sys
 import warnings
+from io import TextIOWrapper
 
 import typer
 
@@ -32,6 +34,9 @@ app.add_typer(studies.app, name="study", help="Compare starts: plan, run, report
 
 def main() -> None:
     """Entry point of `headstart` and `python -m headstart`."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a pipe on Windows may not know "−" or "α": then a "?" is written
+            stream.reconfigure(errors="replace")
     # Pillow warns where `load_image` refuses: one line is enough.
     warnings.filterwarnings("ignore", message="Image size .* could be decompression bomb")
     try:

@@ -17,7 +17,7 @@ def list_recipes() -> None:
     from headstart.recipe.load import shipped
     from headstart.recipe.reference import first_line
 
-    rows = [[name, first_line(path.read_text())] for name, path in shipped().items()]
+    rows = [[name, first_line(path.read_text(encoding="utf-8"))] for name, path in shipped().items()]
     show("shipped recipes", ["name", "what"], rows)
 
 

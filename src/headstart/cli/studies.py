@@ -48,7 +48,7 @@ def list_studies() -> None:
     from headstart.recipe.load import shipped
     from headstart.recipe.reference import first_line
 
-    rows = [[name, first_line(path.read_text())] for name, path in shipped("studies").items()]
+    rows = [[name, first_line(path.read_text(encoding="utf-8"))] for name, path in shipped("studies").items()]
     show("shipped studies", ["name", "what"], rows)
 
 
@@ -98,7 +98,9 @@ def is_finished(directory: Path, prepared: Any) -> bool:
     path = directory / "plan.json"
     if not path.exists():
         return False
-    known = {entry["name"] for entry in json.loads(path.read_text())["segments"] if entry.get("finished")}
+    known = {
+        entry["name"] for entry in json.loads(path.read_text(encoding="utf-8"))["segments"] if entry.get("finished")
+    }
     return all(segment.name in known for segment in prepared.plan.segments)
 
 
@@ -249,19 +251,18 @@ def slurm(
 
 def default_jobs(prepared: Any) -> int:
     """As many segments at a time as there are cores, where the recipe asks for one thread."""
-    import os
-
+    from headstart.hardware import usable_cores
     from headstart.study.prepare import arm_recipe
 
     recipe = arm_recipe(prepared.study, next(iter(prepared.study.arms)), prepared.overrides)[0]
-    return len(os.sched_getaffinity(0)) if recipe.train.threads == 1 else 1
+    return usable_cores() if recipe.train.threads == 1 else 1
 
 
 def say_verdict(page: Path) -> None:
     """Print the verdict sentences of a report and where to look."""
     import json
 
-    found = json.loads(page.with_name("report.json").read_text())
+    found = json.loads(page.with_name("report.json").read_text(encoding="utf-8"))
     say(f"{found['title']}. {found['text']}")
     for answer in found["answers"]:
         lines = answer["lines"] if isinstance(answer["lines"], list) else [answer["lines"]]

@@ -63,7 +63,7 @@ class PixelLabels:
         return found
 
     def _name(self, index: int) -> str:
-        return str(Path(self.dataset.file_names[index]).with_suffix(".png"))
+        return Path(self.dataset.file_names[index]).with_suffix(".png").as_posix()
 
     def path(self, index: int) -> Path:
         """The label map of image `index`."""

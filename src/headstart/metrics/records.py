@@ -3,7 +3,6 @@
 Letters: D detections, I images, C classes, T IoU thresholds, S = T * C curves, P true positives of all curves.
 """
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from headstart.files import replacing
+from headstart.hardware import usable_cores
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)  # COCO's IoU thresholds; the very floats of pycocotools
 RECALLS = np.linspace(0, 1, 101)  # where COCO reads the precision
@@ -213,5 +213,5 @@ def bootstrap_ap(paired: Sequence[Records], *, num_resamples: int, generator: np
     def resample(weights: np.ndarray) -> list[list[float]]:
         return [list(mean_precisions(average_precisions(run, weights)).values()) for run in prepared]
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # NumPy leaves the lock within its long loops
+    with ThreadPoolExecutor(usable_cores()) as pool:  # NumPy leaves the lock within its long loops
         return np.array(list(pool.map(resample, drawn))).reshape(num_resamples, len(prepared), 3)

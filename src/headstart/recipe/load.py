@@ -26,7 +26,9 @@ KINDS: dict[str, tuple[type[AnyRecipe], str]] = {
 }
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(
+    getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+):  # libyaml, where PyYAML was built with it: 8 times as fast
     """YAML 1.1 reads 1e-4 as text; this loader reads it as the number everybody means."""
 
 
@@ -59,7 +61,7 @@ _Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
 def read_yaml(path: Path | str, text: str | None = None) -> dict[str, Any]:
     """A YAML mapping; ValueError names the file and the line of a syntax error."""
     try:
-        content = yaml.load(Path(path).read_text() if text is None else text, Loader=_Loader)
+        content = yaml.load(Path(path).read_text(encoding="utf-8") if text is None else text, Loader=_Loader)
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:
@@ -79,7 +81,7 @@ def read_yaml(path: Path | str, text: str | None = None) -> dict[str, Any]:
 def shipped(folder: str = "recipes") -> dict[str, Path]:
     """Names and files of everything shipped in a folder of the package."""
     root = Path(str(files("headstart"))) / folder
-    return {str(path.relative_to(root).with_suffix("")): path for path in sorted(root.rglob("*.yaml"))}
+    return {path.relative_to(root).with_suffix("").as_posix(): path for path in sorted(root.rglob("*.yaml"))}
 
 
 def find(name: str, folder: str = "recipes") -> Path:

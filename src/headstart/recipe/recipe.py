@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from headstart.files import is_file_name
 from headstart.recipe.fields import (
     AnyBackbone,
     Input,
@@ -200,6 +201,8 @@ class AnyRecipe(Part):
     @model_validator(mode="after")
     def _can_be_run(self) -> "AnyRecipe":
         check_precise_bn(self.evaluate.precise_bn, self.model.norm)
+        if not is_file_name(self.name):
+            raise ValueError(f"name: {self.name!r} cannot name a folder on every platform, expected letters and digits")
         if self.train.batch % self.processes:
             raise ValueError(f"train.batch: {self.train.batch} images do not divide among {self.processes} processes")
         return self

@@ -31,14 +31,14 @@ def reference() -> str:
             "| field | type | base value | meaning |",
             "|---|---|---|---|",
         ]
-        comments = comments_of(shipped()[name].read_text())
+        comments = comments_of(shipped()[name].read_text(encoding="utf-8"))
         for field, value in flatten(read_yaml(shipped()[name])).items():
             shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
             text = comments.get(field, "").replace("|", "\\|")
             parts.append(f"| `{field}` | {type_of(model, field)} | `{shown}` | {text} |")
         parts.append("")
     parts += ["## Shipped recipes", "", "| name | what |", "|---|---|"]
-    parts += [f"| `{name}` | {first_line(path.read_text())} |" for name, path in shipped().items()]
+    parts += [f"| `{name}` | {first_line(path.read_text(encoding='utf-8'))} |" for name, path in shipped().items()]
     return "\n".join(parts) + "\n"
 
 

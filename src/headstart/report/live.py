@@ -58,7 +58,7 @@ def write_live(folder: StudyFolder, pictures: list[tuple[str, str]], *, every: f
         time=time.strftime("%H:%M:%S"),
         span=numbers.span,
         version=__version__,
-        style=Markup((TEMPLATES / "report.css").read_text()),
+        style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
     )
     return write_whole(folder.path / PAGE, text)
 

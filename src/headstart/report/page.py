@@ -101,8 +101,8 @@ def render(
         figures=[path.name for path in pictures],
         version=__version__,
         data=Markup(script_json(data)),
-        style=Markup((TEMPLATES / "report.css").read_text()),
-        script=Markup((TEMPLATES / "report.js").read_text()),
+        style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
+        script=Markup((TEMPLATES / "report.js").read_text(encoding="utf-8")),
         plotly=Markup(plotly_source()),
     )
 

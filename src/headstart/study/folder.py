@@ -274,7 +274,7 @@ def _evaluations(rows: Iterable[dict[str, Any]], split: str) -> list[dict[str, A
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror}); expected a file that a study writes") from None
     except ValueError as error:

@@ -5,6 +5,7 @@ A worker that is lost takes nothing with it: its task is started again and conti
 
 import importlib.util
 import os
+import platform
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -109,7 +110,7 @@ def _work(
         os.chdir(folder)
     except OSError:
         raise ValueError(
-            f"{folder}: not there on {os.uname().nodename}, expected a file system that all machines share"
+            f"{folder}: not there on {platform.node()}, expected a file system that all machines share"
         ) from None
     if gpus < 2:
         return run_segment(prepared, segment, directory, done)

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, StrictInt, model_validator
 
+from headstart.files import is_file_name
 from headstart.recipe.load import find, read_yaml, validate
 from headstart.recipe.recipe import flatten
 from headstart.recipe.schedule import parse_schedule
@@ -170,9 +171,10 @@ class Study(Part):
         named = {"runs": runs, "arms": self.arms, "pretrain": self.pretrain, "also_evaluate": self.also_evaluate}
         for field, names in {"name": [self.name], **named}.items():
             for name in names:
-                if not _NAME.fullmatch(name):
+                if not _NAME.fullmatch(name) or not is_file_name(name):
                     raise ValueError(
-                        f"{field}: {name!r} is not a name: letters, digits, _ . + - and at most 64 of them"
+                        f"{field}: {name!r} is not a name: letters, digits, _ . + - and at most 64 of them, no dot at "
+                        "the end, nor a name that Windows keeps for itself, such as con"
                     )
         check_distinct("seeds", self.seeds)
         if not self.seeds or min(self.seeds) < 0:

@@ -5,17 +5,16 @@ depend on how many there are.
 """
 
 import multiprocessing
-import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from headstart.study.plan import Segment
 from headstart.study.prepare import Prepared, Progress, needs, run_segment
+from headstart.training.launch import leave_with_parent
 from headstart.training.lineage import RunResult
 
 _STRIDE = 10  # steps between two messages of a worker
@@ -54,20 +53,17 @@ def run_parallel(
 @contextmanager
 def worker_pool(jobs: int, prepare: Callable[..., None] | None = None, *given: Any) -> Iterator[ProcessPoolExecutor]:
     """Processes that leave when this one is gone, however it went; each begins with `prepare(*given)`."""
-    watched, held = _context().Pipe(duplex=False)
-    with (
-        held,  # open as long as this process lives
-        ProcessPoolExecutor(jobs, _context(), _begin, (watched, prepare, given)) as pool,
-    ):
+    with ProcessPoolExecutor(jobs, _context(), _begin, (prepare, given)) as pool:
         yield pool
 
 
-def _context() -> multiprocessing.context.ForkServerContext:
-    """How worker processes begin: forked from one clean process that has imported everything.
+def _context() -> multiprocessing.context.BaseContext:
+    """How worker processes begin: forked from one clean process that has imported everything, where the system can.
 
     So they share what the imports take, 0.4 GB each otherwise. A fork of this process would inherit its threads' locks.
     """
-    context = multiprocessing.get_context("forkserver")
+    can_fork = "forkserver" in multiprocessing.get_all_start_methods()  # not on Windows
+    context = multiprocessing.get_context("forkserver" if can_fork else "spawn")
     context.set_forkserver_preload(["headstart.study.workers"])
     return context
 
@@ -99,9 +95,9 @@ def run_as_ready(
             finished(segment, done[segment.name])
 
 
-def _begin(watched: Connection, prepare: Callable[..., None] | None, given: tuple[Any, ...]) -> None:
+def _begin(prepare: Callable[..., None] | None, given: tuple[Any, ...]) -> None:
     """A worker whose parent was killed must not write on, nor keep its memory."""
-    threading.Thread(target=_leave_at_end, args=(watched,), daemon=True).start()
+    threading.Thread(target=leave_with_parent, daemon=True).start()
     if prepare:
         prepare(*given)
 
@@ -113,14 +109,6 @@ def _start_worker(queue: Any) -> None:
     global _queue
     _queue = queue
     torch.set_num_threads(1)
-
-
-def _leave_at_end(watched: Connection) -> None:
-    """Leave when the other end of the pipe is closed, which a process that was killed does too."""
-    try:
-        watched.recv()
-    except EOFError:
-        os._exit(1)
 
 
 def _work(prepared: Prepared, segment: Segment, directory: Path, done: dict[str, RunResult]) -> RunResult:

@@ -43,7 +43,7 @@ def adopt(directory: Path, span: Span, identity: list[str], keep: dict[str, Any]
             state = checkpoint.load(checkpoint.path_of(donor, step))
         except ValueError:  # torn: take the one before it
             continue
-        source = os.path.relpath(checkpoint.path_of(donor, step), directory)
+        source = Path(os.path.relpath(checkpoint.path_of(donor, step), directory)).as_posix()
         file = Rows(directory, after_step=None, tensorboard=False)
         file.write({"kind": "start", "step": begin, "source": "trunk", "path": source, "stop": span.stop})
         for row in rows:
@@ -79,4 +79,4 @@ def _rows(donor: Path, begin: int, step: int) -> list[dict[str, Any]] | None:
 
 def _label(directory: Path) -> dict[str, Any]:
     path = directory / "segment.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

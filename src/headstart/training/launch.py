@@ -26,7 +26,7 @@ def run_processes(num: int, work: Callable[..., Any], arguments: tuple[Any, ...]
     try:
         for rank in range(num):
             ours, theirs = context.Pipe(duplex=False)
-            process = context.Process(target=_enter, args=(rank, num, port, theirs, os.getpid(), work, arguments))
+            process = context.Process(target=_enter, args=(rank, num, port, theirs, work, arguments))
             process.start()
             theirs.close()
             processes.append(process)
@@ -66,18 +66,19 @@ def _reason(processes: list[Any], rank: int, content: str) -> str:
     while time.monotonic() < deadline:
         for number, process in enumerate(processes):
             if process.exitcode is not None and process.exitcode < 0:
-                name = signal.Signals(-process.exitcode).name
+                names = {-each: each.name for each in signal.Signals}
+                name = names.get(process.exitcode, f"signal {-process.exitcode}")
                 return f"process {number} of {len(processes)} was killed ({name}); the others were stopped"
         time.sleep(0.05)
     return f"process {rank} of {len(processes)} failed: {content}; the others were stopped"
 
 
 def _enter(
-    rank: int, num: int, port: int, pipe: Connection, parent: int, work: Callable[..., Any], arguments: tuple[Any, ...]
+    rank: int, num: int, port: int, pipe: Connection, work: Callable[..., Any], arguments: tuple[Any, ...]
 ) -> None:
     """A new process: torchrun's environment, no life without the parent, and one last message."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    threading.Thread(target=leave_with, args=(parent,), daemon=True).start()
+    threading.Thread(target=leave_with_parent, daemon=True).start()
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     try:
@@ -91,10 +92,11 @@ def _enter(
     os._exit(1)  # a process group with a missing member waits for it
 
 
-def leave_with(parent: int) -> None:
-    """End this process when its parent has ended: a worker whose parent was killed must not write on."""
-    while os.getppid() == parent:
-        time.sleep(0.2)
+def leave_with_parent() -> None:
+    """End this process when the one that started it has ended: a worker whose parent was killed must not write on."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "only a process that multiprocessing started has such a parent"
+    parent.join()
     os._exit(1)
 
 

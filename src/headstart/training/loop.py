@@ -81,7 +81,7 @@ def run(
     own = start.source == "checkpoint"
     rows = Rows(directory, after_step=step if own else None) if writer else None
     if rows and not own:
-        path = None if start.path is None else str(start.path)
+        path = None if start.path is None else start.path.as_posix()
         row = {"kind": "start", "step": step, "source": start.source, "path": path}
         rows.write(row | {"total": schedule.total, "stop": stop})
     set_train_mode(task.model, settings.freeze)
@@ -178,7 +178,7 @@ def run(
                 "kind": "end",
                 "step": stop,
                 **counters,
-                "checkpoint": str(final.relative_to(directory)),
+                "checkpoint": final.relative_to(directory).as_posix(),
                 "hash": weights_digest(task.model),
                 "memory": memory.peak(device),
                 "seconds": clock.read(),

@@ -1,7 +1,6 @@
 """The memory of a run: the most that it took, of the accelerator or else of this process, and how it is asked for."""
 
 import ctypes
-import resource
 import sys
 from pathlib import Path
 
@@ -29,17 +28,25 @@ def reset_peak(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
         return
     try:
-        _CLEAR.write_text("5")  # man 5 proc: resets the peak resident set size
+        _CLEAR.write_text("5", encoding="utf-8")  # man 5 proc: resets the peak resident set size
     except OSError:
         return
 
 
-def peak(device: torch.device) -> int:
-    """Bytes at the highest point: allocated tensors on a GPU, all resident memory of the process on a CPU."""
+def peak(device: torch.device) -> int | None:
+    """Bytes at the highest point: allocated tensors on a GPU, all resident memory of the process on a CPU.
+
+    None where the system's C library does not count them, as on Windows.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if _STATUS.exists():
-        for line in _STATUS.read_text().splitlines():
+        for line in _STATUS.read_text(encoding="utf-8").splitlines():
             if line.startswith("VmHWM:"):
                 return 1024 * int(line.split()[1])
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kibibytes, on Linux
+    try:
+        import resource
+    except ImportError:
+        return None
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else 1024 * most  # getrusage(2): bytes on macOS, kibibytes on Linux

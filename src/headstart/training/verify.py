@@ -85,7 +85,7 @@ def _use_threads_of(directory: Path, recipe: AnyRecipe) -> None:
     They depend on how many processes share them too: ValueError for a run of several.
     """
     path = directory / "environment.json"
-    environment = json.loads(path.read_text()) if path.exists() else {}
+    environment = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if environment.get("processes", 1) != 1:
         raise ValueError(
             f"{directory}: was trained by {environment['processes']} processes, whose sums one process does not repeat "

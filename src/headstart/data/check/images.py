@@ -1,7 +1,6 @@
 """What the image files of a data set say: missing, unreadable, of another size, turned, or the same picture twice."""
 
 import hashlib
-import os
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ from headstart.data.check.problems import ERROR, NOTE, WARNING, Problem, some
 from headstart.data.check.records import LEFT_OUT
 from headstart.data.dataset import Dataset
 from headstart.data.images import load_image
+from headstart.hardware import usable_cores
 
 _EXIF_ORIENTATION = 0x0112
 Names = tuple[dict[str, str], dict[str, str]]
@@ -35,7 +35,7 @@ def look(dataset: Dataset, split: str) -> list[Look]:
     Pixels, not bytes, are hashed: that finds copies of a file and copies saved again without loss alike.
     """
     names = cache(_names)  # a folder is listed once a call, however many files are missing
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         return list(pool.map(lambda i: _look_at(dataset, split, i, names), range(dataset.num_images)))
 
 

@@ -72,7 +72,7 @@ def _the_only(folder: Path, files: list[Path], split: str | None) -> Path:
     fitting = [file for file in files if split is None or split in file.stem]
     if len(fitting) == 1:
         return fitting[0]
-    named = [str(file.relative_to(folder)) for file in files]
+    named = [file.relative_to(folder).as_posix() for file in files]
     choice = f"split = {split!r}" if split else "no split"
     raise ValueError(f"{folder}: {choice} fits {len(fitting)} files: expected one of {named}")
 

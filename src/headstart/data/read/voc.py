@@ -89,7 +89,7 @@ def _split_stems(root: Path, split: str | None, stems: list[str]) -> set[str]:
     known = sorted(p.stem for p in folder.glob("*.txt"))
     if split not in known:
         raise ValueError(f"{folder}: split = {split!r}: expected one of {known}{_near(split, known)}")
-    lines = (folder / f"{split}.txt").read_text().splitlines()
+    lines = (folder / f"{split}.txt").read_text(encoding="utf-8").splitlines()
     chosen = {}  # a class file of VOC has a second column; only the first names the image
     for number, line in enumerate(lines, 1):
         if line.strip():

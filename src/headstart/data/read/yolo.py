@@ -40,7 +40,7 @@ def read_yolo(data_yaml: str | Path, split: str = "train") -> Dataset:
         if not labels.is_file():
             unlabelled.append(name)
             continue
-        for line, row in enumerate(labels.read_text().splitlines(), 1):
+        for line, row in enumerate(labels.read_text(encoding="utf-8").splitlines(), 1):
             if not row.strip():
                 continue
             record = _record(f"{labels}: line {line}", row.split(), names, width, height)
@@ -60,7 +60,7 @@ def read_yolo(data_yaml: str | Path, split: str = "train") -> Dataset:
 
 def _load_yaml(path: Path) -> dict[str, Any]:
     try:
-        config = yaml.safe_load(path.read_text())
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror}): expected a YOLO data.yaml") from None
     except yaml.YAMLError as error:
@@ -106,7 +106,7 @@ def _images_at(path: Path, split: str, base: Path, place: str) -> list[Path]:
         raise ValueError(f"{path}: {split} = {place!r}: no such folder or file: looked at {candidates[0]}")
     if found.is_dir():
         return [Path(os.path.abspath(p)) for p in found.rglob("*") if p.suffix.lower() in SUFFIXES]
-    listed = [line.strip() for line in found.read_text().splitlines() if line.strip()]
+    listed = [line.strip() for line in found.read_text(encoding="utf-8").splitlines() if line.strip()]
     return [Path(os.path.abspath(found.parent / line)) for line in listed]
 
 

@@ -79,7 +79,8 @@ def _each(function: Callable, num: int, processes: int, progress: Progress | Non
             if progress:
                 progress()
         return
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    can_fork = sys.platform == "linux" and "fork" in multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("fork" if can_fork else "spawn")
     # An interrupt is the parent's business: it ends the pool, and the workers print nothing.
     with context.Pool(processes, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
         for result in pool.imap(function, range(num), chunksize=CHUNK):
