@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from headstart.ops.constant import constant
 from headstart.ops.precision import at_least_float32
 
 # exp() of a raw size delta is capped so that one wild prediction cannot overflow: 1000/16 is Detectron's bound,
@@ -45,6 +46,12 @@ def _centre_form(boxes: Tensor) -> tuple[Tensor, Tensor]:
     return boxes[..., :2] + 0.5 * size, size
 
 
+@constant
+def _on_device(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Numbers on a device, kept: a GPU finishes all its work before a new tensor of Python numbers is copied to it."""
+    return torch.tensor(values, dtype=dtype, device=device)
+
+
 def encode(boxes: Tensor, anchors: Tensor, weights: tuple[float, float, float, float]) -> Tensor:
     """Regression targets [...,4] (dx, dy, dw, dh) that move anchors [...,4] onto boxes [...,4].
 
@@ -56,13 +63,13 @@ def encode(boxes: Tensor, anchors: Tensor, weights: tuple[float, float, float, f
     anchor_size = anchor_size.clamp(min=1e-3)
     offset = (centre - anchor_centre) / anchor_size
     scale = torch.log(size.clamp(min=1e-3) / anchor_size)
-    return torch.cat([offset, scale], dim=-1) * offset.new_tensor(weights)
+    return torch.cat([offset, scale], dim=-1) * _on_device(weights, offset.dtype, offset.device)
 
 
 def decode(deltas: Tensor, anchors: Tensor, weights: tuple[float, float, float, float]) -> Tensor:
     """Boxes [...,4] from raw deltas [...,4] and anchors [...,4]: the inverse of `encode`, in fp32 or better."""
     deltas = at_least_float32(deltas)
-    deltas = deltas / deltas.new_tensor(weights)
+    deltas = deltas / _on_device(weights, deltas.dtype, deltas.device)
     anchor_centre, anchor_size = _centre_form(at_least_float32(anchors))
     centre = anchor_centre + deltas[..., :2] * anchor_size
     half = 0.5 * torch.exp(deltas[..., 2:].clamp(max=MAX_LOG_SCALE)) * anchor_size
