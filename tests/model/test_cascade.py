@@ -7,10 +7,11 @@ from unittest import mock
 import pytest
 import torch
 from test_detector import KNOWN as KNOWN_PLAIN
-from test_detector import LOSSES, assert_paths_agree, emptied, fake_batch, gradients, static
+from test_detector import LOSSES, assert_paths_agree, emptied, fake_batch, gradients
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from devices import static
 from headstart.model import cascade
 from headstart.model.cascade import cascade_loss, cascade_predict
 from headstart.model.regions import Regions, match_again

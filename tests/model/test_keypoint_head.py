@@ -23,6 +23,7 @@ from torchvision.models.detection import keypointrcnn_resnet50_fpn
 from torchvision.models.detection.roi_heads import heatmaps_to_keypoints, keypointrcnn_loss, keypoints_to_heatmap
 from torchvision.ops import MultiScaleRoIAlign
 
+from devices import static
 from headstart.model.detector import build
 from headstart.model.keypoint_head import KeypointHead, cells_of, peaks
 from headstart.model.regions import RegionPooler
@@ -172,10 +173,6 @@ def test_the_detectors_keypoint_loss_is_torchvisions_with_exhaustive_sampling(pa
     one, other = theirs.get_parameter(their_name), ours.get_parameter(name)
     gradients = [torch.autograd.grad(loss, tensor)[0] for loss, tensor in ((found, other), (wanted, one))]
     assert_same_gradients(*({name: gradient} for gradient in gradients))
-
-
-def static():
-    return mock.patch("torch.compiler.is_compiling", return_value=True)
 
 
 def test_the_eager_cpu_path_equals_the_fixed_one_and_padding_adds_nothing():

@@ -1,12 +1,11 @@
 """Matching and sampling: hand-made overlaps, torchvision's matcher, and counts of random choices."""
 
-from unittest import mock
-
 import pytest
 import torch
 from torchvision.models.detection._utils import Matcher
 from torchvision.ops import box_iou
 
+from devices import static
 from headstart.model.targets import match, sample, take
 
 RPN = {"high": 0.7, "low": 0.3, "low_quality": True}
@@ -22,9 +21,9 @@ def matched(candidates, gt, *, valid=None, crowd=None, **rule):
     valid = torch.ones(len(gt), dtype=torch.bool) if valid is None else torch.tensor(valid)
     crowd = torch.zeros(len(gt), dtype=torch.bool) if crowd is None else torch.tensor(crowd)
     eager = match(candidates, gt.unsqueeze(0), valid.unsqueeze(0), crowd.unsqueeze(0), **rule)
-    with mock.patch("torch.compiler.is_compiling", return_value=True):
-        static = match(candidates, gt.unsqueeze(0), valid.unsqueeze(0), crowd.unsqueeze(0), **rule)
-    assert torch.equal(eager.labels, static.labels) and torch.equal(eager.matched, static.matched)
+    with static():
+        fixed = match(candidates, gt.unsqueeze(0), valid.unsqueeze(0), crowd.unsqueeze(0), **rule)
+    assert torch.equal(eager.labels, fixed.labels) and torch.equal(eager.matched, fixed.matched)
     return eager.labels[0].tolist(), eager.matched[0].tolist()
 
 

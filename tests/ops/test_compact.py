@@ -1,15 +1,10 @@
 """What an eager CPU may cut away, and that it equals the fixed form."""
 
-from unittest import mock
-
 import pytest
 import torch
 
+from devices import static
 from headstart.ops.compact import pool_slots, used_length
-
-
-def static():
-    return mock.patch("torch.compiler.is_compiling", return_value=True)
 
 
 @pytest.mark.parametrize(
