@@ -166,6 +166,18 @@ def test_a_box_that_votes_alone_stays_bit_for_bit():
     assert torch.equal(vote(boxes, labels, boxes, labels, weights, 0.9), boxes)
 
 
+def test_votes_are_exact_under_bf16():
+    """Autocast would round the voters' coordinates to 8 bits: of 700 pixels, to multiples of 4."""
+    low = torch.rand(1, 40, 2) * 600
+    boxes = torch.cat([low, low + 60 + torch.rand(1, 40, 2) * 40], dim=2)
+    boxes = torch.cat([boxes, boxes + torch.rand(1, 40, 4)], dim=1)
+    args = boxes[:, :20], torch.zeros(1, 20), boxes, torch.zeros(1, 80), torch.rand(1, 80), 0.9
+    plain = vote(*args)
+    assert not torch.equal(plain, boxes[:, :20])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(vote(*args), plain)
+
+
 class Pointed:
     """A detector of one box whose heat maps are what it is shown: the left point's, the right one's, the nose's."""
 

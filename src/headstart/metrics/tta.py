@@ -86,7 +86,8 @@ def _completed(model: TwoPass, look: Look, merged: Detections, first: Tensor) ->
     if look.flip and masks is not None:
         masks = masks.flip(-1)
     if look.flip and heat_maps is not None:
-        heat_maps = heat_maps[:, :, list(model.keypoint_head.mirror)].flip(-1)
+        maps = heat_maps.unbind(2)  # an index would be copied to a GPU, which the host waits for
+        heat_maps = torch.stack([maps[other] for other in model.keypoint_head.mirror], dim=2).flip(-1)
     return masks, heat_maps
 
 
@@ -142,8 +143,10 @@ def vote(chosen: Tensor, own: Tensor, boxes: Tensor, labels: Tensor, weights: Te
     votes = (iou(chosen, boxes) >= threshold) & (own.unsqueeze(2) == labels.unsqueeze(1))
     weight = votes * weights.unsqueeze(1)
     total = weight.sum(dim=2, keepdim=True)
+    with torch.autocast(boxes.device.type, enabled=False):  # which would round coordinates to bf16, by pixels
+        joined = weight @ boxes
     # The difference from the box itself: a box that only itself votes for then stays the same, bit for bit.
-    return chosen + (weight @ boxes - total * chosen) / total.clamp(min=1e-12)
+    return chosen + (joined - total * chosen) / total.clamp(min=1e-12)
 
 
 def _take(boxes: Tensor, index: Tensor) -> Tensor:
