@@ -37,7 +37,7 @@ def test_training_images_are_judged_beside_the_validation_images(watched, tmp_pa
     assert [row["step"] for row in evaluations(rows, "train")] == [4, 8]
     task = make_task(recipe)
     task.model.load_state_dict(load(result.checkpoint)["model"])
-    task.evaluate_train(device()).save(tmp_path, 8)
+    task.evaluate_train(device("cpu")).save(tmp_path, 8)
     data = training_data(recipe)
     judged = Records.load(tmp_path / "records-box-8.npz").image_ids
     assert sorted(judged) == sorted(data.image_ids[nested_fraction(6, 1.0, 0)[:NUM]])

@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
+from headstart.hardware import choose_device
 from headstart.recipe.recipe import digest
 from headstart.recipe.schedule import Schedule
 from headstart.training import loop
@@ -187,6 +188,7 @@ def test_rows_have_the_documented_fields(straight):
     ]  # fmt: skip
     assert rows[0] == {
         "kind": "start", "step": 0, "source": "random", "path": None, "total": 8, "stop": 8,
+        "device": choose_device("auto").value, "precision": "fp32",
     }  # fmt: skip
     for row in rows[1:-1]:
         assert set(row["seconds"]) == {"train", "eval", "other"}
@@ -213,7 +215,7 @@ def poisoned_run(data_root, directory, name, at):
     with pytest.raises(FloatingPointError) as caught:
         loop.run(
             replace(task, losses=losses), span, settings_of(recipe, task), directory, start, stop=TOTAL,
-            keep={"recipe": {}},
+            device=torch.device("cpu"), keep={"recipe": {}},
         )  # fmt: skip
     assert checkpoint.steps_saved(directory) == []
     return str(caught.value), seen, loop.weights_digest(task.model)

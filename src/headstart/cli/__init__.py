@@ -9,7 +9,7 @@ from io import TextIOWrapper
 
 import typer
 
-from headstart.cli import data, recipes, runs, studies, weights
+from headstart.cli import data, env, recipes, runs, studies, weights
 from headstart.cli.console import fail
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
@@ -26,6 +26,7 @@ app.command("eval")(runs.evaluate)
 app.command("predict")(runs.predict)
 app.command("export")(runs.export)
 app.command("verify")(runs.verify)
+app.command("env")(env.env)
 app.add_typer(data.app, name="data", help="Make, convert, check and count data sets.")
 app.add_typer(recipes.app, name="recipe", help="See what a run will be, and where each value comes from.")
 app.add_typer(weights.app, name="weights", help="List, look into, and (only when asked) download weights.")

@@ -62,11 +62,14 @@ def costs(recipe: AnyRecipe) -> dict[str, str]:
 def explain(
     recipe: Annotated[str, typer.Argument(help="A shipped recipe or a YAML file.")], overrides: Overrides = None
 ) -> None:
-    """Every value and where it comes from: base file, recipe, override, or derived."""
-    from headstart.recipe.load import resolve
+    """Every value and where it comes from: base file, recipe, override, or derived; and what it is on this machine."""
+    from headstart.recipe.load import choices_of, resolve, settle
     from headstart.recipe.recipe import derived, flatten, to_dict
 
     found, origins = resolve(recipe, [("override", patch_of(overrides))])
     rows = [[key, value, origins.get(key, "model default")] for key, value in flatten(to_dict(found)).items()]
-    rows += [[key, value, "derived"] for key, value in {**derived(found), **costs(found)}.items()]
+    rows += [[key, value, "derived"] for key, value in {**derived(settle(found)[0]), **costs(found)}.items()]
     show(f"{recipe}, resolved", ["field", "value", "from"], rows)
+    say("on this machine:")
+    for field, choice in choices_of(found).items():
+        say(choice.line(field))

@@ -22,7 +22,7 @@ def train(
     from headstart.training.run import train as train_run
 
     found, origins = resolved(recipe, overrides)
-    distributed.start_processes()
+    distributed.start_processes(found.device)
     total = describe_run(found, num_training_images(found)) if distributed.is_writer() else 1
     with bar() as progress:
         result = train_run(
@@ -67,13 +67,17 @@ def evaluate(
     per_class: Annotated[bool, typer.Option("--per-class", help="AP of every class.")] = False,
     overrides: Overrides = None,
 ) -> None:
-    """COCO box, mask and keypoint AP, or mIoU, of a checkpoint; overrides such as evaluate.tta.enabled=true."""
+    """COCO box, mask and keypoint AP, or mIoU, of a checkpoint, in its run's precision.
+
+    Overrides such as evaluate.tta.enabled=true, device=cpu, train.precision=fp32.
+    """
     from headstart.data.read.formats import open_dataset
     from headstart.tasks.detection import training_data, validation_data
     from headstart.tasks.predict import evaluate as evaluate_trained
     from headstart.tasks.predict import load_trained
 
     trained = load_trained(checkpoint, patch_of(overrides))
+    _say_if_slow(trained.recipe.train.precision, trained.device.type)
     if trained.recipe.task == "segmentation":
         _evaluate_pixels(trained, data, images, split, labels, save, per_class)
         return
@@ -88,6 +92,14 @@ def evaluate(
     if save is not None:
         predictions.to_json(save)
         say(f"predictions: {save}")
+
+
+def _say_if_slow(precision: str, device: str) -> None:
+    """A line where bf16 is asked of hardware that has none."""
+    from headstart.hardware import choose_precision, native_bf16
+
+    if precision == "bf16" and not native_bf16(device).value:
+        say(choose_precision(precision, device).line("train.precision"))
 
 
 def _show_classes(per_class: dict[str, dict[str, dict[str, float]]]) -> None:
@@ -160,7 +172,8 @@ def _predict_pixels(trained: Any, files: list[Path], out: Path) -> None:
 def predict(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint or a run directory.")],
     images: Annotated[
-        list[str], typer.Argument(help="Image files or folders; and overrides such as evaluate.tta.enabled=true.")
+        list[str],
+        typer.Argument(help="Image files or folders; and overrides such as evaluate.tta.enabled=true, device=cpu."),
     ],
     out: Annotated[Path, typer.Option(help="Where pictures and predictions.json go.")] = Path("predictions"),
     score: Annotated[float, typer.Option(help="Lowest score that is drawn and written.", min=0.0, max=1.0)] = 0.5,
@@ -175,6 +188,7 @@ def predict(
     overrides = [text for text in images if "=" in text and not Path(text).exists()]
     files = image_files([text for text in images if text not in overrides])
     trained = load_trained(checkpoint, patch_of(overrides))
+    _say_if_slow(trained.recipe.train.precision, trained.device.type)
     out.mkdir(parents=True, exist_ok=True)
     if trained.recipe.task == "segmentation":
         _predict_pixels(trained, files, out)
@@ -236,7 +250,7 @@ def export(
         typer.Option(help="Image or folder to compare a program on; by default images of the validation set."),
     ] = None,
 ) -> None:
-    """Write a trained model for others; a program only if it finds what the model finds."""
+    """Write a trained model for others, on the CPU and in fp32; a program only if it finds what the model finds."""
     from headstart.tasks.export import export_program, export_weights, parse_size
 
     if out.suffix in (".pt2", ".onnx"):
@@ -249,11 +263,20 @@ def export(
     say(f"{out}: weights with their recipe; eval, predict and start.weights take it")
 
 
-def verify(run: Annotated[Path, typer.Argument(help="A run directory.")]) -> None:
+def verify(
+    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="device=cpu and the like; else as the run was", metavar="[device=VALUE]")
+    ] = None,
+) -> None:
     """Run the last stretch of a run again and compare rows and weights bit for bit; exit code 1 if they differ."""
     from headstart.training.verify import verify as verify_run
 
-    found = verify_run(run)
+    patch = patch_of(overrides)
+    for field in patch:
+        if field != "device":
+            raise ValueError(f"override {field}: a run is verified as it was, expected device=auto, cpu, cuda or mps")
+    found = verify_run(run, patch.get("device"))
     say(found.line())
     if found.differences:
         raise typer.Exit(1)

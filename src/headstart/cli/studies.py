@@ -56,7 +56,7 @@ def list_studies() -> None:
 def plan(study: Name, overrides: Overrides = None, jobs: Jobs = None) -> None:
     """Cells, segments, steps, images, epochs, expected time here, and what sharing trunks saves.
 
-    Runs nothing but a short timing.
+    Says on which device and in which precision, and why. Runs nothing but a short timing.
     """
     if is_account(study, overrides):
         return
@@ -67,8 +67,10 @@ def plan(study: Name, overrides: Overrides = None, jobs: Jobs = None) -> None:
 def show_plan(prepared: Any, jobs: int, directory: Path | None = None) -> dict[str, float]:
     """Print the plan of a study and return the expected seconds of each segment; its directory keeps the timing."""
     from headstart.study.forecast import makespan, segment_rows, totals
-    from headstart.study.timing import kept_loads, measure_apart
+    from headstart.study.timing import hardware_lines, kept_loads, measure_apart
 
+    for line in hardware_lines(prepared):
+        say(line)
     loads = kept_loads(directory / "timing.json", prepared, jobs) if directory else measure_apart(prepared, jobs)
     rows = [
         [row["segment"], f"{row['steps']:,}", f"{row['images']:,}", f"{row['epochs']:.1f}", f"{row['seconds']:,.0f}"]
@@ -218,7 +220,6 @@ def segment(
     from headstart.study.prepare import refuse_undeclared
     from headstart.study.run import run_named
 
-    distributed.start_processes()
     prepared = prepared_study(study, overrides)
     refuse_undeclared(prepared)
     result = run_named(prepared, name, out)

@@ -39,6 +39,7 @@ def import_weights(
     overrides: Overrides = None,
 ) -> None:
     """Try weights on a recipe: what loads, what is left out, and the initialisation audit."""
+    from headstart.recipe.load import settle
     from headstart.training.run import make_task, prepare_start
 
     found, _ = resolved(
@@ -49,6 +50,7 @@ def import_weights(
             *([] if any(text.startswith("start.kind=") for text in overrides or []) else ["start.kind=backbone"]),
         ],
     )
+    found, _ = settle(found)
     result = prepare_start(make_task(found), found)
     header, *rows = result.table()
     show(f"{path}: initialisation audit of {found.name}", list(header), [list(row) for row in rows])

@@ -8,13 +8,19 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from headstart.hardware import choose_device
 
-def start_processes() -> None:
-    """Join the group that torchrun announced in the environment; nothing to do for a single process."""
+
+def start_processes(asked: str) -> None:
+    """Join the group that torchrun announced in the environment, for work on the device of a recipe.
+
+    Nothing to do for a single process. ValueError for a device that is not there.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
-        if torch.cuda.is_available():
-            torch.cuda.set_device(device())
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        own = device(asked)
+        if own.type == "cuda":
+            torch.cuda.set_device(own)
+        dist.init_process_group("nccl" if own.type == "cuda" else "gloo")
 
 
 def rank() -> int:
@@ -33,23 +39,24 @@ def barrier() -> None:
         dist.barrier()
 
 
-def device() -> torch.device:
-    """The device of this process: its own GPU where there is one."""
-    if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    return torch.device("cpu")
+def device(asked: str) -> torch.device:
+    """The device of this process for a recipe's `device` (auto, cpu, cuda, mps): of several CUDA GPUs its own.
+
+    ValueError for one that is not there.
+    """
+    kind = choose_device(asked).value
+    return torch.device(kind, int(os.environ.get("LOCAL_RANK", "0"))) if kind == "cuda" else torch.device(kind)
 
 
-def wrap(model: nn.Module) -> nn.Module:
-    """The model under DistributedDataParallel when there are several processes.
+def wrap(model: nn.Module, own: torch.device) -> nn.Module:
+    """The model, on this process's `own` device, under DistributedDataParallel when there are several processes.
 
     Statistics of `batch` norms are this process's own within a step; rank 0's are taken from then on, and are saved.
     """
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         # A 1x1 convolution in channels-last memory has two equal layouts; DDP warns of the one that it did not expect.
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
-        device_ids = [device().index] if torch.cuda.is_available() else None
-        return nn.parallel.DistributedDataParallel(model, device_ids=device_ids)
+        return nn.parallel.DistributedDataParallel(model, device_ids=[own.index] if own.type == "cuda" else None)
     return model
 
 

@@ -96,11 +96,18 @@ class Train(Part):
     schedule: str
     drop_factor: float = Field(gt=0, le=1)
     clip_norm: float | None
-    precision: Literal["fp32", "bf16"]
+    precision: Literal["auto", "fp32", "bf16"]
     compile: bool
     channels_last: bool
     log_every: int = Field(ge=1)
     threads: int | None
+
+    @property
+    def bf16(self) -> bool:
+        """Whether the network computes in bf16; ValueError for `auto`, which only a machine can settle."""
+        if self.precision == "auto":
+            raise ValueError("train.precision: auto, expected fp32 or bf16: settle(recipe) says which it is here")
+        return self.precision == "bf16"
 
 
 class ResNetBackbone(Part):

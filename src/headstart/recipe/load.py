@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from headstart.hardware import Choice, choices, choose_device, choose_precision
 from headstart.recipe.recipe import AnyRecipe, ClassifyRecipe, Recipe, flatten, unflatten
 from headstart.recipe.segment import SegmentRecipe
 
@@ -141,6 +142,31 @@ def resolve(name: str, patches: list[tuple[str, dict[str, Any]]]) -> tuple[AnyRe
         values |= flat
         origins |= dict.fromkeys(flat, origin)
     return validate(KINDS[task][0], unflatten(values), str(path), origins), origins
+
+
+def settle(recipe: AnyRecipe, origins: Provenance | None = None) -> tuple[AnyRecipe, Provenance]:
+    """The recipe with `train.precision: auto` replaced by what it is on this machine, and origins that say so.
+
+    Digests, rows and comparisons are of settled recipes. ValueError where `auto` hangs on a device that is not there.
+    """
+    origins = Provenance(origins or {})
+    if recipe.train.precision != "auto":
+        return recipe, origins
+    chosen = choose_precision("auto", choose_device(recipe.device).value)
+    origins["train.precision"] = f"{origins.get('train.precision', 'recipe')}, {chosen.reason}"
+    return recipe.model_copy(update={"train": recipe.train.model_copy(update={"precision": chosen.value})}), origins
+
+
+def choices_of(recipe: AnyRecipe) -> dict[str, Choice]:
+    """What the fields of a recipe that depend on the machine come to here, with reasons: {dotted field: Choice}."""
+    part = recipe.train
+    return choices(
+        device=recipe.device,
+        precision=part.precision,
+        threads=part.threads,
+        compile=part.compile,
+        processes=recipe.processes,
+    )
 
 
 def stored_recipe(values: dict[str, Any], source: str, overrides: dict[str, Any] | None = None) -> AnyRecipe:

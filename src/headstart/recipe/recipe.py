@@ -39,6 +39,7 @@ CLERICAL = (
     "data.num_workers",
     "data.cache",
     "processes",
+    "device",
 )
 # Where things lie, and what the digest takes in another form: the content of data and weights, the schedule in steps.
 REPLACED = (
@@ -190,6 +191,7 @@ class AnyRecipe(Part):
     name: str
     seed: int = Field(ge=0)
     processes: int = Field(ge=1)
+    device: Literal["auto", "cpu", "cuda", "mps"]
     data: Part
     input: Part
     model: Part
@@ -205,6 +207,8 @@ class AnyRecipe(Part):
             raise ValueError(f"name: {self.name!r} cannot name a folder on every platform, expected letters and digits")
         if self.train.batch % self.processes:
             raise ValueError(f"train.batch: {self.train.batch} images do not divide among {self.processes} processes")
+        if self.device == "mps" and self.processes > 1:
+            raise ValueError(f"processes: {self.processes}, but device mps has one GPU; expected 1")
         return self
 
 
@@ -314,8 +318,12 @@ def to_dict(recipe: AnyRecipe) -> dict[str, Any]:
 
 
 def digest(recipe: AnyRecipe, *extra: str) -> str:
-    """Twelve hex digits of all in a recipe that can change the result, and of `extra` (data, weights, parent)."""
-    flat = {key: value for key, value in flatten(to_dict(recipe)).items() if key not in CLERICAL + REPLACED}
+    """Twelve hex digits of all in a recipe that can change the result, and of `extra` (data, weights, parent).
+
+    ValueError for a recipe whose precision is not settled: the same name would stand for two results.
+    """
+    flat = flatten(to_dict(recipe)) | {"train.precision": "bf16" if recipe.train.bf16 else "fp32"}
+    flat = {key: value for key, value in flat.items() if key not in CLERICAL + REPLACED}
     return hashlib.sha256(json.dumps([flat, *extra], sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from headstart.files import json_text, write_whole
-from headstart.recipe.load import Provenance, resolve
+from headstart.recipe.load import Provenance, resolve, settle
 from headstart.recipe.recipe import AnyRecipe, flatten, scaled_rate, schedule_of, to_dict
 from headstart.recipe.schedule import Schedule, duration, multiple_of
 from headstart.study.forecast import load_key
@@ -23,7 +23,7 @@ from headstart.training.run import train
 
 Patch = dict[str, Any]
 # What a command line says about the machine rather than the study: pre-training takes it too.
-MACHINE = ("processes", "train.threads", "train.precision", "train.compile", "data.num_workers")
+MACHINE = ("processes", "device", "train.threads", "train.precision", "train.compile", "data.num_workers")
 MOST_MARKS = 8  # checkpoints that a trunk keeps for schedules planned later: a checkpoint is twice the weights' size
 Progress = Callable[[Segment, int, dict[str, Any]], None]
 
@@ -98,7 +98,13 @@ def count_images(study: Study, fraction: float, overrides: Patch) -> int:
 def arm_recipe(
     study: Study, arm: str, overrides: Patch, segment: Segment | None = None, weights: Path | None = None
 ) -> tuple[AnyRecipe, Provenance]:
-    """The resolved recipe of an arm, or of one of its segments, and where each value comes from."""
+    """The resolved recipe of an arm, or of one of its segments, and where each value comes from; `auto` is settled."""
+    return settle(*_arm_as_asked(study, arm, overrides, segment, weights))
+
+
+def _arm_as_asked(
+    study: Study, arm: str, overrides: Patch, segment: Segment | None = None, weights: Path | None = None
+) -> tuple[AnyRecipe, Provenance]:
     patch = study.patch_of(arm)
     if str(patch.get(WEIGHTS_FIELD, "")).startswith(PRETRAIN_PREFIX) and weights is not None:
         patch[WEIGHTS_FIELD] = str(weights)
@@ -106,18 +112,29 @@ def arm_recipe(
     if segment is not None:
         seed = segment.seed + patch.get("seed", 0)  # arms of another seed, as an A/A study has them, stay so
         own = {"name": segment.name, "seed": seed, "data.fraction": segment.fraction}
-    return resolve(
-        study.recipe, [("study", study.set), (f"arm {arm}", patch), ("override", overrides), ("segment", own)]
-    )
+    layers = [("study", study.set), (f"arm {arm}", patch), ("override", overrides), ("segment", own)]
+    return resolve(study.recipe, layers)
 
 
 def pretrain_recipe(study: Study, name: str, overrides: Patch) -> tuple[AnyRecipe, Provenance]:
     """The resolved recipe of a pre-training; of the command line's patch it takes what is about the machine only."""
+    return settle(*_pretrain_as_asked(study, name, overrides))
+
+
+def _pretrain_as_asked(study: Study, name: str, overrides: Patch) -> tuple[AnyRecipe, Provenance]:
     entry = study.pretrain[name]
     machine = {key: value for key, value in overrides.items() if key in MACHINE}
-    return resolve(
-        entry.recipe, [("study", entry.set), ("override", machine), ("segment", {"name": f"pretrain-{name}"})]
-    )
+    layers = [("study", entry.set), ("override", machine), ("segment", {"name": f"pretrain-{name}"})]
+    return resolve(entry.recipe, layers)
+
+
+def asked_recipes(prepared: Prepared) -> dict[str, AnyRecipe]:
+    """The recipes of arms and of "pretrain:NAME" as they are written, before this machine settles their `auto`."""
+    study, overrides = prepared.study, prepared.overrides
+    found = {arm: _arm_as_asked(study, arm, overrides)[0] for arm in study.arms}
+    for name in prepared.pretrain_schedules:
+        found[f"{PRETRAIN_PREFIX}{name}"] = _pretrain_as_asked(study, name, overrides)[0]
+    return found
 
 
 def difference_sheet(prepared: Prepared) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from headstart.ops import processes as distributed
 from headstart.study.plan import Segment
-from headstart.study.prepare import Prepared, run_segment
+from headstart.study.prepare import Prepared, run_segment, segment_run
 from headstart.study.workers import run_as_ready
 from headstart.training.lineage import RunResult
 
@@ -122,7 +122,7 @@ def _work(
 
 
 def _one_of_several(prepared: Prepared, segment: Segment, directory: Path, done: dict[str, RunResult]) -> RunResult:
-    distributed.start_processes()
+    distributed.start_processes(segment_run(prepared, segment, done)[0].device)
     try:
         return run_segment(prepared, segment, directory, done)
     finally:

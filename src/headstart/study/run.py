@@ -6,16 +6,16 @@ from math import inf
 from pathlib import Path
 
 from headstart.files import locked
+from headstart.hardware import choose_device
 from headstart.ops import processes as distributed
 from headstart.study.plan import Segment
 from headstart.study.prepare import (
     Prepared,
     Progress,
     ancestors,
-    arm_recipe,
+    asked_recipes,
     find_segments,
     needs,
-    pretrain_recipe,
     run_segment,
     segment_run,
     segments_folder,
@@ -29,16 +29,21 @@ from headstart.training.lineage import Finder, RunResult
 
 def check_threads(prepared: Prepared) -> None:
     """ValueError where the number of jobs would change results: sums on a CPU depend on the threads that share them."""
-    if distributed.device().type != "cpu":
-        return
-    study, overrides = prepared.study, prepared.overrides
-    recipes = [arm_recipe(study, arm, overrides)[0] for arm in study.arms]
-    recipes += [pretrain_recipe(study, name, overrides)[0] for name in study.pretrain]
-    for recipe in recipes:
-        if recipe.train.threads is None:
+    for recipe in asked_recipes(prepared).values():
+        if recipe.train.threads is None and choose_device(recipe.device).value == "cpu":
             raise ValueError(
-                f"study {study.name}: train.threads of {recipe.name} is null, expected a number such as 1 for several "
-                "segments at a time: results depend on it in the last bits"
+                f"study {prepared.study.name}: train.threads of {recipe.name} is null, expected a number such as 1 for "
+                "several segments at a time: results depend on it in the last bits"
+            )
+
+
+def refuse_auto(prepared: Prepared) -> None:
+    """ValueError where the machines of a cluster would settle the precision of segments, each by its own hardware."""
+    for name, recipe in asked_recipes(prepared).items():
+        if recipe.train.precision == "auto":
+            raise ValueError(
+                f"study {prepared.study.name}: train.precision of {name} is auto, expected fp32 or bf16 on a cluster: "
+                "its machines may differ, and arms must not"
             )
 
 
@@ -56,7 +61,7 @@ def run_named(prepared: Prepared, name: str, out: str | Path = "runs") -> RunRes
     """Run one segment of a study by its name, as a task of a cluster does, or find it finished.
 
     Other segments may run at the same time; those that this one needs must be finished. ValueError says which is not,
-    and for an unknown name which is nearest.
+    and for an unknown name which is nearest. Under torchrun it joins the other processes.
     """
     directory, segments = Path(out) / prepared.study.name, {each.name: each for each in prepared.plan.segments}
     check_names([name], segments, "segment")
@@ -65,6 +70,7 @@ def run_named(prepared: Prepared, name: str, out: str | Path = "runs") -> RunRes
     for needed in sorted(needs(segment) - set(done)):
         raise ValueError(f"segment {name}: needs {needed}, which is not finished in {directory}; run that one first")
     recipe, _, span = segment_run(prepared, segment, done)
+    distributed.start_processes(recipe.device)
     _update_plan(prepared, directory, {name: finder.place(recipe, segments_folder(prepared, directory), span)})
     result = run_segment(prepared, segment, directory, done)
     _update_plan(prepared, directory, {})
@@ -96,6 +102,8 @@ def run_study(
     """
     if jobs > 1 or (cluster and not cluster.gpus):
         check_threads(prepared)
+    if cluster:
+        refuse_auto(prepared)
     directory = Path(out) / prepared.study.name
     finder = Finder()
 

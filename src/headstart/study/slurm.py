@@ -9,7 +9,7 @@ from pathlib import Path
 from headstart.files import write_whole
 from headstart.study.plan import Segment
 from headstart.study.prepare import Prepared, find_segments, needs
-from headstart.study.run import check_threads
+from headstart.study.run import check_threads, refuse_auto
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ def write_jobs(prepared: Prepared, study: str, overrides: Sequence[str], out: st
             raise ValueError(f"{name}: {value!r}, expected one word, as Slurm's --{name} takes it")
     if not job.gpus:
         check_threads(prepared)
+    refuse_auto(prepared)
     directory = Path(out) / prepared.study.name
     done, _ = find_segments(prepared, directory)
     levels = levels_of(prepared.plan.segments, set(done))

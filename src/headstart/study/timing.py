@@ -12,9 +12,10 @@ import torch
 
 from headstart.files import json_text, write_whole
 from headstart.ops import processes as distributed
+from headstart.recipe.load import choices_of
 from headstart.recipe.recipe import AnyRecipe
 from headstart.study.forecast import Load
-from headstart.study.prepare import Prepared, arm_recipe, pretrain_recipe
+from headstart.study.prepare import Prepared, arm_recipe, asked_recipes, pretrain_recipe
 from headstart.study.spec import PRETRAIN_PREFIX
 from headstart.study.variants import variants_worth
 from headstart.study.workers import worker_pool
@@ -25,6 +26,18 @@ from headstart.training.run import make_task, settings_of
 WARM_UP, TIMED = 2, 10  # steps; the first two pay for caches and memory
 EVALUATED = 128  # images at most
 _SECONDS = ("seconds_per_step", "seconds_per_eval_image", "seconds_to_start")
+
+
+def hardware_lines(prepared: Prepared) -> list[str]:
+    """What the recipes of a study come to on this machine, and why: one line a field, or one for each value."""
+    asked = {name: choices_of(recipe) for name, recipe in asked_recipes(prepared).items()}
+    lines: list[str] = []
+    for field in next(iter(asked.values())):
+        said: dict[str, list[str]] = {}
+        for name, choices in asked.items():
+            said.setdefault(choices[field].line(field), []).append(name)
+        lines += [line if len(said) == 1 else f"{', '.join(names)}: {line}" for line, names in said.items()]
+    return lines
 
 
 def measure_apart(prepared: Prepared, jobs: int = 1) -> dict[str, Load]:
@@ -66,8 +79,6 @@ def _mean(loads: list[Load]) -> Load:
 
 def measure_loads(prepared: Prepared) -> dict[str, Load]:
     """The load of every arm and pre-training, timed on this machine. Arms of the same shape are timed once."""
-    if distributed.device().type == "cpu":
-        memory.keep_freed_memory()  # as the runs will
     loads: dict[str, Load] = {}
     timed: dict[str, tuple[float, float, float]] = {}
     for name in prepared.plan_arms():
@@ -81,11 +92,14 @@ def measure_loads(prepared: Prepared) -> dict[str, Load]:
         key = recipe.model_copy(update={"name": "", "start": None}).model_dump_json() + recipe.start.freeze
         if recipe.train.threads is not None:
             torch.set_num_threads(recipe.train.threads)
+        device = distributed.device(recipe.device)
+        if device.type == "cpu":
+            memory.keep_freed_memory()  # as the runs will
         since = time.perf_counter()
         task = make_task(recipe)
         start = time.perf_counter() - since
         if key not in timed:
-            timed[key] = (seconds_per_step(task, recipe), seconds_per_image(task), start)
+            timed[key] = (seconds_per_step(task, recipe, device), seconds_per_image(task, device), start)
         step, image, start = timed[key]
         settings = settings_of(recipe, task)
         loads[name] = Load(
@@ -101,14 +115,13 @@ def measure_loads(prepared: Prepared) -> dict[str, Load]:
     return loads
 
 
-def seconds_per_step(task: Task, recipe: AnyRecipe) -> float:
+def seconds_per_step(task: Task, recipe: AnyRecipe, device: torch.device) -> float:
     """Mean seconds of a training step, loading included: what now and then takes longer takes part in a run too."""
-    device = distributed.device()
     model = task.model.to(device).train()
     optimizer = torch.optim.SGD(parameter_groups(model, weight_decay=0.0, norm_weight_decay=0.0), lr=0.0, foreach=True)
     seconds, since = [], time.perf_counter()
     for batch in task.batches(0, WARM_UP + TIMED, device):
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.train.precision == "bf16"):
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.train.bf16):
             loss = sum(task.losses(model, batch).values())
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -119,7 +132,7 @@ def seconds_per_step(task: Task, recipe: AnyRecipe) -> float:
     return fmean(seconds[WARM_UP:])
 
 
-def seconds_per_image(task: Task) -> float:
+def seconds_per_image(task: Task, device: torch.device) -> float:
     """Seconds of an evaluation, by its images.
 
     A random model finds more than a trained one, so this is on the high side.
@@ -128,7 +141,7 @@ def seconds_per_image(task: Task) -> float:
     since = time.perf_counter()
     task.model.eval()
     if task.evaluate_first:
-        task.evaluate_first(distributed.device(), num)
+        task.evaluate_first(device, num)
     else:
-        task.evaluate(distributed.device())
+        task.evaluate(device)
     return (time.perf_counter() - since) / max(num, 1)

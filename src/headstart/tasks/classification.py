@@ -192,7 +192,7 @@ def classification_task(recipe: ClassifyRecipe) -> Task:
         model = model.to(memory_format=torch.channels_last)
     batches, features = stream.batches, None
     if recipe.data.cache_features:
-        bf16 = recipe.train.precision == "bf16"
+        bf16 = recipe.train.bf16
         kept, features = KeptFeatures(stream.images, recipe, bf16=bf16), KeptFeatures(held_out, recipe, bf16=False)
         batches = partial(kept.batches, stream, model)
     return Task(

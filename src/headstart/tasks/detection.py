@@ -107,7 +107,7 @@ def detection_task(recipe: Recipe) -> Task:
     images = eval_images(recipe, held_out)
     num = min(recipe.evaluate.train_images, data.num_images)
     seen = eval_images(recipe, _fraction(recipe, whole, num)) if num else None
-    plain = partial(judge, model, bf16=recipe.train.precision == "bf16", sigmas=recipe.evaluate.keypoint_sigmas)
+    plain = partial(judge, model, bf16=recipe.train.bf16, sigmas=recipe.evaluate.keypoint_sigmas)
     full = partial(plain, tta=tta_of(recipe), voc=recipe.evaluate.voc)
     notes = [*data.notes, *stream.targets.notes()]
     if keypoints and recipe.input.flip:
@@ -230,7 +230,7 @@ def to_original(found: Detections, sizes: torch.Tensor, indices: np.ndarray, dat
         valid = found.valid[slot]
         height, width = int(data.heights[index]), int(data.widths[index])
         scale = np.array([width / float(sizes[slot, 1]), height / float(sizes[slot, 0])] * 2)
-        boxes = found.boxes[slot, valid].double().cpu().numpy() * scale
+        boxes = found.boxes[slot, valid].cpu().double().numpy() * scale
         masks = (
             None
             if found.masks is None
@@ -241,7 +241,7 @@ def to_original(found: Detections, sizes: torch.Tensor, indices: np.ndarray, dat
             image_ids=np.full(len(boxes), data.image_ids[index], dtype=np.int64),
             category_ids=data.category_ids[labels].astype(np.int64),
             boxes=boxes,
-            scores=found.scores[slot, valid].double().cpu().numpy(),
+            scores=found.scores[slot, valid].cpu().double().numpy(),
             masks=masks,
             keypoints=None if found.heat_maps is None else keypoints_of(found, slot, valid, scale),
         )

@@ -6,7 +6,7 @@ A program is written only if it gives the detections of the model itself on real
 import importlib.util
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -76,11 +76,10 @@ def export_program(
     recipe's validation images; returns how many detections were compared.
     ValueError, and no file, where it cannot be exported, finds anything else than the model, or nothing to compare.
     """
-    out, trained = _writable(out), load_trained(source)
+    out, trained = _writable(out), load_trained(source, {"device": "cpu", "train.precision": "fp32"})
     if not isinstance(trained, Trained):
         raise ValueError(f"{source}: finds no objects; a program is of a detector's predict, expected .safetensors")
     _require_packages(out)
-    trained = replace(trained, model=trained.model.cpu())
     size = size or _own_size(trained)
     inputs = [_input(trained, pixels, size) for pixels in _check_images(trained, images)]
     with torch.no_grad():  # before the export: what a call computes once and keeps must be made of real numbers

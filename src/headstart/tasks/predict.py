@@ -21,7 +21,7 @@ from headstart.metrics.predictions import Predictions
 from headstart.metrics.voc import with_voc
 from headstart.model.detector import Detector, build
 from headstart.ops import processes as distributed
-from headstart.recipe.load import stored_recipe
+from headstart.recipe.load import settle, stored_recipe
 from headstart.recipe.recipe import EVALUATION_FIELDS, TRAINING_FIELDS, Recipe
 from headstart.tasks.detection import convention_of, eval_images, keypoints_of, kinds_of, look_at, predict_all, tta_of
 from headstart.tasks.predict_pixels import TrainedSegmenter, segmenter_of
@@ -39,9 +39,14 @@ class Trained:
     step: int
     skeleton: tuple[tuple[int, int], ...] = ()
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
 
-# What may be said of a trained detector anew: how it is looked at and judged.
-FREE_FIELDS = (*EVALUATION_FIELDS, "data.num_workers", "data.cache")
+
+# What may be said of a trained detector anew: how it is looked at and judged, and on what.
+FREE_FIELDS = (*EVALUATION_FIELDS, "data.num_workers", "data.cache", "device", "train.precision")
 
 
 def load_trained(path: str | Path, overrides: dict[str, Any] | None = None) -> Trained | TrainedSegmenter:
@@ -52,7 +57,8 @@ def load_trained(path: str | Path, overrides: dict[str, Any] | None = None) -> T
     for field in overrides or {}:
         if not field.startswith(FREE_FIELDS) or field in TRAINING_FIELDS:
             raise ValueError(
-                f"override {field}: a trained detector stays what it is, expected one of evaluate.… or input.test_…"
+                f"override {field}: a trained detector stays what it is, expected one of evaluate.…, input.test_…, "
+                "device or train.precision"
             )
     path = checkpoint.newest(path)
     state = checkpoint.load(path)
@@ -60,12 +66,12 @@ def load_trained(path: str | Path, overrides: dict[str, Any] | None = None) -> T
         return segmenter_of(state, path, overrides or {})
     if state["recipe"].get("task") != "detection":
         raise ValueError(f"{path}: was made by a {state['recipe'].get('task')} recipe, expected a detection checkpoint")
-    recipe = stored_recipe(state["recipe"], str(path), overrides)
+    recipe, _ = settle(stored_recipe(state["recipe"], str(path), overrides))
     classes = state["classes"]
     names = tuple(classes.get("keypoints", ()))
     model = build(recipe, len(classes["names"]), len(names), left_right(names))
     model.load_state_dict(state["model"] | state.get("statistics", {}))
-    model.to(distributed.device()).eval()
+    model.to(distributed.device(recipe.device)).eval()
     if recipe.train.channels_last:
         model = model.to(memory_format=torch.channels_last)
     skeleton = tuple(tuple(pair) for pair in classes.get("skeleton", ()))
@@ -87,8 +93,8 @@ def evaluate(trained: Trained, data: Dataset) -> tuple[Evaluation, Predictions]:
     predictions = predict_all(
         trained.model,
         eval_images(trained.recipe, data),
-        distributed.device(),
-        bf16=trained.recipe.train.precision == "bf16",
+        trained.device,
+        bf16=trained.recipe.train.bf16,
         tta=tta_of(trained.recipe),
     )
     limits = {"max_detections": part.detections, "sigmas": part.keypoint_sigmas}
@@ -141,7 +147,7 @@ def image_files(paths: Iterable[str | Path]) -> list[Path]:
 
 @torch.no_grad()
 def predict(trained: Trained, image: str | Path | np.ndarray, *, score_threshold: float = 0.0) -> ImagePrediction:
-    """Detections on one image (a file, or uint8 [H,W,3] RGB), best first, in its own pixels."""
+    """Detections on one image (a file, or uint8 [H,W,3] RGB), best first, in its own pixels and its run's precision."""
     _check_detector(trained)
     pixels = image if isinstance(image, np.ndarray) else load_image(image)
     height, width = pixels.shape[:2]
@@ -149,13 +155,14 @@ def predict(trained: Trained, image: str | Path | np.ndarray, *, score_threshold
 
     def look(resize: Resize | None = None, *, flip: bool = False) -> tuple[Tensor, Tensor]:
         resize = resize or Resize(own.test_short, own.test_long)
-        return show([pixels], resize, convention, distributed.device(), flip=flip)
+        return show([pixels], resize, convention, trained.device, flip=flip)
 
-    found, sizes = look_at(trained.model, look, tta_of(trained.recipe))
+    with torch.autocast(trained.device.type, dtype=torch.bfloat16, enabled=trained.recipe.train.bf16):
+        found, sizes = look_at(trained.model, look, tta_of(trained.recipe))
     size = sizes[0].tolist()
     keep = found.valid[0] & (found.scores[0] >= score_threshold)
     scale = np.array([width / size[1], height / size[0]] * 2)
-    boxes = found.boxes[0, keep].double().cpu().numpy() * scale
+    boxes = found.boxes[0, keep].cpu().double().numpy() * scale
     labels = found.labels[0, keep].tolist()
     masks = (
         None
@@ -165,7 +172,7 @@ def predict(trained: Trained, image: str | Path | np.ndarray, *, score_threshold
     return ImagePrediction(
         path=Path("array") if isinstance(image, np.ndarray) else Path(image),
         boxes=boxes,
-        scores=found.scores[0, keep].double().cpu().numpy(),
+        scores=found.scores[0, keep].cpu().double().numpy(),
         labels=tuple(trained.class_names[label] for label in labels),
         category_ids=tuple(trained.category_ids[label] for label in labels),
         masks=masks,

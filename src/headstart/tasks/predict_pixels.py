@@ -15,7 +15,7 @@ from headstart.data.views import View, stack_images
 from headstart.metrics.pixels import PixelRecords
 from headstart.model.semantic_head import Segmenter
 from headstart.ops import processes as distributed
-from headstart.recipe.load import stored_recipe
+from headstart.recipe.load import settle, stored_recipe
 from headstart.recipe.segment import SegmentRecipe
 from headstart.tasks.draw import colour_of
 from headstart.tasks.segmentation import build_segmenter, convention_of, count_all, eval_pixels
@@ -33,27 +33,33 @@ class TrainedSegmenter:
     class_names: tuple[str, ...]
     step: int
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
 
 def segmenter_of(state: dict[str, Any], path: Path, overrides: dict[str, Any]) -> TrainedSegmenter:
     """The segmentation model of a checkpoint's content, with overrides {dotted field: value} of how it evaluates."""
-    recipe = stored_recipe(state["recipe"], str(path), overrides)
+    recipe, _ = settle(stored_recipe(state["recipe"], str(path), overrides))
     classes = state["classes"]
     model = build_segmenter(recipe, len(classes["names"]))
     model.load_state_dict(state["model"] | state.get("statistics", {}))
-    model.to(distributed.device()).eval()
+    model.to(distributed.device(recipe.device)).eval()
     if recipe.train.channels_last:
         model = model.to(memory_format=torch.channels_last)
     return TrainedSegmenter(model, recipe, tuple(classes["ids"]), tuple(classes["names"]), state["step"])
 
 
 def evaluate_labels(trained: TrainedSegmenter, maps: LabelMaps) -> PixelRecords:
-    """Counts of right and wrong pixels on a data set with the same classes."""
+    """Counts of right and wrong pixels on a data set with the same classes, in the precision of the run."""
     if tuple(maps.class_ids) != trained.class_ids:
         raise ValueError(
             f"{maps.dataset.path}: has classes {list(maps.class_ids)[:10]}, "
             f"the checkpoint was trained on {list(trained.class_ids)[:10]}"
         )
-    return count_all(trained.model, maps, eval_pixels(trained.recipe, maps.dataset), distributed.device())
+    images = eval_pixels(trained.recipe, maps.dataset)
+    return count_all(trained.model, maps, images, trained.device, bf16=trained.recipe.train.bf16)
 
 
 @torch.no_grad()
@@ -63,8 +69,10 @@ def predict_labels(trained: TrainedSegmenter, image: str | Path | np.ndarray) ->
     original = pixels.shape[:2]
     resize = Resize(trained.recipe.input.test_short, trained.recipe.input.test_long)
     size, bucket = resize.size(*original), bucket_of(*original, resize)
-    batch = stack_images([pixels], [View(size, False)], bucket, convention_of(trained.recipe), distributed.device())
-    labels = trained.model.semantic_head.decode(trained.model.predict(batch)[0], size, original)
+    batch = stack_images([pixels], [View(size, False)], bucket, convention_of(trained.recipe), trained.device)
+    with torch.autocast(trained.device.type, dtype=torch.bfloat16, enabled=trained.recipe.train.bf16):
+        logits = trained.model.predict(batch)
+    labels = trained.model.semantic_head.decode(logits[0], size, original)
     return np.array(trained.class_ids)[labels.cpu().numpy()]
 
 

@@ -172,7 +172,7 @@ def segmentation_task(recipe: SegmentRecipe) -> Task:
     model = build_segmenter(recipe, len(maps.class_names))
     if recipe.train.channels_last:
         model = model.to(memory_format=torch.channels_last)
-    bf16 = recipe.train.precision == "bf16"
+    bf16 = recipe.train.bf16
     return Task(
         model=model,
         losses=forward_losses,

@@ -55,18 +55,18 @@ def run(
     directory: Path,
     start: checkpoint.StartPoint,
     *,
+    device: torch.device,
     stop: int,
     keep: dict[str, Any],
     progress: Progress | None = None,
 ) -> Path:
-    """Train from `start` to `stop` steps in a run directory; returns the final checkpoint.
+    """Train from `start` to `stop` steps on a device, in a run directory; returns the final checkpoint.
 
     `keep` (recipe, classes, audit) goes into every checkpoint, so that one alone suffices to evaluate, predict and
     resume.
     Raises FloatingPointError for a step whose loss is not finite: before its update on a CPU; on other devices, where
     losses stay until a row or a checkpoint needs them, before the next of these is written.
     """
-    device = distributed.device()
     memory.reset_peak(device)
     task.model.to(device)
     optimizer = make_optimizer(task.model, schedule, settings)
@@ -76,14 +76,15 @@ def run(
         optimizer.load_state_dict(start.state["optimizer"])
         step, counters, window = start.step, dict(start.state["counters"]), dict(start.state["window"])
         clock = Clock(start.state["seconds"])
-    model = distributed.wrap(torch.compile(task.model) if settings.compile else task.model)
+    model = distributed.wrap(torch.compile(task.model) if settings.compile else task.model, device)
     writer = distributed.is_writer()
     own = start.source == "checkpoint"
     rows = Rows(directory, after_step=step if own else None) if writer else None
     if rows and not own:
         path = None if start.path is None else start.path.as_posix()
         row = {"kind": "start", "step": step, "source": start.source, "path": path}
-        rows.write(row | {"total": schedule.total, "stop": stop})
+        used = {"device": device.type, "precision": "bf16" if settings.bf16 else "fp32"}
+        rows.write(row | {"total": schedule.total, "stop": stop} | used)
     set_train_mode(task.model, settings.freeze)
     batches, evaluated, unread, values = task.batches(step, stop, device), (-1, {}), [], {}
     end = -1 if settings.is_trunk else stop

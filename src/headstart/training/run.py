@@ -11,10 +11,11 @@ from typing import Any
 import torch
 import yaml
 
+from headstart import hardware
 from headstart.files import json_text, locked, remove_unfinished, write_whole
 from headstart.ops import processes as distributed
 from headstart.ops.collective import num_processes
-from headstart.recipe.load import Provenance
+from headstart.recipe.load import Provenance, choices_of, settle
 from headstart.recipe.recipe import AnyRecipe, schedule_of, to_dict
 from headstart.recipe.schedule import Schedule, duration
 from headstart.tasks.classification import classification_task
@@ -54,8 +55,8 @@ def train(
 ) -> RunResult:
     """Train a recipe in its own directory below `out`; a finished run is found again and not repeated.
 
-    The directory's name ends in the digest of everything that can change the result. `label` is written to
-    segment.json.
+    The directory's name ends in the digest of everything that can change the result, with the precision that an `auto`
+    is on this machine. `label` is written to segment.json.
     ValueError for anything a user gave wrong, before the first step; FloatingPointError for a loss that is not finite.
     """
     if recipe.processes > 1 and num_processes() == 1:
@@ -64,8 +65,12 @@ def train(
         raise ValueError(f"processes: {recipe.processes}, but torchrun started {num_processes()}; expected one of them")
     if recipe.train.threads is not None:
         torch.set_num_threads(recipe.train.threads)
-    if distributed.device().type == "cpu":
+    device = distributed.device(recipe.device)
+    if device.type == "cpu":
         memory.keep_freed_memory()
+    asked = recipe
+    if recipe.train.precision == "auto":
+        recipe, provenance = distributed.gather(settle(recipe, provenance))[0]  # the first process decides for all
     task = make_task(recipe)
     span = span or whole_span(recipe, task)
     weights = weights_digest(recipe.start.weights)
@@ -77,8 +82,10 @@ def train(
     label = {**(label or {}), "span": span.facts()}
     if span.is_trunk:
         label["trunk"] = trunk_identity(recipe, task.fingerprint, weights, span)
+    for field, choice in choices_of(asked).items() if say else ():
+        say(choice.line(field))
     with only_process(directory):
-        return _train_here(recipe, task, span, settings, directory, label, provenance, progress, say)
+        return _train_here(recipe, task, span, settings, device, directory, label, provenance, progress, say)
 
 
 def _train_on_several(
@@ -92,7 +99,7 @@ def _train_on_several(
 ) -> RunResult:
     """Train in `recipe.processes` new processes; what the first of them reports is reported here."""
     num_gpus = torch.cuda.device_count()
-    if num_gpus and recipe.processes > num_gpus:
+    if hardware.choose_device(recipe.device).value == "cuda" and recipe.processes > num_gpus:
         raise ValueError(f"processes: {recipe.processes}, but this machine has {num_gpus} GPUs; expected at most these")
 
     def hear(kind: str, *content: Any) -> None:
@@ -112,9 +119,8 @@ def _train_in_process(
     provenance: Provenance | None,
 ) -> RunResult:
     """One of several processes: its share of the machine's threads, and words from the first process only."""
-    distributed.start_processes()
-    if recipe.train.threads is None:
-        torch.set_num_threads(max((os.cpu_count() or 1) // recipe.processes, 1))
+    distributed.start_processes(recipe.device)
+    torch.set_num_threads(hardware.choose_threads(recipe.train.threads, recipe.processes).value)
     first = distributed.is_writer()
     progress = (lambda step, values: send("progress", step, values)) if first else None
     say = (lambda line: send("say", line)) if first else None
@@ -128,6 +134,7 @@ def _train_here(
     task: Task,
     span: Span,
     settings: loop.Settings,
+    device: torch.device,
     directory: Path,
     label: dict[str, Any],
     provenance: Provenance | None,
@@ -154,11 +161,13 @@ def _train_here(
     else:
         freeze(task.model, recipe.start.freeze)
     if distributed.is_writer():
-        _write_facts(directory, recipe, task, found, label, provenance)
+        _write_facts(directory, recipe, task, device, found, label, provenance)
     if say:
         for line in task.notes:
             say(line)
-    final = loop.run(task, span.schedule, settings, directory, start, stop=span.stop, keep=keep, progress=progress)
+    final = loop.run(
+        task, span.schedule, settings, directory, start, device=device, stop=span.stop, keep=keep, progress=progress
+    )
     return RunResult(directory, final, last_metrics(directory))
 
 
@@ -236,7 +245,7 @@ def settings_of(recipe: AnyRecipe, task: Task, *, is_trunk: bool = False, marks:
         weight_decay=part.weight_decay,
         norm_weight_decay=part.norm_weight_decay,
         clip_norm=part.clip_norm,
-        bf16=part.precision == "bf16",
+        bf16=part.bf16,
         compile=part.compile,
         log_every=part.log_every,
         eval_every=duration(recipe.evaluate.every, field="evaluate.every", **options),
@@ -252,6 +261,7 @@ def _write_facts(
     directory: Path,
     recipe: AnyRecipe,
     task: Task,
+    device: torch.device,
     found: Audit | None,
     label: dict[str, Any],
     provenance: Provenance | None,
@@ -271,14 +281,14 @@ def _write_facts(
     }
     write_whole(directory / "recipe.yaml", origins + yaml.safe_dump(to_dict(recipe), sort_keys=False))
     write_whole(directory / "image_ids.txt", "".join(f"{image_id}\n" for image_id in task.image_ids))
-    write_whole(directory / "environment.json", json_text(environment(), indent=1))
+    write_whole(directory / "environment.json", json_text(environment(device), indent=1))
     write_whole(directory / "segment.json", json_text(segment, indent=1))
     if found is not None:
         write_whole(directory / "audit.json", json_text(found.to_json(), indent=1))
 
 
-def environment() -> dict[str, Any]:
-    """Machine and versions, as written beside a run."""
+def environment(device: torch.device) -> dict[str, Any]:
+    """Machine, versions and the device of a run, as written beside it."""
     import torchvision
 
     return {
@@ -287,6 +297,9 @@ def environment() -> dict[str, Any]:
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
         "machine": platform.machine(),
+        "processor": hardware.processor(),
+        "features": " ".join(hardware.features()),
+        "device": device.type,
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from headstart.ops import processes as distributed
 from headstart.recipe.load import stored_recipe
 from headstart.recipe.recipe import AnyRecipe
 from headstart.tasks.task import Task
@@ -39,12 +40,13 @@ class Verification:
         return f"{what}: {self.num_rows} rows and {self.num_tensors} tensors are equal bit for bit"
 
 
-def verify(run: str | Path) -> Verification:
+def verify(run: str | Path, device: str | None = None) -> Verification:
     """Run from a run's second-newest checkpoint to its newest again, in a temporary folder, and compare.
 
     With one checkpoint only, the stretch begins where the run began: at its parent's end, its weights, or at random.
     Rows are compared apart from seconds; weights, optimizer state and counters bit for bit.
-    ValueError for a run without checkpoints, and for data that has changed since.
+    It runs on the kind of device that the run was on, or on `device` (auto, cpu, cuda, mps).
+    ValueError for a run without checkpoints, for data that has changed since, and for a device that is not there.
     """
     directory = Path(run)
     steps = checkpoint.steps_saved(directory)
@@ -55,7 +57,10 @@ def verify(run: str | Path) -> Verification:
     if "span" not in kept:
         raise ValueError(f"{checkpoint.path_of(directory, stop)}: does not say which schedule it followed")
     recipe, span = recipe_of(kept, checkpoint.path_of(directory, stop)), Span.from_facts(kept["span"], directory.parent)
-    _use_threads_of(directory, recipe)
+    environment = _environment(directory)
+    # Sums on a CPU depend on how many threads share them: use as many as the run did.
+    torch.set_num_threads(recipe.train.threads or environment.get("threads") or torch.get_num_threads())
+    own = distributed.device(device or environment.get("device") or recipe.device)
     task = make_task(recipe)
     if task.fingerprint != kept["fingerprint"]:
         raise ValueError(
@@ -65,7 +70,8 @@ def verify(run: str | Path) -> Verification:
     # A run that has not reached its end is not judged there, nor is a trunk.
     settings = settings_of(recipe, task, is_trunk=span.is_trunk or stop < span.stop)
     with tempfile.TemporaryDirectory() as folder:
-        again = loop.run(task, span.schedule, settings, Path(folder), start, stop=stop, keep={"recipe": {}})
+        out, keep = Path(folder), {"recipe": {}}
+        again = loop.run(task, span.schedule, settings, out, start, device=own, stop=stop, keep=keep)
         new_rows, new = read_rows(Path(folder) / "rows.jsonl"), checkpoint.load(again)
     old_rows = _compared(read_rows(directory / "rows.jsonl"), start.step, stop)
     new_rows = _compared(new_rows, start.step, stop)
@@ -79,11 +85,8 @@ def recipe_of(state: dict[str, Any], path: Path) -> AnyRecipe:
     return stored_recipe(state["recipe"], str(path))
 
 
-def _use_threads_of(directory: Path, recipe: AnyRecipe) -> None:
-    """Sums on a CPU depend on how many threads share them: use as many as the run did.
-
-    They depend on how many processes share them too: ValueError for a run of several.
-    """
+def _environment(directory: Path) -> dict[str, Any]:
+    """What a run wrote of its machine; ValueError for a run of several processes, on which its sums depend."""
     path = directory / "environment.json"
     environment = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if environment.get("processes", 1) != 1:
@@ -91,8 +94,7 @@ def _use_threads_of(directory: Path, recipe: AnyRecipe) -> None:
             f"{directory}: was trained by {environment['processes']} processes, whose sums one process does not repeat "
             "bit for bit; expected a run of one process"
         )
-    recorded = environment.get("threads")
-    torch.set_num_threads(recipe.train.threads or recorded or torch.get_num_threads())
+    return environment
 
 
 def _stretch_start(
