@@ -19,9 +19,8 @@ from typing import Any
 # Features that decide which kernels run, by the name in which torch answers.
 FEATURES = {"avx2": "avx2", "avx512f": "avx512", "avx512_bf16": "avx512_bf16", "amx": "amx_tile"}
 NATIVE_CUDA = (8, 0)  # Ampere, the first with bf16 in its tensor cores
-# Limits of oneDNN (ONEDNN_MAX_CPU_ISA) and of torch's own kernels below AVX512_BF16; names of oneDNN's CPU dispatcher.
+# Limits below AVX512_BF16, in the words of oneDNN's CPU dispatcher.
 BELOW_BF16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI")
-BELOW_AVX512 = ("DEFAULT", "AVX2")
 LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
 # Of a report: packages whose versions change results or speed, and variables that limit what libraries use.
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "pillow", "pycocotools", "pydantic")
@@ -113,8 +112,8 @@ def native_bf16(device: str) -> Choice:
     if not torch.backends.mkldnn.is_available():
         return Choice(False, "this torch is built without oneDNN, whose products use AMX and AVX512_BF16")
     level = torch.backends.cpu.get_cpu_capability()  # the processor's, or less by ATEN_CPU_CAPABILITY
-    if level in BELOW_AVX512:
-        return Choice(False, f"ATEN_CPU_CAPABILITY holds torch below AVX-512, at {level}")
+    if level in ("DEFAULT", "AVX2"):
+        return Choice(False, f"torch's own kernels are held at {level}, below AVX-512")
     limit = next((f"{name}={os.environ[name]}" for name in LIMITS if os.environ.get(name)), "")
     if limit.partition("=")[2].upper() in BELOW_BF16:
         return Choice(False, f"{limit} forbids AMX and AVX512_BF16")
@@ -134,8 +133,9 @@ def choose_precision(asked: str, device: str) -> Choice:
         return Choice("bf16" if native.value else "fp32", f"auto: {native.reason}")
     if native.value:
         return Choice("bf16", f"as given; {native.reason}")
-    speed = bf16_speed(device)
-    slower = f"a convolution and a matrix product, timed here, take {1 / speed:.1f} times as long as in fp32"
+    slower = (
+        f"a convolution and a matrix product, timed here, take {1 / bf16_speed(device):.1f} times as long as in fp32"
+    )
     return Choice("bf16", f"as given, but {native.reason}: {slower}")
 
 
@@ -245,22 +245,20 @@ def gpus() -> list[dict[str, Any]]:
 
 
 def report() -> dict[str, Any]:
-    """What a bug report needs to say of this machine, as plain data; times bf16 for under a second."""
+    """What a bug report needs to say of this machine, as plain data; bf16 is timed for it."""
     import torch
 
     import headstart
 
     chosen = choices(device="auto", precision="auto", threads=None, compile=False, processes=1)
-    has = features()
     return {
         "headstart": headstart.__version__,
         "python": platform.python_version(),
         **{name: version(name) for name in PACKAGES},
         "torch_built_for": f"CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA",
         "system": platform.platform(),
-        "machine": platform.machine(),
         "processor": processor(),
-        "features": {name: name in has for name in FEATURES},
+        "features": {name: name in features() for name in FEATURES},
         "kernels": torch.backends.cpu.get_cpu_capability(),
         "cores": {"usable": usable_cores(), "machine": os.cpu_count()},
         "memory": memory(),
