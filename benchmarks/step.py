@@ -5,16 +5,15 @@
 Both have the same weights, images, objects, sampling sizes and threads (benchmarks/cases.py); medians and the spread
 over the repeats, after one step that is not counted; the ratio of the medians, and of the fastest of each, which a busy
 machine moves less. "Net alone" is ours without all that is written around the layers; "bf16" is ours under autocast
-against torchvision in fp32. The shares inside products and inside other layers, parts, and peak memory (a fresh process
-each) follow. `--clock cpu` counts processor time instead of the clock's: for one thread on a machine that is busy with
-something else.
+against torchvision in fp32, and left out where the processor does not compute it natively. The shares inside products
+and inside other layers, parts, and peak memory (a fresh process each) follow. `--clock cpu` counts processor time
+instead of the clock's: for one thread on a machine that is busy with something else.
 """
 
 import argparse
 import ctypes
 import gc
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -30,6 +29,7 @@ from parts import shares, stopwatch
 from torch import Tensor
 
 from headstart.batch import Batch
+from headstart.hardware import native_bf16, usable_cores
 from headstart.model.detector import Detector
 from headstart.training.memory import keep_freed_memory
 
@@ -121,7 +121,7 @@ def measure(case: Case, repeats: int, clock: Callable[[], float], *, train_only:
         "net alone": train_step(ours, net_alone(ours, batch)),
         "theirs": train_step(theirs, lambda: theirs(images, targets)),
     }
-    if not train_only:
+    if not train_only and native_bf16("cpu").value:
         works["ours bf16"] = train_step(ours, lambda: ours(batch), bf16=True)
     train = timed(works, repeats, clock)
     with stopwatch(ours, clock) as parts:
@@ -191,8 +191,9 @@ def table(name: str, found: dict) -> str:
     ]
     if "inference" in found:
         inference, (ours, theirs) = found["inference"], (found["memory"][side] for side in ("ours", "theirs"))
+        if "ours bf16" in train:
+            lines.append(line("train step, ours in bf16", train["ours bf16"], train["theirs"], 0.55 if large else None))
         lines += [
-            line("train step, ours in bf16", train["ours bf16"], train["theirs"], 0.55 if large else None),
             line("inference", inference["ours"], inference["theirs"], 0.8 if large else None),
             f"{'peak memory MiB':28}{ours:26.0f}{theirs:26.0f}{ours / theirs:8.2f}",
         ]
@@ -207,7 +208,7 @@ def table(name: str, found: dict) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="*", help=f"of {', '.join(CASES)}; all, if none is named")
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--threads", type=int, default=usable_cores())
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
     parser.add_argument("--json", type=Path)
@@ -223,7 +224,9 @@ def main() -> None:
         keep_freed_memory()  # as every run of ours does; both sides gain
     if args.memory:
         return print_memory(CASES[args.cases[0]], args.memory)
-    found = {}
+    found, native = {}, native_bf16("cpu")
+    if not args.train_only and not native.value:
+        print(f"steps in bf16 are left out: {native.reason}\n", flush=True)
     for name in args.cases or CASES:
         repeats = 5 * args.repeats if CASES[name].side < 200 else args.repeats
         found[name] = measure(CASES[name], repeats, CLOCKS[args.clock], train_only=args.train_only)

@@ -28,6 +28,7 @@ from headstart.tasks.detection import validation_data
 from headstart.tasks.predict import evaluate, load_trained, predict
 from headstart.tasks.predict_pixels import evaluate_labels, predict_labels
 from headstart.tasks.segmentation import validation_pixels
+from headstart.training import run as train_run
 from headstart.training.rows import read_rows
 from headstart.training.run import make_task, train
 from headstart.training.verify import verify
@@ -188,6 +189,26 @@ def test_a_label_map_is_predicted_as_it_is_evaluated(pixels):
 def test_bf16_runs_are_verified_bit_for_bit(run, pixels):
     assert verify(run.directory).differences == ()
     assert verify(pixels.directory).differences == ()
+
+
+def test_several_processes_settle_on_one_precision(data_root, tmp_path):
+    """The real machine's, as one process does: the same directory, so the same digest."""
+    asked = tiny_recipe(data_root, train__precision="auto", train__batch=4, train__base="2 steps", train__warmup=1)
+    both = train(asked.model_copy(update={"processes": 2}), tmp_path / "both")
+    start = read_rows(both.directory / "rows.jsonl")[0]
+    assert start["precision"] == settle(asked)[0].train.precision
+    assert both.directory.name == train(settle(asked)[0], tmp_path / "alone").directory.name
+
+
+def test_processes_are_counted_against_gpus_only_on_gpus(gpu, monkeypatch, data_root, tmp_path):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    started = []
+    monkeypatch.setattr(train_run, "run_processes", lambda num, *_: started.append(num))
+    with pytest.raises(ValueError, match="processes: 2, but this machine has 1 GPUs"):
+        train(tiny_recipe(data_root, processes=2), tmp_path)
+    assert started == []
+    train(tiny_recipe(data_root, processes=2, device="cpu"), tmp_path)
+    assert started == [2]
 
 
 # A machine with a GPU, as far as torch is asked: nothing can be computed on it, so what ends well was on the CPU.
