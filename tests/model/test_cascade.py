@@ -19,6 +19,7 @@ from headstart.recipe.load import load_recipe
 from headstart.weights.audit import audit
 from headstart.weights.freeze import freeze, set_train_mode
 from headstart.weights.input import IMAGENET
+from known_losses import FLOAT32, FLOAT64, drawn_exactly, losses_of_steps
 from small_detector import NUM_CLASSES, rows, small_batch, small_detector
 
 ON = {"model__cascade__enabled": True, "model__box__class_agnostic": True}
@@ -342,25 +343,31 @@ def test_without_masks_it_is_cascade_rcnn_on_boxes():
 
 def test_losses_at_a_fixed_seed_are_known():
     """As in test_detector: three steps of SGD on one batch, all regions used."""
-    everything = {"model__box__num_regions": 400, "model__box__positive_fraction": 1.0, "model__mask__slots": 400}
-    detector, batch = lively(std=0.08, **everything), small_batch(4)
-    optimiser = torch.optim.SGD(detector.parameters(), lr=0.02, momentum=0.9, weight_decay=1e-4)
-    found = []
-    for _ in range(len(KNOWN)):
-        losses = detector(batch)
-        optimiser.zero_grad()
-        sum(losses.values()).backward()
-        optimiser.step()
-        found.append([losses[name].item() for name in NAMES])
-    assert found == [pytest.approx(row, rel=1e-4, abs=1e-6) for row in KNOWN]
-    assert found[0][:2] == pytest.approx(KNOWN_PLAIN[0][:2], rel=1e-4), "the proposals know nothing of the stages yet"
+    found = losses_of_steps(lively(std=0.08, **EVERYTHING), small_batch(4), len(KNOWN))
+    assert found == [pytest.approx(row, rel=FLOAT32, abs=0) for row in KNOWN]
+    proposals = pytest.approx(KNOWN_PLAIN[0][:2], rel=FLOAT32, abs=0)
+    assert found[0][:2] == proposals, "the proposals know nothing of the stages yet"
 
 
+def test_losses_in_double_precision_are_known():
+    found = losses_of_steps(*drawn_exactly(small_detector(**ON, **EVERYTHING), small_batch(4)), len(KNOWN_DOUBLE))
+    assert found == [pytest.approx(row, rel=FLOAT64, abs=0) for row in KNOWN_DOUBLE]
+
+
+EVERYTHING = {"model__box__num_regions": 400, "model__box__positive_fraction": 1.0, "model__mask__slots": 400}
 KNOWN = [  # in the order of NAMES
     [0.6928395, 0.019055705, 1.8053874, 0.015901227, 1.7931139, 0.011092698, 1.7782704, 0.020237856, 0.90234345],
     [0.69124621, 0.019042464, 1.720968, 0.01560366, 1.6909509, 0.010866053, 1.6667279, 0.019654777, 0.87502009],
     [0.68823159, 0.019015105, 1.5628967, 0.015618529, 1.4938294, 0.010799114, 1.4487743, 0.01976152, 0.83430719],
 ]
+KNOWN_DOUBLE = [
+    [0.70950840912915, 0.030871700884581, 1.6680798771706, 0.011821612717123, 1.8035943178416,
+     0.0029962354448219, 1.771725924299, 0.006335798218711, 0.69326159800673],
+    [0.6872430556808, 0.02505742008619, 0.97117814926098, 0.012366723013357, 1.2510878376911,
+     0.0053361364530258, 0.99384829014382, 0.011479811884296, 0.69317854592093],
+    [0.64076710368692, 0.021102144143135, 0.26580578654124, 0.020308845346117, 0.54558317065789,
+     0.029892689708868, 0.20571350191403, 0.036721751811071, 0.6912960266581],
+]  # fmt: skip
 
 
 def test_the_audit_and_freezing_know_the_stages():
