@@ -7,15 +7,11 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
+from fixed_path import static
 from headstart.batch import Batch
 from small_detector import NUM_KEYPOINTS, rows, small_batch, small_detector, with_keypoints
 
 LOSSES = ["rpn_objectness", "rpn_box", "box_class", "box_delta", "mask"]
-
-
-def static():
-    """The path with fixed shapes, as a traced graph or a GPU takes it."""
-    return mock.patch("torch.compiler.is_compiling", return_value=True)
 
 
 def gradients(detector, losses):

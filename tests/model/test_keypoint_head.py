@@ -22,6 +22,7 @@ from torchvision.models.detection import keypointrcnn_resnet50_fpn
 from torchvision.models.detection.roi_heads import heatmaps_to_keypoints, keypointrcnn_loss, keypoints_to_heatmap
 from torchvision.ops import MultiScaleRoIAlign
 
+from fixed_path import static
 from headstart.model.detector import build
 from headstart.model.keypoint_head import KeypointHead, cells_of, peaks
 from headstart.model.regions import RegionPooler
@@ -172,10 +173,6 @@ def test_the_detectors_keypoint_loss_is_torchvisions_with_exhaustive_sampling(pa
     one = torch.autograd.grad(wanted, dict(theirs.named_parameters())["roi_heads.keypoint_head.6.weight"])[0]
     other = torch.autograd.grad(found, dict(ours.named_parameters())[name])[0]
     assert (one - other).norm() < 5e-3 * one.norm()  # 0.17 % measured: rounding turns a few ReLUs over
-
-
-def static():
-    return mock.patch("torch.compiler.is_compiling", return_value=True)
 
 
 def test_the_eager_cpu_path_equals_the_fixed_one_and_padding_adds_nothing():

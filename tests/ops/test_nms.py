@@ -1,11 +1,10 @@
 """Suppression: the sequential and the static form against plain greedy and torchvision."""
 
-from unittest import mock
-
 import pytest
 import torch
 import torchvision
 
+from fixed_path import static
 from headstart.ops.nms import nms, nms_by_label, nms_fixed_point
 
 
@@ -32,11 +31,6 @@ def greedy(boxes, valid, threshold, labels=None):
             rivals &= labels[:j] == labels[j]
         keep[j] = valid[j] and not rivals.any()
     return keep
-
-
-def static():
-    """The path that a traced graph and a GPU take."""
-    return mock.patch("torch.compiler.is_compiling", return_value=True)
 
 
 @pytest.mark.parametrize("threshold", [0.5, 0.7])

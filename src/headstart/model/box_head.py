@@ -15,8 +15,8 @@ from headstart.model.pyramid import ConvNorm
 from headstart.model.regions import RegionPooler, Regions, image_index
 from headstart.model.targets import take
 from headstart.ops.boxes import clip, decode, encode
-from headstart.ops.collective import mean_over_processes
 from headstart.ops.nms import nms_by_label
+from headstart.ops.processes import mean_over_processes
 
 Weights = tuple[float, float, float, float]
 

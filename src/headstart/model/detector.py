@@ -16,7 +16,7 @@ from headstart.model.pyramid import LastMap, Pyramid
 from headstart.model.regions import RegionPooler, Regions, image_index, pool_regions, sample_regions
 from headstart.model.rpn import ProposalLimits, Rpn
 from headstart.model.vgg import build_vgg
-from headstart.ops.compact import pool_slots, used_length
+from headstart.ops.fixed_shapes import pool_slots, used_length
 from headstart.ops.random import fold
 from headstart.recipe.recipe import Classifier, Model, Recipe
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from headstart.model.pyramid import ConvNorm
 from headstart.model.regions import RegionPooler
-from headstart.ops.collective import mean_over_processes
+from headstart.ops.processes import mean_over_processes
 
 
 def cells_of(keypoints: Tensor, boxes: Tensor, size: int) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from headstart.model.pyramid import ConvNorm
 from headstart.model.regions import RegionPooler
-from headstart.ops.collective import mean_over_processes
+from headstart.ops.processes import mean_over_processes
 
 SAMPLES = 2  # a cell and direction, when a target is cut out of the box frame
 

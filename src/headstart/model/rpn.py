@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from headstart.batch import Batch
 from headstart.model.targets import Sample, match, sample, take
 from headstart.ops.boxes import clip, decode, encode
-from headstart.ops.collective import mean_over_processes
-from headstart.ops.constant import constant
+from headstart.ops.fixed_shapes import constant
 from headstart.ops.nms import nms
+from headstart.ops.processes import mean_over_processes
 from headstart.ops.windows import valid_conv, windows
 
 WEIGHTS = (1.0, 1.0, 1.0, 1.0)  # RPN deltas are not rescaled (Detectron, torchvision)

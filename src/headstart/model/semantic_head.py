@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from headstart.batch import UNKNOWN, PixelBatch
 from headstart.model.backbone import Backbone
 from headstart.model.pyramid import ConvNorm, Pyramid
-from headstart.ops.collective import mean_over_processes
+from headstart.ops.processes import mean_over_processes
 
 STRIDE = 4
 

@@ -19,7 +19,7 @@ from headstart.data.views import Convention, crop_images
 from headstart.model.classifier import Classifier
 from headstart.model.detector import build_backbone
 from headstart.ops import processes as distributed
-from headstart.ops.collective import num_processes
+from headstart.ops.processes import num_processes
 from headstart.ops.random import fold
 from headstart.recipe.recipe import ClassifyRecipe
 from headstart.tasks.task import Judgement, StepFlops, Task

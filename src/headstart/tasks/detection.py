@@ -27,7 +27,7 @@ from headstart.metrics.voc import with_voc
 from headstart.model.detector import Detector, build
 from headstart.model.keypoint_head import peaks
 from headstart.ops import processes as distributed
-from headstart.ops.collective import num_processes
+from headstart.ops.processes import num_processes
 from headstart.recipe.recipe import Recipe
 from headstart.tasks.task import Judgement, StepFlops, Task, forward_losses
 

@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from headstart.ops import processes as distributed
-from headstart.ops.collective import num_processes
+from headstart.ops.processes import num_processes
 from headstart.recipe.load import Provenance
 from headstart.recipe.recipe import AnyRecipe, schedule_of, to_dict
 from headstart.recipe.schedule import Schedule, duration
