@@ -27,7 +27,7 @@ ROWS = (
 GROUND = ("version", "batch", "files", "names", "hardware")
 # What must be importable without torch: planning, statistics and reports start fast and run where torch is not used.
 TORCH_FREE = ("verdict", "report.build", "study.spec", "study.plan", "study.forecast", "study.folder", "recipe")
-KNOW_RECIPES = ("tasks", "model.detector")  # of rows 2 to 4, what may import the room recipe
+KNOW_RECIPES = ("tasks", "model.build")  # of rows 2 to 4, what may import the room recipe
 
 FILES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path

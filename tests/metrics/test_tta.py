@@ -1,7 +1,6 @@
 """Test-time augmentation against plain prediction, against itself mirrored, and against a plain walk through votes."""
 
 from dataclasses import fields, replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ from headstart.data.eval_images import show
 from headstart.data.read.coco import read
 from headstart.metrics.tta import Look, Tta, merge, move, predict, vote
 from headstart.model.box_head import DetectionLimits
-from headstart.model.detector import build
+from headstart.model.build import build
 from headstart.tasks.detection import convention_of, eval_images, predict_all
 from tiny import SIDE, tiny_recipe
 
@@ -171,7 +170,7 @@ class Pointed:
 
     def __init__(self):
         self.limits = DetectionLimits(0.0, 0.5, 1)
-        self.keypoint_head = SimpleNamespace(mirror=(1, 0, 2))
+        self.keypoint_mirror = (1, 0, 2)
 
     def features(self, images):
         return [images]

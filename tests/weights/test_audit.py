@@ -9,7 +9,7 @@ import timm
 import torch
 from torch import nn
 
-from headstart.model.backbone import TimmBackbone
+from headstart.model.backbones.timm_net import TimmNet
 from headstart.model.classifier import Classifier
 from headstart.model.norm import FrozenBatchNorm
 from headstart.weights.audit import audit, fingerprint, unseeded
@@ -211,7 +211,7 @@ def test_8_backbone_loads_by_itself_behind_the_start(monkeypatch):
 
     def build(seed):
         torch.manual_seed(seed)
-        return Classifier(TimmBackbone("resnet18", norm_kind="batch"), 3)
+        return Classifier(TimmNet("resnet18", norm_kind="batch"), 3)
 
     assert unseeded(build) == ()
     monkeypatch.setattr(timm, "create_model", create_with_weights)

@@ -55,6 +55,8 @@ class KeypointHead(nn.Module):
     `mirror` says where each keypoint's map is found in a mirrored image: left_right are the pairs that change places.
     """
 
+    initialiser = "MSRA, fan-out"
+
     def __init__(
         self,
         channels: int,

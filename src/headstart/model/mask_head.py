@@ -41,6 +41,8 @@ def _axis_weights(gt_low: Tensor, gt_high: Tensor, low: Tensor, high: Tensor, si
 class MaskHead(nn.Module):
     """Predicts one mask a class for each region."""
 
+    initialiser = "MSRA, fan-out"
+
     def __init__(
         self,
         channels: int,

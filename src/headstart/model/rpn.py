@@ -66,6 +66,8 @@ class AnchorTargets:
 class Rpn(nn.Module):
     """Shared 3x3 convolution(s) and two 1x1 outputs on every level; `anchor_sizes` of each, equally many."""
 
+    initialiser = "N(0, 0.01)"
+
     def __init__(
         self,
         channels: int,

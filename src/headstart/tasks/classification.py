@@ -16,11 +16,10 @@ from headstart.data.read.formats import folder_images, read_folders
 from headstart.data.stream import Images, ahead
 from headstart.data.upload import to_device
 from headstart.data.views import Convention, crop_images
-from headstart.model.classifier import Classifier
-from headstart.model.detector import build_backbone
+from headstart.model.build import build
+from headstart.model.classifier import Classifier, mean_cross_entropy
 from headstart.ops import processes as distributed
 from headstart.ops.processes import num_processes
-from headstart.ops.random import fold
 from headstart.recipe.recipe import ClassifyRecipe
 from headstart.tasks.task import Judgement, StepFlops, Task
 
@@ -145,20 +144,6 @@ def _convention(recipe: ClassifyRecipe) -> Convention:
     return Convention(recipe.input.mean, recipe.input.std, recipe.input.order)
 
 
-def build_classifier(recipe: ClassifyRecipe, num_classes: int) -> Classifier:
-    """The classifier of a recipe, randomly initialised from its seed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(fold(recipe.seed, 0))
-        return Classifier(
-            build_backbone(recipe.model, len(recipe.input.mean)),
-            num_classes,
-            dropout=recipe.model.dropout,
-            pool=recipe.model.pool,
-            hidden=recipe.model.hidden,
-            seed=recipe.seed,
-        )
-
-
 def training_folders(recipe: ClassifyRecipe) -> Dataset:
     """The training images of a recipe: its fraction of the whole set."""
     data = read_folders(recipe.data.train)
@@ -187,7 +172,7 @@ def classification_task(recipe: ClassifyRecipe) -> Task:
             f"{recipe.data.val}: classes differ from {recipe.data.train}: {odd[0]!r} is in one of them only"
         )
     stream, held_out = CropStream(train, recipe), Images(val, keep=recipe.data.cache)
-    model = build_classifier(recipe, len(train.class_names))
+    model = build(recipe, len(train.class_names))
     if recipe.train.channels_last:
         model = model.to(memory_format=torch.channels_last)
     batches, features = stream.batches, None
@@ -216,7 +201,7 @@ def classification_task(recipe: ClassifyRecipe) -> Task:
 
 def class_loss(model: nn.Module, batch: LabelledBatch) -> dict[str, Tensor]:
     """Cross-entropy of a batch, through the model's forward so that DDP sees it."""
-    return {"class": nn.functional.cross_entropy(model(batch.images, batch.slots), batch.labels)}
+    return {"class": mean_cross_entropy(model(batch.images, batch.slots), batch.labels)}
 
 
 @torch.no_grad()

@@ -24,7 +24,8 @@ from headstart.metrics.predictions import Predictions, concat, empty
 from headstart.metrics.tta import Look, Tta
 from headstart.metrics.tta import predict as predict_looks
 from headstart.metrics.voc import with_voc
-from headstart.model.detector import Detector, build
+from headstart.model.build import build
+from headstart.model.detector import Detector
 from headstart.model.keypoint_head import peaks
 from headstart.ops import processes as distributed
 from headstart.ops.processes import num_processes
@@ -202,12 +203,9 @@ def predict_all(
         parts.extend(to_original(found, sizes, raw.indices, images.dataset))
     model.train(was_training)
     gathered = [part for share in distributed.gather(parts) for part in share]
-    head = model.keypoint_head
-    return (
-        concat(gathered)
-        if gathered
-        else empty(masks=model.mask_head is not None, num_keypoints=0 if head is None else head.num_keypoints)
-    )
+    if gathered:
+        return concat(gathered)
+    return empty(masks="mask" in model.kinds, num_keypoints=len(model.keypoint_mirror))
 
 
 def look_at(
@@ -257,12 +255,6 @@ def keypoints_of(found: Detections, slot: int, chosen: torch.Tensor, scale: np.n
     return places
 
 
-def kinds_of(model: Detector) -> tuple[str, ...]:
-    """What is evaluated of a detector."""
-    heads = {"mask": model.mask_head, "keypoints": model.keypoint_head}
-    return ("box", *(kind for kind, head in heads.items() if head is not None))
-
-
 def judge(
     model: Detector,
     images: EvalImages,
@@ -275,7 +267,7 @@ def judge(
 ) -> Judgement:
     """COCO metrics (and VOC's) of the model on a data set; `save` keeps predictions, match records and error types."""
     predictions = predict_all(model, images, device, bf16=bf16, tta=tta)
-    kinds, limit = kinds_of(model), max(model.limits.num, 1)
+    kinds, limit = model.kinds, max(model.limits.num, 1)
     result = evaluate(images.dataset, predictions, kinds=kinds, max_detections=limit, sigmas=sigmas)
 
     if voc:

@@ -13,12 +13,13 @@ from headstart.data.images import load_image
 from headstart.data.label_maps import LabelMaps
 from headstart.data.views import View, stack_images
 from headstart.metrics.pixels import PixelRecords
+from headstart.model.build import build
 from headstart.model.semantic_head import Segmenter
 from headstart.ops import processes as distributed
 from headstart.recipe.load import stored_recipe
 from headstart.recipe.segment import SegmentRecipe
 from headstart.tasks.draw import colour_of
-from headstart.tasks.segmentation import build_segmenter, convention_of, count_all, eval_pixels
+from headstart.tasks.segmentation import convention_of, count_all, eval_pixels
 
 LABEL_SHARE = 0.5  # of colour in a picture: enough to see, little enough to see through
 
@@ -38,7 +39,7 @@ def segmenter_of(state: dict[str, Any], path: Path, overrides: dict[str, Any]) -
     """The segmentation model of a checkpoint's content, with overrides {dotted field: value} of how it evaluates."""
     recipe = stored_recipe(state["recipe"], str(path), overrides)
     classes = state["classes"]
-    model = build_segmenter(recipe, len(classes["names"]))
+    model = build(recipe, len(classes["names"]))
     model.load_state_dict(state["model"] | state.get("statistics", {}))
     model.to(distributed.device()).eval()
     if recipe.train.channels_last:

@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from headstart.model.backbones.vgg import Vgg
 from headstart.model.norm import EPSILON, FrozenBatchNorm
-from headstart.model.vgg import Vgg
 from headstart.weights.files import WeightFile
 from headstart.weights.freeze import backbone_of
 from headstart.weights.input import InputSpec
