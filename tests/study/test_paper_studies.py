@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cli_call import call
-from headstart.model.build import build
+from headstart.model.build import build, input_spec
 from headstart.recipe.load import shipped
 from headstart.recipe.recipe import Recipe, to_dict
 from headstart.report.account import account
@@ -13,7 +13,6 @@ from headstart.study import prepare as study_run
 from headstart.study.checks import PaperTable
 from headstart.study.prepare import arm_recipe, prepare, pretrain_recipe, refuse_undeclared
 from headstart.study.spec import read_study
-from headstart.training.run import input_spec
 from headstart.weights.audit import audit, fingerprint
 from headstart.weights.files import read_weights
 from headstart.weights.freeze import freeze

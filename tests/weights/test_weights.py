@@ -9,10 +9,11 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 
+from headstart.batch import InputSpec
 from headstart.model.backbones.timm_net import TimmNet
 from headstart.model.classifier import Classifier
 from headstart.weights.files import WeightFile, file_hash, read_weights
-from headstart.weights.input import DETECTRON, DETECTRON2, IMAGENET, InputSpec
+from headstart.weights.input import DETECTRON, DETECTRON2, IMAGENET, input_differences
 from headstart.weights.load import (
     WITHOUT_EPSILON,
     convert_weights,
@@ -124,7 +125,7 @@ def test_first_convolution_is_converted_exactly(source, own):
         assert_same_maps(ours(normalise(own)), theirs(normalise(source)))
         assert not torch.allclose(ours(normalise(source))[0], theirs(normalise(source))[0], rtol=0.1)
     assert report.source_input == own and len(report.notes) == 2
-    assert report.source_input.differences(own) == []
+    assert input_differences(report.source_input, own) == []
 
 
 def test_torchvision_weights_converted_by_detectron2_keep_rgb():

@@ -9,6 +9,7 @@ from typing import Any, overload
 import torch
 from torch import nn
 
+from headstart.batch import InputSpec
 from headstart.model.backbones import Backbone
 from headstart.model.backbones.resnet import build_detnet, build_resnet
 from headstart.model.backbones.vgg import build_vgg
@@ -28,6 +29,11 @@ from headstart.recipe.recipe import Classifier as ClassifyModel
 from headstart.recipe.segment import SegmentModel, SegmentRecipe
 
 WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # of box deltas: the inverse of their spread (R-CNN; Detectron: BBOX_REG_WEIGHTS)
+
+
+def input_spec(recipe: AnyRecipe) -> InputSpec:
+    """Input normalisation of a recipe's model."""
+    return InputSpec(recipe.input.mean, recipe.input.std, recipe.input.order)
 
 
 @overload

@@ -15,8 +15,8 @@ from headstart.data.order import Order, slot_generator
 from headstart.data.read.formats import folder_images, read_folders
 from headstart.data.stream import Images, ahead
 from headstart.data.upload import to_device
-from headstart.data.views import Convention, crop_images
-from headstart.model.build import build
+from headstart.data.views import crop_images
+from headstart.model.build import build, input_spec
 from headstart.model.classifier import Classifier, mean_cross_entropy
 from headstart.ops import processes as distributed
 from headstart.ops.processes import num_processes
@@ -74,7 +74,7 @@ class CropStream:
                 for image, slot in zip(images, slots)
             ]
             yield LabelledBatch(
-                crop_images(images, crops, part.size, _convention(self.recipe), device),
+                crop_images(images, crops, part.size, input_spec(self.recipe), device),
                 to_device(self.dataset.labels[indices].astype(np.int64), device),
                 to_device(slots.astype(np.int64), device),
                 indices,
@@ -120,7 +120,7 @@ def whole_images(images: Images, recipe: ClassifyRecipe, device: torch.device) -
     for at in range(0, num, batch):
         shown = [images(i) for i in range(at, min(at + batch, num))]
         crops = [(0, 0, *image.shape[:2], False) for image in shown]
-        yield crop_images(shown, crops, recipe.input.size, _convention(recipe), device)
+        yield crop_images(shown, crops, recipe.input.size, input_spec(recipe), device)
 
 
 def random_crop(
@@ -138,10 +138,6 @@ def random_crop(
     height = shape[0] if min_area == 1.0 else min(max(round(np.sqrt(target / ratio)), 1), shape[0])
     width = shape[1] if min_area == 1.0 else min(max(round(np.sqrt(target * ratio)), 1), shape[1])
     return int(top * (shape[0] - height + 1)), int(left * (shape[1] - width + 1)), height, width, bool(coin < flip)
-
-
-def _convention(recipe: ClassifyRecipe) -> Convention:
-    return Convention(recipe.input.mean, recipe.input.std, recipe.input.order)
 
 
 def training_folders(recipe: ClassifyRecipe) -> Dataset:

@@ -17,25 +17,20 @@ from headstart.data.keypoints import PIXEL_CENTRE, mirror_note, require_keypoint
 from headstart.data.read.formats import open_dataset
 from headstart.data.rle_codes import paste_rle
 from headstart.data.stream import Augmentation, TrainStream
-from headstart.data.views import Convention, Jitter
+from headstart.data.views import Jitter
 from headstart.metrics.coco import evaluate
 from headstart.metrics.errors import error_types
 from headstart.metrics.predictions import Predictions, concat, empty
 from headstart.metrics.tta import Look, Tta
 from headstart.metrics.tta import predict as predict_looks
 from headstart.metrics.voc import with_voc
-from headstart.model.build import build
+from headstart.model.build import build, input_spec
 from headstart.model.detector import Detector
 from headstart.model.keypoint_head import peaks
 from headstart.ops import processes as distributed
 from headstart.ops.processes import num_processes
 from headstart.recipe.recipe import Recipe
 from headstart.tasks.task import Judgement, StepFlops, Task, forward_losses
-
-
-def convention_of(recipe: Recipe) -> Convention:
-    """The input convention of a recipe."""
-    return Convention(recipe.input.mean, recipe.input.std, recipe.input.order)
 
 
 def augmentation_of(recipe: Recipe) -> Augmentation:
@@ -92,7 +87,7 @@ def detection_task(recipe: Recipe) -> Task:
     stream = TrainStream(
         data,
         augmentation_of(recipe),
-        convention_of(recipe),
+        input_spec(recipe),
         batch=recipe.train.batch,
         seed=recipe.seed,
         mask_frame=recipe.data.mask_frame if recipe.model.mask.enabled else 0,
@@ -171,7 +166,7 @@ def eval_images(recipe: Recipe, data: Dataset) -> EvalImages:
     return EvalImages(
         data,
         resize,
-        convention_of(recipe),
+        input_spec(recipe),
         batch=recipe.evaluate.batch,
         cache=recipe.data.cache,
         num_workers=recipe.data.num_workers,

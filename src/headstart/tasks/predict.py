@@ -19,12 +19,12 @@ from headstart.metrics.coco import Evaluation
 from headstart.metrics.coco import evaluate as evaluate_predictions
 from headstart.metrics.predictions import Predictions
 from headstart.metrics.voc import with_voc
-from headstart.model.build import build
+from headstart.model.build import build, input_spec
 from headstart.model.detector import Detector
 from headstart.ops import processes as distributed
 from headstart.recipe.load import stored_recipe
 from headstart.recipe.recipe import EVALUATION_FIELDS, TRAINING_FIELDS, Recipe
-from headstart.tasks.detection import convention_of, eval_images, keypoints_of, look_at, predict_all, tta_of
+from headstart.tasks.detection import eval_images, keypoints_of, look_at, predict_all, tta_of
 from headstart.tasks.predict_pixels import TrainedSegmenter, segmenter_of
 from headstart.weights import checkpoint
 
@@ -146,7 +146,7 @@ def predict(trained: Trained, image: str | Path | np.ndarray, *, score_threshold
     _check_detector(trained)
     pixels = image if isinstance(image, np.ndarray) else load_image(image)
     height, width = pixels.shape[:2]
-    own, convention = trained.recipe.input, convention_of(trained.recipe)
+    own, convention = trained.recipe.input, input_spec(trained.recipe)
 
     def look(resize: Resize | None = None, *, flip: bool = False) -> tuple[Tensor, Tensor]:
         resize = resize or Resize(own.test_short, own.test_long)

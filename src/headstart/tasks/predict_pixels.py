@@ -13,13 +13,13 @@ from headstart.data.images import load_image
 from headstart.data.label_maps import LabelMaps
 from headstart.data.views import View, stack_images
 from headstart.metrics.pixels import PixelRecords
-from headstart.model.build import build
+from headstart.model.build import build, input_spec
 from headstart.model.semantic_head import Segmenter
 from headstart.ops import processes as distributed
 from headstart.recipe.load import stored_recipe
 from headstart.recipe.segment import SegmentRecipe
 from headstart.tasks.draw import colour_of
-from headstart.tasks.segmentation import convention_of, count_all, eval_pixels
+from headstart.tasks.segmentation import count_all, eval_pixels
 
 LABEL_SHARE = 0.5  # of colour in a picture: enough to see, little enough to see through
 
@@ -64,7 +64,7 @@ def predict_labels(trained: TrainedSegmenter, image: str | Path | np.ndarray) ->
     original = pixels.shape[:2]
     resize = Resize(trained.recipe.input.test_short, trained.recipe.input.test_long)
     size, bucket = resize.size(*original), bucket_of(*original, resize)
-    batch = stack_images([pixels], [View(size, False)], bucket, convention_of(trained.recipe), distributed.device())
+    batch = stack_images([pixels], [View(size, False)], bucket, input_spec(trained.recipe), distributed.device())
     labels = trained.model.semantic_head.decode(trained.model.predict(batch)[0], size, original)
     return np.array(trained.class_ids)[labels.cpu().numpy()]
 

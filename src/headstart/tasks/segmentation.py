@@ -17,9 +17,9 @@ from headstart.data.order import Order, slot_generator
 from headstart.data.read.coco import read
 from headstart.data.stream import Images, ahead
 from headstart.data.upload import to_device
-from headstart.data.views import Convention, View, draw_view, stack_images
+from headstart.data.views import View, draw_view, stack_images
 from headstart.metrics.pixels import PixelRecords, class_ious, count_pixels, pixel_metrics
-from headstart.model.build import build
+from headstart.model.build import build, input_spec
 from headstart.model.semantic_head import Segmenter
 from headstart.ops import processes as distributed
 from headstart.ops.processes import num_processes
@@ -86,7 +86,7 @@ class PixelStream:
 
     def batches(self, start: int, stop: int, device: torch.device) -> Iterator[PixelBatch]:
         """Batches of steps start..stop-1, decoded ahead."""
-        stride, convention = self.recipe.model.semantic.loss_stride, convention_of(self.recipe)
+        stride, convention = self.recipe.model.semantic.loss_stride, input_spec(self.recipe)
         for raw in ahead(self.raw, range(start, stop), self.recipe.data.num_workers):
             maps = [sample_labels(one, view, raw.bucket, stride) for one, view in zip(raw.labels, raw.views)]
             yield PixelBatch(
@@ -94,11 +94,6 @@ class PixelStream:
                 to_device(np.stack(maps), device).long(),
                 to_device(self.dataset.image_ids[raw.indices].astype(np.int64), device),
             )
-
-
-def convention_of(recipe: SegmentRecipe) -> Convention:
-    """The input convention of a recipe."""
-    return Convention(recipe.input.mean, recipe.input.std, recipe.input.order)
 
 
 def training_pixels(recipe: SegmentRecipe) -> Dataset:
@@ -181,7 +176,7 @@ def eval_pixels(recipe: SegmentRecipe, data: Dataset) -> EvalImages:
     return EvalImages(
         data,
         Resize(recipe.input.test_short, recipe.input.test_long),
-        convention_of(recipe),
+        input_spec(recipe),
         batch=recipe.evaluate.batch,
         cache=recipe.data.cache,
         num_workers=recipe.data.num_workers,
