@@ -20,7 +20,8 @@ from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from headstart.batch import Batch
-from headstart.model.detector import Detector, build
+from headstart.model.build import build
+from headstart.model.detector import Detector
 from headstart.recipe.load import load_recipe
 from headstart.recipe.recipe import Recipe
 from headstart.weights.files import read_weights

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from headstart.ops import constant
+from headstart.ops import fixed_shapes
 
 CUDA = torch.device("cuda", 0)
 aten = torch.ops.aten
@@ -60,7 +60,7 @@ class Watch(TorchDispatchMode):
             raise HostWaits(f"{func}: the GPU's values are read")
         unwaited = kwargs.get("non_blocking", False) or args[2:] == (True,)
         free = unwaited and getattr(source, "page_locked", False)
-        if way == ("cpu", "cuda") and source.dim() and not free and not _within(constant.__file__):
+        if way == ("cpu", "cuda") and source.dim() and not free and not _within(fixed_shapes.__file__):
             raise HostWaits(f"{func}: the host waits for a copy to the GPU")
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 
 from headstart.batch import Batch
-from headstart.model.detector import build
+from headstart.model.build import build
 from headstart.recipe.load import load_recipe
 
 NUM_CLASSES, SIDE, FRAME, NUM_KEYPOINTS = 5, 96, 28, 3

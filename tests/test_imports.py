@@ -36,7 +36,7 @@ TORCH_FREE = (
     "study.folder",
     "recipe",
 )
-KNOW_RECIPES = ("tasks", "model.detector")  # of rows 2 to 4, what may import the room recipe
+KNOW_RECIPES = ("tasks", "model.build")  # of rows 2 to 4, what may import the room recipe
 
 FILES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path

@@ -3,12 +3,9 @@
 import pytest
 import torch
 
-from headstart.model.detector import build
+from headstart.model.build import build
 from headstart.recipe.load import load_recipe, shipped
 from headstart.recipe.recipe import ClassifyRecipe, Recipe
-from headstart.recipe.segment import SegmentRecipe
-from headstart.tasks.classification import build_classifier
-from headstart.tasks.segmentation import build_segmenter
 from tiny import CLASSIFIER, DETECTOR, one_step
 
 # Parameters in millions, where their authors publish them: classifiers of 1000 classes, biases included.
@@ -44,9 +41,7 @@ def narrow(name):
 def test_a_shipped_recipe_builds_as_it_is_and_makes_one_narrow_step(name, data_root):
     with torch.device("meta"):
         recipe = load_recipe(name)
-        make = {Recipe: build, ClassifyRecipe: build_classifier, SegmentRecipe: build_segmenter}[type(recipe)]
-        people = {"num_keypoints": 17} if isinstance(recipe, Recipe) and recipe.model.keypoint.enabled else {}
-        made = make(recipe, 1000 if isinstance(recipe, ClassifyRecipe) else 80, **people)
+        made = build(recipe, 1000 if isinstance(recipe, ClassifyRecipe) else 80, num_keypoints=17)
     millions = sum(parameter.numel() for parameter in made.parameters()) / 1e6
     assert millions == pytest.approx(MILLIONS.get(name, millions), abs=0.05)
     one_step(narrow(name), data_root)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from headstart.model.backbone import ResNet, build_resnet
+from headstart.model.backbones.resnet import ResNet, build_resnet
 from headstart.model.box_head import BoxHead, DetectionLimits
 from headstart.model.classifier import Classifier
 from headstart.model.detector import Detector

@@ -1,4 +1,4 @@
-"""What passes from the data to the model, and back.
+"""Data that passes between images and models: input normalisation, batches, detections.
 
 B images, G ground-truth slots, K keypoints, M mask frame side, D detection slots. Every shape depends only on the
 bucket and on B, never on what the images show: empty slots are marked by a validity flag, not left out.
@@ -8,6 +8,25 @@ from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """Input normalisation of a network, part of what its weights mean: (pixel - mean) / std, pixels in 0..255.
+
+    mean and std are listed in the channel order that `order` names: "rgb" or "bgr" (other channel counts: any order).
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    order: str
+
+    def in_order(self, order: str) -> "InputSpec":
+        """The same normalisation written for another channel order; three channels only."""
+        if order == self.order:
+            return self
+        assert len(self.mean) == len(self.std) == 3
+        return InputSpec(self.mean[::-1], self.std[::-1], order)
 
 
 @dataclass(frozen=True)

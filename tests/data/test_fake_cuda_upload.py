@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from devices import CUDA, HostWaits, Watch, fake_cuda
+from headstart.batch import InputSpec, Jitter, crop_images
 from headstart.data import copy_paste
 from headstart.data import stream as loader
 from headstart.data import views as transforms
@@ -14,10 +15,9 @@ from headstart.data.buckets import Resize
 from headstart.data.eval_images import EvalImages
 from headstart.data.read.coco import read
 from headstart.data.stream import Augmentation, TrainStream
-from headstart.data.views import Convention, Jitter, crop_images
 from tiny import SIDE
 
-CONVENTION = Convention((100.0, 110.0, 120.0), (50.0, 51.0, 52.0), "bgr")
+CONVENTION = InputSpec((100.0, 110.0, 120.0), (50.0, 51.0, 52.0), "bgr")
 JITTER = Jitter(0.3, 2.0, SIDE)
 AUGMENTATIONS = {
     "views": Augmentation((48, SIDE), 96, 0.5),

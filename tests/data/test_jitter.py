@@ -8,15 +8,16 @@ import pytest
 import torch
 from PIL import Image
 
+from headstart.batch import InputSpec
 from headstart.data.copy_paste import alpha_of, choose
 from headstart.data.masks import FrameTable, rasterise
 from headstart.data.read.coco import read
 from headstart.data.stream import Augmentation, TrainStream
-from headstart.data.views import Convention, Jitter, View, draw_window, move_boxes, move_boxes_back, stack_images
+from headstart.data.views import Jitter, View, draw_window, move_boxes, move_boxes_back, stack_images
 from headstart.data.visible import Objects, visible_objects
 
 CROP = 64
-PLAIN = Convention((0.0,) * 3, (1.0,) * 3, "rgb")
+PLAIN = InputSpec((0.0,) * 3, (1.0,) * 3, "rgb")
 AUGMENTATION = Augmentation((CROP,), CROP, 0.5, Jitter(0.3, 2.0, CROP))
 SHAPES = {  # name: image size (height, width), polygons
     "a": ((60, 80), [[5, 5, 40, 10, 20, 50], [50, 20, 75, 20, 75, 55, 60, 40]]),

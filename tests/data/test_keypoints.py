@@ -7,13 +7,13 @@ import pytest
 import torch
 from PIL import Image
 
+from headstart.batch import InputSpec
 from headstart.data.keypoints import mirror_note, require_keypoints, sigmas_of, with_keypoints
 from headstart.data.read.coco import read
 from headstart.data.stream import Augmentation, TrainStream
-from headstart.data.views import Convention
 
 NAMES = ["nose", "left_eye", "right_eye"]
-PLAIN = Convention((0.0,) * 3, (1.0,) * 3, "rgb")
+PLAIN = InputSpec((0.0,) * 3, (1.0,) * 3, "rgb")
 
 
 def people(folder, *, names=NAMES, num=1, **category):

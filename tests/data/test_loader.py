@@ -7,15 +7,15 @@ import pytest
 import torch
 from PIL import Image
 
+from headstart.batch import InputSpec
 from headstart.data.buckets import Resize
 from headstart.data.dataset import Dataset, subset
 from headstart.data.eval_images import EvalImages
 from headstart.data.read.coco import read
 from headstart.data.stream import Augmentation, Images, Targets, TrainStream, ahead
-from headstart.data.views import Convention
 from tiny import SIDE
 
-CONVENTION = Convention((100.0, 110.0, 120.0), (50.0, 51.0, 52.0), "rgb")
+CONVENTION = InputSpec((100.0, 110.0, 120.0), (50.0, 51.0, 52.0), "rgb")
 AUGMENTATION = Augmentation((48, SIDE), 96, 0.5)
 
 
@@ -105,7 +105,7 @@ def test_boxes_and_masks_lie_on_the_object(tmp_path):
     image[10:30, 16:56] = 255
     Image.fromarray(image).save(tmp_path / "a.png")
     data = Dataset_of(tmp_path, polygon=[16, 10, 56, 10, 56, 30, 16, 30])
-    plain = Convention((0.0,) * 3, (1.0,) * 3, "rgb")
+    plain = InputSpec((0.0,) * 3, (1.0,) * 3, "rgb")
     seen = set()
     for batch in TrainStream(
         data, Augmentation((64, 128), 128, 0.5), plain, batch=1, seed=0, mask_frame=8, max_objects=None, cache=True,

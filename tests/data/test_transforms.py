@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torchvision.transforms.v2.functional import normalize
 
+from headstart.batch import InputSpec
 from headstart.data.order import slot_generator
 from headstart.data.views import (
-    Convention,
     View,
     crop_images,
     draw_view,
@@ -17,8 +17,8 @@ from headstart.data.views import (
     stack_images,
 )
 
-PLAIN = Convention((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "rgb")
-IMAGENET = Convention((123.675, 116.28, 103.53), (58.395, 57.12, 57.375), "rgb")
+PLAIN = InputSpec((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "rgb")
+IMAGENET = InputSpec((123.675, 116.28, 103.53), (58.395, 57.12, 57.375), "rgb")
 RNG = np.random.default_rng(0)
 IMAGE = RNG.integers(0, 256, (20, 31, 3), dtype=np.uint8)
 
@@ -81,7 +81,7 @@ def test_normalisation_equals_torchvisions():
 
 
 def test_bgr_reverses_the_channels_before_normalisation():
-    swapped = Convention((1.0, 2.0, 3.0), (4.0, 5.0, 6.0), "bgr")
+    swapped = InputSpec((1.0, 2.0, 3.0), (4.0, 5.0, 6.0), "bgr")
     shown = stack_images([IMAGE], [View((20, 31), False)], (32, 32), swapped, "cpu")[0, :, :20, :31]
     pixels = torch.from_numpy(IMAGE[:, :, ::-1].copy()).permute(2, 0, 1).float()
     torch.testing.assert_close(shown, normalize(pixels, swapped.mean, swapped.std))

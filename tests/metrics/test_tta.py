@@ -1,7 +1,6 @@
 """Test-time augmentation against plain prediction, against itself mirrored, and against a plain walk through votes."""
 
 from dataclasses import fields, replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,8 +12,8 @@ from headstart.data.eval_images import show
 from headstart.data.read.coco import read
 from headstart.metrics.tta import Look, Tta, merge, move, predict, vote
 from headstart.model.box_head import DetectionLimits
-from headstart.model.detector import build
-from headstart.tasks.detection import convention_of, eval_images, predict_all
+from headstart.model.build import build, input_spec
+from headstart.tasks.detection import eval_images, predict_all
 from tiny import SIDE, tiny_recipe
 
 CPU = torch.device("cpu")
@@ -41,7 +40,7 @@ def tta(*shorts, flip=False, long=96):
 def looks(pixels, recipe, chosen):
     """The looks of `chosen` at images uint8 [h,w,3]."""
     return [
-        Look(lambda resize=resize, flip=flip: show(pixels, resize, convention_of(recipe), CPU, flip=flip), flip)
+        Look(lambda resize=resize, flip=flip: show(pixels, resize, input_spec(recipe), CPU, flip=flip), flip)
         for resize, flip in chosen.views()
     ]
 
@@ -183,7 +182,7 @@ class Pointed:
 
     def __init__(self):
         self.limits = DetectionLimits(0.0, 0.5, 1)
-        self.keypoint_head = SimpleNamespace(mirror=(1, 0, 2))
+        self.keypoint_mirror = (1, 0, 2)
 
     def features(self, images):
         return [images]

@@ -5,9 +5,10 @@ import torch
 import torchvision
 from torch import nn
 
-from headstart.model.backbone import DEPTHS, TimmBackbone, build_detnet, build_resnet
+from headstart.model.backbones.resnet import DEPTHS, build_detnet, build_resnet
+from headstart.model.backbones.timm_net import TimmNet
+from headstart.model.backbones.vgg import build_vgg
 from headstart.model.norm import FrozenBatchNorm, GroupNorm
-from headstart.model.vgg import build_vgg
 
 RESNEXT = {"groups": 32, "group_width": 4}
 
@@ -181,7 +182,7 @@ def test_detnet_is_resnet_50_up_to_stage_3_and_keeps_the_stride_from_there():
 @pytest.mark.parametrize("name", ["resnet18", "regnetx_002"])
 def test_timm_backbones_keep_their_activations_under_another_norm(name, kind):
     torch.manual_seed(0)
-    model = TimmBackbone(name, norm_kind=kind, norm_groups=8).eval()
+    model = TimmNet(name, norm_kind=kind, norm_groups=8).eval()
     maps = model(torch.randn(1, 3, 64, 96))
     assert [m.shape for m in maps] == [(1, c, 64 // s, 96 // s) for c, s in zip(model.channels, (4, 8, 16, 32))]
     layers = list(model.modules())
@@ -189,7 +190,7 @@ def test_timm_backbones_keep_their_activations_under_another_norm(name, kind):
     wanted = {"group": GroupNorm, "frozen_batch": FrozenBatchNorm}.get(kind)
     assert wanted is None or any(isinstance(layer, wanted) for layer in layers)
     if kind == "frozen_batch":  # in eval mode a fresh BatchNorm is the identity too: nothing but the layers may differ
-        reference = TimmBackbone(name, norm_kind="batch").eval()
+        reference = TimmNet(name, norm_kind="batch").eval()
         state = {key: value for key, value in reference.state_dict().items() if "num_batches" not in key}
         images = torch.randn(1, 3, 64, 96)
         for found, expected in zip(copy_state(model, state)(images), reference(images)):
@@ -207,6 +208,6 @@ def copy_state(model, state):
 
 def test_timm_names_are_checked():
     with pytest.raises(ValueError, match="timm has no model 'resnet5O'; the nearest name is 'resnet50"):
-        TimmBackbone("resnet5O", norm_kind="batch")
+        TimmNet("resnet5O", norm_kind="batch")
     with pytest.raises(ValueError, match="expected 4, 8, 16 and 32 among them"):
-        TimmBackbone("vit_tiny_patch16_224", norm_kind="batch")
+        TimmNet("vit_tiny_patch16_224", norm_kind="batch")

@@ -12,8 +12,8 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from devices import static
-from headstart.model import cascade
-from headstart.model.cascade import cascade_loss, cascade_predict
+from headstart.model import box_head
+from headstart.model.box_head import cascade_loss, cascade_predict
 from headstart.model.regions import Regions, match_again
 from headstart.recipe.load import load_recipe
 from headstart.weights.audit import audit
@@ -243,7 +243,7 @@ def test_features_get_the_mean_of_the_gradients_and_heads_their_own():
         return [level.grad for level in levels[:4]], {k: v for k, v in own.items() if v is not None}
 
     scaled, own = backward()
-    with mock.patch.object(cascade._ScaleGradient, "apply", lambda level, factor: level):
+    with mock.patch.object(box_head._ScaleGradient, "apply", lambda level, factor: level):
         whole, others = backward()
     for a, b in zip(scaled, whole):
         torch.testing.assert_close(a * 3, b)

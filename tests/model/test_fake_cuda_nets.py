@@ -9,14 +9,13 @@ import torch
 from test_semantic_head import segmenter
 
 from devices import CUDA, Watch, fake_cuda
-from headstart.batch import PixelBatch
+from headstart.batch import InputSpec, PixelBatch
 from headstart.data.buckets import Resize
 from headstart.data.eval_images import show
-from headstart.data.views import Convention
 from headstart.metrics.tta import Tta
-from headstart.model.cascade import _ScaleGradient
+from headstart.model.backbones.vgg import build_vgg
+from headstart.model.box_head import _ScaleGradient
 from headstart.model.classifier import Classifier
-from headstart.model.vgg import build_vgg
 from headstart.ops import nms
 from headstart.ops.roi_align import WeightedGather
 from headstart.tasks.classification import LabelledBatch, class_loss
@@ -83,7 +82,7 @@ def test_test_time_augmentation_stays_on_the_device(bf16, monkeypatch):
     tta = Tta((Resize(64, 96), Resize(96, 128)), True, 0.9)
     with fake_cuda():
         model.eval().to(CUDA)
-        looks = partial(show, pixels, convention=Convention((1.0,) * 3, (2.0,) * 3, "bgr"), device=CUDA)
+        looks = partial(show, pixels, convention=InputSpec((1.0,) * 3, (2.0,) * 3, "bgr"), device=CUDA)
         found, sizes = watched(lambda: look_at(model, looks, tta), bf16=bf16)
     assert (sizes.device, sizes.shape) == (CUDA, (2, 2))
     shapes = {"boxes": (20, 4), "scores": (20,), "labels": (20,), "valid": (20,), "masks": (20, 28, 28)}

@@ -8,11 +8,10 @@ from torch import nn
 from torchvision.models import ResNet50_Weights, ResNet101_Weights, ResNeXt101_32X8D_Weights, VGG16_Weights
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights, MaskRCNN_ResNet50_FPN_Weights
 
+from headstart.model.build import build
 from headstart.model.classifier import Classifier
-from headstart.model.detector import build
 from headstart.model.flops import num_parameters, predict_macs, step_flops
 from headstart.recipe.load import load_recipe
-from headstart.tasks.classification import build_classifier
 from headstart.weights.freeze import freeze
 from small_detector import small_batch, small_detector
 
@@ -39,7 +38,7 @@ class Body(nn.Module):
 
 def classifier(**changes):
     with torch.device("meta"):
-        return build_classifier(load_recipe("base_classify", changes), 1000)
+        return build(load_recipe("base_classify", changes), 1000)
 
 
 def detector(num_classes, **changes):

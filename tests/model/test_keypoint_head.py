@@ -24,7 +24,7 @@ from torchvision.models.detection.roi_heads import heatmaps_to_keypoints, keypoi
 from torchvision.ops import MultiScaleRoIAlign
 
 from devices import static
-from headstart.model.detector import build
+from headstart.model.build import build
 from headstart.model.keypoint_head import KeypointHead, cells_of, peaks
 from headstart.model.regions import RegionPooler
 from headstart.recipe.load import load_recipe

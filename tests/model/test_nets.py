@@ -5,12 +5,12 @@ import torch
 import torchvision
 from torch import nn
 
+from headstart.model.backbones.vgg import build_vgg
+from headstart.model.build import build
 from headstart.model.classifier import Classifier
 from headstart.model.norm import SyncBatchNorm
-from headstart.model.vgg import build_vgg
 from headstart.recipe.load import load_recipe
 from headstart.recipe.recipe import Model
-from headstart.tasks.classification import build_classifier
 from headstart.weights.audit import audit
 from headstart.weights.freeze import freeze
 from headstart.weights.input import IMAGENET
@@ -110,7 +110,7 @@ def test_shipped_vgg_and_its_pretraining_fit_together():
     assert isinstance(detector, Model) and detector.backbone == classifier.backbone
     assert classifier.hidden == (detector.box.fc_width,) * detector.box.fcs and classifier.pool == detector.box.pool
     with torch.device("meta"):
-        model = build_classifier(load_recipe("vgg16_pretrain"), 1000)
+        model = build(load_recipe("vgg16_pretrain"), 1000)
     assert (
         sum(p.numel() for p in model.parameters()) == torchvision.models.VGG16_Weights.IMAGENET1K_V1.meta["num_params"]
     )

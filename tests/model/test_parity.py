@@ -16,7 +16,7 @@ from torchvision.models.detection.roi_heads import maskrcnn_loss, project_masks_
 from torchvision.ops import MultiScaleRoIAlign
 
 from headstart.batch import Batch
-from headstart.model.detector import build
+from headstart.model.build import build
 from headstart.model.mask_head import sample_frames
 from headstart.recipe.load import load_recipe
 from headstart.weights.files import read_weights

@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from headstart.batch import UNKNOWN, PixelBatch
+from headstart.model.build import build
 from headstart.model.semantic_head import Segmenter, SemanticHead
 from headstart.recipe.load import load_recipe
-from headstart.tasks.segmentation import build_segmenter
 from tiny import NET
 
 CLASSES = 5
@@ -21,7 +21,7 @@ def head(weight=1.0, norm="group"):
 def segmenter(**changes):
     patch = {name.replace("__", "."): value for name, value in changes.items()}
     small = {**NET, "model.pyramid_channels": 8, "model.semantic.channels": 8, **patch}
-    return build_segmenter(load_recipe("base_segment", small), CLASSES)
+    return build(load_recipe("base_segment", small), CLASSES)
 
 
 def features(side=32, batch=2):
@@ -36,7 +36,7 @@ def test_the_branch_has_the_papers_convolutions():
     assert sum(p.numel() for p in net.parameters()) == 7 * conv + 8 * CLASSES + CLASSES
     # base_segment: the branch on 256 channels with width 128, as in Panoptic FPN
     with torch.device("meta"):
-        whole = build_segmenter(load_recipe("base_segment"), 54).semantic_head
+        whole = build(load_recipe("base_segment"), 54).semantic_head
     first, later = 256 * 128 * 9 + 256, 128 * 128 * 9 + 256
     assert sum(p.numel() for p in whole.parameters()) == 4 * first + 3 * later + 128 * 54 + 54
 

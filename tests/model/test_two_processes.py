@@ -9,7 +9,7 @@ import torch.multiprocessing as mp
 from test_norm import CHANNELS, above, assert_same, features, randomised, run
 
 from headstart.model.norm import norm
-from headstart.ops.collective import mean_over_processes
+from headstart.ops.processes import mean_over_processes
 from small_detector import assert_same_gradients, in_double, rows, small_batch, small_detector, with_keypoints
 
 SPLITS = {"even": (4, 3), "one sample": (6, 1), "empty": (7, 0), "empty first": (0, 7)}

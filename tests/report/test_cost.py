@@ -4,10 +4,10 @@ import dataclasses
 
 import pytest
 
-from headstart.study.cost import Cost, cell_costs, counters, segment_costs
+from headstart.study.cost import Cost, cell_costs, counters, public_cost, sample_figure, segment_costs
 from headstart.study.plan import expand, make_schedules, schedule_names
-from headstart.study.public_weights import PUBLIC_WEIGHTS, sample_figure
 from headstart.study.spec import parse_study
+from headstart.weights.public import find_training, trainings
 
 STUDY = {
     "name": "s",
@@ -141,10 +141,10 @@ def test_the_bars_of_the_papers_sample_figure():
 
 
 def test_public_weights_have_a_source_and_the_cost_of_what_they_build_on():
-    assert all(weights.source for weights in PUBLIC_WEIGHTS.values())
-    imagenet = PUBLIC_WEIGHTS["torchvision-resnet-v1"].cost()
+    assert all(training.source for training in trainings().values())
+    imagenet = public_cost(find_training("torchvision-resnet-v1"))
     assert imagenet.images == 1_281_167 * 90 and imagenet.pixels == imagenet.images * 224**2
-    detector = PUBLIC_WEIGHTS["torchvision-maskrcnn-resnet50-v1"].cost()
+    detector = public_cost(find_training("torchvision-maskrcnn-resnet50-v1"))
     assert detector.images == imagenet.images + 117_266 * 26
-    assert PUBLIC_WEIGHTS["moco-v2-200"].cost().images == 2 * 200 * 1_281_167
+    assert public_cost(find_training("moco-v2-200")).images == 2 * 200 * 1_281_167
     assert imagenet.flops != imagenet.flops  # not known, and said so

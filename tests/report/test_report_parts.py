@@ -12,9 +12,10 @@ from headstart.report import build as report
 from headstart.report.build import build_report
 from headstart.report.differences import undeclared
 from headstart.report.mistakes import TYPES, mistake_tables
+from headstart.study.cost import public_cost
 from headstart.study.folder import StudyFolder, read_study_folder
-from headstart.study.public_weights import PUBLIC_WEIGHTS
 from headstart.verdict.numbers import large
+from headstart.weights.public import find_training, trainings
 from study_folder import build_study
 
 
@@ -102,18 +103,19 @@ def test_public_weights_are_priced_by_their_documented_recipe(tmp_path):
     entry = {"pretrained": {"name": "torchvision-resnet-v1", "uses": 100}}
     path = build(tmp_path / "known", settings=settings | {"public_weights": entry})
     _, text = summary_of(path)
-    known = PUBLIC_WEIGHTS["torchvision-resnet-v1"]
+    known = find_training("torchvision-resnet-v1")
     row = next(row for row in table(path, "cells") if row["arm"] == "pretrained")
-    assert float(row["whole.images"]) == pytest.approx(float(row["alone.images"]) + known.cost().images / 100)
+    assert float(row["whole.images"]) == pytest.approx(float(row["alone.images"]) + public_cost(known).images / 100)
     assert row["whole_as_spent.images"] == row["as_spent.images"]  # this study paid nothing for them
     assert row["whole.seconds_train"] == "" and known.source in text
-    assert all(entry.source and entry.cost().images > 0 for entry in PUBLIC_WEIGHTS.values())
 
 
 def test_the_guide_lists_the_public_weights():
     guide = (Path(__file__).parents[2] / "docs" / "guide.md").read_text()
-    for name, known in PUBLIC_WEIGHTS.items():
-        assert f"| {name} | {large(known.cost().images)} | {known.source} |" in guide
+    table = guide.split("| name | images seen | where it says so |\n|---|---|---|\n")[1].split("\n\n")[0]
+    known = [training for training in trainings().values() if training.images_seen]
+    assert table.splitlines() == [f"| {each.name} | {large(each.images_seen)} | {each.source} |" for each in known]
+    assert all(each.source and public_cost(each).images == each.images_seen > 0 for each in known)
 
 
 def test_what_runs_held_is_compared_and_an_undeclared_difference_voids_the_verdict(tmp_path):

@@ -1,12 +1,10 @@
 """The shipped studies against the paper's numbers, written down here by hand; and their small twins."""
 
-from functools import partial
-
 import pytest
 import torch
 
 from cli_call import call
-from headstart.model.detector import build
+from headstart.model.build import build, input_spec
 from headstart.recipe.load import shipped
 from headstart.recipe.recipe import Recipe, to_dict
 from headstart.report.account import account
@@ -15,9 +13,6 @@ from headstart.study import prepare as study_run
 from headstart.study.checks import PaperTable
 from headstart.study.prepare import arm_recipe, prepare, pretrain_recipe, refuse_undeclared
 from headstart.study.spec import read_study
-from headstart.tasks.classification import build_classifier
-from headstart.tasks.segmentation import build_segmenter
-from headstart.training.run import input_spec
 from headstart.weights.audit import audit, fingerprint
 from headstart.weights.files import read_weights
 from headstart.weights.freeze import freeze
@@ -269,14 +264,9 @@ def test_an_arm_can_begin_with_its_own_pretraining(study, size, arm, tmp_path):
     source = pretrain_recipe(found, found.pretraining_of(arm), {})[0]
     recipe = arm_recipe(found, arm, {})[0]
     path = tmp_path / "weights.pt"
-    net = build_classifier(source, 3)
+    net = build(source, 3)
     torch.save({"model": net.state_dict(), "recipe": to_dict(source)}, path)
-    makers = {
-        "detection": partial(build, num_keypoints=5),
-        "classification": build_classifier,
-        "segmentation": build_segmenter,
-    }
-    model = makers[recipe.task](recipe, 3)
+    model = build(recipe, 3, num_keypoints=5)
     initial, start = fingerprint(model), recipe.start
     report = load_weights(model, read_weights(path), scope=start.kind, input=input_spec(recipe))
     freeze(model, start.freeze)

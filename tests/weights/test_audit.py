@@ -9,12 +9,13 @@ import timm
 import torch
 from torch import nn
 
-from headstart.model.backbone import TimmBackbone
+from headstart.batch import InputSpec
+from headstart.model.backbones.timm_net import TimmNet
 from headstart.model.classifier import Classifier
 from headstart.model.norm import FrozenBatchNorm
 from headstart.weights.audit import audit, fingerprint, unseeded
 from headstart.weights.freeze import POLICIES, freeze, set_train_mode
-from headstart.weights.input import DETECTRON, IMAGENET, InputSpec
+from headstart.weights.input import DETECTRON, IMAGENET
 from headstart.weights.load import load_weights, named_tensors
 from weight_nets import NARROW, classifier, file_of, group_detector, randomise, resnet
 
@@ -211,7 +212,7 @@ def test_8_backbone_loads_by_itself_behind_the_start(monkeypatch):
 
     def build(seed):
         torch.manual_seed(seed)
-        return Classifier(TimmBackbone("resnet18", norm_kind="batch"), 3)
+        return Classifier(TimmNet("resnet18", norm_kind="batch"), 3)
 
     assert unseeded(build) == ()
     monkeypatch.setattr(timm, "create_model", create_with_weights)

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from headstart.model.backbone import TimmBackbone
+from headstart.model.backbones.timm_net import TimmNet
+from headstart.model.classifier import mean_cross_entropy
 from headstart.weights.freeze import POLICIES, freeze, frozen_modules, set_train_mode
 from headstart.weights.load import named_tensors
 from weight_nets import classifier
@@ -26,7 +27,7 @@ def test_frozen_statistics_do_not_move_in_training():
     freeze(model, "stage2")
     set_train_mode(model, "stage2")
     before = {name: value.clone() for name, value in named_tensors(model).items()}
-    loss = model.loss(model(torch.randn(4, 3, 64, 64)), torch.tensor([0, 1, 2, 0]))
+    loss = mean_cross_entropy(model(torch.randn(4, 3, 64, 64)), torch.tensor([0, 1, 2, 0]))
     loss.backward()
     moved = {name for name, value in named_tensors(model).items() if not torch.equal(value, before[name])}
     live = ("backbone.layer3", "backbone.layer4")
@@ -36,7 +37,7 @@ def test_frozen_statistics_do_not_move_in_training():
 
 
 def test_freeze_that_would_freeze_nothing_is_refused():
-    model = TimmBackbone("resnet18", norm_kind="group")
+    model = TimmNet("resnet18", norm_kind="group")
     with pytest.raises(ValueError, match="'stage1' holds no layers in this backbone, expected 'none' or 'backbone'"):
         freeze(model, "stage1")
     assert frozen_modules(model, "backbone") == [model]

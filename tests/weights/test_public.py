@@ -3,6 +3,7 @@
 import hashlib
 import types
 import urllib.error
+from dataclasses import replace
 
 import huggingface_hub
 import pytest
@@ -13,7 +14,7 @@ from headstart.files import file_digest
 from headstart.weights import public
 from headstart.weights.files import read_weights
 from headstart.weights.load import load_weights
-from headstart.weights.public import IMAGENET_IMAGES, download, find_weights, known_weights, list_weights
+from headstart.weights.public import download, find_file, find_training, list_weights, public_files, trainings
 from weight_nets import NARROW, resnet
 
 RESNET = "torchvision/resnet18.imagenet1k_v1"
@@ -28,24 +29,37 @@ def published(tmp_path):
 
 
 def test_table_is_complete_and_agrees_with_torchvision():
-    table = known_weights()
-    assert len({weights.name for weights in table}) == len(table) == 16
-    for weights in table:
-        assert weights.licence and weights.cost and weights.norm and weights.scope in ("backbone", "detector")
-        if weights.name.startswith("torchvision/"):
-            url = public.torchvision_url(weights.source)
-            model, version = weights.name.removeprefix("torchvision/").split(".")
+    table = public_files()
+    assert len(table) == 16
+    for name, file in table.items():
+        training = file.training
+        assert training.licence and training.norm and training.kind in ("backbone", "detector")
+        if name.startswith("torchvision/"):
+            url = public.torchvision_url(file.location)
+            model, version = name.removeprefix("torchvision/").split(".")
             enum = torchvision.models.get_model_weights(model)[version.upper()]
             assert url == enum.url and url.startswith("https://download.pytorch.org/")
     header, *rows = list_weights()
     assert len(rows) == 16 and {len(row) for row in rows} == {len(header)}
-    assert find_weights(RESNET).images == 90 * IMAGENET_IMAGES
+    assert find_file(RESNET).training.images_seen == 90 * 1_281_167
     with pytest.raises(ValueError, match=r"not known; the nearest is 'torchvision/resnet18\.imagenet1k_v1'"):
-        find_weights("torchvision/resnet18")
+        find_file("torchvision/resnet18")
+
+
+def test_a_study_may_name_a_training_or_one_of_its_files():
+    detector = find_training("torchvision/maskrcnn_resnet50_fpn.coco_v1")
+    assert detector is find_training("torchvision-maskrcnn-resnet50-v1") is trainings()[detector.name]
+    # torchvision's references leave out the images of COCO that have no annotation
+    assert detector.images_seen == 90 * 1_281_167 + 26 * 117_266
+    assert detector.length() == "90 epochs of ImageNet, 26 epochs of COCO"
+    with pytest.raises(ValueError, match=r"public_weights\.a\.name: 'timm-a4' is not known; the nearest is 'timm-a"):
+        find_training("timm-a4", "public_weights.a.name")
+    with pytest.raises(ValueError, match="the cost of 'timm-a1h' is not known, as its epochs are not published"):
+        find_training("timm-a1h")
 
 
 def test_fetched_file_is_verified_and_loads(tmp_path, published, monkeypatch):
-    monkeypatch.setattr(public, "torchvision_url", lambda source: published.as_uri())
+    monkeypatch.setattr(public, "torchvision_url", lambda location: published.as_uri())
     fetched = download(RESNET, tmp_path / "mine.pth")
     assert fetched.verified and fetched.hash == file_digest(published) and fetched.path == tmp_path / "mine.pth"
     assert str(fetched) == f"{fetched.path}: sha256 {fetched.hash}, agrees with its publisher's hash"
@@ -59,7 +73,7 @@ def test_fetched_file_is_verified_and_loads(tmp_path, published, monkeypatch):
 
 def test_wrong_hash_is_refused_and_removed(tmp_path, published, monkeypatch):
     wrong = published.rename(tmp_path / "net-00000000.pth")
-    monkeypatch.setattr(public, "torchvision_url", lambda source: wrong.as_uri())
+    monkeypatch.setattr(public, "torchvision_url", lambda location: wrong.as_uri())
     with pytest.raises(ValueError, match=r"gave sha256 \w+, expected 00000000; removed"):
         download(RESNET, tmp_path / "mine.pth")
     assert not (tmp_path / "mine.pth").exists()
@@ -83,10 +97,10 @@ def test_detectron_file_is_checked_against_the_md5_beside_it(tmp_path, published
     md5 = hashlib.md5(source.read_bytes() + (b"x" if digest == "wrong" else b"")).hexdigest()
     if digest != "absent":
         (tmp_path / "net.pkl.md5sum").write_text(f"{md5}  net.pkl\n")
-    known = find_weights("detectron/R-50-GN")
-    assert known.source.startswith("https://dl.fbaipublicfiles.com/detectron/") and known.norm == "group"
-    other = type(known)(**{**vars(known), "source": source.as_uri()})
-    monkeypatch.setattr(public, "find_weights", lambda name: other)
+    known = find_file("detectron/R-50-GN")
+    assert known.location.startswith("https://dl.fbaipublicfiles.com/detectron/") and known.training.norm == "group"
+    other = replace(known, location=source.as_uri())
+    monkeypatch.setattr(public, "find_file", lambda name: other)
     if digest == "wrong":
         with pytest.raises(ValueError, match="gave md5"):
             download("detectron/R-50-GN", tmp_path / "mine.pkl")

@@ -9,11 +9,12 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 
+from headstart.batch import InputSpec
 from headstart.files import file_digest
-from headstart.model.backbone import TimmBackbone
+from headstart.model.backbones.timm_net import TimmNet
 from headstart.model.classifier import Classifier
 from headstart.weights.files import WeightFile, read_weights
-from headstart.weights.input import DETECTRON, DETECTRON2, IMAGENET, InputSpec
+from headstart.weights.input import DETECTRON, DETECTRON2, IMAGENET, input_differences
 from headstart.weights.load import (
     WITHOUT_EPSILON,
     convert_weights,
@@ -80,7 +81,7 @@ def test_timm_group_norm_resnet_gives_the_same_maps(tmp_path):
 @pytest.mark.parametrize("name, num_left_out", [("resnet18", 2), ("convnext_atto", 4), ("regnety_002", 2)])
 def test_timm_checkpoint_gives_the_same_maps_in_timm_backbone(name, num_left_out):
     theirs = randomise(timm.create_model(name, pretrained=False))
-    ours = TimmBackbone(name, norm_kind="batch").eval()
+    ours = TimmNet(name, norm_kind="batch").eval()
     report = load_weights(ours, file_of(theirs.state_dict()), scope="backbone")
     assert report.missing == () and len(report.left_out) == num_left_out
     again = timm.create_model(name, pretrained=False, features_only=True).eval()
@@ -93,8 +94,8 @@ def test_timm_checkpoint_gives_the_same_maps_in_timm_backbone(name, num_left_out
 
 def test_timm_norm_with_an_activation_is_found_after_its_replacement():
     theirs = randomise(timm.create_model("regnety_002", pretrained=False))
-    ours = TimmBackbone("regnety_002", norm_kind="frozen_batch").eval()
-    live = TimmBackbone("regnety_002", norm_kind="batch").eval()
+    ours = TimmNet("regnety_002", norm_kind="frozen_batch").eval()
+    live = TimmNet("regnety_002", norm_kind="batch").eval()
     load_weights(ours, file_of(theirs.state_dict()), scope="backbone")
     load_weights(live, file_of(theirs.state_dict()), scope="backbone")
     images = torch.randn(1, 3, 64, 64)
@@ -125,7 +126,7 @@ def test_first_convolution_is_converted_exactly(source, own):
         assert_same_maps(ours(normalise(own)), theirs(normalise(source)))
         assert not torch.allclose(ours(normalise(source))[0], theirs(normalise(source))[0], rtol=0.1)
     assert report.source_input == own and len(report.notes) == 2
-    assert report.source_input.differences(own) == []
+    assert input_differences(report.source_input, own) == []
 
 
 def test_torchvision_weights_converted_by_detectron2_keep_rgb():

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from headstart.model.backbone import ResNet
+from headstart.model.backbones.resnet import ResNet
 from headstart.weights.load import expected_names, load_weights, named_tensors
 from weight_nets import NARROW, file_of, group_detector, resnet
 

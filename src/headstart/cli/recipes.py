@@ -37,20 +37,18 @@ def costs(recipe: AnyRecipe) -> dict[str, str]:
     import torch
 
     from headstart.data.buckets import Resize, bucket_of
-    from headstart.model.detector import build
+    from headstart.model.build import build
     from headstart.model.flops import num_parameters, predict_macs
-    from headstart.tasks.classification import build_classifier
-    from headstart.tasks.segmentation import build_segmenter
 
     num_channels = len(recipe.input.mean)
     # Some of timm's constructors compute with values; ours only need shapes.
     with torch.device("cpu" if recipe.model.backbone.kind == "timm" else "meta"):
         if recipe.task == "classification":
-            model, size, num = build_classifier(recipe, 1000), (recipe.input.size,) * 2, 1000
+            size, num = (recipe.input.size,) * 2, 1000
         else:
             short, long = recipe.input.test_short, recipe.input.test_long
             size, num = bucket_of(short, long, Resize(short, long)), 80
-            model = build(recipe, num, 17) if recipe.task == "detection" else build_segmenter(recipe, num)
+        model = build(recipe, num, num_keypoints=17)
     macs = predict_macs(model, *size, num_channels=num_channels)
     return {
         f"parameters ({num} classes)": f"{num_parameters(model):,}",

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from headstart.batch import InputSpec
 from headstart.data.upload import to_device
-from headstart.data.views import Convention, View, stack_images
+from headstart.data.views import View, stack_images
 from headstart.data.visible import Objects
 
 
@@ -54,7 +55,7 @@ def _weights(first: int, last: int, low: float, high: float, side: int) -> np.nd
     return np.clip(1 - np.abs(cell[:, None] - np.arange(side)), 0, None).astype(np.float32)
 
 
-def paste_images(batch: Tensor, pastes: Sequence[Paste | None], convention: Convention) -> Tensor:
+def paste_images(batch: Tensor, pastes: Sequence[Paste | None], convention: InputSpec) -> Tensor:
     """The batch [B,3,H,W] with the pixels of each paste in place of its own; changed in place."""
     for canvas, paste in zip(batch, pastes):
         if paste is not None:

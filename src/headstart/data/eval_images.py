@@ -5,17 +5,18 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
+from headstart.batch import InputSpec
 from headstart.data.buckets import Resize, bucket_of, group_by_bucket
 from headstart.data.dataset import Dataset, subset
 from headstart.data.stream import Images, Raw, ahead
 from headstart.data.upload import to_device
-from headstart.data.views import Convention, View, stack_images
+from headstart.data.views import View, stack_images
 
 
 def show(
     images: Sequence[np.ndarray],
     resize: Resize,
-    convention: Convention,
+    convention: InputSpec,
     device: torch.device | str,
     *,
     flip: bool = False,
@@ -35,7 +36,7 @@ class EvalImages:
     """Every image once, in batches of one bucket, without augmentation."""
 
     def __init__(
-        self, dataset: Dataset, resize: Resize, convention: Convention, *, batch: int, cache: bool, num_workers: int
+        self, dataset: Dataset, resize: Resize, convention: InputSpec, *, batch: int, cache: bool, num_workers: int
     ):
         self.dataset, self.resize, self.convention, self.num_workers = dataset, resize, convention, num_workers
         self.batch = batch

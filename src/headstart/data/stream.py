@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from headstart.batch import Batch
+from headstart.batch import Batch, InputSpec
 from headstart.data.buckets import Resize, group_by_bucket
 from headstart.data.copy_paste import Paste, alpha_of, choose, paste_images
 from headstart.data.dataset import Dataset
@@ -20,7 +20,6 @@ from headstart.data.masks import FrameTable
 from headstart.data.order import Order, slot_generator
 from headstart.data.upload import to_device
 from headstart.data.views import (
-    Convention,
     Jitter,
     View,
     draw_view,
@@ -202,7 +201,7 @@ class TrainStream:
         self,
         dataset: Dataset,
         augmentation: Augmentation,
-        convention: Convention,
+        convention: InputSpec,
         *,
         batch: int,
         seed: int,
@@ -319,7 +318,7 @@ def ahead(work: Callable[[int], Raw], items: range, num_workers: int) -> Iterato
                 future.cancel()
 
 
-def assemble(raw: Raw, targets: Targets, convention: Convention, device: torch.device | str) -> Batch:
+def assemble(raw: Raw, targets: Targets, convention: InputSpec, device: torch.device | str) -> Batch:
     """The batch of decoded images, resized and normalised on the device."""
     data = targets.dataset
     tensors = {name: to_device(array, device) for name, array in targets.fill(raw).items()}

@@ -11,17 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from headstart.batch import InputSpec
 from headstart.data.buckets import Resize
 from headstart.data.upload import to_device
-
-
-@dataclass(frozen=True)
-class Convention:
-    """What a network expects of its input: mean and std a channel (0..255 scale) and the order of the channels."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    order: str  # "rgb" or "bgr"
 
 
 @dataclass(frozen=True)
@@ -73,7 +65,7 @@ def stack_images(
     images: Sequence[np.ndarray],
     views: Sequence[View],
     bucket: tuple[int, int],
-    convention: Convention,
+    convention: InputSpec,
     device: torch.device | str,
 ) -> Tensor:
     """Images uint8 [h,w,3] RGB as a float batch [B,3,H,W]: resized (bilinear, antialiased), normalised, zero-padded.
@@ -147,7 +139,7 @@ def crop_images(
     images: Sequence[np.ndarray],
     crops: Sequence[tuple[int, int, int, int, bool]],
     size: int,
-    convention: Convention,
+    convention: InputSpec,
     device: torch.device | str,
 ) -> Tensor:
     """Crops (top, left, height, width, flip) of images uint8 [h,w,3], resized to [B,3,size,size] and normalised."""

@@ -10,28 +10,15 @@ B images, D detections a look, V looks, N = V * D candidates.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from headstart.batch import Detections
 from headstart.data.buckets import Resize
+from headstart.model.detector import AnyDetector
 from headstart.ops.boxes import iou
 from headstart.ops.nms import nms_by_label
-
-
-class TwoPass(Protocol):
-    """A detector whose prediction comes in parts: features, boxes on them, and what completes given boxes."""
-
-    limits: Any  # nms_threshold, and num detections an image
-    keypoint_head: Any  # None, or with mirror: where each keypoint's map is found in a mirrored image
-
-    def features(self, images: Tensor) -> list[Tensor]: ...
-
-    def find(self, features: list[Tensor], sizes: Tensor) -> Detections: ...
-
-    def complete(self, features: list[Tensor], detections: Detections) -> Detections: ...
 
 
 @dataclass(frozen=True)
@@ -56,7 +43,7 @@ class Tta:
 
 
 @torch.no_grad()
-def predict(model: TwoPass, looks: Sequence[Look], *, vote_threshold: float) -> tuple[Detections, Tensor]:
+def predict(model: AnyDetector, looks: Sequence[Look], *, vote_threshold: float) -> tuple[Detections, Tensor]:
     """Merged detections of a batch in pixels of the first look, which is not mirrored, and the sizes [B,2] there.
 
     With a single look they are the model's own, bit for bit.
@@ -74,7 +61,9 @@ def predict(model: TwoPass, looks: Sequence[Look], *, vote_threshold: float) -> 
     return replace(merged, masks=masks, heat_maps=heat_maps), sizes[0]
 
 
-def _completed(model: TwoPass, look: Look, merged: Detections, first: Tensor) -> tuple[Tensor | None, Tensor | None]:
+def _completed(
+    model: AnyDetector, look: Look, merged: Detections, first: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
     """Masks [B,D,T,T] and heat maps [B,D,K,T,T] of the merged detections as one look sees them; None without.
 
     Turned back if the look mirrors, where the map of a left keypoint is found at the right one.
@@ -87,7 +76,7 @@ def _completed(model: TwoPass, look: Look, merged: Detections, first: Tensor) ->
         masks = masks.flip(-1)
     if look.flip and heat_maps is not None:
         maps = heat_maps.unbind(2)  # an index would be copied to a GPU, which the host waits for
-        heat_maps = torch.stack([maps[other] for other in model.keypoint_head.mirror], dim=2).flip(-1)
+        heat_maps = torch.stack([maps[other] for other in model.keypoint_mirror], dim=2).flip(-1)
     return masks, heat_maps
 
 

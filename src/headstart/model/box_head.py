@@ -3,6 +3,7 @@
 B images, R regions, C classes (background is C).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -10,14 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from headstart.batch import Detections
+from headstart.batch import Batch, Detections
 from headstart.model.pyramid import ConvNorm
-from headstart.model.regions import RegionPooler, Regions, image_index
+from headstart.model.regions import RegionPooler, Regions, image_index, match_again
 from headstart.model.targets import take
 from headstart.ops.boxes import clip, decode, encode
-from headstart.ops.collective import mean_over_processes
 from headstart.ops.nms import nms_by_label
 from headstart.ops.precision import at_least_float32
+from headstart.ops.processes import mean_over_processes
 
 Weights = tuple[float, float, float, float]
 
@@ -37,6 +38,8 @@ class DetectionLimits:
 
 class BoxHead(nn.Module):
     """Classifies regions and refines their boxes."""
+
+    initialiser = "MSRA; fc Xavier uniform; classes N(0, 0.01), boxes N(0, 0.001)"
 
     def __init__(
         self,
@@ -144,3 +147,61 @@ class BoxHead(nn.Module):
         keep = nms_by_label(boxes, score, label, real, limits.nms_threshold)
         score, best = torch.topk(score.masked_fill(~keep, -1.0), min(limits.num, score.shape[1]), dim=1)
         return Detections(take(boxes, best), score.clamp(min=0), take(label, best), score > 0)
+
+
+class _ScaleGradient(torch.autograd.Function):
+    """The identity, whose gradient is multiplied by a factor."""
+
+    @staticmethod
+    def forward(context, features: Tensor, factor: float) -> Tensor:
+        context.factor = factor
+        return features.view_as(features)
+
+    @staticmethod
+    def backward(context, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient * context.factor, None
+
+
+def cascade_loss(
+    heads: Sequence[BoxHead], features: list[Tensor], regions: Regions, batch: Batch, *, thresholds: Sequence[float]
+) -> tuple[dict[str, Tensor], Regions]:
+    """Losses of all stages, and the regions of the last one.
+
+    The sampled regions stay the same set: a later stage has them where the stage before moved them, without gradient,
+    matched again at its own IoU of `thresholds`. With several stages names end in _1, _2, ...; all losses count in
+    full, but the gradient that reaches `features` is divided by the number of stages. That is the average of the
+    losses with the heads' own gradients scaled up again: the authors' rule, as Detectron2 and tensorpack have it.
+    """
+    if len(heads) > 1:
+        features = [_ScaleGradient.apply(level, 1.0 / len(heads)) for level in features]
+    logits, deltas = heads[0].predict(features, regions.boxes, regions.valid)
+    losses = [heads[0].loss(logits, deltas, regions, batch.gt_boxes)]
+    for before, head, threshold in zip(heads, heads[1:], thresholds[1:]):
+        boxes = _moved(before, deltas.detach(), regions.boxes, batch.sizes)
+        regions = match_again(boxes, regions, batch, num_classes=head.num_classes, iou_threshold=threshold)
+        logits, deltas = head.predict(features, regions.boxes, regions.valid)
+        losses.append(head.loss(logits, deltas, regions, batch.gt_boxes))
+    if len(heads) == 1:
+        return losses[0], regions
+    return {f"{name}_{k + 1}": value for k, own in enumerate(losses) for name, value in own.items()}, regions
+
+
+def cascade_predict(
+    heads: Sequence[BoxHead], features: list[Tensor], boxes: Tensor, valid: Tensor, sizes: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Class scores [B,R,C+1], the mean over all stages, with the last one's deltas and the boxes [B,R,4] they move.
+
+    boxes [B,R,4] are proposals in pixels; sizes [B,2] cut what each stage makes of them.
+    """
+    logits, deltas = heads[0].predict(features, boxes, valid)
+    scores = [logits.softmax(dim=2)]
+    for before, head in pairwise(heads):
+        boxes = _moved(before, deltas, boxes, sizes)
+        logits, deltas = head.predict(features, boxes, valid)
+        scores.append(logits.softmax(dim=2))
+    return torch.stack(scores).mean(dim=0), deltas, boxes
+
+
+def _moved(head: BoxHead, deltas: Tensor, boxes: Tensor, sizes: Tensor) -> Tensor:
+    """Boxes [B,R,4] moved by a stage's deltas [B,R,4], one box for all classes, and cut to their images."""
+    return clip(decode(deltas, boxes, head.weights), sizes)

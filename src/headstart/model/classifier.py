@@ -9,7 +9,7 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from headstart.model.backbone import Backbone
+from headstart.model.backbones import Backbone
 from headstart.ops.precision import at_least_float32
 from headstart.ops.random import fold, uniform
 
@@ -69,6 +69,11 @@ class Classifier(nn.Module):
         """Logits [B,C] of normalised images [B,3,H,W], or of their pooled features [B,W*S*S] where these were kept."""
         return self.classify(images if images.dim() == 2 else self.features(images), slots)
 
-    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Mean cross-entropy of logits [B,C] and labels [B] in 0..C-1; an empty batch gives a connected zero."""
-        return F.cross_entropy(logits, labels, reduction="sum") / max(labels.shape[0], 1)
+    def initialisers(self) -> dict[str, str]:
+        """Initial values of each part in words."""
+        return {"fcs": "MSRA, fan-in", "fc": "N(0, 0.01)"}
+
+
+def mean_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy of logits [B,C] and labels [B] in 0..C-1; a connected zero for an empty batch."""
+    return F.cross_entropy(logits, labels) if len(labels) else logits.sum()

@@ -1,27 +1,52 @@
-"""Mask R-CNN as in the paper's figure: backbone, pyramid, proposals, heads."""
+"""Mask R-CNN (He et al. 2017) as in the paper's figure, and the contract of every detector family."""
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from headstart.batch import Batch, Detections
-from headstart.model.backbone import Backbone, TimmBackbone, build_detnet, build_resnet
-from headstart.model.box_head import BoxHead, DetectionLimits, Weights
-from headstart.model.cascade import cascade_loss, cascade_predict
+from headstart.model.backbones import Backbone
+from headstart.model.box_head import BoxHead, DetectionLimits, cascade_loss, cascade_predict
 from headstart.model.keypoint_head import KeypointHead, cells_of
 from headstart.model.mask_head import MaskHead, sample_frames
 from headstart.model.pyramid import LastMap, Pyramid
-from headstart.model.regions import RegionPooler, Regions, image_index, pool_regions, sample_regions
-from headstart.model.rpn import ProposalLimits, Rpn
-from headstart.model.vgg import build_vgg
-from headstart.ops.compact import pool_slots, used_length
+from headstart.model.regions import Regions, image_index, pool_regions, sample_regions
+from headstart.model.rpn import Rpn
+from headstart.ops.fixed_shapes import pool_slots, used_length
 from headstart.ops.random import fold
-from headstart.recipe.recipe import Classifier, Model, Recipe
 
 MASK_SALT, KEYPOINT_SALT = 3, 4
-WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # of box deltas: the inverse of their spread (R-CNN; Detectron: BBOX_REG_WEIGHTS)
+
+
+@runtime_checkable
+class AnyDetector(Protocol):
+    """Contract of a detector family, an nn.Module: all that training, evaluation, export, flops and audit ask of it.
+
+    forward(batch) gives scalar losses by name, finite and connected to every parameter even without objects.
+    predict(images, sizes) equals complete(f, find(f, sizes)) with f = features(images): `find` gives boxes, scores and
+    labels, `complete` adds masks and heat maps to given boxes. images [B,3,H,W] are normalised and padded, sizes [B,2]
+    (height, width) in pixels before padding.
+    """
+
+    kinds: tuple[str, ...]  # predicted: of "box", "mask", "keypoints"
+    limits: DetectionLimits
+    keypoint_mirror: tuple[int, ...]  # [K] for each keypoint its place in a mirrored image; () without keypoints
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]: ...
+
+    def predict(self, images: Tensor, sizes: Tensor) -> Detections: ...
+
+    def features(self, images: Tensor) -> list[Tensor]: ...
+
+    def find(self, features: list[Tensor], sizes: Tensor) -> Detections: ...
+
+    def complete(self, features: list[Tensor], detections: Detections) -> Detections: ...
+
+    def initialisers(self) -> dict[str, str]:
+        """Initial values in words, by the first part of the tensors' names; the backbone has its own `initialiser`."""
 
 
 class Detector(nn.Module):
@@ -61,6 +86,9 @@ class Detector(nn.Module):
             mask_head,
         )
         self.keypoint_head, self.keypoint_slots = keypoint_head, keypoint_slots
+        self.keypoint_mirror = () if keypoint_head is None else keypoint_head.mirror
+        heads = {"mask": mask_head, "keypoints": keypoint_head}
+        self.kinds = ("box", *(kind for kind, head in heads.items() if head is not None))
         self.num_regions, self.max_positive = num_regions, int(num_regions * positive_fraction)
         self.cascade, self.iou_thresholds = nn.ModuleList(cascade), (iou_threshold, *cascade_iou)
         self.mask_slots, self.limits = mask_slots, limits
@@ -102,6 +130,12 @@ class Detector(nn.Module):
     def box_heads(self) -> list[BoxHead]:
         """The stages of the box part, in order; one without a cascade."""
         return [self.box_head, *self.cascade]
+
+    def initialisers(self) -> dict[str, str]:
+        """Initial values of each part in words."""
+        parts = {"pyramid": self.pyramid, "rpn": self.rpn, "box_head": self.box_head, "cascade": self.box_head}
+        heads = {"mask_head": self.mask_head, "keypoint_head": self.keypoint_head}
+        return {name: part.initialiser for name, part in (parts | heads).items() if part is not None}
 
     def _mask_loss(self, features: list[Tensor], regions: Regions, batch: Batch, keys: Tensor) -> dict[str, Tensor]:
         """Masks of the positive regions, pooled over the batch into `mask_slots` an image.
@@ -196,148 +230,3 @@ def without_empty_slots(batch: Batch) -> Batch:
     used = used_length(batch.gt_valid)
     slots = ("gt_boxes", "gt_labels", "gt_valid", "gt_crowd", "gt_masks", "gt_keypoints")
     return replace(batch, **{name: getattr(batch, name)[:, :used] for name in slots})
-
-
-def build_backbone(model: Model | Classifier, in_channels: int) -> Backbone:
-    """The backbone of a recipe's model section, for images of `in_channels` channels."""
-    chosen = model.backbone
-    if chosen.kind == "vgg":
-        return build_vgg(chosen.depth, width=chosen.width, in_channels=in_channels)
-    options = {"norm_kind": model.norm, "norm_groups": model.norm_groups, "in_channels": in_channels}
-    if chosen.kind == "timm":
-        return TimmBackbone(chosen.name, **options)
-    if chosen.kind == "detnet":
-        return build_detnet(chosen.depth, width=chosen.width, **options)
-    shape = {
-        "bottleneck": chosen.bottleneck,
-        "width": chosen.width,
-        "groups": chosen.groups,
-        "group_width": chosen.group_width,
-    }
-    return build_resnet(chosen.depth, **shape, **options)
-
-
-def build(
-    recipe: Recipe, num_classes: int, num_keypoints: int = 0, left_right: Sequence[tuple[int, int]] = ()
-) -> Detector:
-    """The detector of a recipe, randomly initialised from its seed; nothing below has seen a recipe.
-
-    The same recipe and number of classes give the same tensors, whatever ran before; the caller's random state is kept.
-    `num_keypoints` and the pairs `left_right` of them matter only to a recipe with a keypoint head.
-    """
-    model = recipe.model
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(fold(recipe.seed, 0))
-        backbone = build_backbone(model, len(recipe.input.mean))
-        pyramid = _build_pyramid(model, backbone)
-        weights = model.cascade.weights if model.cascade.enabled else (WEIGHTS,)
-        return Detector(
-            backbone,
-            pyramid,
-            _build_rpn(model, pyramid),
-            _build_box_head(model, pyramid, num_classes, weights[0]),
-            _build_mask_head(model, pyramid, num_classes) if model.mask.enabled else None,
-            _build_keypoint_head(model, pyramid, num_keypoints, left_right) if model.keypoint.enabled else None,
-            num_regions=model.box.num_regions,
-            positive_fraction=model.box.positive_fraction,
-            iou_threshold=model.box.iou_threshold,
-            mask_slots=model.mask.slots,
-            keypoint_slots=model.keypoint.slots,
-            limits=DetectionLimits(
-                recipe.evaluate.score_threshold, recipe.evaluate.nms_threshold, recipe.evaluate.detections
-            ),
-            seed=recipe.seed,
-            # last, so that all else starts as without a cascade
-            cascade=[_build_box_head(model, pyramid, num_classes, stage) for stage in weights[1:]],
-            cascade_iou=model.cascade.iou[1:] if model.cascade.enabled else (),
-        )
-
-
-def _build_pyramid(model: Model, backbone: Backbone) -> Pyramid | LastMap:
-    """The pyramid on all maps, with a subsampled level where there is one anchor size more than maps; or no pyramid."""
-    if not model.pyramid:
-        return LastMap(backbone.channels[-1], backbone.strides[-1])
-    num_maps, num_sizes = len(backbone.strides), len(model.rpn.anchor_sizes)
-    if num_sizes not in (num_maps, num_maps + 1):
-        raise ValueError(
-            f"model.rpn.anchor_sizes: {num_sizes} sizes for a pyramid on {num_maps} maps, expected one a level: "
-            f"{num_maps}, or {num_maps + 1} with a subsampled level"
-        )
-    return Pyramid(
-        backbone.channels,
-        model.pyramid_channels,
-        norm_kind=model.norm if model.pyramid_norm else "none",
-        norm_groups=model.norm_groups,
-        map_strides=backbone.strides,
-        subsample=num_sizes > num_maps,
-    )
-
-
-def _build_rpn(model: Model, pyramid: Pyramid | LastMap) -> Rpn:
-    part = model.rpn
-    return Rpn(
-        pyramid.channels,
-        anchor_sizes=tuple((size,) for size in part.anchor_sizes) if model.pyramid else (part.anchor_sizes,),
-        ratios=part.ratios,
-        strides=pyramid.strides,
-        num_convs=part.num_convs,
-        num_samples=part.num_samples,
-        positive_fraction=part.positive_fraction,
-        high=part.high,
-        low=part.low,
-        straddle=part.straddle,
-        train_limits=ProposalLimits(part.train_before_nms, part.train_after_nms, part.nms_threshold),
-        test_limits=ProposalLimits(part.test_before_nms, part.test_after_nms, part.nms_threshold),
-    )
-
-
-def _pooler(model: Model, pyramid: Pyramid | LastMap, size: int) -> RegionPooler:
-    return RegionPooler(size, pyramid.pooled_strides, model.canonical_size, model.aligned)
-
-
-def _build_box_head(model: Model, pyramid: Pyramid | LastMap, num_classes: int, weights: Weights) -> BoxHead:
-    part = model.box
-    return BoxHead(
-        pyramid.channels,
-        _pooler(model, pyramid, part.pool),
-        num_classes=num_classes,
-        convs=part.convs,
-        conv_channels=part.conv_channels,
-        fcs=part.fcs,
-        fc_width=part.fc_width,
-        norm_kind=model.norm if part.norm else "none",
-        norm_groups=model.norm_groups,
-        class_agnostic=part.class_agnostic,
-        weights=weights,
-        smooth_l1_beta=part.smooth_l1_beta,
-    )
-
-
-def _build_mask_head(model: Model, pyramid: Pyramid | LastMap, num_classes: int) -> MaskHead:
-    part = model.mask
-    return MaskHead(
-        pyramid.channels,
-        _pooler(model, pyramid, part.pool),
-        num_classes=num_classes,
-        convs=part.convs,
-        conv_channels=part.conv_channels,
-        norm_kind=model.norm if part.norm else "none",
-        norm_groups=model.norm_groups,
-    )
-
-
-def _build_keypoint_head(
-    model: Model, pyramid: Pyramid | LastMap, num_keypoints: int, left_right: Sequence[tuple[int, int]]
-) -> KeypointHead:
-    part = model.keypoint
-    assert num_keypoints > 0, "the keypoints of the data"
-    return KeypointHead(
-        pyramid.channels,
-        _pooler(model, pyramid, part.pool),
-        num_keypoints=num_keypoints,
-        left_right=left_right,
-        convs=part.convs,
-        conv_channels=part.conv_channels,
-        norm_kind=model.norm if part.norm else "none",
-        norm_groups=model.norm_groups,
-    )

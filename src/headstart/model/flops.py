@@ -15,6 +15,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from headstart.model.detector import AnyDetector
+
 _LEFT_OUT = (torch.ops.aten.bmm, torch.ops.aten.baddbmm)
 
 
@@ -59,7 +61,7 @@ def predict_macs(model: nn.Module, height: int, width: int, *, num_channels: int
     """
     ghost = without_values(model).eval()
     images = torch.empty(1, num_channels, height, width, device="meta")
-    sizes = (torch.empty(1, 2, dtype=torch.int64, device="meta"),) if hasattr(ghost, "box_head") else ()
+    sizes = (torch.empty(1, 2, dtype=torch.int64, device="meta"),) if isinstance(ghost, AnyDetector) else ()
     with torch.no_grad():
         return count_macs(lambda: getattr(ghost, "predict", ghost)(images, *sizes))
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from headstart.model.pyramid import ConvNorm
 from headstart.model.regions import RegionPooler
-from headstart.ops.collective import mean_over_processes
 from headstart.ops.precision import at_least_float32
+from headstart.ops.processes import mean_over_processes
 
 
 def cells_of(keypoints: Tensor, boxes: Tensor, size: int) -> tuple[Tensor, Tensor]:
@@ -56,6 +56,8 @@ class KeypointHead(nn.Module):
 
     `mirror` says where each keypoint's map is found in a mirrored image: left_right are the pairs that change places.
     """
+
+    initialiser = "MSRA, fan-out"
 
     def __init__(
         self,

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from headstart.model.pyramid import ConvNorm
 from headstart.model.regions import RegionPooler
-from headstart.ops.collective import mean_over_processes
 from headstart.ops.precision import at_least_float32
+from headstart.ops.processes import mean_over_processes
 
 SAMPLES = 2  # a cell and direction, when a target is cut out of the box frame
 
@@ -41,6 +41,8 @@ def _axis_weights(gt_low: Tensor, gt_high: Tensor, low: Tensor, high: Tensor, si
 
 class MaskHead(nn.Module):
     """Predicts one mask a class for each region."""
+
+    initialiser = "MSRA, fan-out"
 
     def __init__(
         self,

@@ -9,8 +9,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from headstart.ops.collective import is_shared
 from headstart.ops.precision import at_least_float32
+from headstart.ops.processes import is_shared
 
 KINDS = ("group", "batch", "sync_batch", "frozen_batch", "none")
 EPSILON = 1e-5  # Detectron's and torchvision's value for GN and BN alike

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from headstart.batch import Batch
 from headstart.model.targets import match, sample, take
-from headstart.ops.compact import pool_slots
+from headstart.ops.fixed_shapes import pool_slots
 from headstart.ops.random import uniform
 from headstart.ops.roi_align import assign_levels, roi_align
 

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from headstart.batch import Batch
 from headstart.model.targets import Sample, match, sample, take
 from headstart.ops.boxes import clip, decode, encode
-from headstart.ops.collective import mean_over_processes
-from headstart.ops.constant import constant
+from headstart.ops.fixed_shapes import constant
 from headstart.ops.nms import nms
 from headstart.ops.precision import at_least_float32
+from headstart.ops.processes import mean_over_processes
 from headstart.ops.windows import valid_conv, windows
 
 WEIGHTS = (1.0, 1.0, 1.0, 1.0)  # RPN deltas are not rescaled (Detectron, torchvision)
@@ -66,6 +66,8 @@ class AnchorTargets:
 
 class Rpn(nn.Module):
     """Shared 3x3 convolution(s) and two 1x1 outputs on every level; `anchor_sizes` of each, equally many."""
+
+    initialiser = "N(0, 0.01)"
 
     def __init__(
         self,

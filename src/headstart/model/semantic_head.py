@@ -8,16 +8,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from headstart.batch import UNKNOWN, PixelBatch
-from headstart.model.backbone import Backbone
+from headstart.model.backbones import Backbone
 from headstart.model.pyramid import ConvNorm, Pyramid
-from headstart.ops.collective import mean_over_processes
 from headstart.ops.precision import at_least_float32
+from headstart.ops.processes import mean_over_processes
 
 STRIDE = 4
 
 
 class SemanticHead(nn.Module):
     """Brings every level of the pyramid to stride 4, adds them up, and classifies each cell."""
+
+    initialiser = "MSRA, fan-out"
 
     def __init__(
         self,
@@ -97,6 +99,10 @@ class Segmenter(nn.Module):
     def predict(self, images: Tensor) -> Tensor:
         """Class logits [B,C,H/4,W/4] of images [B,3,H,W] (normalised, padded)."""
         return self._logits(images)
+
+    def initialisers(self) -> dict[str, str]:
+        """Initial values of each part in words."""
+        return {"pyramid": self.pyramid.initialiser, "semantic_head": self.semantic_head.initialiser}
 
     def _logits(self, images: Tensor) -> Tensor:
         return self.semantic_head.predict(self.pyramid(self.backbone(images)))

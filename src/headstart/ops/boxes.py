@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from headstart.ops.constant import constant
+from headstart.ops.fixed_shapes import constant
 from headstart.ops.precision import at_least_float32
 
 # exp() of a raw size delta is capped so that one wild prediction cannot overflow: 1000/16 is Detectron's bound,

@@ -5,7 +5,7 @@ import torchvision  # also registers torch.ops.torchvision, called directly wher
 from torch import Tensor
 
 from headstart.ops.boxes import iou
-from headstart.ops.constant import constant
+from headstart.ops.fixed_shapes import constant
 
 # The fixed-point form is exact once two rounds agree, which happens after the length of the longest suppression chain;
 # clustered boxes need 3 to 7 rounds, and this is the most that a static graph spends.

@@ -1,4 +1,7 @@
-"""Several processes under torchrun: group, rank, wrapping, and who writes."""
+"""Processes under torchrun: group, rank, device, reductions, and DistributedDataParallel.
+
+Without a group each function answers for a single process.
+"""
 
 import os
 import warnings
@@ -6,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from headstart.hardware import choose_device
 
@@ -23,18 +26,23 @@ def start_processes(asked: str) -> None:
         dist.init_process_group("nccl" if own.type == "cuda" else "gloo")
 
 
+def num_processes() -> int:
+    """Processes in the group; 1 without one."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
 def rank() -> int:
-    """This process's number; 0 when alone."""
+    """Rank of this process; 0 without a group."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
 def is_writer() -> bool:
-    """Whether this process writes files and speaks to people."""
+    """Whether this process (rank 0) writes files and prints."""
     return rank() == 0
 
 
 def barrier() -> None:
-    """Wait for all processes."""
+    """Wait until all processes have reached this call."""
     if dist.is_available() and dist.is_initialized():
         dist.barrier()
 
@@ -53,7 +61,7 @@ def wrap(model: nn.Module, own: torch.device) -> nn.Module:
 
     Statistics of `batch` norms are this process's own within a step; rank 0's are taken from then on, and are saved.
     """
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+    if num_processes() > 1:
         # A 1x1 convolution in channels-last memory has two equal layouts; DDP warns of the one that it did not expect.
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         return nn.parallel.DistributedDataParallel(model, device_ids=[own.index] if own.type == "cuda" else None)
@@ -61,23 +69,31 @@ def wrap(model: nn.Module, own: torch.device) -> nn.Module:
 
 
 def share_buffers(model: nn.Module) -> None:
-    """Give every process rank 0's buffers, as DDP would before the next step: statistics of `batch` norms differ."""
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+    """Broadcast rank 0's buffers, as DDP does before the next step: statistics of `batch` norms differ."""
+    if num_processes() > 1:
         for buffer in model.buffers():
             dist.broadcast(buffer, 0)
 
 
-def mean(values: torch.Tensor) -> torch.Tensor:
-    """A tensor averaged over processes."""
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        values = values.clone()
-        dist.all_reduce(values)
-        values /= dist.get_world_size()
-    return values
+def is_shared(tensor: Tensor) -> bool:
+    """Whether a reduction of a tensor spans processes: there are several, and it is not on the meta device."""
+    return num_processes() > 1 and not tensor.is_meta
+
+
+def mean_over_processes(values: Tensor) -> Tensor:
+    """A tensor averaged over processes, without gradient; the tensor itself for a single process.
+
+    Local losses divided by a mean count average, as DDP averages their gradients, to the loss of the whole batch.
+    """
+    if not is_shared(values):
+        return values
+    total = values.detach().clone()
+    dist.all_reduce(total)
+    return total / num_processes()
 
 
 def gather(value: Any) -> list[Any]:
-    """Every process's object, in order of rank."""
+    """The objects of all processes, in order of rank."""
     if not (dist.is_available() and dist.is_initialized()):
         return [value]
     out: list[Any] = [None] * dist.get_world_size()
@@ -86,6 +102,6 @@ def gather(value: Any) -> list[Any]:
 
 
 def stop_processes() -> None:
-    """Leave the group."""
+    """Leave the process group."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from headstart.ops.constant import constant
+from headstart.ops.fixed_shapes import constant
 
 _MASK = 0xFFFFFFFF
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from headstart.ops.constant import constant
+from headstart.ops.fixed_shapes import constant
 from headstart.ops.precision import at_least_float32
 
 SAMPLES = 2  # per bin and direction: the paper's sampling ratio (Detectron: ROI_XFORM_SAMPLING_RATIO 2)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from headstart.ops.constant import constant
+from headstart.ops.fixed_shapes import constant
 from headstart.ops.roi_align import as_table
 
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from headstart.recipe.recipe import schedule_of
 from headstart.report.facts import write_csv
-from headstart.study.cost import Cost, seen
+from headstart.study.cost import Cost, public_cost, seen
 from headstart.study.prepare import arm_recipe
-from headstart.study.public_weights import PUBLIC_WEIGHTS
-from headstart.study.spec import Study, check_names
+from headstart.study.spec import Study
+from headstart.weights.public import find_training
 
 COUNTS = ("images", "instances", "pixels")
 
@@ -56,8 +56,7 @@ def account(study: Study, overrides: dict[str, Any] | None = None) -> list[Seen]
 def _pretraining(study: Study, arm: str) -> Cost:
     declared = study.public_weights.get(arm)
     if declared is not None:
-        check_names([declared.name], PUBLIC_WEIGHTS, f"public_weights.{arm}: name")
-        return PUBLIC_WEIGHTS[declared.name].cost().times(1 / declared.uses)
+        return public_cost(find_training(declared.name, f"public_weights.{arm}.name")).times(1 / declared.uses)
     if study.weights_of(arm) is not None:
         raise ValueError(
             f"account: arm {arm!r} starts from {study.weights_of(arm)!r}, whose cost is not declared; "

@@ -14,10 +14,10 @@ from matplotlib.ticker import EngFormatter
 from headstart.report.mistakes import MistakeRow
 from headstart.report.series import Stretch, metrics_of
 from headstart.report.tables import fraction_table
-from headstart.study.cost import Cost
+from headstart.study.cost import Cost, public_cost, sample_figure
 from headstart.study.folder import TRAIN, StudyFolder
-from headstart.study.public_weights import PUBLIC_WEIGHTS, sample_figure
 from headstart.verdict.numbers import file_part, fraction_name, metric_name
+from headstart.weights.public import find_training
 
 # As in the paper, random starts are purple and the first start with weights is green; all are told apart by the common
 # kinds of colour vision, and by lightness in grey.
@@ -195,7 +195,7 @@ def _short_name(name: str) -> str:
 def paper_samples_figure() -> Figure:
     """The paper's figure 2 from its recipe: samples of pre-training and fine-tuning against training from scratch."""
     figure, panels = _panels(3, width=2.4, height=2.9)
-    before = PUBLIC_WEIGHTS["rethinking-imagenet"].cost()
+    before = public_cost(find_training("rethinking-imagenet"))
     for axes, (effort, (tuned, scratch)) in zip(panels, sample_figure().items()):
         first = getattr(before, effort)
         axes.bar(0, first, color="white", edgecolor=WEIGHTS_COLOURS[0], hatch="////", width=0.62)

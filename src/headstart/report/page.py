@@ -26,8 +26,8 @@ from headstart.report.paper import SOURCE, TABLE_1
 from headstart.report.pictures import Samples
 from headstart.report.spending import Bills, StartCost, mean_cost
 from headstart.report.tables import ScheduleTable, class_table, fraction_table, size_table
+from headstart.study.cost import sample_figure
 from headstart.study.folder import Run, StudyFolder
-from headstart.study.public_weights import sample_figure
 from headstart.verdict import numbers
 from headstart.verdict.curves import Crossover
 from headstart.version import __version__

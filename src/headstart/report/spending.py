@@ -7,9 +7,9 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from headstart.study.cost import CellCost, Cost, cell_costs, segment_costs
+from headstart.study.cost import CellCost, Cost, cell_costs, public_cost, segment_costs
 from headstart.study.folder import StudyFolder
-from headstart.study.public_weights import PUBLIC_WEIGHTS
+from headstart.weights.public import find_training
 
 Bills = dict[tuple[str, str, float], list[CellCost]]  # by arm, schedule and fraction; one entry a finished seed
 
@@ -58,8 +58,8 @@ def start_costs(folder: StudyFolder, costs: dict[str, Cost]) -> dict[str, StartC
         entry = entries.get(name.removeprefix("pretrain-")) or {}
         found[arm] = StartCost(costs[name], float(entry.get("uses", 1)), f"measured in {name}")
     for arm, entry in (folder.settings.get("public_weights") or {}).items():
-        known = PUBLIC_WEIGHTS[entry["name"]]
-        found[arm] = StartCost(known.cost(), float(entry.get("uses", 1)), known.source, entry["name"])
+        known = find_training(entry["name"])
+        found[arm] = StartCost(public_cost(known), float(entry.get("uses", 1)), known.source, entry["name"])
     return found
 
 

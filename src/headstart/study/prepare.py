@@ -15,11 +15,11 @@ from headstart.recipe.recipe import AnyRecipe, flatten, scaled_rate, schedule_of
 from headstart.recipe.schedule import Schedule, duration, multiple_of
 from headstart.study.forecast import load_key
 from headstart.study.plan import Plan, Segment, expand, schedule_names
-from headstart.study.public_weights import check_public
 from headstart.study.spec import PRETRAIN_PREFIX, WEIGHTS_FIELD, Study, Tuning
 from headstart.study.variants import check_variants, evaluate_variants, missing_variants
 from headstart.training.lineage import Finder, RunResult, Span, num_training_images
 from headstart.training.run import train
+from headstart.weights.public import find_training
 
 Patch = dict[str, Any]
 # What a command line says about the machine rather than the study: pre-training takes it too.
@@ -51,7 +51,8 @@ class Prepared:
 def prepare(study: Study, overrides: Patch | None = None) -> Prepared:
     """Read the data and expand the study into segments; ValueError for whatever could not run."""
     overrides = overrides or {}
-    check_public({arm: entry.name for arm, entry in study.public_weights.items()})
+    for arm, entry in study.public_weights.items():
+        find_training(entry.name, f"public_weights.{arm}.name")
     if any(entry.images for entry in study.fractions):
         study = study.on(count_images(study, 1.0, overrides))
     num_images = {entry.fraction: count_images(study, entry.fraction, overrides) for entry in study.fractions}

@@ -104,7 +104,7 @@ class Pretraining(Part):
 
 
 class PublicStart(Part):
-    """Which documented public weights an arm starts from (a name in public_weights.py), and for how many uses."""
+    """Which documented public weights an arm starts from (a name in weights/public.yaml), and for how many uses."""
 
     section = "public_weights"
     name: str

@@ -15,12 +15,11 @@ from headstart.data.order import Order, slot_generator
 from headstart.data.read.formats import folder_images, read_folders
 from headstart.data.stream import Images, ahead
 from headstart.data.upload import to_device
-from headstart.data.views import Convention, crop_images
-from headstart.model.classifier import Classifier
-from headstart.model.detector import build_backbone
+from headstart.data.views import crop_images
+from headstart.model.build import build, input_spec
+from headstart.model.classifier import Classifier, mean_cross_entropy
 from headstart.ops import processes as distributed
-from headstart.ops.collective import num_processes
-from headstart.ops.random import fold
+from headstart.ops.processes import num_processes
 from headstart.recipe.recipe import ClassifyRecipe
 from headstart.tasks.task import Judgement, StepFlops, Task
 
@@ -75,7 +74,7 @@ class CropStream:
                 for image, slot in zip(images, slots)
             ]
             yield LabelledBatch(
-                crop_images(images, crops, part.size, _convention(self.recipe), device),
+                crop_images(images, crops, part.size, input_spec(self.recipe), device),
                 to_device(self.dataset.labels[indices].astype(np.int64), device),
                 to_device(slots.astype(np.int64), device),
                 indices,
@@ -121,7 +120,7 @@ def whole_images(images: Images, recipe: ClassifyRecipe, device: torch.device) -
     for at in range(0, num, batch):
         shown = [images(i) for i in range(at, min(at + batch, num))]
         crops = [(0, 0, *image.shape[:2], False) for image in shown]
-        yield crop_images(shown, crops, recipe.input.size, _convention(recipe), device)
+        yield crop_images(shown, crops, recipe.input.size, input_spec(recipe), device)
 
 
 def random_crop(
@@ -139,24 +138,6 @@ def random_crop(
     height = shape[0] if min_area == 1.0 else min(max(round(np.sqrt(target / ratio)), 1), shape[0])
     width = shape[1] if min_area == 1.0 else min(max(round(np.sqrt(target * ratio)), 1), shape[1])
     return int(top * (shape[0] - height + 1)), int(left * (shape[1] - width + 1)), height, width, bool(coin < flip)
-
-
-def _convention(recipe: ClassifyRecipe) -> Convention:
-    return Convention(recipe.input.mean, recipe.input.std, recipe.input.order)
-
-
-def build_classifier(recipe: ClassifyRecipe, num_classes: int) -> Classifier:
-    """The classifier of a recipe, randomly initialised from its seed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(fold(recipe.seed, 0))
-        return Classifier(
-            build_backbone(recipe.model, len(recipe.input.mean)),
-            num_classes,
-            dropout=recipe.model.dropout,
-            pool=recipe.model.pool,
-            hidden=recipe.model.hidden,
-            seed=recipe.seed,
-        )
 
 
 def training_folders(recipe: ClassifyRecipe) -> Dataset:
@@ -187,7 +168,7 @@ def classification_task(recipe: ClassifyRecipe) -> Task:
             f"{recipe.data.val}: classes differ from {recipe.data.train}: {odd[0]!r} is in one of them only"
         )
     stream, held_out = CropStream(train, recipe), Images(val, keep=recipe.data.cache)
-    model = build_classifier(recipe, len(train.class_names))
+    model = build(recipe, len(train.class_names))
     if recipe.train.channels_last:
         model = model.to(memory_format=torch.channels_last)
     batches, features = stream.batches, None
@@ -216,7 +197,7 @@ def classification_task(recipe: ClassifyRecipe) -> Task:
 
 def class_loss(model: nn.Module, batch: LabelledBatch) -> dict[str, Tensor]:
     """Cross-entropy of a batch, through the model's forward so that DDP sees it."""
-    return {"class": nn.functional.cross_entropy(model(batch.images, batch.slots), batch.labels)}
+    return {"class": mean_cross_entropy(model(batch.images, batch.slots), batch.labels)}
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from headstart.data.keypoints import PIXEL_CENTRE, mirror_note, require_keypoint
 from headstart.data.read.formats import open_dataset
 from headstart.data.rle_codes import paste_rle
 from headstart.data.stream import Augmentation, TrainStream
-from headstart.data.views import Convention, Jitter
+from headstart.data.views import Jitter
 from headstart.files import json_text, write_whole
 from headstart.metrics.coco import evaluate
 from headstart.metrics.errors import error_types
@@ -24,17 +24,13 @@ from headstart.metrics.predictions import Predictions, concat, empty
 from headstart.metrics.tta import Look, Tta
 from headstart.metrics.tta import predict as predict_looks
 from headstart.metrics.voc import with_voc
-from headstart.model.detector import Detector, build
+from headstart.model.build import build, input_spec
+from headstart.model.detector import Detector
 from headstart.model.keypoint_head import peaks
 from headstart.ops import processes as distributed
-from headstart.ops.collective import num_processes
+from headstart.ops.processes import num_processes
 from headstart.recipe.recipe import Recipe
 from headstart.tasks.task import Judgement, StepFlops, Task, forward_losses
-
-
-def convention_of(recipe: Recipe) -> Convention:
-    """The input convention of a recipe."""
-    return Convention(recipe.input.mean, recipe.input.std, recipe.input.order)
 
 
 def augmentation_of(recipe: Recipe) -> Augmentation:
@@ -91,7 +87,7 @@ def detection_task(recipe: Recipe) -> Task:
     stream = TrainStream(
         data,
         augmentation_of(recipe),
-        convention_of(recipe),
+        input_spec(recipe),
         batch=recipe.train.batch,
         seed=recipe.seed,
         mask_frame=recipe.data.mask_frame if recipe.model.mask.enabled else 0,
@@ -170,7 +166,7 @@ def eval_images(recipe: Recipe, data: Dataset) -> EvalImages:
     return EvalImages(
         data,
         resize,
-        convention_of(recipe),
+        input_spec(recipe),
         batch=recipe.evaluate.batch,
         cache=recipe.data.cache,
         num_workers=recipe.data.num_workers,
@@ -202,12 +198,9 @@ def predict_all(
         parts.extend(to_original(found, sizes, raw.indices, images.dataset))
     model.train(was_training)
     gathered = [part for share in distributed.gather(parts) for part in share]
-    head = model.keypoint_head
-    return (
-        concat(gathered)
-        if gathered
-        else empty(masks=model.mask_head is not None, num_keypoints=0 if head is None else head.num_keypoints)
-    )
+    if gathered:
+        return concat(gathered)
+    return empty(masks="mask" in model.kinds, num_keypoints=len(model.keypoint_mirror))
 
 
 def look_at(
@@ -257,12 +250,6 @@ def keypoints_of(found: Detections, slot: int, chosen: torch.Tensor, scale: np.n
     return places
 
 
-def kinds_of(model: Detector) -> tuple[str, ...]:
-    """What is evaluated of a detector."""
-    heads = {"mask": model.mask_head, "keypoints": model.keypoint_head}
-    return ("box", *(kind for kind, head in heads.items() if head is not None))
-
-
 def judge(
     model: Detector,
     images: EvalImages,
@@ -275,7 +262,7 @@ def judge(
 ) -> Judgement:
     """COCO metrics (and VOC's) of the model on a data set; `save` keeps predictions, match records and error types."""
     predictions = predict_all(model, images, device, bf16=bf16, tta=tta)
-    kinds, limit = kinds_of(model), max(model.limits.num, 1)
+    kinds, limit = model.kinds, max(model.limits.num, 1)
     result = evaluate(images.dataset, predictions, kinds=kinds, max_detections=limit, sigmas=sigmas)
 
     if voc:

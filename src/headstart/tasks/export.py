@@ -19,11 +19,12 @@ from headstart.data.buckets import STRIDE, Resize, bucket_of
 from headstart.data.images import load_image
 from headstart.data.views import View, stack_images
 from headstart.files import replacing
+from headstart.model.build import input_spec
 from headstart.model.detector import Detector
-from headstart.tasks.detection import convention_of, validation_data
+from headstart.tasks.detection import validation_data
 from headstart.tasks.predict import Trained, image_files, load_trained
 from headstart.weights import checkpoint
-from headstart.weights.input import InputSpec
+from headstart.weights.input import input_text, parse_input_spec
 
 SUFFIXES = (".safetensors", ".pt2", ".onnx")
 NUM_CHECKED = 4  # images of the validation set that a program is compared on
@@ -40,10 +41,9 @@ def export_weights(source: str | Path, out: str | Path) -> None:
     `load_trained` (so eval and predict) and `start.weights` take the file. The optimizer's state is left behind.
     """
     state, out = checkpoint.load(checkpoint.newest(source)), _writable(out)
-    part = state["recipe"]["input"]
-    spec = InputSpec(tuple(part["mean"]), tuple(part["std"]), part["order"])
+    spec = parse_input_spec(state["recipe"]["input"])
     with replacing(out) as temporary:
-        checkpoint.save_export(temporary, state, {"author": "headstart", "input": spec.to_text()})
+        checkpoint.save_export(temporary, state, {"author": "headstart", "input": input_text(spec)})
 
 
 class Predict(nn.Module):
@@ -166,7 +166,7 @@ def _input(trained: Trained, pixels: np.ndarray, size: tuple[int, int]) -> tuple
     """An image scaled to fit into `size`, normalised and padded: images [1,3,H,W] and sizes [1,2]."""
     scale = min(size[0] / pixels.shape[0], size[1] / pixels.shape[1])
     fitted = tuple(min(max(round(side * scale), 1), most) for side, most in zip(pixels.shape[:2], size))
-    batch = stack_images([pixels], [View(fitted, False)], size, convention_of(trained.recipe), "cpu")
+    batch = stack_images([pixels], [View(fitted, False)], size, input_spec(trained.recipe), "cpu")
     return batch.contiguous(), torch.tensor([fitted])
 
 

@@ -19,11 +19,12 @@ from headstart.metrics.coco import Evaluation
 from headstart.metrics.coco import evaluate as evaluate_predictions
 from headstart.metrics.predictions import Predictions
 from headstart.metrics.voc import with_voc
-from headstart.model.detector import Detector, build
+from headstart.model.build import build, input_spec
+from headstart.model.detector import Detector
 from headstart.ops import processes as distributed
 from headstart.recipe.load import settle, stored_recipe
 from headstart.recipe.recipe import EVALUATION_FIELDS, TRAINING_FIELDS, Recipe
-from headstart.tasks.detection import convention_of, eval_images, keypoints_of, kinds_of, look_at, predict_all, tta_of
+from headstart.tasks.detection import eval_images, keypoints_of, look_at, predict_all, tta_of
 from headstart.tasks.predict_pixels import TrainedSegmenter, segmenter_of
 from headstart.weights import checkpoint
 
@@ -87,7 +88,7 @@ def evaluate(trained: Trained, data: Dataset) -> tuple[Evaluation, Predictions]:
             f"the checkpoint was trained on {list(trained.category_ids)[:10]}"
         )
     part = trained.recipe.evaluate
-    if trained.model.keypoint_head is not None:
+    if "keypoints" in trained.model.kinds:
         require_keypoints(data)
         sigmas_of(part.keypoint_sigmas, data)
     predictions = predict_all(
@@ -98,7 +99,7 @@ def evaluate(trained: Trained, data: Dataset) -> tuple[Evaluation, Predictions]:
         tta=tta_of(trained.recipe),
     )
     limits = {"max_detections": part.detections, "sigmas": part.keypoint_sigmas}
-    result = evaluate_predictions(data, predictions, kinds=kinds_of(trained.model), **limits)
+    result = evaluate_predictions(data, predictions, kinds=trained.model.kinds, **limits)
     return with_voc(result, data, predictions) if part.voc else result, predictions
 
 
@@ -151,7 +152,7 @@ def predict(trained: Trained, image: str | Path | np.ndarray, *, score_threshold
     _check_detector(trained)
     pixels = image if isinstance(image, np.ndarray) else load_image(image)
     height, width = pixels.shape[:2]
-    own, convention = trained.recipe.input, convention_of(trained.recipe)
+    own, convention = trained.recipe.input, input_spec(trained.recipe)
 
     def look(resize: Resize | None = None, *, flip: bool = False) -> tuple[Tensor, Tensor]:
         resize = resize or Resize(own.test_short, own.test_long)

@@ -13,12 +13,13 @@ from headstart.data.images import load_image
 from headstart.data.label_maps import LabelMaps
 from headstart.data.views import View, stack_images
 from headstart.metrics.pixels import PixelRecords
+from headstart.model.build import build, input_spec
 from headstart.model.semantic_head import Segmenter
 from headstart.ops import processes as distributed
 from headstart.recipe.load import settle, stored_recipe
 from headstart.recipe.segment import SegmentRecipe
 from headstart.tasks.draw import colour_of
-from headstart.tasks.segmentation import build_segmenter, convention_of, count_all, eval_pixels
+from headstart.tasks.segmentation import count_all, eval_pixels
 
 LABEL_SHARE = 0.5  # of colour in a picture: enough to see, little enough to see through
 
@@ -43,7 +44,7 @@ def segmenter_of(state: dict[str, Any], path: Path, overrides: dict[str, Any]) -
     """The segmentation model of a checkpoint's content, with overrides {dotted field: value} of how it evaluates."""
     recipe, _ = settle(stored_recipe(state["recipe"], str(path), overrides))
     classes = state["classes"]
-    model = build_segmenter(recipe, len(classes["names"]))
+    model = build(recipe, len(classes["names"]))
     model.load_state_dict(state["model"] | state.get("statistics", {}))
     model.to(distributed.device(recipe.device)).eval()
     if recipe.train.channels_last:
@@ -69,7 +70,7 @@ def predict_labels(trained: TrainedSegmenter, image: str | Path | np.ndarray) ->
     original = pixels.shape[:2]
     resize = Resize(trained.recipe.input.test_short, trained.recipe.input.test_long)
     size, bucket = resize.size(*original), bucket_of(*original, resize)
-    batch = stack_images([pixels], [View(size, False)], bucket, convention_of(trained.recipe), trained.device)
+    batch = stack_images([pixels], [View(size, False)], bucket, input_spec(trained.recipe), trained.device)
     with torch.autocast(trained.device.type, dtype=torch.bfloat16, enabled=trained.recipe.train.bf16):
         logits = trained.model.predict(batch)
     labels = trained.model.semantic_head.decode(logits[0], size, original)

@@ -17,14 +17,12 @@ from headstart.data.order import Order, slot_generator
 from headstart.data.read.coco import read
 from headstart.data.stream import Images, ahead
 from headstart.data.upload import to_device
-from headstart.data.views import Convention, View, draw_view, stack_images
+from headstart.data.views import View, draw_view, stack_images
 from headstart.metrics.pixels import PixelRecords, class_ious, count_pixels, pixel_metrics
-from headstart.model.detector import build_backbone
-from headstart.model.pyramid import Pyramid
-from headstart.model.semantic_head import Segmenter, SemanticHead
+from headstart.model.build import build, input_spec
+from headstart.model.semantic_head import Segmenter
 from headstart.ops import processes as distributed
-from headstart.ops.collective import num_processes
-from headstart.ops.random import fold
+from headstart.ops.processes import num_processes
 from headstart.recipe.segment import SegmentRecipe
 from headstart.tasks.task import Judgement, StepFlops, Task, forward_losses
 
@@ -88,7 +86,7 @@ class PixelStream:
 
     def batches(self, start: int, stop: int, device: torch.device) -> Iterator[PixelBatch]:
         """Batches of steps start..stop-1, decoded ahead."""
-        stride, convention = self.recipe.model.semantic.loss_stride, convention_of(self.recipe)
+        stride, convention = self.recipe.model.semantic.loss_stride, input_spec(self.recipe)
         for raw in ahead(self.raw, range(start, stop), self.recipe.data.num_workers):
             maps = [sample_labels(one, view, raw.bucket, stride) for one, view in zip(raw.labels, raw.views)]
             yield PixelBatch(
@@ -96,11 +94,6 @@ class PixelStream:
                 to_device(np.stack(maps), device).long(),
                 to_device(self.dataset.image_ids[raw.indices].astype(np.int64), device),
             )
-
-
-def convention_of(recipe: SegmentRecipe) -> Convention:
-    """The input convention of a recipe."""
-    return Convention(recipe.input.mean, recipe.input.std, recipe.input.order)
 
 
 def training_pixels(recipe: SegmentRecipe) -> Dataset:
@@ -134,33 +127,6 @@ def data_fingerprint(recipe: SegmentRecipe) -> str:
     return maps.digest() + validation_pixels(recipe).digest()
 
 
-def build_segmenter(recipe: SegmentRecipe, num_classes: int) -> Segmenter:
-    """The segmentation model of a recipe, randomly initialised from its seed."""
-    model = recipe.model
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(fold(recipe.seed, 0))
-        backbone = build_backbone(model, len(recipe.input.mean))
-        pyramid_kind = model.norm if model.pyramid_norm else "none"
-        pyramid = Pyramid(
-            backbone.channels,
-            model.pyramid_channels,
-            norm_kind=pyramid_kind,
-            norm_groups=model.norm_groups,
-            map_strides=backbone.strides,
-            subsample=False,
-        )
-        head = SemanticHead(
-            model.pyramid_channels,
-            pyramid.strides,
-            num_classes=num_classes,
-            width=model.semantic.channels,
-            norm_kind=model.norm if model.semantic.norm else "none",
-            norm_groups=model.norm_groups,
-            weight=model.semantic.weight,
-        )
-    return Segmenter(backbone, pyramid, head)
-
-
 def segmentation_task(recipe: SegmentRecipe) -> Task:
     """Everything the loop needs to train and judge this recipe's segmentation model."""
     maps = label_maps(training_pixels(recipe), recipe.data.train_labels, recipe)
@@ -169,7 +135,7 @@ def segmentation_task(recipe: SegmentRecipe) -> Task:
     for each in (maps, held_out):
         each.check(recipe.data.num_workers)
     stream = PixelStream(maps, recipe)
-    model = build_segmenter(recipe, len(maps.class_names))
+    model = build(recipe, len(maps.class_names))
     if recipe.train.channels_last:
         model = model.to(memory_format=torch.channels_last)
     bf16 = recipe.train.bf16
@@ -210,7 +176,7 @@ def eval_pixels(recipe: SegmentRecipe, data: Dataset) -> EvalImages:
     return EvalImages(
         data,
         Resize(recipe.input.test_short, recipe.input.test_long),
-        convention_of(recipe),
+        input_spec(recipe),
         batch=recipe.evaluate.batch,
         cache=recipe.data.cache,
         num_workers=recipe.data.num_workers,

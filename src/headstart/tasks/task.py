@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from headstart.model.flops import step_flops
-from headstart.ops.collective import num_processes
+from headstart.ops.processes import num_processes
 
 
 @dataclass(frozen=True)

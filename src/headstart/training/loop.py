@@ -223,7 +223,7 @@ def _finite(unread: list[torch.Tensor], names: list[str], last: int, task: Task)
 
     FloatingPointError naming step and images if one is not finite.
     """
-    read = [dict(zip(names, row, strict=True)) for row in distributed.mean(torch.stack(unread)).tolist()]
+    read = [dict(zip(names, row, strict=True)) for row in distributed.mean_over_processes(torch.stack(unread)).tolist()]
     for step, values in enumerate(read, start=last + 1 - len(read)):
         if not all(math.isfinite(value) for value in values.values()):
             listed = ", ".join(f"{name} {value:.4g}" for name, value in values.items())

@@ -57,7 +57,7 @@ def precise_statistics(
     return {
         f"{name}.{kind}": value
         for name, layer in norms.items()
-        for kind, value in _pooled(distributed.mean(sums[name]), layer).items()
+        for kind, value in _pooled(distributed.mean_over_processes(sums[name]), layer).items()
     }
 
 

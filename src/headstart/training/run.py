@@ -13,8 +13,9 @@ import yaml
 
 from headstart import hardware
 from headstart.files import json_text, locked, remove_unfinished, write_whole
+from headstart.model.build import input_spec
 from headstart.ops import processes as distributed
-from headstart.ops.collective import num_processes
+from headstart.ops.processes import num_processes
 from headstart.recipe.load import Provenance, choices_of, settle
 from headstart.recipe.recipe import AnyRecipe, schedule_of, to_dict
 from headstart.recipe.schedule import Schedule, duration
@@ -33,7 +34,6 @@ from headstart.weights.audit import Audit, audit, fingerprint
 from headstart.weights.carry import carry
 from headstart.weights.files import read_weights
 from headstart.weights.freeze import freeze, set_train_mode
-from headstart.weights.input import InputSpec
 from headstart.weights.load import load_weights
 
 
@@ -224,11 +224,6 @@ def prepare_branch(
     )
     found.check()
     return replace(start, state=state), found
-
-
-def input_spec(recipe: AnyRecipe) -> InputSpec:
-    """How a recipe normalises its images."""
-    return InputSpec(recipe.input.mean, recipe.input.std, recipe.input.order)
 
 
 def settings_of(recipe: AnyRecipe, task: Task, *, is_trunk: bool = False, marks: tuple[int, ...] = ()) -> loop.Settings:

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from headstart.batch import InputSpec
 from headstart.weights.audit_table import AuditRow, audit_rows, has_statistics, is_fixed
 from headstart.weights.freeze import frozen_modules
-from headstart.weights.input import InputSpec
+from headstart.weights.input import input_differences
 from headstart.weights.load import expected_names, named_tensors, prefix_of
 from headstart.weights.mismatch import LoadReport
 
@@ -212,7 +213,7 @@ def _input(report: LoadReport, input: InputSpec) -> list[str]:
         ]
     return [
         f"{difference}: the normalisation that the weights of {report.path} were trained with"
-        for difference in input.differences(own)
+        for difference in input_differences(input, own)
     ]
 
 

@@ -4,24 +4,10 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from headstart.model.backbone import TimmBackbone
 from headstart.model.norm import FrozenBatchNorm, GroupNorm, SyncBatchNorm
-from headstart.model.vgg import Vgg
 from headstart.weights.freeze import backbone_of
 from headstart.weights.load import named_tensors, prefix_of
 from headstart.weights.mismatch import LoadReport
-
-# What the constructors do (scale 1 and shift 0 in every norm).
-INITIALISERS = {
-    "backbone": "timm's own",
-    "pyramid": "Xavier uniform",
-    "rpn": "N(0, 0.01)",
-    "box_head": "MSRA; fc Xavier uniform; classes N(0, 0.01), boxes N(0, 0.001)",
-    "cascade": "MSRA; fc Xavier uniform; classes N(0, 0.01), boxes N(0, 0.001)",
-    "mask_head": "MSRA, fan-out",
-    "fcs": "MSRA, fan-in",
-    "fc": "N(0, 0.01)",
-}
 
 
 @dataclass(frozen=True)
@@ -49,12 +35,13 @@ def audit_rows(model: nn.Module, report: LoadReport | None) -> list[AuditRow]:
         kind = _norm_kind(module)
         if kind:
             norms.setdefault(group_of(prefix + name, parts), []).append(kind)
-    fan = "fan-in" if isinstance(backbone_of(model), Vgg) else "fan-out"
-    initialisers = dict.fromkeys(parts.values(), f"MSRA, {fan}") | INITIALISERS
+    initialisers = dict.fromkeys([*parts.values(), "backbone"], backbone_of(model).initialiser)
+    if backbone_of(model) is not model:
+        initialisers |= model.initialisers()
     return [
         AuditRow(
             group=group,
-            source=_source(initialisers.get(group, "its own initialiser"), names, report),
+            source=_source(initialisers[group], names, report),
             num_tensors=len(names),
             num_params=sum(tensors[name].numel() for name in names),
             training=_training([trains[name] for name in names if name in trains]),
@@ -65,9 +52,9 @@ def audit_rows(model: nn.Module, report: LoadReport | None) -> list[AuditRow]:
 
 
 def part_of_modules(model: nn.Module) -> dict[str, str]:
-    """{module of the backbone: stem, stage1 ...}; timm's layers have no place among these."""
+    """{module of the backbone: stem, stage1 ...}; empty for a backbone without a stem of its own, as timm's."""
     backbone = backbone_of(model)
-    if isinstance(backbone, TimmBackbone):
+    if not backbone.parts()["stem"]:
         return {}
     parts = {
         id(layer): part

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from headstart.files import file_digest
-from headstart.weights.input import InputSpec
+from headstart.weights.input import parse_input_spec
 from headstart.weights.load import COUNTER
 from headstart.weights.mismatch import LoadReport
 
@@ -67,7 +67,6 @@ def _report(state: dict[str, Any], path: Path, own: dict[str, Tensor], fits: dic
         if not fit and name in theirs
     }
     left = tuple(name for name in theirs if name not in own)
-    spec = state["recipe"]["input"]
     return LoadReport(
         path=str(path),
         hash=file_digest(path),
@@ -81,5 +80,5 @@ def _report(state: dict[str, Any], path: Path, own: dict[str, Tensor], fits: dic
             f"continues {path} at step {state['step']:,}: {len(loaded)} tensors carried over with their momentum, "
             f"{len(new)} new, {len(reshaped)} of another shape, {len(left)} left behind",
         ),
-        source_input=InputSpec(tuple(spec["mean"]), tuple(spec["std"]), spec["order"]),
+        source_input=parse_input_spec(state["recipe"]["input"]),
     )

@@ -18,8 +18,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from headstart.batch import InputSpec
 from headstart.files import file_digest
-from headstart.weights.input import InputSpec, parse_input_spec
+from headstart.weights.input import parse_input_spec
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".pkl")
 # Where checkpoints keep their tensors: ours and Detectron2's; Lightning's and timm's; others'; Detectron's.

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from headstart.model.backbone import STAGES
+from headstart.model.backbones import STAGES
 
 POLICIES = ("none", *STAGES, "backbone")
 

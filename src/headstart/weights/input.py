@@ -1,44 +1,29 @@
-"""How images are normalised before a network sees them: part of what its weights mean.
-
-Values are pixel values (0..255); `mean` and `std` are listed in the channel order that `order` names.
-"""
+"""Input normalisation that weights were trained with: known projects' values, reading, writing, comparing."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
+
+from headstart.batch import InputSpec
 
 # One pixel value of 255: Detectron's mean and Detectron2's differ by up to 0.9 and are used for the same weights.
 MEAN_TOLERANCE = 1.0
 STD_TOLERANCE = 0.02  # relative; torchvision's and others' roundings of the same ImageNet statistics stay within it
 
 
-@dataclass(frozen=True)
-class InputSpec:
-    """Normalisation (pixel - mean) / std of channels in `order` ("rgb" or "bgr"; other channel counts: any order)."""
+def input_differences(ours: InputSpec, theirs: InputSpec) -> list[str]:
+    """Fields in which a recipe's normalisation differs from that of the weights, as "field value, expected value"."""
+    found = [] if ours.order == theirs.order else [f"input.order is {ours.order}, expected {theirs.order}"]
+    if not _near(ours.mean, theirs.mean, [MEAN_TOLERANCE] * len(theirs.mean)):
+        found.append(f"input.mean is {_short(ours.mean)}, expected {_short(theirs.mean)}")
+    if not _near(ours.std, theirs.std, [STD_TOLERANCE * value for value in theirs.std]):
+        found.append(f"input.std is {_short(ours.std)}, expected {_short(theirs.std)}")
+    return found
 
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    order: str
 
-    def in_order(self, order: str) -> "InputSpec":
-        """The same normalisation written for another channel order; three channels only."""
-        if order == self.order:
-            return self
-        assert len(self.mean) == len(self.std) == 3
-        return InputSpec(self.mean[::-1], self.std[::-1], order)
-
-    def differences(self, own: "InputSpec") -> list[str]:
-        """What differs from the weights' own normalisation, as "field value, expected value"; empty where nothing."""
-        found = [] if self.order == own.order else [f"input.order is {self.order}, expected {own.order}"]
-        if not _near(self.mean, own.mean, [MEAN_TOLERANCE] * len(own.mean)):
-            found.append(f"input.mean is {_short(self.mean)}, expected {_short(own.mean)}")
-        if not _near(self.std, own.std, [STD_TOLERANCE * value for value in own.std]):
-            found.append(f"input.std is {_short(self.std)}, expected {_short(own.std)}")
-        return found
-
-    def to_text(self) -> str:
-        """One line of JSON, as it is kept beside weights."""
-        return json.dumps(asdict(self))
+def input_text(spec: InputSpec) -> str:
+    """One line of JSON, as it is kept beside weights."""
+    return json.dumps(asdict(spec))
 
 
 def parse_input_spec(value: Any) -> InputSpec | None:

@@ -13,12 +13,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from headstart.batch import InputSpec
 from headstart.files import replacing
+from headstart.model.backbones.vgg import Vgg
 from headstart.model.norm import EPSILON, FrozenBatchNorm
-from headstart.model.vgg import Vgg
 from headstart.weights.files import WeightFile
 from headstart.weights.freeze import backbone_of
-from headstart.weights.input import InputSpec
+from headstart.weights.input import input_text
 from headstart.weights.mismatch import LoadReport, refuse_other_stride, strict_error
 from headstart.weights.names import (
     KEYPOINT_PREDICTORS,
@@ -107,7 +108,7 @@ def save_weights(
 
     ValueError for another suffix, or a folder that is not there.
     """
-    _write(Path(path), named_tensors(model), {**(metadata or {}), "input": input.to_text()})
+    _write(Path(path), named_tensors(model), {**(metadata or {}), "input": input_text(input)})
 
 
 def convert_weights(file: WeightFile, path: str | Path, *, input: InputSpec | None = None) -> Names:
@@ -124,7 +125,7 @@ def convert_weights(file: WeightFile, path: str | Path, *, input: InputSpec | No
         raise ValueError(f"{file.path}: has folded BatchNorm, which only a model can use; name it in start.weights")
     tensors = {ours: to_our_rows(ours, file.tensors[name], layout) for ours, name in names.found.items()}
     refuse_other_stride(file.path, layout, names.found, tensors, input)
-    _write(Path(path), tensors, {"input": input.to_text(), "converted_from": f"{Path(file.path).name} {file.hash}"})
+    _write(Path(path), tensors, {"input": input_text(input), "converted_from": f"{Path(file.path).name} {file.hash}"})
     return names
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from headstart.weights.input import InputSpec
+from headstart.batch import InputSpec
 
 
 @dataclass(frozen=True)

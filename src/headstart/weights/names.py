@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from headstart.batch import InputSpec
 from headstart.weights.files import WeightFile
-from headstart.weights.input import DETECTRON, DETECTRON2, DETECTRON2_GROUPED, IMAGENET, InputSpec
+from headstart.weights.input import DETECTRON, DETECTRON2, DETECTRON2_GROUPED, IMAGENET
 
 Rule = tuple[str, str | Callable[[re.Match], str]]
 

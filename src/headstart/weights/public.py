@@ -1,39 +1,75 @@
-"""Public weights: which there are, under what terms, what they cost to make; and fetching one, only when asked.
+"""Public weights: which there are, their terms and what they cost to make; and fetching one, only when asked.
 
-Nothing else in headstart uses the network. A file fetched anywhere else serves just as well: give its path.
+The table is `public.yaml`. Nothing else in headstart uses the network; a file fetched elsewhere serves as well.
 """
+
+from __future__ import annotations
 
 import re
 import shutil
 import urllib.request
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import cache
+from importlib.resources import files
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from headstart.files import file_digest
 
-IMAGENET_IMAGES = 1_281_167  # of ILSVRC 2012's training set
-COCO_IMAGES = 118_287  # of train2017
-
-_TORCHVISION_TERMS = "BSD-3-Clause; its README: the terms of the training data may apply"
-_TIMM_TERMS = "Apache-2.0; ImageNet's own terms are for research"
-_DETECTRON_TERMS = "not stated beside the file; Detectron's model zoo is CC BY-SA 3.0"
+_SUFFIXES = {"torchvision": ".pth", "timm": ".safetensors", "detectron": ".pkl"}
 
 
-@dataclass(frozen=True)
-class PublicWeights:
-    """One public file. `scope` is what it can start; `images` were shown to make it (None: not documented).
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """A documented training and the files that it made, as an entry of `public.yaml` describes it.
 
-    `norm` is the model.norm it needs. `source` names a torchvision model and weights, a hub repository, or a URL.
+    One epoch shows `images` images `views` times, each with `instances` objects on `pixels` pixels. epochs is None
+    where they are not published. `after` is the training that it began with. kind and norm are the start.kind and
+    model.norm that the files fit; files {name: torchvision model and weights, hub repository, or URL}.
     """
 
     name: str
     source: str
-    scope: str
-    norm: str
-    licence: str
-    cost: str
-    images: int | None
+    data: str
+    images: int
+    instances: float
+    pixels: int
+    epochs: float | None
+    views: int = 1
+    after: Training | None = None
+    kind: str = ""
+    norm: str = ""
+    licence: str = ""
+    files: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def inputs(self) -> float | None:
+        """Network inputs of this training alone; None where the epochs are not published."""
+        return None if self.epochs is None else self.images * self.epochs * self.views
+
+    @property
+    def images_seen(self) -> float | None:
+        """Network inputs until these weights existed, those of `after` included; None where not known."""
+        before = 0 if self.after is None else self.after.images_seen
+        return None if self.inputs is None or before is None else self.inputs + before
+
+    def length(self) -> str:
+        """Epochs by data set, from the first training on: "90 epochs of ImageNet, 26 epochs of COCO"."""
+        own = f"{self.data}, epochs not published" if self.epochs is None else f"{self.epochs:g} epochs of {self.data}"
+        return own if self.after is None else f"{self.after.length()}, {own}"
+
+
+@dataclass(frozen=True)
+class PublicFile:
+    """A file that `download` fetches: its name here, the training that made it, and where it is published."""
+
+    name: str
+    location: str
+    training: Training
 
 
 @dataclass(frozen=True)
@@ -49,29 +85,65 @@ class Fetched:
         return f"{self.path}: sha256 {self.hash}, {check}"
 
 
-def known_weights() -> tuple[PublicWeights, ...]:
-    """All known public weights, in the order of their names."""
-    return tuple(sorted([*_torchvision_classifiers(), *_OTHERS], key=lambda known: known.name))
+@cache
+def trainings() -> dict[str, Training]:
+    """All documented trainings by name, in the order of the table."""
+    table = yaml.safe_load(files("headstart.weights").joinpath("public.yaml").read_text(encoding="utf-8"))
+    made: dict[str, Training] = {}
+    for name, entry in table["trainings"].items():
+        data: dict[str, Any] = dict(table["datasets"][entry["data"]])
+        fields = data | entry | {"name": name, "data": data.pop("title"), "after": made.get(entry.get("after", ""))}
+        fields.pop("title", None)
+        made[name] = Training(**fields)
+    return made
+
+
+def public_files() -> dict[str, PublicFile]:
+    """All files that can be fetched by name, sorted."""
+    found = [
+        PublicFile(name, location, training)
+        for training in trainings().values()
+        for name, location in training.files.items()
+    ]
+    return {file.name: file for file in sorted(found, key=lambda file: file.name)}
+
+
+def find_file(name: str) -> PublicFile:
+    """File by name; ValueError with the nearest name."""
+    known = public_files()
+    if name not in known:
+        raise ValueError(f"weights {name!r}: not known; {_hint(name, known)}")
+    return known[name]
+
+
+def find_training(name: str, field: str = "public weights") -> Training:
+    """Documented training by its name or that of one of its files.
+
+    ValueError naming `field`: an unknown name, with the nearest one, or a training of unpublished length.
+    """
+    known = trainings() | {file.name: file.training for file in public_files().values()}
+    if name not in known:
+        raise ValueError(f"{field}: {name!r} is not known; {_hint(name, known)}")
+    if known[name].images_seen is None:
+        raise ValueError(f"{field}: the cost of {name!r} is not known, as its epochs are not published")
+    return known[name]
+
+
+def _hint(name: str, known: Iterable[str]) -> str:
+    near = get_close_matches(name, known, n=1, cutoff=0.4)
+    return f"the nearest is {near[0]!r}" if near else f"expected one of {', '.join(known)}"
 
 
 def list_weights() -> list[tuple[str, ...]]:
-    """Header and rows of text about all known public weights, to be printed."""
-    header = ("name", "start.kind", "model.norm", "cost", "images", "licence")
-    return [header, *((w.name, w.scope, w.norm, w.cost, _count(w.images), w.licence) for w in known_weights())]
-
-
-def _count(images: int | None) -> str:
-    return "not documented" if images is None else f"{images:,}"
-
-
-def find_weights(name: str) -> PublicWeights:
-    """Known weights by name; ValueError with the nearest name."""
-    known = {weights.name: weights for weights in known_weights()}
-    if name in known:
-        return known[name]
-    near = get_close_matches(name, known, n=1, cutoff=0.4)
-    hint = f"the nearest is {near[0]!r}" if near else f"expected one of {', '.join(known)}"
-    raise ValueError(f"weights {name!r}: not known; {hint}")
+    """Header and rows of text about all files that can be fetched, to be printed."""
+    header = ("name", "start.kind", "model.norm", "trained for", "images seen", "in public_weights", "licence")
+    rows = []
+    for file in public_files().values():
+        training = file.training
+        seen = "not known" if training.images_seen is None else f"{training.images_seen:,.0f}"
+        name = "" if training.images_seen is None else training.name
+        rows.append((file.name, training.kind, training.norm, training.length(), seen, name, training.licence))
+    return [header, *rows]
 
 
 def download(name: str, path: str | Path) -> Fetched:
@@ -80,7 +152,7 @@ def download(name: str, path: str | Path) -> Fetched:
     ValueError in one line: unknown name, a file in the way, no folder, no connection, or a hash that does not agree
     (the file is then removed).
     """
-    known, path = find_weights(name), Path(path)
+    known, path = find_file(name), Path(path)
     suffix = _SUFFIXES[name.split("/")[0]]
     if path.suffix != suffix or path.exists() or not path.parent.is_dir():
         raise ValueError(f"{path}: expected a new file with suffix {suffix} in a folder that exists")
@@ -90,24 +162,24 @@ def download(name: str, path: str | Path) -> Fetched:
     except Exception as error:  # each client raises its own kinds for "no connection"
         path.unlink(missing_ok=True)
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"weights {name!r}: could not be fetched from {known.source} ({reason})") from None
+        raise ValueError(f"weights {name!r}: could not be fetched from {known.location} ({reason})") from None
     found = file_digest(path, kind)
     if not found.startswith(expected):
         path.unlink()
         raise ValueError(
-            f"weights {name!r}: {known.source} gave {kind} {found[:16]}, expected {expected[:16]}; removed"
+            f"weights {name!r}: {known.location} gave {kind} {found[:16]}, expected {expected[:16]}; removed"
         )
     return Fetched(path, file_digest(path), bool(expected))
 
 
-def _from_url(known: PublicWeights, path: Path) -> tuple[str, str]:
+def _from_url(known: PublicFile, path: Path) -> tuple[str, str]:
     """Through torch.hub's downloader; the kind of hash that the publisher gives, and the hash ("" for none).
 
     torchvision's file names end in the first digits of their sha256; Detectron keeps an md5 beside each file.
     """
     import torch.hub
 
-    url = known.source if "://" in known.source else torchvision_url(known.source)
+    url = known.location if "://" in known.location else torchvision_url(known.location)
     torch.hub.download_url_to_file(url, str(path), progress=False)
     match = re.search(r"-([0-9a-f]{8,})\.pth$", url)
     return ("sha256", match[1]) if match else ("md5", _published_md5(url))
@@ -123,108 +195,19 @@ def _published_md5(url: str) -> str:
     return match[0].decode() if match else ""
 
 
-def _from_hub(known: PublicWeights, path: Path) -> tuple[str, str]:
+def _from_hub(known: PublicFile, path: Path) -> tuple[str, str]:
     """Through Hugging Face's client, where timm's weights live; the hub's etag of a large file is its sha256."""
     import huggingface_hub
 
     file = "model.safetensors"
-    etag = huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(known.source, file)).etag or ""
-    shutil.copyfile(huggingface_hub.hf_hub_download(known.source, file), path)
+    etag = huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(known.location, file)).etag or ""
+    shutil.copyfile(huggingface_hub.hf_hub_download(known.location, file), path)
     return "sha256", etag if re.fullmatch(r"[0-9a-f]{64}", etag) else ""
 
 
-def torchvision_url(source: str) -> str:
+def torchvision_url(location: str) -> str:
     """The address that torchvision itself has for "model WEIGHTS"."""
     import torchvision
 
-    model, weights = source.split(" ")
+    model, weights = location.split(" ")
     return torchvision.models.get_model_weights(model)[weights].url
-
-
-def _torchvision_classifiers() -> list[PublicWeights]:
-    """ResNets of torchvision: V1 by its references' first recipe, V2 by the long one of 600 epochs."""
-    found = []
-    for model, versions in _TORCHVISION.items():
-        for version, epochs in versions.items():
-            found.append(
-                PublicWeights(
-                    name=f"torchvision/{model}.{version.lower()}",
-                    source=f"{model} {version}",
-                    scope="backbone",
-                    norm="batch, sync_batch or frozen_batch",
-                    licence=_TORCHVISION_TERMS,
-                    cost=f"{epochs} epochs of ImageNet",
-                    images=epochs * IMAGENET_IMAGES,
-                )
-            )
-    return found
-
-
-_SUFFIXES = {"torchvision": ".pth", "timm": ".safetensors", "detectron": ".pkl"}
-
-# Epochs: torchvision's references/classification/README (90; ResNeXt 100), and its issue 3995 for V2 (600).
-_TORCHVISION = {
-    "resnet18": {"IMAGENET1K_V1": 90},
-    "resnet34": {"IMAGENET1K_V1": 90},
-    "resnet50": {"IMAGENET1K_V1": 90, "IMAGENET1K_V2": 600},
-    "resnet101": {"IMAGENET1K_V1": 90, "IMAGENET1K_V2": 600},
-    "resnext50_32x4d": {"IMAGENET1K_V1": 100, "IMAGENET1K_V2": 600},
-    "resnext101_32x8d": {"IMAGENET1K_V1": 100, "IMAGENET1K_V2": 600},
-}
-
-_OTHERS = [
-    PublicWeights(
-        name="timm/resnet50_gn.a1h_in1k",
-        source="timm/resnet50_gn.a1h_in1k",
-        scope="backbone",
-        norm="group",
-        licence=_TIMM_TERMS,
-        cost="ImageNet, epochs not documented",
-        images=None,
-    ),
-    PublicWeights(
-        name="timm/resnet18.a1_in1k",
-        source="timm/resnet18.a1_in1k",
-        scope="backbone",
-        norm="batch, sync_batch or frozen_batch",
-        licence=_TIMM_TERMS,
-        cost="600 epochs of ImageNet (recipe A1 of 2110.00476)",
-        images=600 * IMAGENET_IMAGES,
-    ),
-    PublicWeights(
-        name="detectron/R-50-GN",
-        source="https://dl.fbaipublicfiles.com/detectron/ImageNetPretrained/47261647/R-50-GN.pkl",
-        scope="backbone",
-        norm="group",
-        licence=_DETECTRON_TERMS,
-        cost="100 epochs of ImageNet (Group Normalization, 1803.08494)",
-        images=100 * IMAGENET_IMAGES,
-    ),
-    PublicWeights(
-        name="detectron/R-101-GN",
-        source="https://dl.fbaipublicfiles.com/detectron/ImageNetPretrained/47592356/R-101-GN.pkl",
-        scope="backbone",
-        norm="group",
-        licence=_DETECTRON_TERMS,
-        cost="100 epochs of ImageNet (Group Normalization, 1803.08494)",
-        images=100 * IMAGENET_IMAGES,
-    ),
-    PublicWeights(
-        name="torchvision/maskrcnn_resnet50_fpn.coco_v1",
-        source="maskrcnn_resnet50_fpn COCO_V1",
-        scope="detector",
-        norm="frozen_batch; none in pyramid and heads",
-        licence=_TORCHVISION_TERMS,
-        cost="90 epochs of ImageNet, 26 of COCO",
-        images=90 * IMAGENET_IMAGES + 26 * COCO_IMAGES,
-    ),
-    PublicWeights(
-        name="torchvision/maskrcnn_resnet50_fpn_v2.coco_v1",
-        source="maskrcnn_resnet50_fpn_v2 COCO_V1",
-        scope="detector",
-        norm="batch, sync_batch or frozen_batch",
-        licence=_TORCHVISION_TERMS,
-        cost="400 epochs of COCO (torchvision pull request 5773, whose command names no backbone weights)",
-        images=400 * COCO_IMAGES,
-    ),
-]

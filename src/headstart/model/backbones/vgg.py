@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from headstart.model.backbone import by_depth, initialise_convolutions
+from headstart.model.backbones import by_depth, initialise_convolutions
 
 # Convolutions a stage: configurations A, B, D and E of the paper.
 DEPTHS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
@@ -20,6 +20,7 @@ class Vgg(nn.Module):
     """
 
     strides = (16,)
+    initialiser = "MSRA, fan-in"
 
     def __init__(self, convs: Sequence[int], *, width: int = 64, in_channels: int = 3):
         super().__init__()

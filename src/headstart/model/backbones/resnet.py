@@ -1,13 +1,13 @@
-"""Backbones: images to feature maps and their strides, under torchvision's parameter names."""
+"""ResNet, ResNeXt and DetNet, under torchvision's parameter names."""
 
 from collections.abc import Sequence
-from typing import Any, Protocol
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from headstart.model.conv import Conv2d
+from headstart.model.backbones import by_depth, initialise_convolutions
 from headstart.model.norm import norm
+from headstart.model.pyramid import Conv2d
 
 # (residual blocks a stage, bottleneck or basic): torchvision's and the original papers' tables.
 DEPTHS = {
@@ -17,24 +17,12 @@ DEPTHS = {
     101: ((3, 4, 23, 3), True),
     152: ((3, 8, 36, 3), True),
 }
-STAGES = ("stem", "stage1", "stage2", "stage3", "stage4")
 # DetNet-59 (Li et al. 2018, table 1): ResNet-50's first stages and two that keep the stride.
 DETNET = {59: (3, 4, 6, 3, 3)}
 DETNET_STRIDED = 3  # its stages that are ResNet's
 
 
-class Backbone(Protocol):
-    """What the detector asks of a backbone: channels and stride a map, the maps, and its parts in order of freezing."""
-
-    channels: tuple[int, ...]
-    strides: tuple[int, ...]
-
-    def __call__(self, images: Tensor) -> list[Tensor]: ...
-
-    def parts(self) -> dict[str, list[nn.Module]]: ...
-
-
-class Block(nn.Module):
+class ResidualBlock(nn.Module):
     """A residual block: two 3x3 convolutions (basic), or 1x1, 3x3, 1x1 (bottleneck, stride on the 3x3).
 
     `dilation` spreads every 3x3; `project` puts a 1x1 convolution on the shortcut where shapes would not ask for one.
@@ -95,6 +83,8 @@ class ResNet(nn.Module):
     and 6. Returns a map a stage: C2..C5 at strides 4, 8, 16, 32, or DetNet's five at 4, 8, 16, 16, 16.
     """
 
+    initialiser = "MSRA, fan-out"
+
     def __init__(
         self,
         blocks: Sequence[int],
@@ -123,7 +113,7 @@ class ResNet(nn.Module):
             layer = []
             for index in range(count):
                 layer.append(
-                    Block(
+                    ResidualBlock(
                         channels,
                         middle * scale,
                         width * scale * expansion,
@@ -152,80 +142,9 @@ class ResNet(nn.Module):
         return features
 
     def parts(self) -> dict[str, list[nn.Module]]:
-        """Modules by name, from the input up: what `freeze` counts in."""
+        """Modules by part, from the input up; DetNet has a stage5 too."""
         stages = {name.replace("layer", "stage"): [self.get_submodule(name)] for name in self.layers}
         return {"stem": [self.conv1, self.bn1], **stages}
-
-
-class TimmBackbone(nn.Module):
-    """Any timm model with a features interface that gives maps at strides 4, 8, 16 and 32.
-
-    Its norm layers stay timm's own, except that `norm_kind="group"` or "frozen_batch" replaces BatchNorm throughout.
-    Weights come from a file (model/weights.py); nothing is downloaded here.
-    """
-
-    strides = (4, 8, 16, 32)
-
-    def __init__(self, name: str, *, norm_kind: str, norm_groups: int = 32, in_channels: int = 3):
-        super().__init__()
-        import timm  # here, because timm takes a second to import and few recipes need it
-
-        known = timm.list_models(name)
-        if not known:
-            from difflib import get_close_matches
-
-            near = get_close_matches(name, timm.list_models(), n=1)
-            raise ValueError(
-                f"model.backbone.name: timm has no model {name!r}"
-                + (f"; the nearest name is {near[0]!r}" if near else "")
-            )
-        self.body = timm.create_model(name, features_only=True, pretrained=False, in_chans=in_channels)
-        reductions = self.body.feature_info.reduction()
-        chosen = [index for index, stride in enumerate(reductions) if stride in self.strides]
-        if tuple(reductions[index] for index in chosen) != self.strides:
-            raise ValueError(
-                f"model.backbone.name: {name!r} gives maps at strides {reductions}, expected 4, 8, 16 and 32 among them"
-            )
-        self.chosen = chosen
-        self.channels = tuple(self.body.feature_info.channels()[index] for index in chosen)
-        if norm_kind != "batch":
-            replace_batch_norms(self.body, norm_kind, norm_groups)
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        maps = self.body(images)
-        return [maps[index] for index in self.chosen]
-
-    def parts(self) -> dict[str, list[nn.Module]]:
-        """timm names its layers freely, so that only the whole body can be frozen."""
-        return {"stem": [], "stage1": [], "stage2": [], "stage3": [], "stage4": [self.body]}
-
-
-def replace_batch_norms(module: nn.Module, kind: str, groups: int) -> None:
-    """Replace every BatchNorm below `module` by another kind, keeping an activation that timm fused into it."""
-    for name, child in module.named_children():
-        if isinstance(child, nn.BatchNorm2d):
-            layer = norm(kind, child.num_features, groups=groups)
-            activation = getattr(child, "act", None)
-            module.add_module(
-                name,
-                layer
-                if activation is None or isinstance(activation, nn.Identity)
-                else nn.Sequential(layer, activation),
-            )
-        else:
-            replace_batch_norms(child, kind, groups)
-
-
-def initialise_convolutions(module: nn.Module, *, mode: str = "fan_out") -> None:
-    """MSRA initialisation of every convolution (He et al. 2015; fan-out as torchvision and detectron2 do).
-
-    Detectron's GN bodies used Xavier; under a normaliser the scale has no effect (paper.md 2.2).
-    """
-    for layer in module.modules():
-        if isinstance(layer, nn.Conv2d):
-            nn.init.kaiming_normal_(layer.weight, mode=mode, nonlinearity="relu")
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
 
 
 def build_resnet(
@@ -274,13 +193,3 @@ def build_detnet(
         in_channels=in_channels,
         strided=DETNET_STRIDED,
     )
-
-
-def by_depth(depth: int, known: dict[int, Any], otherwise: str) -> Any:
-    """The plan of a depth; ValueError with the known ones."""
-    if depth not in known:
-        raise ValueError(
-            f"model.backbone.depth: {depth} is not known, "
-            f"expected {'one of ' if len(known) > 1 else ''}{', '.join(map(str, known))} or {otherwise}"
-        )
-    return known[depth]
