@@ -13,7 +13,7 @@ from headstart.batch import InputSpec
 from headstart.model.backbones.timm_net import TimmNet
 from headstart.model.classifier import Classifier
 from headstart.model.norm import FrozenBatchNorm
-from headstart.weights.audit import audit, fingerprint, unseeded
+from headstart.weights.audit import audit, tensor_digests, unseeded
 from headstart.weights.freeze import POLICIES, freeze, set_train_mode
 from headstart.weights.input import DETECTRON, IMAGENET
 from headstart.weights.load import load_weights, named_tensors
@@ -50,7 +50,7 @@ def assert_errors(result, *patterns):
 @pytest.mark.parametrize("kind", ["group", "batch", "sync_batch"])
 def test_valid_random_arm_has_no_errors(kind):
     model = classifier(kind)
-    result = random_audit(model, initial=fingerprint(model), fixed=unseeded(lambda seed: classifier(kind, seed)))
+    result = random_audit(model, initial=tensor_digests(model), fixed=unseeded(lambda seed: classifier(kind, seed)))
     assert result.errors == ()
     result.check()
     assert {row.source.split(" ")[0] for row in result.rows} == {"random"}
@@ -61,7 +61,7 @@ def test_valid_random_arm_has_no_errors(kind):
 @pytest.mark.parametrize("policy", POLICIES)
 def test_valid_pretrained_arm_has_no_errors(kind, policy):
     model = classifier(kind)
-    initial = fingerprint(model)
+    initial = tensor_digests(model)
     report = load_weights(model, pretrained(kind), scope="backbone", input=IMAGENET)
     result = audit(
         prepared(model, policy), start="backbone", freeze=policy, input=IMAGENET, report=report, initial=initial
@@ -196,7 +196,7 @@ def test_7_weights_load_although_the_arm_is_declared_random():
 def test_8_backbone_loads_by_itself_behind_the_start(monkeypatch):
     """RF-DETR with pretrain_weights=None: DINOv2 comes in with the backbone; a declared freezing is ignored."""
     model = classifier("group")
-    initial = fingerprint(model)
+    initial = tensor_digests(model)
     load_weights(model, pretrained(), scope="backbone")  # by some code that tells nobody
     assert_errors(
         random_audit(model, initial=initial), "60 tensors ... changed after construction ... remove what sets them"
@@ -220,7 +220,7 @@ def test_8_backbone_loads_by_itself_behind_the_start(monkeypatch):
     fixed = unseeded(build)
     assert set(fixed) == {name for name, value in named_tensors(model).items() if value.dim() > 1} - {"fc.weight"}
     assert_errors(
-        random_audit(model, initial=fingerprint(model), fixed=fixed),
+        random_audit(model, initial=tensor_digests(model), fixed=fixed),
         "20 tensors (backbone.body.conv1.weight ... the same for every seed ... pretrained=False",
     )
 
@@ -299,7 +299,7 @@ def test_frozen_norms_of_heads_that_a_classifier_cannot_fill_are_named_with_thei
 
 def test_one_changed_number_is_noticed():
     model = classifier("group")
-    initial = fingerprint(model)
+    initial = tensor_digests(model)
     with torch.no_grad():
         model.backbone.layer3[0].bn1.bias[3] = 1e-20
     assert_errors(random_audit(model, initial=initial), "1 tensor (backbone.layer3.0.bn1.bias) changed")

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from headstart.weights import checkpoint
+from headstart.weights.files import file_hash
 
 STATE = {"model": {"weight": torch.arange(5.0)}, "recipe": {"task": "detection"}, "step": 3, "span": {"drops": [1, 2]}}
 
@@ -151,4 +152,4 @@ def test_text_folders_and_nothing_are_no_checkpoints(tmp_path):
 def test_file_digest_is_of_the_content(tmp_path):
     (tmp_path / "a").write_bytes(b"abc")
     expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2, appendix B.1
-    assert checkpoint.file_digest(tmp_path / "a") == expected
+    assert file_hash(tmp_path / "a") == expected

@@ -42,7 +42,7 @@ def export_weights(source: str | Path, out: str | Path) -> None:
     """
     state, out = checkpoint.load(checkpoint.newest(source)), _writable(out)
     spec = parse_input_spec(state["recipe"]["input"])
-    _replace(out, lambda path: checkpoint.save_export(path, state, {"author": "headstart", "input": input_text(spec)}))
+    _replace(out, lambda path: checkpoint.save_export(path, state, {"input": input_text(spec)}))
 
 
 class Predict(nn.Module):

@@ -31,11 +31,11 @@ from headstart.training.lineage import RunResult, Span, find_result, last_metric
 from headstart.training.precise_bn import live_norms
 from headstart.version import __version__
 from headstart.weights import checkpoint
-from headstart.weights.audit import Audit, audit, fingerprint
-from headstart.weights.carry import carry
+from headstart.weights.audit import Audit, audit, tensor_digests
 from headstart.weights.files import read_weights
 from headstart.weights.freeze import freeze, set_train_mode
 from headstart.weights.load import load_weights
+from headstart.weights.partial_restore import partial_restore
 
 
 def make_task(recipe: AnyRecipe) -> Task:
@@ -192,7 +192,7 @@ def whole_span(recipe: AnyRecipe, task: Task) -> Span:
 def prepare_start(task: Task, recipe: AnyRecipe) -> Audit:
     """Load weights, freeze, and audit the start; ValueError with the audit's errors, one a line."""
     start = recipe.start
-    initial = fingerprint(task.model)
+    initial = tensor_digests(task.model)
     report = None
     if start.kind != "random":
         report = load_weights(task.model, read_weights(start.weights), scope=start.kind, input=input_spec(recipe))
@@ -209,11 +209,11 @@ def prepare_branch(
     task: Task, recipe: AnyRecipe, schedule: Schedule, start: checkpoint.StartPoint
 ) -> tuple[checkpoint.StartPoint, Audit]:
     """The start of a branch with a model of its own, and its audit; ValueError with the audit's errors, one a line."""
-    initial = fingerprint(task.model)
+    initial = tensor_digests(task.model)
     freeze(task.model, recipe.start.freeze)
     set_train_mode(task.model, recipe.start.freeze)
     optimizer = loop.make_optimizer(task.model, schedule, settings_of(recipe, task))
-    state, report = carry(start.state, start.path, task.model, optimizer)
+    state, report = partial_restore(start.state, start.path, task.model, optimizer)
     task.model.load_state_dict(state["model"])
     found = audit(
         task.model,

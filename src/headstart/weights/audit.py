@@ -10,10 +10,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from headstart.batch import InputSpec
 from headstart.weights.audit_table import AuditRow, audit_rows, has_statistics, is_fixed
+from headstart.weights.files import bits
 from headstart.weights.freeze import frozen_modules
 from headstart.weights.input import input_differences
 from headstart.weights.load import expected_names, named_tensors, prefix_of
@@ -57,9 +58,9 @@ class Audit:
             raise ValueError("\n".join(f"initialisation audit: {error}" for error in self.errors))
 
 
-def fingerprint(model: nn.Module) -> dict[str, str]:
-    """{tensor name: digest of its values}; taken right after construction, it shows later what has changed since."""
-    return {name: _digest(value) for name, value in named_tensors(model).items()}
+def tensor_digests(model: nn.Module) -> dict[str, str]:
+    """{tensor name: digest of its values}, to be compared with those right after construction."""
+    return {name: hashlib.sha256(bits(value)).hexdigest()[:16] for name, value in named_tensors(model).items()}
 
 
 def unseeded(build: Callable[[int], nn.Module]) -> tuple[str, ...]:
@@ -86,7 +87,7 @@ def audit(
     """Audit a model that is ready for step 0: built, loaded, frozen, in its training mode (`set_train_mode`).
 
     start, freeze: as declared by the recipe; input: how images will be normalised; report: of `load_weights`;
-    initial: `fingerprint` right after construction; fixed: of `unseeded`. The more is given, the more is checked.
+    initial: `tensor_digests` right after construction; fixed: of `unseeded`. The more is given, the more is checked.
     """
     assert start in STARTS
     loaded = {} if report is None else report.loaded
@@ -125,7 +126,7 @@ def _loaded_into_random(start: str, report: LoadReport | None) -> list[str]:
 def _changed_unseen(
     model: nn.Module, start: str, loaded: dict[str, str], initial: dict[str, str] | None, fixed: tuple[str, ...]
 ) -> list[str]:
-    now = {} if initial is None else fingerprint(model)
+    now = {} if initial is None else tensor_digests(model)
     changed = [name for name in now if now[name] != initial.get(name) and name not in loaded]
     errors = []
     if changed:
@@ -231,8 +232,3 @@ def _names(names: Iterable[str], noun: str = "tensor", num: int = 3) -> str:
     names = list(names)
     shown = ", ".join(names[:num]) + (", …" if len(names) > num else "")
     return f"{len(names)} {noun}{'' if len(names) == 1 else 's'} ({shown})"
-
-
-def _digest(value: Tensor) -> str:
-    raw = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-    return hashlib.sha256(raw).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Loading weights into a model, with an account of every tensor; saving them to share.
+"""Load weights into a model with a report on every tensor; convert other projects' files.
 
 `load_weights` is strict: a tensor that the scope expects and does not get, or one that the file has and the model does
 not know, is an error. What is left out on purpose is listed. Names are those of a Detector or Classifier; a bare
@@ -11,13 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from headstart.batch import InputSpec
 from headstart.model.backbones.vgg import Vgg
 from headstart.model.norm import EPSILON, FrozenBatchNorm
-from headstart.weights.files import WeightFile
+from headstart.weights.files import WeightFile, write_safetensors
 from headstart.weights.freeze import backbone_of
 from headstart.weights.input import input_text
 from headstart.weights.mismatch import LoadReport, refuse_other_stride, strict_error
@@ -101,23 +100,15 @@ def load_weights(
     return replace(report, source_input=source, notes=(*report.notes, *notes))
 
 
-def save_weights(
-    model: nn.Module, path: str | Path, *, input: InputSpec, metadata: dict[str, str] | None = None
-) -> None:
-    """Write a model to .safetensors, with how its images are normalised; whole or not at all.
-
-    ValueError for another suffix, or a folder that is not there.
-    """
-    _write(Path(path), named_tensors(model), {**(metadata or {}), "input": input_text(input)})
-
-
 def convert_weights(file: WeightFile, path: str | Path, *, input: InputSpec | None = None) -> Names:
     """Write another project's file under our names to .safetensors; what found no place is in the names returned.
 
     `input` says how its images were normalised, where the file does not or is wrong. ValueError where neither tells,
     for Detectron's folded BatchNorm, which only makes sense in the model that it is loaded into, and for MSRA ResNets.
     """
-    layout = layout_of(file)
+    path, layout = Path(path), layout_of(file)
+    if path.suffix != ".safetensors" or not path.parent.is_dir():
+        raise ValueError(f"{path}: expected a name that ends in .safetensors, in a folder that exists")
     names, input = our_names(file, layout), input or input_of(file, layout)
     if input is None:
         raise ValueError(f"{file.path}: does not say how its images were normalised; state mean, std and order")
@@ -125,17 +116,11 @@ def convert_weights(file: WeightFile, path: str | Path, *, input: InputSpec | No
         raise ValueError(f"{file.path}: has folded BatchNorm, which only a model can use; name it in start.weights")
     tensors = {ours: to_our_rows(ours, file.tensors[name], layout) for ours, name in names.found.items()}
     refuse_other_stride(file.path, layout, names.found, tensors, input)
-    _write(Path(path), tensors, {"input": input_text(input), "converted_from": f"{Path(file.path).name} {file.hash}"})
-    return names
-
-
-def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    if path.suffix != ".safetensors" or not path.parent.is_dir():
-        raise ValueError(f"{path}: expected a name that ends in .safetensors, in a folder that exists")
-    whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     partial = path.with_name(path.name + ".partial")
-    save_file(whole, partial, metadata={**metadata, "author": "headstart"})
+    facts = {"input": input_text(input), "converted_from": f"{Path(file.path).name} {file.hash}"}
+    write_safetensors(partial, tensors, facts)
     os.replace(partial, path)
+    return names
 
 
 def _account(model: nn.Module, file: WeightFile, layout: str, scope: str) -> tuple[dict[str, Tensor], LoadReport]:
