@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import yaml
 
-from headstart.model.build import input_spec
+from headstart.model.build import build, input_spec
 from headstart.ops import processes as distributed
 from headstart.ops.processes import num_processes
 from headstart.recipe.load import Provenance
@@ -189,6 +189,12 @@ def whole_span(recipe: AnyRecipe, task: Task) -> Span:
     return Span(schedule, schedule.total)
 
 
+def _built_with_another_seed(task: Task, recipe: AnyRecipe) -> dict[str, str]:
+    """Digests of the task's model as another seed initialises it."""
+    num_classes, num_keypoints = (len(task.classes.get(name, ())) for name in ("names", "keypoints"))
+    return tensor_digests(build(recipe.model_copy(update={"seed": recipe.seed + 1}), num_classes, num_keypoints))
+
+
 def prepare_start(task: Task, recipe: AnyRecipe) -> Audit:
     """Load weights, freeze, and audit the start; ValueError with the audit's errors, one a line."""
     start = recipe.start
@@ -199,7 +205,13 @@ def prepare_start(task: Task, recipe: AnyRecipe) -> Audit:
     freeze(task.model, start.freeze)
     set_train_mode(task.model, start.freeze)
     found = audit(
-        task.model, start=start.kind, freeze=start.freeze, input=input_spec(recipe), report=report, initial=initial
+        task.model,
+        start=start.kind,
+        freeze=start.freeze,
+        input=input_spec(recipe),
+        report=report,
+        initial=initial,
+        other_seed=_built_with_another_seed(task, recipe),
     )
     found.check()
     return found
@@ -222,6 +234,7 @@ def prepare_branch(
         input=input_spec(recipe),
         report=report,
         initial=initial,
+        other_seed=_built_with_another_seed(task, recipe),
     )
     found.check()
     return replace(start, state=state), found
