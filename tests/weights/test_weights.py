@@ -9,6 +9,7 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 
+from cli_call import call
 from headstart.batch import InputSpec
 from headstart.model.backbones.timm_net import TimmNet
 from headstart.model.classifier import Classifier
@@ -204,3 +205,24 @@ def test_wrappers_of_ddp_and_compile_are_taken_off(tmp_path):
     wrapped = {f"module._orig_mod.{name}": value for name, value in model.state_dict().items()}
     torch.save(wrapped, tmp_path / "net.pt")
     assert list(read_weights(tmp_path / "net.pt").tensors) == list(model.state_dict())
+
+
+def test_the_verb_states_the_input_of_a_file_that_does_not_tell(tmp_path, monkeypatch, capsys):
+    source, out = Classifier(resnet(18, "group", **NARROW), 5), tmp_path / "own.safetensors"
+    torch.save(named_tensors(source), tmp_path / "net.pt")
+    convert = ["weights", "convert", tmp_path / "net.pt", out]
+    silent = call(monkeypatch, capsys, *convert)
+    assert silent.code and "net.pt: does not say how its images were normalised" in silent.err
+    stated = {"--mean": "1,2,3", "--std": "4,5.5,6", "--order": "bgr"}
+    for option, value, message in (
+        ("--mean", "1,x", "--mean: '1,x', expected a number a channel"),
+        ("--std", "4,5", "--std: 2 numbers, expected 3, as many as --mean has"),
+        ("--order", "gbr", "--order: 'gbr', expected rgb or bgr"),
+    ):
+        answer = call(monkeypatch, capsys, *convert, *sum((stated | {option: value}).items(), ()))
+        assert answer.code and message in answer.err and not out.exists()
+    answer = call(monkeypatch, capsys, *convert, *sum(stated.items(), ()))
+    assert answer.out == f"{out}: 60 tensors\nleft out: fc.weight\nleft out: fc.bias\n"
+    file = read_weights(out)
+    assert file.input == InputSpec((1.0, 2.0, 3.0), (4.0, 5.5, 6.0), "bgr")
+    assert all(torch.equal(value, named_tensors(source)[name]) for name, value in file.tensors.items())

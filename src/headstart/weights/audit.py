@@ -213,7 +213,7 @@ def _input(report: LoadReport, input: InputSpec) -> list[str]:
     if own is None:
         return [
             f"{report.path} does not say how its images were normalised; convert it with its input stated: "
-            f"headstart weights convert {report.path} OUT.safetensors --mean … --std … --order rgb"
+            f"headstart weights convert {report.path} OUT.safetensors --mean … --std … --order …"
         ]
     return [
         f"{difference}: the normalisation that the weights of {report.path} were trained with"

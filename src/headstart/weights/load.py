@@ -111,7 +111,10 @@ def convert_weights(file: WeightFile, path: str | Path, *, input: InputSpec | No
         raise ValueError(f"{path}: expected a name that ends in .safetensors, in a folder that exists")
     names, input = our_names(file, layout), input or input_of(file, layout)
     if input is None:
-        raise ValueError(f"{file.path}: does not say how its images were normalised; state mean, std and order")
+        raise ValueError(
+            f"{file.path}: does not say how its images were normalised; state mean, std and order "
+            "(--mean, --std, --order)"
+        )
     if layout == "Detectron" and any("_bn_s" in name for name in names.found.values()):
         raise ValueError(f"{file.path}: has folded BatchNorm, which only a model can use; name it in start.weights")
     tensors = {ours: to_our_rows(ours, file.tensors[name], layout) for ours, name in names.found.items()}
