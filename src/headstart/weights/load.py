@@ -21,12 +21,8 @@ from headstart.weights.freeze import backbone_of
 from headstart.weights.input import input_text
 from headstart.weights.mismatch import LoadReport, refuse_other_stride, strict_error
 from headstart.weights.names import (
-    KEYPOINT_PREDICTORS,
-    PIXEL_PREDICTORS,
-    PREDICTORS,
     Names,
     input_of,
-    is_predictor,
     layout_of,
     our_names,
     rename_for_timm,
@@ -39,13 +35,6 @@ FIRST_CONVS = ("backbone.conv1.weight", "backbone.features.0.weight")  # of a Re
 # First digits of the sha256 of torchvision's COCO_V1 detectors, which it runs with a BatchNorm epsilon of 0
 # (`overwrite_eps` in its constructors): Mask R-CNN, Faster R-CNN and Keypoint R-CNN R50-FPN.
 WITHOUT_EPSILON = ("bf2d0c1e", "258fb6c6", "fc266e95")
-
-# What is counted, the tensor and axis that tell how many there are (with a background or not), and what depends on it.
-_COUNTED = (
-    ("classes", "box_head.classify.weight", 0, 1, PREDICTORS),
-    ("keypoints", "keypoint_head.deconv.weight", 1, 0, KEYPOINT_PREDICTORS),
-    ("classes", "semantic_head.classify.weight", 0, 0, PIXEL_PREDICTORS),
-)
 
 
 def prefix_of(model: nn.Module) -> str:
@@ -134,7 +123,7 @@ def _account(model: nn.Module, file: WeightFile, layout: str, scope: str) -> tup
         names = rename_for_timm(names, own)
     tensors = {ours: to_our_rows(ours, file.tensors[name], layout) for ours, name in names.found.items()}
     names = _sort_out(names, own, tensors, expected)
-    reset, notes = _changed_predictors(own, tensors) if scope == "detector" else ((), ())
+    reset, notes = _changed_predictors(model, own, tensors) if scope == "detector" else ((), ())
     found = {ours: name for ours, name in names.found.items() if ours not in reset}
     if layout == "Detectron":
         found |= _unfold(model, found, tensors)
@@ -181,19 +170,23 @@ def _is_zero_bias(name: str, own: dict[str, Tensor], value: Tensor) -> bool:
     return name.endswith(".bias") and f"{name.removesuffix('bias')}weight" in own and not value.any()
 
 
-def _changed_predictors(own: dict[str, Tensor], tensors: dict[str, Tensor]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _changed_predictors(
+    model: nn.Module, own: dict[str, Tensor], tensors: dict[str, Tensor]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Predictors that keep their initial values, because the file has another number of classes or keypoints; notes."""
     names, notes = [], []
     # One box for all classes is no matter of classes.
     same = {name for name, value in tensors.items() if name in own and value.shape == own[name].shape}
-    for what, tensor, axis, background, predictors in _COUNTED:
-        if tensor not in own or tensor not in tensors or own[tensor].shape[axis] == tensors[tensor].shape[axis]:
+    for predictor in () if backbone_of(model) is model else model.predictors():
+        tensor, axis = predictor.tensor, predictor.axis
+        if tensor not in tensors or own[tensor].shape[axis] == tensors[tensor].shape[axis]:
             continue
-        names += [name for name in own if is_predictor(name, predictors) and name not in same]
-        theirs, ours = (values[tensor].shape[axis] - background for values in (tensors, own))
-        part = "class" if what == "classes" else "keypoint"
+        names += [name for name in own if name.startswith(predictor.prefixes) and name not in same]
+        theirs, ours = (values[tensor].shape[axis] - predictor.background for values in (tensors, own))
+        part = {"classes": "class", "keypoints": "keypoint"}[predictor.rows]
         notes.append(
-            f"the file predicts {theirs} {what} and this model {ours}: {part} predictors keep their initial values"
+            f"the file predicts {theirs} {predictor.rows} and this model {ours}: {part} predictors keep their initial "
+            "values"
         )
     return tuple(names), tuple(notes)
 
