@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from devices import CUDA, HostWaits, Watch, fake_cuda
-from headstart.batch import InputSpec, Jitter, crop_images
+from headstart.batch import InputSpec
 from headstart.data import copy_paste
 from headstart.data import stream as loader
 from headstart.data import views as transforms
@@ -15,6 +15,7 @@ from headstart.data.buckets import Resize
 from headstart.data.eval_images import EvalImages
 from headstart.data.read.coco import read
 from headstart.data.stream import Augmentation, TrainStream
+from headstart.data.views import Jitter, crop_images
 from tiny import SIDE
 
 CONVENTION = InputSpec((100.0, 110.0, 120.0), (50.0, 51.0, 52.0), "bgr")

@@ -13,7 +13,7 @@ from headstart.study import prepare as study_run
 from headstart.study.checks import PaperTable
 from headstart.study.prepare import arm_recipe, prepare, pretrain_recipe, refuse_undeclared
 from headstart.study.spec import read_study
-from headstart.weights.audit import audit, fingerprint
+from headstart.weights.audit import audit, tensor_digests
 from headstart.weights.files import read_weights
 from headstart.weights.freeze import freeze
 from headstart.weights.load import load_weights
@@ -267,7 +267,7 @@ def test_an_arm_can_begin_with_its_own_pretraining(study, size, arm, tmp_path):
     net = build(source, 3)
     torch.save({"model": net.state_dict(), "recipe": to_dict(source)}, path)
     model = build(recipe, 3, num_keypoints=5)
-    initial, start = fingerprint(model), recipe.start
+    initial, start = tensor_digests(model), recipe.start
     report = load_weights(model, read_weights(path), scope=start.kind, input=input_spec(recipe))
     freeze(model, start.freeze)
     found = audit(

@@ -13,15 +13,17 @@ from headstart.batch import InputSpec
 from headstart.model.backbones.timm_net import TimmNet
 from headstart.model.classifier import Classifier
 from headstart.model.norm import FrozenBatchNorm
-from headstart.weights.audit import audit, fingerprint, unseeded
+from headstart.training.run import make_task, prepare_start
+from headstart.weights.audit import audit, tensor_digests
 from headstart.weights.freeze import POLICIES, freeze, set_train_mode
 from headstart.weights.input import DETECTRON, IMAGENET
 from headstart.weights.load import load_weights, named_tensors
+from tiny import tiny_recipe
 from weight_nets import NARROW, classifier, file_of, group_detector, randomise, resnet
 
 
-def random_audit(model, *, policy="none", report=None, initial=None, fixed=()):
-    return audit(model, start="random", freeze=policy, input=IMAGENET, report=report, initial=initial, fixed=fixed)
+def random_audit(model, *, policy="none", report=None, **digests):
+    return audit(model, start="random", freeze=policy, input=IMAGENET, report=report, **digests)
 
 
 def prepared(model, policy):
@@ -50,7 +52,8 @@ def assert_errors(result, *patterns):
 @pytest.mark.parametrize("kind", ["group", "batch", "sync_batch"])
 def test_valid_random_arm_has_no_errors(kind):
     model = classifier(kind)
-    result = random_audit(model, initial=fingerprint(model), fixed=unseeded(lambda seed: classifier(kind, seed)))
+    other = tensor_digests(classifier(kind, seed=1))
+    result = random_audit(model, initial=tensor_digests(model), other_seed=other)
     assert result.errors == ()
     result.check()
     assert {row.source.split(" ")[0] for row in result.rows} == {"random"}
@@ -61,7 +64,7 @@ def test_valid_random_arm_has_no_errors(kind):
 @pytest.mark.parametrize("policy", POLICIES)
 def test_valid_pretrained_arm_has_no_errors(kind, policy):
     model = classifier(kind)
-    initial = fingerprint(model)
+    initial = tensor_digests(model)
     report = load_weights(model, pretrained(kind), scope="backbone", input=IMAGENET)
     result = audit(
         prepared(model, policy), start="backbone", freeze=policy, input=IMAGENET, report=report, initial=initial
@@ -196,7 +199,7 @@ def test_7_weights_load_although_the_arm_is_declared_random():
 def test_8_backbone_loads_by_itself_behind_the_start(monkeypatch):
     """RF-DETR with pretrain_weights=None: DINOv2 comes in with the backbone; a declared freezing is ignored."""
     model = classifier("group")
-    initial = fingerprint(model)
+    initial = tensor_digests(model)
     load_weights(model, pretrained(), scope="backbone")  # by some code that tells nobody
     assert_errors(
         random_audit(model, initial=initial), "60 tensors ... changed after construction ... remove what sets them"
@@ -214,15 +217,15 @@ def test_8_backbone_loads_by_itself_behind_the_start(monkeypatch):
         torch.manual_seed(seed)
         return Classifier(TimmNet("resnet18", norm_kind="batch"), 3)
 
-    assert unseeded(build) == ()
+    def audited():
+        model, other = build(0).train(), build(1)
+        return model, random_audit(model, initial=tensor_digests(model), other_seed=tensor_digests(other))
+
+    assert audited()[1].errors == ()
     monkeypatch.setattr(timm, "create_model", create_with_weights)
-    model = build(0).train()
-    fixed = unseeded(build)
-    assert set(fixed) == {name for name, value in named_tensors(model).items() if value.dim() > 1} - {"fc.weight"}
-    assert_errors(
-        random_audit(model, initial=fingerprint(model), fixed=fixed),
-        "20 tensors (backbone.body.conv1.weight ... the same for every seed ... pretrained=False",
-    )
+    model, result = audited()
+    assert sum(value.dim() > 1 for value in named_tensors(model).values()) == 21  # fc.weight among them
+    assert_errors(result, "20 tensors (backbone.body.conv1.weight ... the same for every seed ... pretrained=False")
 
     ignored = classifier("group")
     report = load_weights(ignored, pretrained(), scope="backbone", input=IMAGENET)
@@ -299,14 +302,31 @@ def test_frozen_norms_of_heads_that_a_classifier_cannot_fill_are_named_with_thei
 
 def test_one_changed_number_is_noticed():
     model = classifier("group")
-    initial = fingerprint(model)
+    initial = tensor_digests(model)
     with torch.no_grad():
         model.backbone.layer3[0].bn1.bias[3] = 1e-20
     assert_errors(random_audit(model, initial=initial), "1 tensor (backbone.layer3.0.bn1.bias) changed")
 
 
-def test_unseeded_leaves_the_random_state_alone():
-    torch.manual_seed(5)
-    state = torch.get_rng_state()
-    unseeded(lambda seed: classifier(seed=seed))
-    assert torch.equal(torch.get_rng_state(), state)
+@pytest.mark.parametrize("kind", ["random", "backbone"])
+def test_a_run_does_not_start_from_a_constructor_that_loads_weights(kind, data_root, tmp_path, monkeypatch):
+    """timm gives its weights unasked; the run's own start must notice, and leave the random state alone."""
+    path, create = tmp_path / "net.pth", timm.create_model
+    torch.save(randomise(create("resnet18")).state_dict(), path)
+    start = {"start__kind": kind, "start__weights": str(path) if kind == "backbone" else None}
+    recipe = tiny_recipe(data_root, model__backbone={"kind": "timm", "name": "resnet18"}, model__norm="batch", **start)
+    task, state = make_task(recipe), torch.get_rng_state()
+    assert prepare_start(task, recipe).errors == () and torch.equal(torch.get_rng_state(), state)
+
+    def create_with_weights(*arguments, **options):
+        body = create(*arguments, **options)
+        body.load_state_dict(torch.load(path), strict=False)
+        return body
+
+    monkeypatch.setattr(timm, "create_model", create_with_weights)
+    task = make_task(recipe)
+    if kind == "random":
+        with pytest.raises(ValueError, match=r"start.kind is random, but 20 tensors .* the same for every seed"):
+            prepare_start(task, recipe)
+    else:  # declared, and loaded once more
+        assert prepare_start(task, recipe).errors == ()

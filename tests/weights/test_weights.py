@@ -9,19 +9,19 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 
+from cli_call import call
 from headstart.batch import InputSpec
 from headstart.files import file_digest
 from headstart.model.backbones.timm_net import TimmNet
 from headstart.model.classifier import Classifier
-from headstart.weights.files import WeightFile, read_weights
-from headstart.weights.input import DETECTRON, DETECTRON2, IMAGENET, input_differences
+from headstart.weights.files import WeightFile, read_weights, write_safetensors
+from headstart.weights.input import DETECTRON, DETECTRON2, IMAGENET, input_differences, input_text
 from headstart.weights.load import (
     WITHOUT_EPSILON,
     convert_weights,
     expected_names,
     load_weights,
     named_tensors,
-    save_weights,
 )
 from headstart.weights.names import input_of
 from weight_nets import NARROW, assert_same_maps, file_of, randomise, resnet
@@ -141,7 +141,7 @@ def test_save_and_read_round_trip(tmp_path):
         resnet(18, "group", width=16, norm_groups=4),
     )
     spec = InputSpec((1.0, 2.0, 3.0), (4.0, 5.0, 6.0), "bgr")
-    save_weights(source, tmp_path / "own.safetensors", input=spec, metadata={"note": "n"})
+    write_safetensors(tmp_path / "own.safetensors", named_tensors(source), {"input": input_text(spec), "note": "n"})
     report = load_weights(ours, read_weights(tmp_path / "own.safetensors"), scope="backbone", input=spec)
     assert report.layout == "headstart" and report.source_input == spec
     assert sorted(report.left_out) == ["fc.bias", "fc.weight"]
@@ -149,7 +149,7 @@ def test_save_and_read_round_trip(tmp_path):
         assert torch.equal(value, named_tensors(source)[name])
     assert os.listdir(tmp_path) == ["own.safetensors"]
     with pytest.raises(ValueError, match=r"ends in \.safetensors"):
-        save_weights(source, tmp_path / "own.pt", input=spec)
+        convert_weights(file_of(source.state_dict()), tmp_path / "own.pt", input=spec)
 
 
 @pytest.mark.parametrize("name", ["maskrcnn_resnet50_fpn", "fasterrcnn_resnet50_fpn"])
@@ -206,3 +206,24 @@ def test_wrappers_of_ddp_and_compile_are_taken_off(tmp_path):
     wrapped = {f"module._orig_mod.{name}": value for name, value in model.state_dict().items()}
     torch.save(wrapped, tmp_path / "net.pt")
     assert list(read_weights(tmp_path / "net.pt").tensors) == list(model.state_dict())
+
+
+def test_the_verb_states_the_input_of_a_file_that_does_not_tell(tmp_path, monkeypatch, capsys):
+    source, out = Classifier(resnet(18, "group", **NARROW), 5), tmp_path / "own.safetensors"
+    torch.save(named_tensors(source), tmp_path / "net.pt")
+    convert = ["weights", "convert", tmp_path / "net.pt", out]
+    silent = call(monkeypatch, capsys, *convert)
+    assert silent.code and "net.pt: does not say how its images were normalised" in silent.err
+    stated = {"--mean": "1,2,3", "--std": "4,5.5,6", "--order": "bgr"}
+    for option, value, message in (
+        ("--mean", "1,x", "--mean: '1,x', expected a number a channel"),
+        ("--std", "4,5", "--std: 2 numbers, expected 3, as many as --mean has"),
+        ("--order", "gbr", "--order: 'gbr', expected rgb or bgr"),
+    ):
+        answer = call(monkeypatch, capsys, *convert, *sum((stated | {option: value}).items(), ()))
+        assert answer.code and message in answer.err and not out.exists()
+    answer = call(monkeypatch, capsys, *convert, *sum(stated.items(), ()))
+    assert answer.out == f"{out}: 60 tensors\nleft out: fc.weight\nleft out: fc.bias\n"
+    file = read_weights(out)
+    assert file.input == InputSpec((1.0, 2.0, 3.0), (4.0, 5.5, 6.0), "bgr")
+    assert all(torch.equal(value, named_tensors(source)[name]) for name, value in file.tensors.items())

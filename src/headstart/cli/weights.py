@@ -59,6 +59,25 @@ def import_weights(
 
 
 @app.command()
+def convert(
+    path: Annotated[Path, typer.Argument(help="torchvision, timm, Detectron2 or headstart weights.")],
+    out: Annotated[Path, typer.Argument(help="The .safetensors file to write.")],
+    mean: Annotated[str | None, typer.Option(help="Of its input, a number a channel: 123.7,116.3,103.5.")] = None,
+    std: Annotated[str | None, typer.Option(help="Of its input, a number a channel.")] = None,
+    order: Annotated[str | None, typer.Option(help="Of its channels: rgb or bgr.")] = None,
+) -> None:
+    """Write weights under headstart's names, with their input normalisation: the file's, or as stated."""
+    from headstart.weights.files import read_weights
+    from headstart.weights.input import stated_input
+    from headstart.weights.load import convert_weights
+
+    names = convert_weights(read_weights(path), out, input=stated_input(mean, std, order))
+    say(f"{out}: {len(names.found)} tensors")
+    for name in (*names.left_out, *names.unknown):
+        say(f"left out: {name}")
+
+
+@app.command()
 def download(
     name: Annotated[str, typer.Argument(help="A name of `weights list`.")],
     out: Annotated[Path, typer.Argument(help="File to write.")],

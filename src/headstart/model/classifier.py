@@ -9,6 +9,7 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from headstart.model import Predictor
 from headstart.model.backbones import Backbone
 from headstart.ops.precision import at_least_float32
 from headstart.ops.random import fold, uniform
@@ -68,6 +69,10 @@ class Classifier(nn.Module):
     def forward(self, images: Tensor, slots: Tensor | None = None) -> Tensor:
         """Logits [B,C] of normalised images [B,3,H,W], or of their pooled features [B,W*S*S] where these were kept."""
         return self.classify(images if images.dim() == 2 else self.features(images), slots)
+
+    def predictors(self) -> tuple[Predictor, ...]:
+        """None: a classifier's last layer is never loaded."""
+        return ()
 
     def initialisers(self) -> dict[str, str]:
         """Initial values of each part in words."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from headstart.batch import Batch, Detections
+from headstart.model import AnyModel, Predictor
 from headstart.model.backbones import Backbone
 from headstart.model.box_head import BoxHead, DetectionLimits, cascade_loss, cascade_predict
 from headstart.model.keypoint_head import KeypointHead, cells_of
@@ -22,7 +23,7 @@ MASK_SALT, KEYPOINT_SALT = 3, 4
 
 
 @runtime_checkable
-class AnyDetector(Protocol):
+class AnyDetector(AnyModel, Protocol):
     """Contract of a detector family, an nn.Module: all that training, evaluation, export, flops and audit ask of it.
 
     forward(batch) gives scalar losses by name, finite and connected to every parameter even without objects.
@@ -44,9 +45,6 @@ class AnyDetector(Protocol):
     def find(self, features: list[Tensor], sizes: Tensor) -> Detections: ...
 
     def complete(self, features: list[Tensor], detections: Detections) -> Detections: ...
-
-    def initialisers(self) -> dict[str, str]:
-        """Initial values in words, by the first part of the tensors' names; the backbone has its own `initialiser`."""
 
 
 class Detector(nn.Module):
@@ -130,6 +128,15 @@ class Detector(nn.Module):
     def box_heads(self) -> list[BoxHead]:
         """The stages of the box part, in order; one without a cascade."""
         return [self.box_head, *self.cascade]
+
+    def predictors(self) -> tuple[Predictor, ...]:
+        """Class predictors of boxes (every stage) and masks, which change together, and the keypoint predictor."""
+        stages = ["box_head", *(f"cascade.{stage}" for stage in range(len(self.cascade)))]
+        layers = [f"{stage}.{layer}." for stage in stages for layer in ("classify", "regress")]
+        prefixes = (*layers, "mask_head.classify.")
+        classes = Predictor("classes", prefixes, "box_head.classify.weight", background=1)
+        points = Predictor("keypoints", ("keypoint_head.deconv.",), "keypoint_head.deconv.weight", axis=1)
+        return (classes, points) if self.keypoint_head is not None else (classes,)
 
     def initialisers(self) -> dict[str, str]:
         """Initial values of each part in words."""

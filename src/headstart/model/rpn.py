@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from headstart.batch import Batch
-from headstart.model.targets import Sample, match, sample, take
+from headstart.model.targets import SampledIndices, match, sample, take
 from headstart.ops.boxes import clip, decode, encode
 from headstart.ops.fixed_shapes import constant
 from headstart.ops.nms import nms
@@ -60,7 +60,7 @@ class ProposalLimits:
 class AnchorTargets:
     """Sampled anchors [B,K] and the deltas [B,P,4] wanted of the first P of them, among which all positives are."""
 
-    chosen: Sample
+    chosen: SampledIndices
     deltas: Tensor
 
 

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from headstart.batch import UNKNOWN, PixelBatch
+from headstart.model import Predictor
 from headstart.model.backbones import Backbone
 from headstart.model.pyramid import ConvNorm, Pyramid
 from headstart.ops.precision import at_least_float32
@@ -99,6 +100,10 @@ class Segmenter(nn.Module):
     def predict(self, images: Tensor) -> Tensor:
         """Class logits [B,C,H/4,W/4] of images [B,3,H,W] (normalised, padded)."""
         return self._logits(images)
+
+    def predictors(self) -> tuple[Predictor, ...]:
+        """The class predictor."""
+        return (Predictor("classes", ("semantic_head.classify.",), "semantic_head.classify.weight"),)
 
     def initialisers(self) -> dict[str, str]:
         """Initial values of each part in words."""

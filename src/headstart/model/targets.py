@@ -17,7 +17,7 @@ CROWD_SHARE = 0.7
 
 
 @dataclass(frozen=True)
-class Matches:
+class Assignment:
     """labels [B,N]: 1 positive, 0 negative, -1 takes no part; matched [B,N] the slot of the best ground truth."""
 
     labels: Tensor
@@ -34,7 +34,7 @@ def match(
     low: float,
     low_quality: bool,
     inside: Tensor | None = None,
-) -> Matches:
+) -> Assignment:
     """Assign candidates [N,4] or [B,N,4] to ground truth [B,G,4] by IoU.
 
     IoU >= `high` is positive, below `low` negative, between them neither. With `low_quality` the best candidates of
@@ -54,7 +54,7 @@ def match(
     labels.masked_fill_((labels != 1) & _on_crowd(candidates, gt_boxes, gt_valid & gt_crowd), -1)
     if inside is not None:
         labels.masked_fill_(~inside, -1)
-    return Matches(labels, matched)
+    return Assignment(labels, matched)
 
 
 def _on_crowd(candidates: Tensor, gt_boxes: Tensor, crowd: Tensor) -> Tensor:
@@ -65,7 +65,7 @@ def _on_crowd(candidates: Tensor, gt_boxes: Tensor, crowd: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Sample:
+class SampledIndices:
     """K chosen candidates an image: index [B,K] into them; positive, valid [B,K] bool. Positives come first."""
 
     index: Tensor
@@ -73,11 +73,11 @@ class Sample:
     valid: Tensor
 
 
-def sample(labels: Tensor, keys: Tensor, *, num: int, max_positive: int, salt: int) -> Sample:
+def sample(labels: Tensor, keys: Tensor, *, num: int, max_positive: int, salt: int) -> SampledIndices:
     """A uniform random choice without replacement of up to `max_positive` positives, filled up with negatives.
 
-    labels [B,N] as in Matches; keys [B] int64 and `salt` decide the choice, and nothing else does. Two top-k on random
-    keys, so that shapes are fixed: slots that could not be filled are not valid.
+    labels [B,N] as in Assignment; the choice is a function of keys [B] int64 and `salt`. Two top-k on random keys, so
+    that shapes are fixed: slots that could not be filled are not valid.
     """
     chance = uniform(keys, labels.shape[1], salt=salt)
     num = min(num, labels.shape[1])
@@ -86,7 +86,7 @@ def sample(labels: Tensor, keys: Tensor, *, num: int, max_positive: int, salt: i
     chosen = torch.zeros_like(labels, dtype=torch.bool).scatter(1, index, value >= 0)
     key = torch.where(chosen, 2.0 + chance, torch.where(labels == 0, 1.0 + 0.5 * chance, -1.0))
     value, index = torch.topk(key, num, dim=1)
-    return Sample(index, value >= 2.0, value >= 1.0)
+    return SampledIndices(index, value >= 2.0, value >= 1.0)
 
 
 def take(values: Tensor, index: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ def export_weights(source: str | Path, out: str | Path) -> None:
     state, out = checkpoint.load(checkpoint.newest(source)), _writable(out)
     spec = parse_input_spec(state["recipe"]["input"])
     with replacing(out) as temporary:
-        checkpoint.save_export(temporary, state, {"author": "headstart", "input": input_text(spec)})
+        checkpoint.save_export(temporary, state, {"input": input_text(spec)})
 
 
 class Predict(nn.Module):

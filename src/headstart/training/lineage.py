@@ -8,10 +8,9 @@ from typing import Any
 from headstart.recipe.recipe import AnyRecipe, digest
 from headstart.recipe.schedule import Schedule
 from headstart.tasks import classification, detection, segmentation
-from headstart.training import loop
 from headstart.training.rows import read_rows
 from headstart.weights import checkpoint
-from headstart.weights.files import read_weights
+from headstart.weights.files import read_weights, tensors_digest
 
 TASKS = {"detection": detection, "classification": classification, "segmentation": segmentation}
 
@@ -82,7 +81,7 @@ def run_digest(recipe: AnyRecipe, fingerprint: str, weights: str | None, span: S
 
 def weights_digest(path: str | Path | None) -> str | None:
     """The digest of a file's tensors, not of the file: a checkpoint also holds the seconds that it took."""
-    return None if path is None else loop.tensors_digest(read_weights(path).tensors)
+    return None if path is None else tensors_digest(read_weights(path).tensors)
 
 
 def load_identity(path: Path) -> str:

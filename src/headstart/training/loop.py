@@ -1,8 +1,7 @@
 """The loop: batch, rate, forward, finite check, backward, clip, step, row. In view, without hooks."""
 
-import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from headstart.training import memory
 from headstart.training.precise_bn import holding, precise_statistics
 from headstart.training.rows import Clock, Rows
 from headstart.weights import checkpoint
+from headstart.weights.files import tensors_digest
 from headstart.weights.freeze import set_train_mode
 
 
@@ -244,20 +244,5 @@ def _clipped_norm(model: nn.Module, limit: float | None, *, wanted: bool) -> flo
 
 
 def weights_digest(model: nn.Module) -> str:
-    """SHA-256 of all tensors of a model in order: equal exactly when the weights are equal bit for bit."""
+    """SHA-256 of all tensors of a model in order."""
     return tensors_digest(model.state_dict())
-
-
-def tensors_digest(tensors: Mapping[str, torch.Tensor]) -> str:
-    """SHA-256 of named tensors in order."""
-    digest = hashlib.sha256()
-    for name, tensor in tensors.items():
-        digest.update(name.encode())
-        digest.update(bits(tensor))
-    return digest.hexdigest()
-
-
-def bits(tensor: torch.Tensor) -> bytes:
-    """A tensor's values as bytes, whatever its memory layout: equal exactly when it is equal bit for bit."""
-    plain = tensor.detach().cpu().contiguous(memory_format=torch.contiguous_format)
-    return plain.view(-1).view(torch.uint8).numpy().tobytes()

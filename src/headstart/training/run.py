@@ -13,7 +13,7 @@ import yaml
 
 from headstart import hardware
 from headstart.files import json_text, locked, remove_unfinished, write_whole
-from headstart.model.build import input_spec
+from headstart.model.build import build, input_spec
 from headstart.ops import processes as distributed
 from headstart.ops.processes import num_processes
 from headstart.recipe.load import Provenance, choices_of, settle
@@ -30,11 +30,11 @@ from headstart.training.lineage import RunResult, Span, find_result, last_metric
 from headstart.training.precise_bn import live_norms
 from headstart.version import __version__
 from headstart.weights import checkpoint
-from headstart.weights.audit import Audit, audit, fingerprint
-from headstart.weights.carry import carry
+from headstart.weights.audit import Audit, audit, tensor_digests
 from headstart.weights.files import read_weights
 from headstart.weights.freeze import freeze, set_train_mode
 from headstart.weights.load import load_weights
+from headstart.weights.partial_restore import partial_restore
 
 
 def make_task(recipe: AnyRecipe) -> Task:
@@ -188,17 +188,29 @@ def whole_span(recipe: AnyRecipe, task: Task) -> Span:
     return Span(schedule, schedule.total)
 
 
+def _built_with_another_seed(task: Task, recipe: AnyRecipe) -> dict[str, str]:
+    """Digests of the task's model as another seed initialises it."""
+    num_classes, num_keypoints = (len(task.classes.get(name, ())) for name in ("names", "keypoints"))
+    return tensor_digests(build(recipe.model_copy(update={"seed": recipe.seed + 1}), num_classes, num_keypoints))
+
+
 def prepare_start(task: Task, recipe: AnyRecipe) -> Audit:
     """Load weights, freeze, and audit the start; ValueError with the audit's errors, one a line."""
     start = recipe.start
-    initial = fingerprint(task.model)
+    initial = tensor_digests(task.model)
     report = None
     if start.kind != "random":
         report = load_weights(task.model, read_weights(start.weights), scope=start.kind, input=input_spec(recipe))
     freeze(task.model, start.freeze)
     set_train_mode(task.model, start.freeze)
     found = audit(
-        task.model, start=start.kind, freeze=start.freeze, input=input_spec(recipe), report=report, initial=initial
+        task.model,
+        start=start.kind,
+        freeze=start.freeze,
+        input=input_spec(recipe),
+        report=report,
+        initial=initial,
+        other_seed=_built_with_another_seed(task, recipe),
     )
     found.check()
     return found
@@ -208,11 +220,11 @@ def prepare_branch(
     task: Task, recipe: AnyRecipe, schedule: Schedule, start: checkpoint.StartPoint
 ) -> tuple[checkpoint.StartPoint, Audit]:
     """The start of a branch with a model of its own, and its audit; ValueError with the audit's errors, one a line."""
-    initial = fingerprint(task.model)
+    initial = tensor_digests(task.model)
     freeze(task.model, recipe.start.freeze)
     set_train_mode(task.model, recipe.start.freeze)
     optimizer = loop.make_optimizer(task.model, schedule, settings_of(recipe, task))
-    state, report = carry(start.state, start.path, task.model, optimizer)
+    state, report = partial_restore(start.state, start.path, task.model, optimizer)
     task.model.load_state_dict(state["model"])
     found = audit(
         task.model,
@@ -221,6 +233,7 @@ def prepare_branch(
         input=input_spec(recipe),
         report=report,
         initial=initial,
+        other_seed=_built_with_another_seed(task, recipe),
     )
     found.check()
     return replace(start, state=state), found

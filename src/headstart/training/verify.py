@@ -17,6 +17,7 @@ from headstart.training.lineage import Span
 from headstart.training.rows import read_rows
 from headstart.training.run import make_task, prepare_branch, prepare_start, settings_of
 from headstart.weights import checkpoint
+from headstart.weights.files import bits
 from headstart.weights.freeze import freeze
 
 
@@ -133,7 +134,7 @@ def state_differences(old: Any, new: Any, name: str = "") -> list[str]:
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         return [line for at, (a, b) in enumerate(zip(old, new)) for line in state_differences(a, b, f"{name}.{at}")]
     if isinstance(old, torch.Tensor) and isinstance(new, torch.Tensor):
-        same = old.dtype == new.dtype and old.shape == new.shape and loop.bits(old) == loop.bits(new)
+        same = old.dtype == new.dtype and old.shape == new.shape and bits(old) == bits(new)
     else:
         same = type(old) is type(new) and old == new
     return [] if same else [name.removeprefix(".")]

@@ -1,19 +1,19 @@
-"""The initialisation audit: before step 0, where every tensor comes from, whether it trains, and how it is normalised.
+"""Initialisation audit before step 0: the origin, training and normalisation of every tensor, against the recipe.
 
-It looks at the model as it is and at what was really loaded, not at what was asked for; and it compares both with the
-declared start. Errors, not warnings: an arm that is not what it says makes a comparison void (peers.md section 4).
+It examines the model itself and the tensors that were really loaded, not the settings. Its findings are errors, because
+an arm that does not start as declared voids the comparison.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from headstart.batch import InputSpec
 from headstart.weights.audit_table import AuditRow, audit_rows, has_statistics, is_fixed
+from headstart.weights.files import bits
 from headstart.weights.freeze import frozen_modules
 from headstart.weights.input import input_differences
 from headstart.weights.load import expected_names, named_tensors, prefix_of
@@ -24,10 +24,10 @@ STARTS = ("random", "backbone", "detector", "branch")
 
 @dataclass(frozen=True)
 class Audit:
-    """What a run starts from. `errors` is empty where the start is what it is declared to be.
+    """Start of a run, tensor by tensor. `errors` is empty where it is the declared one.
 
-    A branch also has tensors that are `new`, and `reshaped` ones {name: (shape in the parent, shape here)}: they start
-    as they were built.
+    A branch also has `new` tensors, and `reshaped` ones {name: (shape in the parent, shape here)}; both keep their
+    initial values.
     """
 
     start: str
@@ -47,7 +47,7 @@ class Audit:
 
     def table(self) -> list[tuple[str, ...]]:
         """Header and rows of text, to be printed."""
-        header = ("part", "source", "tensors", "numbers", "trains", "norm")
+        header = ("part", "source", "tensors", "parameters", "trains", "norm")
         rows = [(r.group, r.source, str(r.num_tensors), f"{r.num_params:,}", r.training, r.norm) for r in self.rows]
         return [header, *rows]
 
@@ -57,20 +57,9 @@ class Audit:
             raise ValueError("\n".join(f"initialisation audit: {error}" for error in self.errors))
 
 
-def fingerprint(model: nn.Module) -> dict[str, str]:
-    """{tensor name: digest of its values}; taken right after construction, it shows later what has changed since."""
-    return {name: _digest(value) for name, value in named_tensors(model).items()}
-
-
-def unseeded(build: Callable[[int], nn.Module]) -> tuple[str, ...]:
-    """Names of weights (two or more dimensions) that `build(seed)` makes equal for two seeds, so that are not random.
-
-    It finds weights that a constructor loads by itself, which no comparison from then on can see. `build` sets torch's
-    seed to what it is given; the caller's random state is left as it was.
-    """
-    with torch.random.fork_rng(devices=[]):
-        built = [named_tensors(build(seed)) for seed in (0, 1)]
-    return tuple(name for name, value in built[0].items() if value.dim() > 1 and torch.equal(value, built[1][name]))
+def tensor_digests(model: nn.Module) -> dict[str, str]:
+    """{tensor name: digest of its values}, to be compared with those right after construction."""
+    return {name: hashlib.sha256(bits(value)).hexdigest()[:16] for name, value in named_tensors(model).items()}
 
 
 def audit(
@@ -81,18 +70,20 @@ def audit(
     input: InputSpec,
     report: LoadReport | None = None,
     initial: dict[str, str] | None = None,
-    fixed: Iterable[str] = (),
+    other_seed: dict[str, str] | None = None,
 ) -> Audit:
     """Audit a model that is ready for step 0: built, loaded, frozen, in its training mode (`set_train_mode`).
 
-    start, freeze: as declared by the recipe; input: how images will be normalised; report: of `load_weights`;
-    initial: `fingerprint` right after construction; fixed: of `unseeded`. The more is given, the more is checked.
+    start, freeze: as declared by the recipe; input: its normalisation of images; report: of `load_weights`.
+    initial: `tensor_digests` right after construction; other_seed: those of the same model built with another seed,
+    which find weights that a constructor loads by itself. What is not given is not checked.
     """
     assert start in STARTS
     loaded = {} if report is None else report.loaded
     errors = [
         *_loaded_into_random(start, report),
-        *_changed_unseen(model, start, loaded, initial, tuple(fixed)),
+        *_changed_since(model, start, loaded, initial or {}),
+        *_unseeded(model, start, loaded, initial or {}, other_seed or {}),
         *_not_loaded(model, start, report),
         *_frozen_random(model, loaded),
         *_frozen_otherwise(model, freeze),
@@ -122,24 +113,37 @@ def _loaded_into_random(start: str, report: LoadReport | None) -> list[str]:
     ]
 
 
-def _changed_unseen(
-    model: nn.Module, start: str, loaded: dict[str, str], initial: dict[str, str] | None, fixed: tuple[str, ...]
-) -> list[str]:
-    now = {} if initial is None else fingerprint(model)
+def _changed_since(model: nn.Module, start: str, loaded: dict[str, str], initial: dict[str, str]) -> list[str]:
+    now = tensor_digests(model) if initial else {}
     changed = [name for name in now if now[name] != initial.get(name) and name not in loaded]
-    errors = []
-    if changed:
-        errors.append(
-            f"start.kind is {start}, but {_names(changed)} changed after construction without being loaded from "
-            "start.weights; remove what sets them, or declare it as start.kind and start.weights"
-        )
-    fixed = tuple(name for name in fixed if name not in loaded)
-    if fixed:
-        errors.append(
-            f"start.kind is {start}, but {_names(fixed)} leave the constructor the same for every seed; "
-            "build the backbone without pre-trained weights (pretrained=False) and name them in start.weights"
-        )
-    return errors
+    if not changed:
+        return []
+    return [
+        f"start.kind is {start}, but {_names(changed)} changed after construction without being loaded from "
+        "start.weights; remove what sets them, or declare it as start.kind and start.weights"
+    ]
+
+
+def _unseeded(
+    model: nn.Module, start: str, loaded: dict[str, str], initial: dict[str, str], other_seed: dict[str, str]
+) -> list[str]:
+    """Weights (two or more dimensions, not constant) that did not come from the seed, and were not loaded either."""
+    prefix = prefix_of(model)
+    names = [
+        name
+        for name, value in ((prefix + name, parameter) for name, parameter in model.named_parameters())
+        if name not in loaded
+        and name in other_seed
+        and initial.get(name) == other_seed[name]
+        and value.dim() > 1
+        and bool((value != value.flatten()[0]).any())
+    ]
+    if not names:
+        return []
+    return [
+        f"start.kind is {start}, but {_names(names)} leave the constructor the same for every seed; "
+        "build the backbone without pre-trained weights (pretrained=False) and name them in start.weights"
+    ]
 
 
 def _not_loaded(model: nn.Module, start: str, report: LoadReport | None) -> list[str]:
@@ -166,7 +170,7 @@ def _frozen_random(model: nn.Module, loaded: dict[str, str]) -> list[str]:
 
 
 def _frozen_otherwise(model: nn.Module, policy: str) -> list[str]:
-    """What `start.freeze` says against what is."""
+    """Parameters that train or not against `start.freeze`."""
     meant = {id(parameter) for module in frozen_modules(model, policy) for parameter in module.parameters()}
     prefix, errors = prefix_of(model), []
     parameters = [(prefix + name, parameter) for name, parameter in model.named_parameters()]
@@ -208,8 +212,8 @@ def _input(report: LoadReport, input: InputSpec) -> list[str]:
     own = report.source_input
     if own is None:
         return [
-            f"{report.path} does not say how its images were normalised; convert it with its input stated "
-            "(headstart.model.weights.convert_weights), or save it again with headstart"
+            f"{report.path} does not say how its images were normalised; convert it with its input stated: "
+            f"headstart weights convert {report.path} OUT.safetensors --mean … --std … --order …"
         ]
     return [
         f"{difference}: the normalisation that the weights of {report.path} were trained with"
@@ -231,8 +235,3 @@ def _names(names: Iterable[str], noun: str = "tensor", num: int = 3) -> str:
     names = list(names)
     shown = ", ".join(names[:num]) + (", …" if len(names) > num else "")
     return f"{len(names)} {noun}{'' if len(names) == 1 else 's'} ({shown})"
-
-
-def _digest(value: Tensor) -> str:
-    raw = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-    return hashlib.sha256(raw).hexdigest()[:16]

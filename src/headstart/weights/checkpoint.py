@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from headstart.files import remove_unfinished, replacing
+from headstart.weights.files import read_safetensors, write_safetensors
 
 FORMAT = 1
 EXPORTED = ("recipe", "classes", "step", "version")  # what an export keeps beside the tensors
@@ -68,20 +67,17 @@ def load(path: Path | str) -> dict[str, Any]:
 
 def save_export(path: Path, state: dict[str, Any], metadata: dict[str, str]) -> None:
     """Write a checkpoint's model to .safetensors, its recipe and classes as metadata beside `metadata`."""
-    tensors = {name: value.contiguous() for name, value in state["model"].items()}
-    save_file(tensors, path, {name: json.dumps(state[name]) for name in EXPORTED} | metadata)
+    write_safetensors(path, state["model"], {name: json.dumps(state[name]) for name in EXPORTED} | metadata)
 
 
 def _load_export(path: Path) -> dict[str, Any]:
     try:
-        with safe_open(path, framework="pt") as file:
-            facts = file.metadata() or {}
-            state = {name: json.loads(facts[name]) for name in EXPORTED}
-            return {**state, "model": {name: file.get_tensor(name) for name in file.keys()}}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path}: is not a whole checkpoint ({error})") from None
-    except KeyError:
-        raise ValueError(f"{path}: is not a headstart checkpoint: it holds no model with its recipe") from None
+        tensors, facts = read_safetensors(path)
+    except ValueError as error:
+        raise ValueError(f"{path}: is not a whole checkpoint ({str(error).removeprefix(f'{path}: ')})") from None
+    if not facts.keys() >= set(EXPORTED):
+        raise ValueError(f"{path}: is not a headstart checkpoint: it holds no model with its recipe")
+    return {name: json.loads(facts[name]) for name in EXPORTED} | {"model": tensors}
 
 
 def newest(path: str | Path) -> Path:

@@ -1,4 +1,4 @@
-"""Weight files to named tensors, without ever executing what a file holds.
+"""Weight files: read without executing anything in them, written as .safetensors, and digests of tensors.
 
 Read: .safetensors; .pt .pth .bin (torch, tensors only); .pkl (Detectron, Detectron2: pickled numpy arrays through an
 allow-list).
@@ -8,7 +8,7 @@ import pickle
 import re
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from headstart.batch import InputSpec
@@ -56,13 +57,33 @@ def read_weights(path: str | Path) -> WeightFile:
     if path.suffix not in SUFFIXES:
         raise ValueError(f"{path}: unknown suffix {path.suffix!r} of a weight file, expected {', '.join(SUFFIXES)}")
     if path.suffix == ".safetensors":
-        tensors, metadata = _read_safetensors(path)
-        return _weight_file(path, tensors, metadata)
+        return _weight_file(path, *read_safetensors(path))
     content = _read_pickle(path) if path.suffix == ".pkl" else _read_torch(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path}: holds a {type(content).__name__}, expected a mapping of names to tensors")
     nest = next((name for name in NESTS if isinstance(content.get(name), dict)), None)
     return _weight_file(path, content if nest is None else content[nest], {} if nest is None else content)
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write tensors and metadata to a .safetensors file whose author is headstart."""
+    plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    save_file(plain, path, {**metadata, "author": "headstart"})
+
+
+def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of named tensors in order: equal exactly when names and values are equal bit for bit."""
+    digest = hashlib.sha256()
+    for name, tensor in tensors.items():
+        digest.update(name.encode())
+        digest.update(bits(tensor))
+    return digest.hexdigest()
+
+
+def bits(tensor: Tensor) -> bytes:
+    """A tensor's values as bytes in row-major order, whatever its memory layout and device."""
+    plain = tensor.detach().cpu().contiguous(memory_format=torch.contiguous_format)
+    return plain.view(-1).view(torch.uint8).numpy().tobytes()
 
 
 def _weight_file(path: Path, values: dict[str, Any], around: dict[str, Any]) -> WeightFile:
@@ -90,7 +111,8 @@ def _unwrapped(name: str) -> str:
     return name
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a .safetensors file; ValueError where it is damaged."""
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118

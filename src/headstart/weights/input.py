@@ -26,6 +26,23 @@ def input_text(spec: InputSpec) -> str:
     return json.dumps(asdict(spec))
 
 
+def stated_input(mean: str | None, std: str | None, order: str | None) -> InputSpec | None:
+    """InputSpec of command line options ("123.7,116.3,103.5" and so on), None without any; ValueError otherwise."""
+    if mean is std is order is None:
+        return None
+    values = {}
+    for name, text in (("mean", mean), ("std", std)):
+        try:
+            values[name] = tuple(float(part) for part in (text or "").split(","))
+        except ValueError:
+            raise ValueError(f"--{name}: {text!r}, expected a number a channel, such as 123.7,116.3,103.5") from None
+    if len(values["mean"]) != len(values["std"]):
+        raise ValueError(f"--std: {len(values['std'])} numbers, expected {len(values['mean'])}, as many as --mean has")
+    if order not in ("rgb", "bgr"):
+        raise ValueError(f"--order: {order!r}, expected rgb or bgr")
+    return InputSpec(values["mean"], values["std"], order)
+
+
 def parse_input_spec(value: Any) -> InputSpec | None:
     """An InputSpec from a mapping or its JSON text; None where it is neither or lacks a field."""
     try:

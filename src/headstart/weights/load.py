@@ -1,4 +1,4 @@
-"""Loading weights into a model, with an account of every tensor; saving them to share.
+"""Load weights into a model with a report on every tensor; convert other projects' files.
 
 `load_weights` is strict: a tensor that the scope expects and does not get, or one that the file has and the model does
 not know, is an error. What is left out on purpose is listed. Names are those of a Detector or Classifier; a bare
@@ -10,24 +10,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from headstart.batch import InputSpec
 from headstart.files import replacing
 from headstart.model.backbones.vgg import Vgg
 from headstart.model.norm import EPSILON, FrozenBatchNorm
-from headstart.weights.files import WeightFile
+from headstart.weights.files import WeightFile, write_safetensors
 from headstart.weights.freeze import backbone_of
 from headstart.weights.input import input_text
 from headstart.weights.mismatch import LoadReport, refuse_other_stride, strict_error
 from headstart.weights.names import (
-    KEYPOINT_PREDICTORS,
-    PIXEL_PREDICTORS,
-    PREDICTORS,
     Names,
     input_of,
-    is_predictor,
     layout_of,
     our_names,
     rename_for_timm,
@@ -40,13 +35,6 @@ FIRST_CONVS = ("backbone.conv1.weight", "backbone.features.0.weight")  # of a Re
 # First digits of the sha256 of torchvision's COCO_V1 detectors, which it runs with a BatchNorm epsilon of 0
 # (`overwrite_eps` in its constructors): Mask R-CNN, Faster R-CNN and Keypoint R-CNN R50-FPN.
 WITHOUT_EPSILON = ("bf2d0c1e", "258fb6c6", "fc266e95")
-
-# What is counted, the tensor and axis that tell how many there are (with a background or not), and what depends on it.
-_COUNTED = (
-    ("classes", "box_head.classify.weight", 0, 1, PREDICTORS),
-    ("keypoints", "keypoint_head.deconv.weight", 1, 0, KEYPOINT_PREDICTORS),
-    ("classes", "semantic_head.classify.weight", 0, 0, PIXEL_PREDICTORS),
-)
 
 
 def prefix_of(model: nn.Module) -> str:
@@ -101,40 +89,29 @@ def load_weights(
     return replace(report, source_input=source, notes=(*report.notes, *notes))
 
 
-def save_weights(
-    model: nn.Module, path: str | Path, *, input: InputSpec, metadata: dict[str, str] | None = None
-) -> None:
-    """Write a model to .safetensors, with how its images are normalised; whole or not at all.
-
-    ValueError for another suffix, or a folder that is not there.
-    """
-    _write(Path(path), named_tensors(model), {**(metadata or {}), "input": input_text(input)})
-
-
 def convert_weights(file: WeightFile, path: str | Path, *, input: InputSpec | None = None) -> Names:
     """Write another project's file under our names to .safetensors; what found no place is in the names returned.
 
     `input` says how its images were normalised, where the file does not or is wrong. ValueError where neither tells,
     for Detectron's folded BatchNorm, which only makes sense in the model that it is loaded into, and for MSRA ResNets.
     """
-    layout = layout_of(file)
+    path, layout = Path(path), layout_of(file)
+    if path.suffix != ".safetensors" or not path.parent.is_dir():
+        raise ValueError(f"{path}: expected a name that ends in .safetensors, in a folder that exists")
     names, input = our_names(file, layout), input or input_of(file, layout)
     if input is None:
-        raise ValueError(f"{file.path}: does not say how its images were normalised; state mean, std and order")
+        raise ValueError(
+            f"{file.path}: does not say how its images were normalised; state mean, std and order "
+            "(--mean, --std, --order)"
+        )
     if layout == "Detectron" and any("_bn_s" in name for name in names.found.values()):
         raise ValueError(f"{file.path}: has folded BatchNorm, which only a model can use; name it in start.weights")
     tensors = {ours: to_our_rows(ours, file.tensors[name], layout) for ours, name in names.found.items()}
     refuse_other_stride(file.path, layout, names.found, tensors, input)
-    _write(Path(path), tensors, {"input": input_text(input), "converted_from": f"{Path(file.path).name} {file.hash}"})
-    return names
-
-
-def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    if path.suffix != ".safetensors" or not path.parent.is_dir():
-        raise ValueError(f"{path}: expected a name that ends in .safetensors, in a folder that exists")
-    whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    facts = {"input": input_text(input), "converted_from": f"{Path(file.path).name} {file.hash}"}
     with replacing(path) as temporary:
-        save_file(whole, temporary, metadata={**metadata, "author": "headstart"})
+        write_safetensors(temporary, tensors, facts)
+    return names
 
 
 def _account(model: nn.Module, file: WeightFile, layout: str, scope: str) -> tuple[dict[str, Tensor], LoadReport]:
@@ -145,7 +122,7 @@ def _account(model: nn.Module, file: WeightFile, layout: str, scope: str) -> tup
         names = rename_for_timm(names, own)
     tensors = {ours: to_our_rows(ours, file.tensors[name], layout) for ours, name in names.found.items()}
     names = _sort_out(names, own, tensors, expected)
-    reset, notes = _changed_predictors(own, tensors) if scope == "detector" else ((), ())
+    reset, notes = _changed_predictors(model, own, tensors) if scope == "detector" else ((), ())
     found = {ours: name for ours, name in names.found.items() if ours not in reset}
     if layout == "Detectron":
         found |= _unfold(model, found, tensors)
@@ -192,19 +169,23 @@ def _is_zero_bias(name: str, own: dict[str, Tensor], value: Tensor) -> bool:
     return name.endswith(".bias") and f"{name.removesuffix('bias')}weight" in own and not value.any()
 
 
-def _changed_predictors(own: dict[str, Tensor], tensors: dict[str, Tensor]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _changed_predictors(
+    model: nn.Module, own: dict[str, Tensor], tensors: dict[str, Tensor]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Predictors that keep their initial values, because the file has another number of classes or keypoints; notes."""
     names, notes = [], []
     # One box for all classes is no matter of classes.
     same = {name for name, value in tensors.items() if name in own and value.shape == own[name].shape}
-    for what, tensor, axis, background, predictors in _COUNTED:
-        if tensor not in own or tensor not in tensors or own[tensor].shape[axis] == tensors[tensor].shape[axis]:
+    for predictor in () if backbone_of(model) is model else model.predictors():
+        tensor, axis = predictor.tensor, predictor.axis
+        if tensor not in tensors or own[tensor].shape[axis] == tensors[tensor].shape[axis]:
             continue
-        names += [name for name in own if is_predictor(name, predictors) and name not in same]
-        theirs, ours = (values[tensor].shape[axis] - background for values in (tensors, own))
-        part = "class" if what == "classes" else "keypoint"
+        names += [name for name in own if name.startswith(predictor.prefixes) and name not in same]
+        theirs, ours = (values[tensor].shape[axis] - predictor.background for values in (tensors, own))
+        part = {"classes": "class", "keypoints": "keypoint"}[predictor.rows]
         notes.append(
-            f"the file predicts {theirs} {what} and this model {ours}: {part} predictors keep their initial values"
+            f"the file predicts {theirs} {predictor.rows} and this model {ours}: {part} predictors keep their initial "
+            "values"
         )
     return tuple(names), tuple(notes)
 

@@ -19,10 +19,8 @@ Rule = tuple[str, str | Callable[[re.Match], str]]
 
 # The second convolution of the first bottleneck, in Detectron's spelling and in Detectron2's.
 _SECOND_CONV = r"res2(?:_0_branch2b_w|\.0\.conv2\.weight)"
-# Class predictors, their bias included: what depends on the number of classes, or of keypoints.
+# Class predictors of boxes and masks, their bias included.
 PREDICTORS = ("box_head.classify.", "box_head.regress.", "mask_head.classify.")
-KEYPOINT_PREDICTORS = ("keypoint_head.deconv.",)
-PIXEL_PREDICTORS = ("semantic_head.classify.",)
 
 
 def _less(step: int, form: str) -> Callable[[re.Match], str]:
@@ -122,20 +120,15 @@ _CAFFE2: list[Rule] = [
     (r"conv_fcn(\d)/(.+)", _less(1, r"keypoint_head.convs.#.\2")),
     (r"kps_score_lowres/conv\.(\w+)", r"keypoint_head.deconv.\1"),
 ]
-_CAFFE2_ENDINGS = {
-    "w": "conv.weight",
-    "b": "conv.bias",
-    "gn_s": "norm.weight",
-    "gn_b": "norm.bias",
-    "bn_s": "norm.weight",
-    "bn_b": "norm.bias",
-    "bn_rm": "norm.running_mean",
-    "bn_riv": "norm.running_var",
-    # Detectron2's own copies of Detectron's ImageNet files, which keep BatchNorm whole
-    "bn_gamma": "norm.weight",
-    "bn_beta": "norm.bias",
-    "bn_running_mean": "norm.running_mean",
-    "bn_running_var": "norm.running_var",
+# bn_gamma and so on: Detectron2's own copies of Detectron's ImageNet files, which keep BatchNorm whole.
+_CAFFE2_NORM = {
+    "weight": ("gn_s", "bn_s", "bn_gamma"),
+    "bias": ("gn_b", "bn_b", "bn_beta"),
+    "running_mean": ("bn_rm", "bn_running_mean"),
+    "running_var": ("bn_riv", "bn_running_var"),
+}
+_CAFFE2_ENDINGS = {"w": "conv.weight", "b": "conv.bias"} | {
+    ending: f"norm.{ours}" for ours, endings in _CAFFE2_NORM.items() for ending in endings
 }
 
 # A classifier: everything but its head belongs to the backbone.
@@ -193,11 +186,6 @@ def our_names(file: WeightFile, layout: str) -> Names:
             raise ValueError(f"{file.path}: {found[ours]!r} and {name!r} are both {ours!r} in our names")
         found[ours] = name
     return Names(found, tuple(left_out), tuple(unknown))
-
-
-def is_predictor(name: str, predictors: tuple[str, ...] = PREDICTORS) -> bool:
-    """Whether a tensor of ours belongs to one of the predictors, in a later stage of a cascade too."""
-    return re.sub(r"^cascade\.\d+\.", "box_head.", name).startswith(predictors)
 
 
 def to_our_rows(name: str, tensor: Tensor, layout: str) -> Tensor:
@@ -279,6 +267,4 @@ def rename_for_timm(names: Names, own: dict[str, Tensor]) -> Names:
 
 
 def _timm_key(name: str) -> str:
-    for prefix in ("backbone.", "body.", "model."):
-        name = name.removeprefix(prefix)
-    return name.replace(".", "_")
+    return name.removeprefix("backbone.").removeprefix("body.").removeprefix("model.").replace(".", "_")

@@ -1,4 +1,4 @@
-"""What a branch with a model of its own takes over from the run that it continues, tensor by tensor."""
+"""Partial restore of a checkpoint, for a branch whose model differs from that of the run it continues."""
 
 from pathlib import Path
 from typing import Any
@@ -12,29 +12,29 @@ from headstart.weights.load import COUNTER
 from headstart.weights.mismatch import LoadReport
 
 
-def carry(
+def partial_restore(
     state: dict[str, Any], path: Path, model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[dict[str, Any], LoadReport]:
-    """A checkpoint's content as one of `model` and `optimizer`, which are fresh, and the account of what was taken.
+    """A checkpoint's state made to fit a fresh `model` and `optimizer`, and a report on each tensor.
 
-    A tensor of the same name and shape is carried over, with its momentum. Every other stays as it was built, with a
-    momentum of zero, which is how any tensor begins. Settings of the optimizer are its own. Losses that the parent had
-    gathered for its next row are left behind: they are of another model.
+    Tensors of equal name and shape are restored, with their momentum. All others keep their initial values, with a
+    momentum of zero. The optimizer keeps its own settings. Losses that the parent had gathered for its next row are
+    dropped: they belong to another model.
     """
     own, theirs = model.state_dict(), state["model"]
     fits = {name: name in theirs and theirs[name].shape == value.shape for name, value in own.items()}
     momentum = _momentum(state["optimizer"])
     kept = {name: value for name, value in momentum.items() if fits.get(name)}
-    carried = {
+    restored = {
         "model": {name: theirs[name] if fits[name] else value for name, value in own.items()},
         "optimizer": _with_momentum(optimizer.state_dict(), kept, dict(model.named_parameters())),
         "window": {},
     }
-    return state | carried, _report(state, path, own, fits)
+    return state | restored, _report(state, path, own, fits)
 
 
 def _momentum(state: dict[str, Any]) -> dict[str, Tensor]:
-    """Momentum by parameter name; nothing where the run had none."""
+    """Momentum by parameter name; empty where the run had none."""
     names = {
         index: name for group in state["param_groups"] for index, name in zip(group["params"], group["param_names"])
     }
@@ -45,7 +45,7 @@ def _momentum(state: dict[str, Any]) -> dict[str, Tensor]:
 def _with_momentum(
     state: dict[str, Any], kept: dict[str, Tensor], parameters: dict[str, nn.Parameter]
 ) -> dict[str, Any]:
-    """The state of an optimizer that goes on with `kept`; fused SGD wants a buffer for all parameters or for none."""
+    """Optimizer state with the momentum `kept`; fused SGD needs a buffer for all parameters or for none."""
     if not kept:
         return state
     entries = {
