@@ -156,6 +156,7 @@ def test_memory_is_in_the_unit_of_the_system(monkeypatch, tmp_path, platform, un
 
 def test_memory_is_unknown_where_nothing_counts_it(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "resource", None)
+    monkeypatch.setattr(sys, "platform", "win32")
     monkeypatch.setattr(memory, "_STATUS", tmp_path / "status")
     assert memory.peak(torch.device("cpu")) is None
 

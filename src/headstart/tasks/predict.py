@@ -79,9 +79,12 @@ def load_trained(path: str | Path, overrides: dict[str, Any] | None = None) -> T
     return Trained(model, recipe, tuple(classes["ids"]), tuple(classes["names"]), state["step"], skeleton)
 
 
-def evaluate(trained: Trained, data: Dataset) -> tuple[Evaluation, Predictions]:
-    """COCO metrics (and VOC's) of a trained detector on a data set with the same categories, and its predictions."""
-    _check_detector(trained)
+def evaluate(trained: Trained | TrainedSegmenter, data: Dataset) -> tuple[Evaluation, Predictions]:
+    """COCO metrics (and VOC's) of a trained detector on a data set with the same categories, and its predictions.
+
+    ValueError for a segmentation model, which `load_trained` may give too: that is for `evaluate_labels`.
+    """
+    trained = _detector(trained)
     if tuple(data.category_ids.tolist()) != trained.category_ids:
         raise ValueError(
             f"{data.path}: has categories {data.category_ids.tolist()[:10]}, "
@@ -103,11 +106,12 @@ def evaluate(trained: Trained, data: Dataset) -> tuple[Evaluation, Predictions]:
     return with_voc(result, data, predictions) if part.voc else result, predictions
 
 
-def _check_detector(trained: Trained | TrainedSegmenter) -> None:
+def _detector(trained: Trained | TrainedSegmenter) -> Trained:
     if isinstance(trained, TrainedSegmenter):
         raise ValueError(
             "this is a segmentation model, expected a detector: predict_labels and evaluate_labels take the former"
         )
+    return trained
 
 
 @dataclass(frozen=True)
@@ -147,9 +151,14 @@ def image_files(paths: Iterable[str | Path]) -> list[Path]:
 
 
 @torch.no_grad()
-def predict(trained: Trained, image: str | Path | np.ndarray, *, score_threshold: float = 0.0) -> ImagePrediction:
-    """Detections on one image (a file, or uint8 [H,W,3] RGB), best first, in its own pixels and its run's precision."""
-    _check_detector(trained)
+def predict(
+    trained: Trained | TrainedSegmenter, image: str | Path | np.ndarray, *, score_threshold: float = 0.0
+) -> ImagePrediction:
+    """Detections on one image (a file, or uint8 [H,W,3] RGB), best first, in its own pixels and its run's precision.
+
+    ValueError for a segmentation model, which `load_trained` may give too: that is for `predict_labels`.
+    """
+    trained = _detector(trained)
     pixels = image if isinstance(image, np.ndarray) else load_image(image)
     height, width = pixels.shape[:2]
     own, convention = trained.recipe.input, input_spec(trained.recipe)

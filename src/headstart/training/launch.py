@@ -39,7 +39,7 @@ def run_processes(num: int, work: Callable[..., Any], arguments: tuple[Any, ...]
             process.join()
 
 
-def _listen(processes: list[Any], pipes: list[Connection], hear: Callable[..., None]) -> Any:
+def _listen(processes: list[Any], pipes: list[Any], hear: Callable[..., None]) -> Any:
     """Hand on messages until every process has sent its result; raises the first error."""
     results: dict[int, Any] = {}
     while len(results) < len(pipes):

@@ -4,6 +4,7 @@ Read: .safetensors; .pt .pth .bin (torch, tensors only); .pkl (Detectron, Detect
 allow-list).
 """
 
+import hashlib
 import pickle
 import re
 import zipfile
