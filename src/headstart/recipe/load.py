@@ -27,9 +27,7 @@ KINDS: dict[str, tuple[type[AnyRecipe], str]] = {
 }
 
 
-class _Loader(
-    getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-):  # libyaml, where PyYAML was built with it: 8 times as fast
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # libyaml where PyYAML has it: it is faster
     """YAML 1.1 reads 1e-4 as text; this loader reads it as the number everybody means."""
 
 
