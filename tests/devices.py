@@ -7,7 +7,7 @@ from unittest import mock
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -29,7 +29,8 @@ class HostWaits(RuntimeError):
 class Watch(TorchDispatchMode):
     """Raises HostWaits for what a fake mode lets pass: copies between host and GPU, and CPU tensors as an index.
 
-    Allowed are copies from page-locked memory that are not waited for, and those of `ops.constant`, made once a shape.
+    Allowed are copies from page-locked memory that are not waited for, and what is copied once: a model by its `to`,
+    and the tensors of `ops.constant`.
     `convolved` holds the types of all convolutions' results.
     """
 
@@ -43,7 +44,8 @@ class Watch(TorchDispatchMode):
             locked = args[0].clone()
             locked.page_locked = True
             return locked
-        out = func(*args, **kwargs)
+        # torch has no form without values of this one; in place, with no result
+        out = None if func is aten._fused_sgd_.default else func(*args, **kwargs)
         if func is aten.convolution.default:
             self.convolved.add(out.dtype)
         if func in (aten._to_copy.default, aten.copy_.default):
@@ -60,7 +62,7 @@ class Watch(TorchDispatchMode):
             raise HostWaits(f"{func}: the GPU's values are read")
         unwaited = kwargs.get("non_blocking", False) or args[2:] == (True,)
         free = unwaited and getattr(source, "page_locked", False)
-        if way == ("cpu", "cuda") and source.dim() and not free and not _within(fixed_shapes.__file__):
+        if way == ("cpu", "cuda") and source.dim() and not free and not _once():
             raise HostWaits(f"{func}: the host waits for a copy to the GPU")
 
 
@@ -72,10 +74,10 @@ def _tensors(args) -> Iterator[Tensor]:
             yield from _tensors(value)
 
 
-def _within(file: str) -> bool:
-    """Whether a function of this file is being called."""
+def _once() -> bool:
+    """Whether a constant is being made, or a model moved."""
     frame = sys._getframe()
-    while frame and frame.f_code.co_filename != file:
+    while frame and frame.f_code.co_filename != fixed_shapes.__file__ and frame.f_code is not nn.Module.to.__code__:
         frame = frame.f_back
     return frame is not None
 

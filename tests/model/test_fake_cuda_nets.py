@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from test_semantic_head import segmenter
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor
 
 from devices import CUDA, Watch, fake_cuda
 from headstart.batch import InputSpec, PixelBatch
@@ -16,6 +17,7 @@ from headstart.metrics.tta import Tta
 from headstart.model.backbones.vgg import build_vgg
 from headstart.model.box_head import _ScaleGradient
 from headstart.model.classifier import Classifier
+from headstart.model.keypoint_head import peaks
 from headstart.ops import nms
 from headstart.ops.roi_align import WeightedGather
 from headstart.tasks.classification import LabelledBatch, class_loss
@@ -102,3 +104,15 @@ def test_our_own_gradients_stay_on_the_device():
             assert (table.device, table.dtype, table.shape, others) == (CUDA, dtype, (50, 8), [None, None])
             scaled, _ = _ScaleGradient.backward(SimpleNamespace(factor=0.5), gradient)
             assert (scaled.device, scaled.dtype) == (CUDA, dtype)
+
+
+def test_peaks_are_found_on_the_device(monkeypatch):
+    """They read the sides of the boxes, once; the rest stays where the maps are."""
+    with fake_cuda():
+        maps, boxes = torch.zeros(2, 3, 16, 16, device=CUDA), torch.zeros(2, 4, device=CUDA)
+        with Watch(), pytest.raises(DataDependentOutputException):
+            peaks(maps, boxes)
+        monkeypatch.setattr(FakeTensor, "tolist", lambda sides: [[5, 7]] * len(sides))
+        with Watch():
+            found = peaks(maps, boxes)
+    assert (found.device, found.shape) == (CUDA, (2, 3, 3))
