@@ -79,7 +79,7 @@ def test_a_classifier_stays_on_the_device(kind, bf16):
 def test_test_time_augmentation_stays_on_the_device(bf16, monkeypatch):
     """Its images come from the host, look by look."""
     monkeypatch.setattr(nms, "MAX_ROUNDS", 2)
-    model = small_detector(model__keypoint__enabled=True, model__cascade__enabled=True, model__box__class_agnostic=True)
+    model = small_detector(model__keypoint__enabled=True)
     pixels = [np.zeros((48, 60, 3), np.uint8), np.zeros((60, 48, 3), np.uint8)]
     tta = Tta((Resize(64, 96), Resize(96, 128)), True, 0.9)
     with fake_cuda():
