@@ -2,16 +2,20 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Optional parts to install besides the tests' own: make test extras=cluster,export
+extras ?=
+EXTRAS := test$(extras:%=,%)
+INSTALLED := $(VENV)/.installed-$(EXTRAS)
 export MPLBACKEND := Agg
 
 .PHONY: demo test lint bench bench-kill docs install clean
 
-install: $(VENV)/.installed
+install: $(INSTALLED)
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("headstart needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; try make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$(EXTRAS)]'
 	touch $@
 
 # Data on disk, a pre-trained backbone, the paired study, and its report: runs/demo/report.html
@@ -21,8 +25,9 @@ demo: install
 	$(BIN)/headstart study run demo $(if $(seeds),seeds=$(seeds))
 
 # One thread a process and one process a core: small nets spend two threads waiting for one another.
+# What pytest takes besides: make test args='tests/ops -m "not slow"'
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile $(args)
 
 lint: install
 	$(BIN)/ruff check src tests benchmarks

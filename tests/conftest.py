@@ -1,12 +1,16 @@
-"""The data that several tests share, written once."""
+"""Data that several tests share, written once."""
 
+import os
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from tiny import write_data
+
+pytest_plugins = ["no_skips"]
 
 
 @pytest.fixture(autouse=True)
@@ -29,3 +33,11 @@ def _own_cache(tmp_path_factory):
 def data_root(tmp_path_factory):
     """A folder with tiny scenes and tiny class folders; tests must not write into it."""
     return write_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="session")
+def real_data():
+    """The folder of public data sets that some readers are tried on; CONTRIBUTING.md says where they are from."""
+    if not os.environ.get("HEADSTART_REAL_DATA"):
+        pytest.skip("needs public data sets: HEADSTART_REAL_DATA=FOLDER make test (CONTRIBUTING.md)")
+    return Path(os.environ["HEADSTART_REAL_DATA"])

@@ -4,8 +4,6 @@ import copy
 import gc
 import itertools
 import json
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +13,6 @@ from pycocotools.coco import COCO
 from headstart.data.dataset import Dataset, fingerprint, nested_fraction, subset
 from headstart.data.read import coco, coco_json, json_pieces
 
-REAL = os.environ.get("HEADSTART_REAL_DATA")
 RNG = np.random.default_rng(2)
 MASK = np.asfortranarray(RNG.random((30, 40)) < 0.3, dtype=np.uint8)
 COMPRESSED = {"size": [30, 40], "counts": coco_mask.encode(MASK)["counts"].decode()}
@@ -525,10 +522,10 @@ def test_reading_leaves_a_given_document_of_others_alone(tmp_path):
     assert kept == document()["images"]
 
 
-@pytest.mark.skipif(not REAL, reason="HEADSTART_REAL_DATA is not set")
+@pytest.mark.real_data
 @pytest.mark.parametrize("name", ["instances_train2017", "instances_val2017", "person_keypoints_train2017"])
-def test_real_coco_equals_pycocotools(tmp_path, name):
-    path = Path(REAL) / "tiny_coco" / "annotations" / f"{name}.json"
+def test_real_coco_equals_pycocotools(tmp_path, real_data, name):
+    path = real_data / "tiny_coco" / "annotations" / f"{name}.json"
     d, theirs = coco.read(path), COCO(str(path))
     assert d.notes == () and d.num_images == 50 and d.num_annotations == len(theirs.anns)
     assert d.image_path(0).is_file() and d.load_image(0).shape == (d.heights[0], d.widths[0], 3)

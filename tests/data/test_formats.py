@@ -1,16 +1,11 @@
 """VOC, YOLO and class folders become the Dataset that the same content as COCO JSON would be."""
 
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
 from PIL import Image
 
 from headstart.data.dataset import fingerprint, subset
 from headstart.data.read import coco, formats
-
-REAL = os.environ.get("HEADSTART_REAL_DATA")
 
 
 def image(path, width=40, height=30, exif=None):
@@ -264,16 +259,16 @@ def test_no_known_format_says_what_is_known(tmp_path):
         formats.open_dataset(tmp_path / "none")
 
 
-@pytest.mark.skipif(not REAL, reason="HEADSTART_REAL_DATA is not set")
-def test_real_voc():
-    d = formats.open_dataset(Path(REAL) / "bccd")
+@pytest.mark.real_data
+def test_real_voc(real_data):
+    d = formats.open_dataset(real_data / "bccd")
     assert (d.num_images, d.num_annotations, d.class_names) == (364, 4886, ("Platelets", "RBC", "WBC"))
     assert len(d.notes) == 1 and d.notes[0].startswith("2 boxes without width or height left out: BloodImage_00338.xml")
-    sizes = [formats.read_voc(Path(REAL) / "bccd", split).num_images for split in ("train", "val", "test")]
+    sizes = [formats.read_voc(real_data / "bccd", split).num_images for split in ("train", "val", "test")]
     assert sizes == [205, 87, 72] and d.load_image(0).shape == (480, 640, 3)
 
 
-@pytest.mark.skipif(not REAL, reason="HEADSTART_REAL_DATA is not set")
-def test_real_class_folders():
-    d = formats.open_dataset(Path(REAL) / "cats_dogs", split="val")
+@pytest.mark.real_data
+def test_real_class_folders(real_data):
+    d = formats.open_dataset(real_data / "cats_dogs", split="val")
     assert d.class_names == ("cat", "dog") and d.num_images == d.num_annotations == 399

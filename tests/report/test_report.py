@@ -448,7 +448,7 @@ window.addEventListener("load", () => setTimeout(() => {
 """
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium (Debian: apt-get install chromium)")
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
 def test_in_a_browser_it_draws_hovers_and_switches_without_errors(done, tmp_path):
     path, text = done
     driven = tmp_path / "report.html"

@@ -190,7 +190,7 @@ def kill_one_at_work(directory, killed):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs Ray: pip install 'headstart[cluster]'")
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs Ray: make test extras=cluster")
 @pytest.mark.filterwarnings("ignore")
 def test_ray_with_a_killed_worker_ends_as_here(monkeypatch, data_root, tmp_path):
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")

@@ -81,7 +81,7 @@ def test_torch_program_finds_the_same(run, tmp_path, few_rounds):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not ONNX, reason="needs the optional extra: pip install 'headstart[export]'")
+@pytest.mark.skipif(not ONNX, reason="needs ONNX: make test extras=export")
 def test_onnx_program_finds_the_same(run, data_root, tmp_path, few_rounds):
     import onnxruntime
 
