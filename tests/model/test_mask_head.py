@@ -38,9 +38,9 @@ def plain(head, features, boxes, image, labels, valid):
 
 
 def test_logits_and_gradients_are_those_of_the_plain_layers(head):
-    ours, wanted = head.predict(*asked()).double(), plain(head, *asked())
+    ours, wanted = head.predict(*asked()), plain(head, *asked())
     assert ours.shape == (SLOTS, 2 * SIDE, 2 * SIDE)
-    torch.testing.assert_close(ours, wanted, rtol=1e-5, atol=1e-5)  # logits leave as float32
+    torch.testing.assert_close(ours, wanted, rtol=1e-12, atol=1e-12)
     weights = torch.linspace(-1, 1, ours.numel(), dtype=torch.float64).view(ours.shape)
     parameters = list(head.parameters())
     for mine, other in zip(
@@ -48,7 +48,7 @@ def test_logits_and_gradients_are_those_of_the_plain_layers(head):
         torch.autograd.grad((wanted * weights).sum(), parameters),
         strict=True,
     ):
-        torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(mine, other, rtol=1e-12, atol=1e-12)
 
 
 def test_no_region_gives_no_mask(head):
