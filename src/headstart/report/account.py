@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from headstart.recipe.recipe import schedule_of
+from headstart.report.cost import Cost, public_cost, seen
 from headstart.report.facts import write_csv
-from headstart.study.cost import Cost, seen
 from headstart.study.prepare import arm_recipe
 from headstart.study.public_weights import PUBLIC_WEIGHTS
 from headstart.study.spec import Study, check_names
@@ -57,7 +57,7 @@ def _pretraining(study: Study, arm: str) -> Cost:
     declared = study.public_weights.get(arm)
     if declared is not None:
         check_names([declared.name], PUBLIC_WEIGHTS, f"public_weights.{arm}: name")
-        return PUBLIC_WEIGHTS[declared.name].cost().times(1 / declared.uses)
+        return public_cost(declared.name).times(1 / declared.uses)
     if study.weights_of(arm) is not None:
         raise ValueError(
             f"account: arm {arm!r} starts from {study.weights_of(arm)!r}, whose cost is not declared; "

@@ -1,6 +1,6 @@
-"""What public weights have cost others, from their documented recipes, and the paper's sample figure.
+"""Samples that public weights cost others, from their documented recipes.
 
-Only entries whose recipe is published are listed; operations and seconds are not, and stay unknown.
+Only entries whose recipe is published are listed; operations and seconds are unknown.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from headstart.study.checks import check_names
-from headstart.study.cost import Cost, seen
 
 IMAGENET_1K = 1_281_167  # training images of ILSVRC 2012
 COCO_2017 = 117_266  # training images of 2017 with at least one annotation, which torchvision keeps
@@ -32,14 +31,16 @@ class PublicWeights:
     views: int = 1
     after: str | None = None
 
-    def cost(self) -> Cost:
-        """Everything seen until these weights existed; each view of an image counts as an image."""
-        own = seen(
-            self.num_images * self.epochs * self.views,
-            instances_per_image=self.instances_per_image,
-            pixels_per_image=self.pixels_per_image,
-        )
-        return own.plus(PUBLIC_WEIGHTS[self.after].cost()) if self.after else own
+    def samples(self) -> dict[str, float]:
+        """Images, instances and pixels seen until these weights existed; each view of an image counts as an image."""
+        images = self.num_images * self.epochs * self.views
+        own = {
+            "images": images,
+            "instances": images * self.instances_per_image,
+            "pixels": images * self.pixels_per_image,
+        }
+        before = PUBLIC_WEIGHTS[self.after].samples() if self.after else dict.fromkeys(own, 0.0)
+        return {name: value + before[name] for name, value in own.items()}
 
 
 def _imagenet(epochs: float, side: int, source: str, *, views: int = 1) -> PublicWeights:
@@ -82,22 +83,3 @@ def check_public(names: Mapping[str, str]) -> None:
     """ValueError for public weights, by arm, that the table does not have."""
     for arm, name in names.items():
         check_names([name], PUBLIC_WEIGHTS, f"public_weights.{arm}.name:")
-
-
-def sample_figure(
-    *,
-    pretraining: PublicWeights = PUBLIC_WEIGHTS["rethinking-imagenet"],
-    fine_tune_steps: int = 180_000,
-    scratch_steps: int = 540_000,
-    batch: int = 16,
-    instances_per_image: float = 7.0,
-    pixels_per_image: float = COCO_PIXELS,
-) -> dict[str, tuple[float, float]]:
-    """Images, instances and pixels seen: (pre-training and fine-tuning, scratch), the bars of the paper's figure 2.
-
-    The defaults are the recipe that gives its bars: 2x against 6x, 7 instances and 800 x 1333 pixels an image.
-    """
-    per_image = {"instances_per_image": instances_per_image, "pixels_per_image": pixels_per_image}
-    tuned = pretraining.cost().plus(seen(fine_tune_steps * batch, **per_image))
-    scratch = seen(scratch_steps * batch, **per_image)
-    return {name: (getattr(tuned, name), getattr(scratch, name)) for name in ("images", "instances", "pixels")}
