@@ -170,7 +170,10 @@ def test_what_the_start_costs(found):
     for arm in (BASE, OWN):
         mine = [r for r in rows if (r["arm"], r["schedule"], r["fraction"]) == (arm, "6x", "1.0")]
         alone, whole = (np.mean([float(r[f"{way}.images"]) for r in mine]) for way in ("alone", "whole"))
-        assert f"6x of {arm} takes {alone:,.0f} images" in text and f"all in {whole:,.0f} images" in text
+        assert (
+            f"{arm} at 6x: training takes {alone:,.0f} images" in text
+            and f"total with pre-training {whole:,.0f} images" in text
+        )
 
 
 def test_what_other_test_images_would_say(tmp_path, monkeypatch):

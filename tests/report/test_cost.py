@@ -1,10 +1,9 @@
 """Costs against a count made cell by cell, the paper's bars, and known public recipes."""
 
-import dataclasses
-
 import pytest
 
-from headstart.study.cost import Cost, cell_costs, counters, public_cost, sample_figure, segment_costs
+from headstart.report.cost import Cost, cell_costs, counters, public_cost, segment_costs
+from headstart.report.paper import sample_figure
 from headstart.study.plan import expand, make_schedules, schedule_names
 from headstart.study.spec import parse_study
 from headstart.weights.public import find_training, trainings
@@ -35,7 +34,7 @@ def row(step, kind="train", flops=1.0):
 
 
 def flops_key(segment):
-    return "pretrain:shapes" if segment["kind"] == "pretrain" else segment["arm"]
+    return "pretrain:shapes" if segment.kind == "pretrain" else segment.arm
 
 
 @pytest.fixture(name="parts")
@@ -43,13 +42,13 @@ def _parts():
     study = parse_study(STUDY, source="s")
     schedules = make_schedules(schedule_names(study), base=90, base_rate=0.1, warmup=0, warmup_from=1.0)
     plan = expand(study, schedules, pretrain_steps={"shapes": 40})
-    segments = [dataclasses.asdict(segment) for segment in plan.segments]
+    segments = plan.segments
     rows = {
-        s["name"]: [
-            {"kind": "start", "step": s["start"]},
-            row(s["start"] + 1, flops=FLOPS[flops_key(s)]),
-            row(s["stop"], flops=FLOPS[flops_key(s)]),
-            {"kind": "end", "step": s["stop"]},
+        s.name: [
+            {"kind": "start", "step": s.start},
+            row(s.start + 1, flops=FLOPS[flops_key(s)]),
+            row(s.stop, flops=FLOPS[flops_key(s)]),
+            {"kind": "end", "step": s.stop},
         ]
         for s in segments
     }
@@ -60,7 +59,7 @@ def test_a_segment_adds_its_own_steps_only(parts):
     _, segments, rows = parts
     costs = segment_costs(segments, rows)
     for segment in segments:
-        steps, cost = segment["stop"] - segment["start"], costs[segment["name"]]
+        steps, cost = segment.stop - segment.start, costs[segment.name]
         assert (cost.images, cost.instances, cost.pixels) == (4 * steps, 12 * steps, 400 * steps)
         assert cost.flops == 4 * steps * FLOPS[flops_key(segment)]
         assert cost.seconds == pytest.approx(0.61 * steps)
@@ -68,11 +67,11 @@ def test_a_segment_adds_its_own_steps_only(parts):
 
 def test_a_segment_that_has_just_begun_or_is_too_short_for_a_row_adds_nothing(parts):
     _, segments, rows = parts
-    early = next(s for s in segments if s["kind"] == "trunk" and s["parent"])
-    after = next(s for s in segments if s["parent"] == early["name"])
-    costs = segment_costs(segments, rows | {early["name"]: rows[early["name"]][:1]})
-    assert costs[early["name"]].images == costs[early["name"]].flops == costs[early["name"]].seconds == 0
-    assert costs[after["name"]].images == 4 * (after["stop"] - early["start"]), "what follows is not lost"
+    early = next(s for s in segments if s.kind == "trunk" and s.parent)
+    after = next(s for s in segments if s.parent == early.name)
+    costs = segment_costs(segments, rows | {early.name: rows[early.name][:1]})
+    assert costs[early.name].images == costs[early.name].flops == costs[early.name].seconds == 0
+    assert costs[after.name].images == 4 * (after.stop - early.start), "what follows is not lost"
 
 
 def test_alone_is_the_cell_and_as_spent_adds_up_to_the_bill(parts):

@@ -9,8 +9,7 @@ import pytest
 
 from headstart.report import build as report
 from headstart.report import live
-from headstart.report.live import watch
-from headstart.report.progress import study_progress
+from headstart.report.live import study_progress, watch
 from headstart.study.folder import read_study_folder
 from headstart.study.forecast import time_to_finish
 from study_folder import build_study

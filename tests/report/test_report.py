@@ -17,14 +17,14 @@ import yaml
 
 from headstart.metrics.records import Records, ap_from_records
 from headstart.report import build as report
-from headstart.report import image_noise
+from headstart.report import findings
 from headstart.report.build import build_report, is_current
+from headstart.report.facts import ERROR_TYPES, Facts
 from headstart.report.figures import write_figures
-from headstart.report.mistakes import TYPES, mistake_tables
+from headstart.report.findings import find
 from headstart.report.page import MOST_BYTES, script_json
-from headstart.report.paper import TABLE_1
-from headstart.report.pictures import MIN_SCORE, make_samples
-from headstart.report.series import evaluation_stretches, loss_stretches
+from headstart.report.paper import table_1
+from headstart.report.pictures import MIN_SCORE, make_gallery
 from headstart.study.folder import metric_of, read_study_folder
 from headstart.verdict.verdict import judge
 from headstart.verdict.words import sentence
@@ -229,17 +229,12 @@ def test_figures_are_there_and_repeatable(done, tmp_path):
     before = {name: (path / "figures" / f"{name}.svg").read_bytes() for name in names}
     for content in before.values():
         assert ElementTree.fromstring(content).tag.endswith("svg")
-    folder = read_study_folder(path)
-    again = write_figures(
-        folder,
-        evaluation_stretches(folder),
-        [],
-        tmp_path,
-        losses=loss_stretches(folder),
-        mistakes=mistake_tables(folder),
-    )
-    assert {file.name for file in again} == names - {"cost"}
-    assert all((tmp_path / f"{file.name}.svg").read_bytes() == before[file.name] for file in again)
+    facts = Facts(read_study_folder(path))
+    sections = [make(facts, find(facts)) for make in report.SECTIONS]
+    again = {name: draw for section in sections for name, draw in section.figures.items()}
+    write_figures(again, tmp_path)
+    assert again.keys() == names
+    assert all((tmp_path / f"{name}.svg").read_bytes() == before[name] for name in names)
 
 
 @pytest.mark.parametrize("num_begun", [0, 1, 6])
@@ -278,7 +273,7 @@ def test_undeclared_differences_void_the_verdict(tmp_path, small):
     path = small(tmp_path, differences=sheet)
     text = build_report(path).read_text()
     assert json.loads((path / "report.json").read_text())["state"] == "undeclared"
-    assert "The arms differ in what they did not declare: train.rate." in text
+    assert "The arms differ in undeclared fields: train.rate." in text
 
 
 @pytest.mark.parametrize(
@@ -312,7 +307,7 @@ def test_the_papers_numbers_stand_beside_a_study_that_says_so(tmp_path, small):
     assert cells[1.0, "box.AP", "paper gap", "random", "6x"] == "+0.2"
     assert cells[1.0, "box.AP", "paper", "pre-trained (R50)", "1x"] == "–"
     gaps = {
-        b: [round(100 * (t["random"][s] - t["pre-trained"][s]), 1) for s in t["random"]] for b, t in TABLE_1.items()
+        b: [round(100 * (t["random"][s] - t["pre-trained"][s]), 1) for s in t["random"]] for b, t in table_1().items()
     }
     assert gaps == {"R50": [-3.5, -1.3, -0.3, -0.2, 0.2], "R101": [-3.6, -1.3, -0.5, 0.3, 0.5]}
 
@@ -329,7 +324,7 @@ def test_broken_files_are_named(tmp_path):
 def test_samples_are_the_images_that_differ_most(done):
     path, _ = done
     folder = read_study_folder(path)
-    samples = make_samples(folder)
+    samples = make_gallery(folder)
     tails = {c.arm: folder.tail(c) for c in folder.plan.cells if (c.schedule, c.fraction) == ("6x", 1.0)}
     f1 = [f1_by_hand(Records.load(tails[arm].directory / "records-box-1800.npz")) for arm in ("pretrained", "scratch")]
     lead = f1[1] - f1[0]
@@ -373,8 +368,8 @@ def test_the_noise_of_test_images_comes_from_the_records(done, tmp_path, monkeyp
             records[-1]
         )["AP"]
         (tail.directory / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    monkeypatch.setattr(image_noise, "NUM_RESAMPLES", 5)
-    differences, num_images = image_noise.resampled_differences(read_study_folder(copy), "6x", 1.0)
+    monkeypatch.setattr(findings, "NUM_RESAMPLES", 5)
+    differences, num_images = findings.resampled_differences(read_study_folder(copy), "6x", 1.0)
     generator, expected = np.random.default_rng(0), []
     for _ in range(5):
         weights = np.bincount(generator.integers(0, 12, 12), minlength=12)
@@ -384,7 +379,7 @@ def test_the_noise_of_test_images_comes_from_the_records(done, tmp_path, monkeyp
 
 
 def test_no_torch_is_imported():
-    code = "import sys, headstart.report.build; sys.exit('torch' in sys.modules)"
+    code = "import sys, headstart.report.build, headstart.report.live; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": ":".join(sys.path)}).returncode == 0
 
 
@@ -448,7 +443,7 @@ window.addEventListener("load", () => setTimeout(() => {
 """
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium (Debian: apt-get install chromium)")
 def test_in_a_browser_it_draws_hovers_and_switches_without_errors(done, tmp_path):
     path, text = done
     driven = tmp_path / "report.html"
@@ -471,7 +466,7 @@ def test_in_a_browser_it_draws_hovers_and_switches_without_errors(done, tmp_path
     arms = {a: run_of(path, a, "6x").fact("errors-1800.json") for a in ("pretrained", "scratch")}
     for value, kind, factor in (("lost", "box", 100), ("counts", "mask", 1)):
         field = {"lost": "gains", "counts": "counts"}[value]
-        told = [[factor * (arms[a][kind][field][name] or 0) for name in TYPES] for a in arms]
+        told = [[factor * (arms[a][kind][field][name] or 0) for name in ERROR_TYPES] for a in arms]
         assert [[v or 0 for v in trace] for trace in seen[value]] == [pytest.approx(t, abs=1e-3) for t in told]
     assert seen["mistake"].startswith("pretrained, classification: found, but called another classAP50 lost")
     assert seen["mains"] >= 6 and seen["traces"] == 16  # two charts; four trunk parts and four tails an arm

@@ -10,9 +10,10 @@ import pytest
 
 from headstart.report import build as report
 from headstart.report.build import build_report
+from headstart.report.cost import public_cost
 from headstart.report.differences import undeclared
-from headstart.report.mistakes import TYPES, mistake_tables
-from headstart.study.cost import public_cost
+from headstart.report.facts import ERROR_TYPES, Facts
+from headstart.report.tables import error_tables
 from headstart.study.folder import StudyFolder, read_study_folder
 from headstart.verdict.numbers import large
 from headstart.weights.public import find_training, trainings
@@ -48,7 +49,7 @@ def test_error_types_come_from_the_files_of_the_runs(tmp_path):
     path = build(tmp_path, pictures=True, seeds=2)
     summary, text = summary_of(path)
     folder, rows = read_study_folder(path), table(path, "errors")
-    assert len(rows) == len(summary["errors"]) == len(folder.plan.cells) * 2 * len(TYPES)
+    assert len(rows) == len(summary["errors"]) == len(folder.plan.cells) * 2 * len(ERROR_TYPES)
     for row in rows:
         cell = next(
             c
@@ -58,25 +59,25 @@ def test_error_types_come_from_the_files_of_the_runs(tmp_path):
         told = folder.tail(cell).fact(f"errors-{cell.total}.json")[row["kind"]]
         assert int(row["count"]) == told["counts"][row["type"]]
         assert float(row["AP50_gain"] or "nan") == pytest.approx(told["gains"][row["type"]], nan_ok=True)
-    for line in mistake_tables(folder)["box"]:
+    for line in error_tables(Facts(folder))["box"]:
         for arm in folder.arms:
             own = [
                 float(r["AP50_gain"]) for r in rows
                 if (r["arm"], r["schedule"], r["kind"], r["type"]) == (arm, "2x", "box", line.name)
             ]  # fmt: skip
             assert line.gains[arm].mean == pytest.approx(np.mean(own)) and len(own) == 2
-    assert 'id="mistake-chart"' in text and "What kinds of mistakes" in text
+    assert 'id="mistake-chart"' in text and "Error types" in text
 
 
 def test_where_an_arm_overfits_is_said_by_training_images_where_they_are_judged(tmp_path):
     plain = summary_of(build(tmp_path / "loss", seeds=3))[0]
     path = build(tmp_path / "judged", seeds=3, judge_training=True)
     summary, text = summary_of(path)
-    assert "on training against validation images" not in answer(plain, "Does longer training hurt?")
+    assert "generalisation gap" not in answer(plain, "Does longer training hurt?")
     said = answer(summary, "Does longer training hurt?")
     rows = [row for row in table(path, "cells") if (row["arm"], row["schedule"]) == ("scratch", "2x")]
     gaps = [100 * (float(row["train:box.AP"]) - float(row["box.AP"])) for row in rows]
-    assert f"scratch at 2x: {np.mean(gaps):+.1f} points on training against validation images" in said
+    assert f"scratch at 2x: generalisation gap {np.mean(gaps):+.1f} points, training minus validation" in said
     assert '<option value="train:box.AP">box AP (training images)</option>' in text
     curves = table(path, "curves")
     assert all(float(row["train:mask.AP"]) > float(row["mask.AP"]) for row in curves) and len(curves) > 10
@@ -92,7 +93,7 @@ def test_declared_uses_share_the_price_of_weights(tmp_path):
         assert float(a["whole.images"]) == float(a["alone.images"]) + before
         assert float(b["whole.images"]) == float(b["alone.images"]) + before / 10
     said = answer(json.loads((many / "report.json").read_text()), "What does the start cost?")
-    assert "declared for 10 uses, so one has 720 images" in said
+    assert "amortised over 10 uses: 720 images" in said
 
 
 def test_public_weights_are_priced_by_their_documented_recipe(tmp_path):
@@ -129,7 +130,7 @@ def test_what_runs_held_is_compared_and_an_undeclared_difference_voids_the_verdi
     (run.directory / "audit.json").write_text(json.dumps(audit))
     assert undeclared(read_study_folder(path)) == ("parameters",)
     summary, _ = summary_of(path)
-    assert summary["state"] == "undeclared" and "did not declare: parameters" in summary["text"]
+    assert summary["state"] == "undeclared" and "undeclared fields: parameters" in summary["text"]
     row = next(row for row in summary["differences"] if row["field"] == "parameters")
     assert row["values"] == {"pretrained": "69,120", "scratch": "69,121"} and row["declared"] is False
 

@@ -10,7 +10,7 @@ import torch
 
 from headstart.recipe.schedule import Schedule
 from headstart.report.build import build_report
-from headstart.report.spending import cell_bills, segment_bills
+from headstart.report.cost import study_costs
 from headstart.study.folder import read_study_folder
 from headstart.study.forecast import Load, cell_rows
 from headstart.study.plan import expand, make_schedules, schedule_names
@@ -315,7 +315,7 @@ def test_a_branch_cannot_change_how_images_are_normalised(study, data_root):
 def test_the_bill_of_a_branch_is_its_parents_trunk_and_its_own_steps(study):
     """Images of 2 a step: each cell 12 steps alone; the study's bill is what was really run, 8 + 1 + 3 + 4 steps."""
     folder = read_study_folder(study)
-    bills = {bill.arm: bill for bills in cell_bills(folder, segment_bills(folder)).values() for bill in bills}
+    bills = {cost.arm: cost for cost in study_costs(folder)[0].values()}
     assert {arm: bill.alone.images for arm, bill in bills.items()} == {"scratch": 24, "late": 24}
     assert sum(bill.whole_as_spent.images for bill in bills.values()) == 2 * (8 + 1 + 3 + 4)
     assert bills["late"].as_spent.images == 8 + 8

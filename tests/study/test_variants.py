@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from headstart.recipe.recipe import flatten
+from headstart.report.facts import Facts
 from headstart.report.tables import schedule_tables
 from headstart.study.folder import read_study_folder
 from headstart.study.forecast import Load, segment_rows
@@ -39,7 +40,7 @@ def test_ends_are_judged_in_other_ways_too(data_root, tmp_path):
     before = (run.directory / "variants.jsonl").stat().st_mtime_ns
     run_study(prepared, tmp_path)
     assert (run.directory / "variants.jsonl").stat().st_mtime_ns == before
-    blocks = {block.name for block in schedule_tables(folder)[0].blocks}
+    blocks = {block.name for block in schedule_tables(Facts(folder))[0].blocks}
     assert {"box.AP", "small:box.AP", "tta:mask.AP"} <= blocks
 
 

@@ -10,8 +10,8 @@ from scipy import stats
 from headstart.study.simulate import Setting, crossover_coverage, draw, is_wrong, simulate, wrong_for_other_images
 from headstart.verdict.curves import Curve, compare_at, crossover, images_worth, overfit_onset
 from headstart.verdict.paired import p_above, t_half_width, t_power
-from headstart.verdict.verdict import Rule, decide, fewest_seeds, judge, judge_cells, seeds_needed
-from headstart.verdict.words import sentence
+from headstart.verdict.verdict import Rule, decide, fewest_seeds, judge, seeds_needed
+from headstart.verdict.words import caveats, outcome, sentence
 
 RULE = Rule(metric="box.AP", baseline="pretrained", candidate="scratch", margin=0.01)
 KINDS = ("equivalence", "non_inferiority", "superiority")
@@ -84,17 +84,17 @@ def test_verdicts_carry_their_numbers():
     verdict = judge(RULE, np.full(5, 0.40), 0.40 + around(-0.035, 0.004), where="at 2x")
     t = stats.ttest_1samp(verdict.differences, 0)
     assert verdict.outcome == "worse" and not verdict.indicative and verdict.num_seeds == 5
-    assert verdict.interval == pytest.approx(tuple(t.confidence_interval(0.95)))
+    interval = verdict.mean - verdict.half_width, verdict.mean + verdict.half_width
+    assert interval == pytest.approx(tuple(t.confidence_interval(0.95)))
     assert verdict.p_difference == pytest.approx(t.pvalue)
     assert (verdict.mean, verdict.sd) == pytest.approx((-0.035, 0.004))
     assert sentence(verdict) == (
-        "scratch is worse than pretrained in box.AP at 2x: difference -3.5 points, "
-        "95 % interval -4.0 to -3.0 over 5 seeds."
+        "Box AP at 2x: scratch is worse than pretrained, difference -3.5 points (95 % interval -4.0 to -3.0, 5 seeds)."
     )
     level = judge(RULE, np.full(5, 0.4), 0.4 + around(0.002, 0.003))
     assert sentence(level) == (
-        "scratch and pretrained are equivalent in box.AP, within 1.0 points: difference +0.2 points, "
-        "90 % interval -0.1 to +0.5 over 5 seeds."
+        "Box AP: scratch and pretrained are equivalent within 1.0 points, difference +0.2 points "
+        "(90 % interval -0.1 to +0.5, 5 seeds)."
     )
     flipped = judge(rule_of(test="sign_flip"), np.full(6, 0.4), 0.4 + around(0.03, 0.003, 6))
     assert flipped.outcome == "better" and "sign-flip p = 0.0312" in sentence(flipped)
@@ -105,9 +105,11 @@ def test_one_seed_is_indicative_and_says_so():
     assert (verdict.outcome, verdict.leaning, verdict.indicative) == ("not decidable", "worse", True)
     assert np.isnan(verdict.sd) and verdict.seeds_to_decide is None
     assert sentence(verdict) == (
-        "Indicative, not decided (1 of the 3 seeds that the rule asks for): scratch is 5.0 points behind pretrained "
-        "in box.AP. How much another seed would differ is not known from one."
+        "Box AP: scratch is 5.0 points behind pretrained; indicative, not decided (1 of the 3 seeds that the rule "
+        "requires). One seed gives no estimate of the variation between seeds."
     )
+    assert caveats(verdict) == "One seed gives no estimate of the variation between seeds."
+    assert sentence(verdict) == f"{outcome(verdict)} {caveats(verdict)}"
     assert judge(RULE, [0.4, 0.4], [0.4, 0.41]).indicative
     assert judge(RULE, [0.4], [0.401]).leaning == "equivalent"
 
@@ -123,8 +125,9 @@ def test_missing_scores_are_counted_not_hidden():
 def test_a_vector_of_cells_is_judged_cell_by_cell():
     rng = np.random.default_rng(4)
     baseline, candidate = rng.normal(0.4, 0.01, (2, 5, 3))
-    verdicts = judge_cells(RULE, baseline, candidate, ["1x", "2x", "6x"])
-    assert [v.where for v in verdicts] == ["1x", "2x", "6x"]
+    names = ("1x", "2x", "6x")
+    verdicts = [judge(RULE, baseline[:, i], candidate[:, i], where=name) for i, name in enumerate(names)]
+    assert [v.where for v in verdicts] == list(names)
     assert list(decide(RULE, candidate - baseline)) == [v.outcome for v in verdicts]
 
 
@@ -220,7 +223,7 @@ def test_crossover_is_where_the_mean_difference_rises_through_zero_for_good():
         steps_curve("pretrained", R50_TUNED, 0.002, seed=2), steps_curve("scratch", R50_SCRATCH, 0.002, seed=3)
     )
     assert noisy.low <= noisy.x and (noisy.high is None or noisy.x <= noisy.high) and noisy.low < noisy.x
-    assert len(noisy.per_seed) == 5
+    assert noisy.num_seeds == 5
 
 
 def test_crossover_interval_is_the_set_of_steps_where_the_difference_cannot_be_told_from_zero():

@@ -1,7 +1,6 @@
-"""The answers to the questions that people ask of a study, in words and numbers.
+"""Answers to a reader's questions: curves.py applied to the cells of a study.
 
-The statistics are those of curves.py; here they meet the cells of a folder. Points of curves are the ends of schedules,
-never evaluations inside a run, which would mix in where its rate happened to drop. S seeds.
+Points of curves are the ends of schedules: points inside a run depend on where its learning rate dropped. S seeds.
 """
 
 from __future__ import annotations
@@ -10,15 +9,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from headstart.report.facts import last_loss
-from headstart.report.spending import Bills, StartCost, mean_cost, outside_weights
-from headstart.study.cost import CellCost, Cost
-from headstart.study.folder import NAN, TRAIN, StudyFolder
+from headstart.report.cost import Cost, outside_weights
+from headstart.report.facts import Facts
+from headstart.study.folder import TRAIN
+from headstart.verdict import words
 from headstart.verdict.curves import Crossover, Curve, compare_at, crossover, images_worth, overfit_onset
-from headstart.verdict.numbers import counted, fraction_name, large, points, span
+from headstart.verdict.numbers import fraction_name
 from headstart.verdict.paired import t_half_width
 from headstart.verdict.verdict import Verdict
-from headstart.verdict.words import sentence
 
 DEFAULT_LEVEL = 0.95
 EFFORTS = ("images", "pixels", "seconds")
@@ -44,7 +42,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class EqualEffort:
-    """Both arms with the same effort spent, interpolated between the ends of schedules; scores are means over seeds."""
+    """Both arms at the same effort, interpolated between the ends of schedules; scores are means over seeds."""
 
     effort: str
     at: float
@@ -53,191 +51,150 @@ class EqualEffort:
     verdict: Verdict
 
 
-def _ends(folder: StudyFolder, arm: str, fraction: float, *, x: dict[str, float] | None = None) -> Curve:
-    """Scores at the ends of schedules as a curve over total steps, or over `x` by schedule."""
-    schedules = folder.common_schedules(fraction)
-    x = x or {name: float(folder.total(arm, name, fraction)) for name in schedules}
-    scores = [folder.scores(folder.metric, arm, name, fraction) for name in schedules]
-    return Curve(arm, [x[name] for name in schedules], np.stack(scores, 1)[_complete(folder, fraction)])
-
-
-def _complete(folder: StudyFolder, fraction: float) -> np.ndarray:
-    """Seeds, bool [S], that have a score for every common schedule in both arms."""
-    pairs = [(arm, name) for arm in (folder.baseline, folder.candidate) for name in folder.common_schedules(fraction)]
-    return np.isfinite([folder.scores(folder.metric, arm, name, fraction) for arm, name in pairs]).all(0)
-
-
-def _level(folder: StudyFolder) -> float:
-    return folder.rule.level if folder.rule else DEFAULT_LEVEL
-
-
-def find_crossover(folder: StudyFolder) -> Crossover | None:
-    """Where the candidate catches up, over the ends of schedules of the largest fraction; None with fewer than two."""
+def find_crossover(facts: Facts) -> Crossover | None:
+    """Crossover over the ends of schedules of the largest fraction; None with fewer than two."""
+    folder = facts.folder
     largest = folder.fractions[0] if folder.fractions else 1.0
-    if len(folder.common_schedules(largest)) < 2 or not _complete(folder, largest).any():
+    if len(folder.common_schedules(largest)) < 2 or not _complete(facts, largest).any():
         return None
-    return crossover(
-        _ends(folder, folder.baseline, largest), _ends(folder, folder.candidate, largest), level=_level(folder)
-    )
+    curves = (_ends(facts, arm, largest) for arm in (folder.baseline, folder.candidate))
+    return crossover(*curves, level=_level(facts))
 
 
-def find_answers(
-    folder: StudyFolder,
-    bills: Bills,
-    starts: dict[str, StartCost],
-    comparisons: tuple[Comparison, ...],
-    crossing: Crossover | None,
-) -> list[Answer]:
-    """All questions that the finished cells can answer; none with a single arm."""
+def find_answers(facts: Facts, comparisons: tuple[Comparison, ...], crossing: Crossover | None) -> list[Answer]:
+    """Answers to all questions that the finished cells can answer; none with a single arm."""
+    folder, answers = facts.folder, []
     if not folder.baseline or not folder.fractions:
         return []
-    level, largest, answers = _level(folder), folder.fractions[0], []
-    at_most = [entry for entry in comparisons if entry.fraction == largest]
-    if len(at_most) > 1:
-        answers.append(Answer("Who is ahead early?", (_brief(at_most[0].verdict),)))
+    at_largest = [entry for entry in comparisons if entry.fraction == folder.fractions[0]]
+    if len(at_largest) > 1:
+        answers.append(Answer("Who is ahead early?", (words.outcome(at_largest[0].verdict),)))
     if crossing:
-        answers.append(Answer(f"When does {folder.candidate} catch up?", (sentence(crossing),)))
+        answers.append(Answer(f"When does {folder.candidate} catch up?", (words.sentence(crossing),)))
     for fraction in folder.fractions[1:]:
-        last = [entry for entry in comparisons if entry.fraction == fraction][-1:]
-        answers += [Answer(f"And with {100 * fraction:g} % of the data?", (_brief(entry.verdict),)) for entry in last]
-    answers += _worth(folder, level)
-    answers += _overfitting(folder, level)
-    answers += _price(folder, bills, starts)
-    return answers
+        for entry in [entry for entry in comparisons if entry.fraction == fraction][-1:]:
+            question = f"And with {100 * fraction:g} % of the data?"
+            answers.append(Answer(question, (words.outcome(entry.verdict),)))
+    return [*answers, *_worth(facts), *_overfitting(facts), *_price(facts)]
 
 
-def _brief(verdict: Verdict) -> str:
-    """The outcome alone: what it would take to decide, and other images, are said once, in the headline."""
-    first, stop, _ = sentence(verdict).partition(". ")
-    return first + stop.strip()
-
-
-def _worth(folder: StudyFolder, level: float) -> list[Answer]:
-    """What the start is worth in labelled images: the longest common schedule of every fraction, smallest first."""
-    fractions = [f for f in reversed(folder.fractions) if f in folder.num_images and folder.common_schedules(f)]
-    if len(fractions) < 2:
-        return []
-    used = np.all([_complete(folder, fraction) for fraction in fractions], 0)
-    if not used.any():
-        return []
-    curves = [
-        Curve(
-            arm,
-            [folder.num_images[f] for f in fractions],
-            np.stack(
-                [folder.scores(folder.metric, arm, folder.common_schedules(f)[-1], f)[used] for f in fractions], 1
-            ),
-        )
-        for arm in (folder.baseline, folder.candidate)
-    ]
-    found = [images_worth(*curves, images=folder.num_images[fraction], level=level) for fraction in fractions[:-1]]
-    return [Answer("How many labelled images is the start worth?", tuple(sentence(each) for each in found))]
-
-
-def _overfitting(folder: StudyFolder, level: float) -> list[Answer]:
-    """Whether longer schedules lose on validation while training still improves, arm by arm, and how far both part.
-
-    Training is judged by the same metric on training images where the recipe has them judged, else by its loss.
-    """
-    sentences, on_training = [], f"{TRAIN}:{folder.metric.rpartition(':')[2]}"
-    for fraction in folder.fractions:
-        names = folder.common_schedules(fraction)
-        used = _complete(folder, fraction)
-        if len(names) < 2 or not used.any():
-            continue
-        where = (
-            "" if len(folder.fractions) == 1 else f"With {fraction_name(fraction, folder.num_images.get(fraction))}, "
-        )
-        for arm in (folder.baseline, folder.candidate):
-            validation = _ends(folder, arm, fraction)
-            seen = np.stack([folder.scores(on_training, arm, name, fraction) for name in names], 1)[used]
-            losses = np.stack([_final_losses(folder, arm, name, fraction) for name in names], 1)[used]
-            judged = bool(np.isfinite(seen).all())
-            if judged or np.isfinite(losses).all():
-                train = Curve(arm, validation.x, seen if judged else -losses)
-                found = overfit_onset(train, validation, level=level, judged=judged)
-                sentences.append(where + sentence(found))
-            if judged:
-                sentences.append(where + _parting(arm, names[-1], seen[:, -1] - validation.scores[:, -1], level))
-    return [Answer("Does longer training hurt?", tuple(sentences))] if sentences else []
-
-
-def _parting(arm: str, schedule: str, gaps: np.ndarray, level: float) -> str:
-    """How much better an arm is on training images than on validation images at the end of a schedule."""
-    half = float(t_half_width(gaps, level))
-    spread = "1 seed, indicative only"
-    if len(gaps) > 1:
-        low, high = (points(float(gaps.mean()) + sign * half) for sign in (-1, 1))
-        spread = f"{100 * level:g} % interval {low} to {high}, {counted(len(gaps), 'seed')}"
-    return f"{arm} at {schedule}: {points(float(gaps.mean()))} points on training against validation images ({spread})."
-
-
-def _final_losses(folder: StudyFolder, arm: str, schedule: str, fraction: float) -> np.ndarray:
-    """The last logged training loss of a schedule, float [S]."""
-    cells = folder.cells_at(arm, schedule, fraction)
-    losses = [last_loss(folder.tail(cells[seed])) if seed in cells else None for seed in folder.seeds]
-    return np.array([NAN if loss is None else loss for loss in losses], float)
-
-
-def _price(folder: StudyFolder, bills: Bills, starts: dict[str, StartCost]) -> list[Answer]:
-    """What the pre-training cost, and the longest common schedule of either arm with it."""
-    lines = []
-    for arm in (folder.baseline, folder.candidate):
-        start = starts.get(arm)
-        if start and start.whole.images > 0:
-            lines.append(_start_sentence(arm, start))
-    for arm in (folder.baseline, folder.candidate) if lines and folder.headline_cell else ():
-        schedule, fraction = folder.own_schedule(arm, *folder.headline_cell), folder.headline_cell[1]
-        cells = bills.get((arm, schedule, fraction))
-        if cells:
-            alone, whole = (mean_cost([getattr(bill, way) for bill in cells]) for way in ("alone", "whole"))
-            lines.append(f"{schedule} of {arm} takes {_effort(alone)}; all in {_effort(whole)}.")
-    outside = [arm for arm in outside_weights(folder) if arm in (folder.baseline, folder.candidate)]
-    lines += [f"{arm} starts from weights made elsewhere, whose cost is not counted here." for arm in outside]
-    return [Answer("What does the start cost?", tuple(lines), from_clock=True)] if lines else []
-
-
-def _start_sentence(arm: str, start: StartCost) -> str:
-    what = f"The start of {arm}" if start.public is None else f"The start of {arm} (public weights {start.public})"
-    took = f"{what} took {_effort(start.whole)} of pre-training"
-    if start.uses == 1:
-        return f"{took}, counted to one use."
-    return f"{took}; declared for {start.uses:,g} uses, so one has {_effort(start.share)} of it."
-
-
-def _effort(cost: Cost) -> str:
-    """Images, pixels and seconds, as far as they are known."""
-    seconds = "" if np.isnan(cost.seconds) else f" and {span(cost.seconds)}"
-    return f"{large(cost.images)} images, {large(cost.pixels)} pixels{seconds}"
-
-
-def _bills(folder: StudyFolder, bills: Bills, arm: str, schedule: str) -> list[CellCost]:
-    """What a schedule of an arm cost on the most data, a bill a seed."""
-    fraction = folder.fractions[0]
-    return bills[arm, folder.own_schedule(arm, schedule, fraction), fraction]
-
-
-def equal_efforts(folder: StudyFolder, bills: Bills) -> list[EqualEffort]:
-    """Both arms at equal steps, and at equal whole cost, pre-training included, for the largest fraction."""
-    if folder.rule is None or folder.headline_cell is None:
+def equal_efforts(facts: Facts) -> list[EqualEffort]:
+    """Both arms at equal steps, and at equal total cost, pre-training included, for the largest fraction."""
+    folder = facts.folder
+    if folder.rule is None or folder.headline_cell is None or not _complete(facts, folder.fractions[0]).any():
         return []
     fraction, arms = folder.fractions[0], (folder.baseline, folder.candidate)
     names = folder.common_schedules(fraction)
-    if not _complete(folder, fraction).any():
-        return []
-    curves = {"steps": [_ends(folder, arm, fraction) for arm in arms]}
+    curves = {"steps": [_ends(facts, arm, fraction) for arm in arms]}
     for effort in EFFORTS:
         spent = [
-            {name: getattr(mean_cost([b.whole for b in _bills(folder, bills, arm, name)]), effort) for name in names}
+            {
+                name: getattr(
+                    facts.mean_costs[arm, folder.own_schedule(arm, name, fraction), fraction]["whole"], effort
+                )
+                for name in names
+            }
             for arm in arms
         ]
         if all(np.all(np.diff(list(x.values())) > 0) and np.isfinite(list(x.values())).all() for x in spent):
-            curves[f"{effort}, pre-training included"] = [
-                _ends(folder, arm, fraction, x=x) for arm, x in zip(arms, spent)
-            ]
+            ends = [_ends(facts, arm, fraction, x=x) for arm, x in zip(arms, spent)]
+            curves[f"{effort}, pre-training included"] = ends
     made = []
     for effort, (baseline, candidate) in curves.items():
         at = min(baseline.x[-1], candidate.x[-1])
         verdict = compare_at(folder.rule, baseline, candidate, axis=effort)
         made.append(EqualEffort(effort, at, float(baseline.at(at).mean()), float(candidate.at(at).mean()), verdict))
     return made
+
+
+def _level(facts: Facts) -> float:
+    return facts.folder.rule.level if facts.folder.rule else DEFAULT_LEVEL
+
+
+def _ends(facts: Facts, arm: str, fraction: float, *, x: dict[str, float] | None = None) -> Curve:
+    """Scores at the ends of schedules as a curve over total steps, or over `x` by schedule."""
+    schedules = facts.folder.common_schedules(fraction)
+    x = x or {name: float(facts.folder.total(arm, name, fraction)) for name in schedules}
+    return Curve(arm, [x[name] for name in schedules], _columns(facts, facts.folder.metric, arm, fraction))
+
+
+def _columns(facts: Facts, metric: str, arm: str, fraction: float) -> np.ndarray:
+    """A metric at the ends of all common schedules, float [complete seeds, schedules]."""
+    names = facts.folder.common_schedules(fraction)
+    every = np.stack([facts.scores(metric, arm, name, fraction) for name in names], 1)
+    return every[_complete(facts, fraction)]
+
+
+def _complete(facts: Facts, fraction: float) -> np.ndarray:
+    """Seeds, bool [S], that have a score for every common schedule in both arms."""
+    folder = facts.folder
+    pairs = [(arm, name) for arm in (folder.baseline, folder.candidate) for name in folder.common_schedules(fraction)]
+    return np.isfinite([facts.scores(folder.metric, arm, name, fraction) for arm, name in pairs]).all(0)
+
+
+def _worth(facts: Facts) -> list[Answer]:
+    """Worth of the start in labelled images: the longest common schedule of every fraction, smallest first."""
+    folder = facts.folder
+    fractions = [f for f in reversed(folder.fractions) if f in folder.num_images and folder.common_schedules(f)]
+    if len(fractions) < 2:
+        return []
+    used = np.all([_complete(facts, fraction) for fraction in fractions], 0)
+    if not used.any():
+        return []
+    images, curves = [folder.num_images[f] for f in fractions], []
+    for arm in (folder.baseline, folder.candidate):
+        scores = [facts.scores(folder.metric, arm, folder.common_schedules(f)[-1], f)[used] for f in fractions]
+        curves.append(Curve(arm, images, np.stack(scores, 1)))
+    found = [images_worth(*curves, images=count, level=_level(facts)) for count in images[:-1]]
+    return [Answer("How many labelled images is the start worth?", tuple(words.sentence(each) for each in found))]
+
+
+def _overfitting(facts: Facts) -> list[Answer]:
+    """Whether longer schedules lose on validation while training still improves, and the generalisation gap, by arm.
+
+    Training is the same metric on training images where the recipe evaluates them, else the training loss.
+    """
+    folder, level, lines = facts.folder, _level(facts), []
+    on_training = f"{TRAIN}:{folder.metric.rpartition(':')[2]}"
+    for fraction in folder.fractions:
+        names = folder.common_schedules(fraction)
+        if len(names) < 2 or not _complete(facts, fraction).any():
+            continue
+        where = ""
+        if len(folder.fractions) > 1:
+            where = f"With {fraction_name(fraction, folder.num_images.get(fraction))}, "
+        for arm in (folder.baseline, folder.candidate):
+            validation = _ends(facts, arm, fraction)
+            seen, losses = (_columns(facts, column, arm, fraction) for column in (on_training, "train.loss"))
+            judged = bool(np.isfinite(seen).all())
+            if judged or np.isfinite(losses).all():
+                train = Curve(arm, validation.x, seen if judged else -losses)
+                lines.append(where + words.sentence(overfit_onset(train, validation, level=level, judged=judged)))
+            if judged:
+                gaps = seen[:, -1] - validation.scores[:, -1]
+                size = {"mean": float(gaps.mean()), "half_width": float(t_half_width(gaps, level))}
+                lines.append(where + words.gap_sentence(arm, names[-1], **size, level=level, num_seeds=len(gaps)))
+    return [Answer("Does longer training hurt?", tuple(lines))] if lines else []
+
+
+def _price(facts: Facts) -> list[Answer]:
+    """Cost of the pre-training, and of the longest common schedule of either arm without and with it."""
+    folder, lines = facts.folder, []
+    arms = (folder.baseline, folder.candidate)
+    for arm in arms:
+        start = facts.starts.get(arm)
+        if start and start.whole.images > 0:
+            sizes = {"whole": _effort(start.whole), "share": _effort(start.share)}
+            lines.append(words.start_sentence(arm, public=start.public, uses=start.uses, **sizes))
+    for arm in arms if lines and folder.headline_cell else ():
+        schedule, fraction = folder.own_schedule(arm, *folder.headline_cell), folder.headline_cell[1]
+        if mean := facts.mean_costs.get((arm, schedule, fraction)):
+            sizes = {"training": _effort(mean["alone"]), "total": _effort(mean["whole"])}
+            lines.append(words.price_sentence(arm, schedule, **sizes))
+    outside = [arm for arm in outside_weights(folder) if arm in arms]
+    lines += [f"{arm} starts from weights made elsewhere, whose cost is not counted here." for arm in outside]
+    return [Answer("What does the start cost?", tuple(lines), from_clock=True)] if lines else []
+
+
+def _effort(cost: Cost) -> str:
+    return words.effort(cost.images, cost.pixels, cost.seconds)

@@ -1,68 +1,64 @@
-"""The report of a study: one report.html that stands alone, and figures, tables and report.json beside it.
+"""The report of a study: one report.html that stands alone; figures, tables and report.json beside it.
 
-It reads files only (study.yaml, plan.json, rows and the facts of runs), never a model, and may be made at any time:
-of a study that has not begun, that is running, or that is finished.
+It reads files only (study.yaml, plan.json, rows and facts of runs), never a model, and may be made of a study that has
+not begun, is running, or is finished.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from headstart.files import json_text, write_whole
-from headstart.report.differences import compared, difference_rows
-from headstart.report.facts import cell_rows, class_rows, curve_rows, resample_rows, write_csv
+from headstart.report.facts import Facts, write_csv
 from headstart.report.figures import write_figures
-from headstart.report.findings import Findings, find, settled_schedule
-from headstart.report.mistakes import mistake_rows, mistake_tables
-from headstart.report.page import MOST_BYTES, render
-from headstart.report.page_data import DIGITS, page_data
-from headstart.report.pictures import make_samples
-from headstart.report.series import evaluation_stretches, loss_stretches
-from headstart.report.spending import Bills, cell_bills, mean_cost, segment_bills, start_costs
-from headstart.report.tables import schedule_tables
-from headstart.study.folder import VARIANTS_FILE, StudyFolder, read_study_folder
-from headstart.verdict.words import sentence
+from headstart.report.findings import find
+from headstart.report.page import DIGITS, MOST_BYTES, render
+from headstart.report.pictures import pictures
+from headstart.report.sections import (
+    answers,
+    audit,
+    classes,
+    cost,
+    curves,
+    data,
+    mistakes,
+    plan,
+    schedules,
+    trace,
+    verdict,
+)
+from headstart.study.folder import VARIANTS_FILE, read_study_folder
+
+# In the order of the page. Each takes the facts and findings, and has a template of its name in templates/sections.
+SECTIONS = (verdict, answers, curves, schedules, data, cost, classes, mistakes, pictures, audit, plan, trace)
 
 
 def build_report(study_dir: str | Path) -> Path:
     """Write report.html, report.json, figures/ and tables/ into a study's directory; returns the path of report.html.
 
-    Each file is written whole or not at all. ValueError naming the file where the study cannot be read.
+    Everything is written beside its old version and renamed. ValueError naming the file where the study cannot be read.
     """
     folder = read_study_folder(study_dir)
-    costs = segment_bills(folder)
-    bills = cell_bills(folder, costs)
-    starts = start_costs(folder, costs)
-    findings = find(folder, bills, starts)
-    stretches, losses, mistakes = evaluation_stretches(folder), loss_stretches(folder), mistake_tables(folder)
-    bars = _cost_bars(folder, bills)
-    pictures = write_figures(folder, stretches, bars, folder.path / "figures", losses=losses, mistakes=mistakes)
-    tables = schedule_tables(folder)
-    cells = cell_rows(folder, bills)
-    (folder.path / "tables").mkdir(exist_ok=True)
-    written = {"curves": curve_rows(folder), "classes": class_rows(folder), "errors": mistake_rows(folder)}
-    if findings.resampled is not None:
-        written["resamples"] = resample_rows(folder, findings.resampled)
-    for name, rows in {"cells": cells, **written}.items():
-        write_csv(folder.path / "tables" / f"{name}.csv", rows)
-    summary = _summary(folder, findings, cells, written["errors"])
-    write_whole(folder.path / "report.json", json_text(summary, indent=1, digits=DIGITS))
-    data = page_data(folder, stretches, losses, starts, bills, mistakes)
-    page = render(
-        folder,
-        findings,
-        data=data,
-        cells=cells,
-        tables=tables,
-        bills=bills,
-        starts=starts,
-        mistakes=mistakes,
-        samples=make_samples(folder),
-        pictures=pictures,
+    facts = Facts(folder)
+    findings = find(facts)
+    sections = [make(facts, findings) for make in SECTIONS]
+    write_figures(
+        {name: draw for section in sections for name, draw in section.figures.items()}, folder.path / "figures"
     )
+    (folder.path / "tables").mkdir(exist_ok=True)
+    summary = {
+        "study": folder.name,
+        "settings": folder.settings,
+        "segments": len(folder.runs),
+        "finished": folder.num_finished,
+    } | findings.summary()
+    for section in sections:
+        summary |= section.summary
+        for name, rows in section.tables.items():
+            write_csv(folder.path / "tables" / f"{name}.csv", rows)
+    write_whole(folder.path / "report.json", json_text(summary, indent=1, digits=DIGITS))
+    page = render(facts, findings, sections)
     assert len(page.encode()) <= MOST_BYTES, f"the page has {len(page.encode()):,} bytes"
     return write_whole(folder.path / "report.html", page)
 
@@ -79,57 +75,3 @@ def is_current(study_dir: str | Path) -> bool:
     rows = [directory / run / name for run in runs for name in ("rows.jsonl", VARIANTS_FILE)]
     sources = (plan, directory / "study.yaml", *(path for path in rows if path.exists()))
     return all(page.stat().st_mtime_ns >= source.stat().st_mtime_ns for source in sources)
-
-
-def _cost_bars(folder: StudyFolder, bills: Bills) -> list[tuple]:
-    """Both arms, each at the shortest schedule that comes near its own best, at the largest fraction."""
-    bars = []
-    for arm in (folder.baseline, folder.candidate) if folder.baseline else ():
-        schedule = settled_schedule(folder, arm, folder.fractions[0])
-        cells = bills.get((arm, schedule, folder.fractions[0]))
-        if cells:
-            bars.append(
-                (
-                    arm,
-                    f"{arm} {schedule}",
-                    mean_cost([bill.alone for bill in cells]),
-                    mean_cost([bill.pretraining for bill in cells]),
-                )
-            )
-    return bars
-
-
-def _summary(
-    folder: StudyFolder, findings: Findings, cells: list[dict[str, Any]], errors: list[dict[str, Any]]
-) -> dict[str, Any]:
-    """What report.json holds. Whatever was read from a clock stands under a name with "seconds" in it."""
-    return {
-        "study": folder.name,
-        "settings": folder.settings,
-        "segments": len(folder.runs),
-        "finished": folder.num_finished,
-        "state": findings.state,
-        "title": findings.title,
-        "text": findings.text,
-        "comparisons": [
-            {"fraction": e.fraction, "schedule": e.schedule} | _verdict(e.verdict) for e in findings.comparisons
-        ],
-        "answers": [{"question": a.question, "lines": a.lines} for a in findings.answers if not a.from_clock],
-        "answers_with_seconds": [{"question": a.question, "lines": a.lines} for a in findings.answers if a.from_clock],
-        "at_equal_effort": [_effort(e) for e in findings.equal if "seconds" not in e.effort],
-        "at_equal_seconds": [_effort(e) for e in findings.equal if "seconds" in e.effort],
-        "differences": difference_rows(folder),
-        "compared": compared(folder),
-        "notes": list(folder.plan.notes),
-        "cells": cells,
-        "errors": errors,
-    }
-
-
-def _verdict(verdict: Any) -> dict[str, Any]:
-    own = asdict(verdict)
-    return {name: own[name] for name in own if name != "rule"} | {"sentence": sentence(verdict)}
-
-
-def _effort(entry: Any) -> dict[str, Any]:
-    return {name: value for name, value in vars(entry).items() if name != "verdict"} | _verdict(entry.verdict)

@@ -1,7 +1,7 @@
-"""How the arms of a study differ: in what was resolved before the first run, and in what their runs then held.
+"""Differences between the arms of a study: of their recipes (plan.json), and of the models and data of their runs.
 
-The recipes are compared before anything runs (plan.json). The models and data are compared here, from what each arm's
-first run wrote down: parameters and norms by part, what trains, the content of the data, the tuning effort.
+Models and data are compared by the files of each arm's first run: parameters and norms, trained parts, digest of the
+data.
 """
 
 from __future__ import annotations
@@ -28,29 +28,29 @@ def difference_rows(folder: StudyFolder) -> list[dict[str, Any]]:
 
 
 def starts_differ(folder: StudyFolder) -> bool:
-    """Whether the study asks about starts; one of precision, or of a recipe against itself, does not."""
+    """Whether the study compares starts; one of precision, or of a recipe with itself, does not."""
     return any(str(row["field"]).startswith("start.") for row in folder.differences)
 
 
 def compared(folder: StudyFolder) -> list[dict[str, Any]]:
-    """What was compared between the arms' runs and found the same; empty before two arms have begun."""
+    """Properties compared between the arms' runs and equal; empty before two arms have begun."""
     rows = [row for row in measured(folder) if len(set(row["values"].values())) == 1]
     return [{"field": row["field"], "value": next(iter(row["values"].values()))} for row in rows]
 
 
 def tuning_rows(folder: StudyFolder) -> list[dict[str, Any]]:
-    """What was spent on finding each arm's settings, as the study file declares it; None where it says nothing."""
-    told = folder.settings.get("tuning") or {}
-    return [{"arm": arm, **{name: (told.get(arm) or {}).get(name) for name in EFFORT}} for arm in folder.arms]
+    """Tuning effort of each arm, as declared in the study file; None where it is not."""
+    declared = folder.settings.get("tuning") or {}
+    return [{"arm": arm, **{name: (declared.get(arm) or {}).get(name) for name in EFFORT}} for arm in folder.arms]
 
 
 def undeclared(folder: StudyFolder) -> tuple[str, ...]:
-    """Fields in which arms differ without having declared it: they make a comparison void."""
+    """Fields in which arms differ without declaring it: they void a comparison."""
     return tuple(str(row["field"]) for row in difference_rows(folder) if not row.get("declared"))
 
 
 def measured(folder: StudyFolder) -> list[dict[str, Any]]:
-    """What the first audited run of each arm held, a row a property; none before two arms have begun."""
+    """Properties of the first audited run of each arm, a row a property; none before two arms have begun."""
     facts = {arm: found for arm in folder.arms if (found := _facts(folder, arm))}
     if len(facts) < 2:
         return []

@@ -1,124 +1,269 @@
-"""Flat rows for report.json and the CSV files: everything that a number on the page can be derived from by hand."""
+"""Facts of a study, computed once: one flat row a cell, evaluation, class and error type; curves over seeds.
+
+Tables, figures, page, CSV and JSON are pivots of these rows.
+"""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable
-from dataclasses import fields
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from headstart.files import replacing
-from headstart.report.series import position
-from headstart.report.spending import Bills
-from headstart.study.cost import Cost
-from headstart.study.folder import TRAIN, Run, StudyFolder, final_row, metric_of
+from headstart.report.cost import COUNTERS, WAYS, CellCost, Cost, StartCost, mean_costs, study_costs
+from headstart.study.folder import NAN, TRAIN, Run, StudyFolder, final_row
 from headstart.study.plan import Cell
 
+Row = dict[str, Any]
+Key = tuple[str, str, float]  # arm, schedule, fraction
 
-def cell_rows(folder: StudyFolder, bills: Bills) -> list[dict[str, Any]]:
-    """One flat row a cell: all final metrics, the costs in all four ways, and where they can be traced to."""
-    rows = []
-    for cell in folder.plan.cells:
-        run = folder.tail(cell)
-        final = final_row(run)
-        row: dict[str, Any] = {
-            "arm": cell.arm,
-            "schedule": cell.schedule,
-            "fraction": cell.fraction,
-            "seed": cell.seed,
-            "steps": cell.total,
-            "train_images": folder.num_images.get(cell.fraction),
+AXES = ("images", "pixels", "seconds")  # besides steps
+KINDS = ("box", "mask", "keypoints", "class", "semantic")
+# In the order offered to a reader; recalls are in the CSV only.
+CURVE_METRICS = tuple(
+    f"{kind}.{name}"
+    for kind in KINDS
+    for name in ("AP", "AP50", "AP75", "APs", "APm", "APl", "top1", "mIoU", "accuracy")
+) + ("voc.AP", "voc.AP07")
+# Error types of metrics/errors.py in the order of a reader's interest, with their meaning.
+ERROR_TYPES = {
+    "classification": "found, but called another class",
+    "localisation": "right class, but overlapping by less than half",
+    "both": "another class, and overlapping by less than half",
+    "duplicate": "found once more",
+    "background": "nothing there",
+    "missed": "annotated, but not found",
+}
+MOST_LOSS_POINTS = 150  # a segment: the width of a screen
+
+
+@dataclass(frozen=True, eq=False)
+class Stretch:
+    """One segment of an arm at a fraction, over S seeds and the P points that all begun seeds have.
+
+    It begins with the last point of its parent, so that trunk and tails join. schedule is None for a trunk. x holds
+    [P] by axis, the mean over seeds; y holds [S][P] by metric (nan: undefined).
+    """
+
+    arm: str
+    fraction: float
+    schedule: str | None
+    start: int
+    stop: int
+    seeds: tuple[int, ...]
+    x: dict[str, list[float]]
+    y: dict[str, list[list[float]]]
+
+    @cached_property
+    def means(self) -> dict[str, list[float]]:
+        """Mean over seeds at each point, [P] by metric."""
+        return {name: [sum(column) / len(column) for column in zip(*seeds)] for name, seeds in self.y.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class Facts:
+    """Tables of a study's folder, each computed when first needed and kept."""
+
+    folder: StudyFolder
+
+    @cached_property
+    def _costs(self) -> tuple[dict[str, CellCost], dict[str, StartCost]]:
+        return study_costs(self.folder)
+
+    @cached_property
+    def cells(self) -> list[Row]:
+        """One row a cell: final metrics, variants, cost in all four ways, run, checkpoint and digest of the weights."""
+        return [self._cell(cell) for cell in self.folder.plan.cells]
+
+    def _cell(self, cell: Cell) -> Row:
+        folder, run = self.folder, self.folder.tail(cell)
+        end = run.end or {}
+        row: Row = _key(cell) | {"steps": cell.total, "train_images": folder.num_images.get(cell.fraction)}
+        row |= {"finished": run.end is not None, "run": run.place(folder.path)}
+        row |= {"checkpoint": end.get("checkpoint"), "weights_sha256": end.get("hash")}
+        for variant in ("", TRAIN, *folder.variants):
+            metrics = (final_row(run, variant) or {}).get("metrics") or {}
+            prefix = f"{variant}:" if variant else ""
+            row |= {f"{prefix}{kind}.{name}": v for kind, values in metrics.items() for name, v in values.items()}
+        logged = [row["loss"] for row in run.rows if row["kind"] == "train"] if end else []
+        ends = [folder.runs[name].end for name in cell.segments]
+        memory = max((own["memory"] for own in ends if own and own.get("memory")), default=None)
+        row |= {"train.loss": logged[-1] if logged else None, "memory": memory}
+        if cost := self._costs[0].get(cell.name):
+            row |= {f"{way}.{name}": getattr(getattr(cost, way), name) for way in WAYS for name in COUNTERS}
+        return row
+
+    @cached_property
+    def _places(self) -> dict[tuple[str, str, float, int], Row]:
+        return {(row["arm"], row["schedule"], row["fraction"], row["seed"]): row for row in self.cells}
+
+    def rows_at(self, arm: str, schedule: str, fraction: float) -> list[Row]:
+        """Rows of an arm at a schedule and fraction, one a seed; {} for a seed without this cell."""
+        own = self.folder.own_schedule(arm, schedule, fraction)
+        return [self._places.get((arm, own, fraction, seed), {}) for seed in self.folder.seeds]
+
+    def scores(self, metric: str, arm: str, schedule: str, fraction: float) -> np.ndarray:
+        """A column of the cells at the end of a schedule, float [S]; nan where it is not there yet.
+
+        "tta:box.AP" is box.AP of the variant "tta", "train:box.AP" that on training images, "top1" that of any kind.
+        """
+        variant, _, name = metric.rpartition(":")
+        rows = self.rows_at(arm, schedule, fraction)
+        if "." not in name:
+            ends = [f"{variant}:{kind}.{name}".lstrip(":") for kind in (*KINDS, "voc")]
+            rows = [{metric: next((row[e] for e in ends if row.get(e) is not None), None)} for row in rows]
+        values = [row.get(metric) for row in rows]
+        return np.array([NAN if value is None else value for value in values], float)
+
+    @cached_property
+    def costs(self) -> dict[Key, list[CellCost]]:
+        """Costs of finished cells by arm, schedule and fraction, one a finished seed."""
+        found: dict[Key, list[CellCost]] = {}
+        for cost in self._costs[0].values():
+            found.setdefault((cost.arm, cost.schedule, cost.fraction), []).append(cost)
+        return found
+
+    @cached_property
+    def mean_costs(self) -> dict[Key, dict[str, Cost]]:
+        """Mean over seeds by arm, schedule and fraction, then by way."""
+        return {key: mean_costs(own) for key, own in self.costs.items()}
+
+    @property
+    def starts(self) -> dict[str, StartCost]:
+        """Pre-training cost by arm."""
+        return self._costs[1]
+
+    @cached_property
+    def curves(self) -> list[Row]:
+        """One row an evaluation of any segment of a cell; training images under "train:" columns."""
+        return [row for rows in self._curves.values() for row in rows]
+
+    @cached_property
+    def _curves(self) -> dict[str, list[Row]]:
+        return {
+            name: [_curve_row(run, row, seen) for seen in [_by_step(run.train_evaluations)] for row in run.evaluations]
+            for name, run in self.folder.runs.items()
+            if run.segment.kind != "pretrain"
         }
-        row |= {
-            "finished": run.end is not None,
-            "run": run.place(folder.path),
-        }
-        row |= {"checkpoint": (run.end or {}).get("checkpoint"), "weights_sha256": (run.end or {}).get("hash")}
-        row |= {
-            f"{kind}.{name}": value
-            for kind, values in ((final or {}).get("metrics") or {}).items()
-            for name, value in values.items()
-        }
-        row |= {
-            f"{variant}:{kind}.{name}": value
-            for variant in (TRAIN, *folder.variants)
-            for kind, values in (final_row(run, variant) or {"metrics": {}})["metrics"].items()
-            for name, value in values.items()
-        }
-        row |= {"train.loss": last_loss(run), "memory": cell_memory(folder, cell)}
-        own = [bill for bill in bills.get((cell.arm, cell.schedule, cell.fraction), ()) if bill.seed == cell.seed]
-        for bill in own:
-            for way in ("alone", "whole", "as_spent", "whole_as_spent"):
-                row |= {f"{way}.{f.name}": getattr(getattr(bill, way), f.name) for f in fields(Cost)}
-        rows.append(row)
-    return rows
+
+    @cached_property
+    def metrics(self) -> tuple[str, ...]:
+        """Metrics measured by any segment of a cell, in the order offered to a reader."""
+        last = [rows[-1] for rows in self._curves.values() if rows]
+        return tuple(name for name in CURVE_METRICS if any(row.get(name, NAN) == row.get(name) for row in last))
+
+    @cached_property
+    def train_metrics(self) -> tuple[str, ...]:
+        """ "train:METRIC" for the metrics of training images; none where no recipe evaluates them."""
+        judged = any(run.train_evaluations for run in self.folder.runs.values() if run.segment.kind != "pretrain")
+        return tuple(f"{TRAIN}:{metric}" for metric in self.metrics) if judged else ()
+
+    @cached_property
+    def stretches(self) -> list[Stretch]:
+        """Evaluations of all cells, over seeds."""
+        return self._stretches(lambda run: self._curves[run.segment.name], (*self.metrics, *self.train_metrics))
+
+    @cached_property
+    def losses(self) -> list[Stretch]:
+        """Training loss of all cells over seeds, at most MOST_LOSS_POINTS a segment."""
+        logged = {run.segment.name: _loss_rows(run) for run in self.folder.runs.values()}
+        return self._stretches(lambda run: logged[run.segment.name], ("loss",))
+
+    def _stretches(self, rows: Callable[[Run], list[Row]], columns: Iterable[str]) -> list[Stretch]:
+        groups: dict[tuple, list[Run]] = {}
+        for run in self.folder.runs.values():
+            s = run.segment
+            if s.kind != "pretrain" and run.rows:
+                groups.setdefault((s.arm, s.fraction, s.schedule, s.start, s.stop), []).append(run)
+        made = []
+        for key, runs in groups.items():
+            parents = [self.folder.runs.get(run.segment.parent or "") for run in runs]
+            tables = [
+                _by_step([*(rows(parent)[-1:] if parent else ()), *rows(run)]) for parent, run in zip(parents, runs)
+            ]
+            steps = sorted(set.intersection(*(set(table) for table in tables)))
+            if steps:
+                at = [[table[step] for table in tables] for step in steps]
+                x = {axis: [sum(row[axis] for row in own) / len(own) for own in at] for axis in AXES}
+                x = {"steps": [float(step) for step in steps]} | x
+                y = {name: [[table[step].get(name, NAN) for step in steps] for table in tables] for name in columns}
+                made.append(Stretch(*key, tuple(run.segment.seed for run in runs), x, y))
+        return made
+
+    @cached_property
+    def classes(self) -> list[Row]:
+        """One row a finished cell, kind and class."""
+        return [
+            _key(cell) | {"kind": kind, "class": name} | values
+            for cell in self.folder.plan.cells
+            for kind, classes in ((final_row(self.folder.tail(cell)) or {}).get("per_class") or {}).items()
+            for name, values in classes.items()
+        ]
+
+    @cached_property
+    def errors(self) -> list[Row]:
+        """One row a finished cell, kind and error type: how many, AP50 gained by fixing all of them, AP50."""
+        rows = []
+        for cell in self.folder.plan.cells:
+            run = self.folder.tail(cell)
+            for kind, found in ((run.fact(f"errors-{run.segment.stop}.json") or {}) if run.end else {}).items():
+                for name in ERROR_TYPES:
+                    own = {"count": found["counts"][name], "AP50_gain": found["gains"][name], "AP50": found["ap50"]}
+                    rows.append(_key(cell) | {"kind": kind, "type": name} | own)
+        return rows
 
 
-def last_loss(run: Run) -> float | None:
-    """The last logged training loss of a finished segment."""
-    logged = [row["loss"] for row in run.rows if row["kind"] == "train"] if run.end else []
-    return logged[-1] if logged else None
-
-
-def cell_memory(folder: StudyFolder, cell: Cell) -> int | None:
-    """Bytes at the highest point of any of a cell's segments, as far as they are known."""
-    ends = [folder.runs[name].end for name in cell.segments]
-    return max((end["memory"] for end in ends if end and end.get("memory")), default=None)
-
-
-def curve_rows(folder: StudyFolder) -> list[dict[str, Any]]:
-    """One flat row an evaluation of any cell's segments."""
-    rows = []
-    for run in folder.runs.values():
-        s = run.segment
-        seen = {row["step"]: row for row in run.train_evaluations}
-        for row in run.evaluations if s.kind != "pretrain" else ():
-            flat = {
-                "arm": s.arm,
-                "fraction": s.fraction,
-                "seed": s.seed,
-                "segment": s.name,
-                "schedule": s.schedule,
-                "step": row["step"],
-            }
-            flat |= {axis: position(row, axis) for axis in ("images", "pixels", "seconds")}
-            for prefix, own in (("", row), (f"{TRAIN}:", seen.get(row["step"], {"metrics": {}}))):
-                names = [f"{kind}.{name}" for kind, values in own["metrics"].items() for name in values]
-                flat |= {prefix + name: metric_of(own, name) for name in names}
-            rows.append(flat)
-    return rows
-
-
-def class_rows(folder: StudyFolder) -> list[dict[str, Any]]:
-    """One flat row a finished cell and class."""
-    rows = []
-    for cell in folder.plan.cells:
-        final = final_row(folder.tail(cell)) or {}
-        for kind, classes in (final.get("per_class") or {}).items():
-            for name, values in classes.items():
-                key = {"arm": cell.arm, "schedule": cell.schedule, "fraction": cell.fraction, "seed": cell.seed}
-                rows.append(key | {"kind": kind, "class": name} | values)
-    return rows
-
-
-def resample_rows(folder: StudyFolder, differences: np.ndarray) -> list[dict[str, Any]]:
-    """One flat row a resample of the test images: candidate minus baseline at the headline cell, by seed."""
+def resample_rows(folder: StudyFolder, differences: np.ndarray) -> list[Row]:
+    """One row a resample of the test images: candidate minus baseline at the headline cell, by seed."""
     return [
         {"resample": number} | {f"seed {seed}": float(value) for seed, value in zip(folder.seeds, values)}
         for number, values in enumerate(differences.T)
     ]
 
 
-def write_csv(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Rows with whatever columns they have, in order of first use; unknown values stay empty. Whole or not at all."""
+def write_csv(path: Path, rows: Iterable[Row]) -> None:
+    """Write rows with all their columns, in order of first use; unknown values stay empty. Replaces the file whole."""
     rows = list(rows)
     columns = list(dict.fromkeys(name for row in rows for name in row))
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(
-            {name: "" if value is None or value != value else value for name, value in row.items()} for row in rows
-        )
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows([None if (v := row.get(name)) != v else v for name in columns] for row in rows)
+
+
+def _key(cell: Cell) -> Row:
+    return {"arm": cell.arm, "schedule": cell.schedule, "fraction": cell.fraction, "seed": cell.seed}
+
+
+def _by_step(rows: Iterable[Row]) -> dict[int, Row]:
+    return {row["step"]: row for row in rows}
+
+
+def _positions(row: Row) -> Row:
+    """The place of a row on all axes; seconds are those of training, without evaluation."""
+    seconds = row.get("seconds", {})
+    time = float(seconds.get("train", NAN)) + float(seconds.get("other", 0))
+    return {"images": float(row.get("images", NAN)), "pixels": float(row.get("pixels", NAN)), "seconds": time}
+
+
+def _curve_row(run: Run, row: Row, seen: dict[int, Row]) -> Row:
+    s = run.segment
+    flat: Row = {"arm": s.arm, "fraction": s.fraction, "seed": s.seed, "segment": s.name, "schedule": s.schedule}
+    flat |= {"step": row["step"]} | _positions(row)
+    for prefix, own in (("", row), (f"{TRAIN}:", seen.get(row["step"]))):
+        for kind, values in own["metrics"].items() if own else ():
+            flat |= {f"{prefix}{kind}.{name}": NAN if v is None else float(v) for name, v in values.items()}
+    return flat
+
+
+def _loss_rows(run: Run) -> list[Row]:
+    logged = [row for row in run.rows if row["kind"] == "train"]
+    kept = logged[:: max(1, len(logged) // MOST_LOSS_POINTS)]
+    return [
+        {"step": row["step"], "loss": NAN if row.get("loss") is None else row["loss"]} | _positions(row) for row in kept
+    ]

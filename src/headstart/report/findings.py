@@ -1,27 +1,27 @@
-"""What a study found: the headline by its rule, the verdict on every cell, and the answers around them."""
+"""Findings of a study: headline by its rule, verdict on every cell, noise of the test images, answers."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
-from headstart.report.answers import (
-    Answer,
-    Comparison,
-    EqualEffort,
-    equal_efforts,
-    find_answers,
-    find_crossover,
-)
+from headstart.metrics import pixels
+from headstart.metrics.records import Records, ap_from_records, bootstrap_ap
+from headstart.report.answers import Answer, Comparison, EqualEffort, equal_efforts, find_answers, find_crossover
 from headstart.report.differences import starts_differ, undeclared
-from headstart.report.image_noise import resampled_differences
-from headstart.report.spending import Bills, StartCost
-from headstart.study.folder import StudyFolder
+from headstart.report.facts import Facts
+from headstart.study.folder import NAN, Run, StudyFolder, final_row, metric_of
+from headstart.verdict import words
 from headstart.verdict.curves import Crossover
-from headstart.verdict.numbers import counted, fraction_name, metric_name
-from headstart.verdict.verdict import Rule, Verdict, judge
-from headstart.verdict.words import sentence
+from headstart.verdict.numbers import counted, fraction_name
+from headstart.verdict.verdict import Verdict, judge
+
+NUM_RESAMPLES = 1_000  # a 95 % percentile interval then rests on 25 values a side
+# Recomputed from the records of a kind: which metrics, and how.
+_BOXES = (("AP", "AP50", "AP75"), Records, ap_from_records, bootstrap_ap)
+_PIXELS = (pixels.COLUMNS, pixels.PixelRecords, pixels.pixel_metrics, pixels.bootstrap_pixels)
 
 
 @dataclass(frozen=True)
@@ -32,54 +32,74 @@ class Findings:
     title: str
     text: str
     winner: str | None
-    headline: Verdict | None
     comparisons: tuple[Comparison, ...]
     answers: tuple[Answer, ...]
     equal: tuple[EqualEffort, ...]
     crossover: Crossover | None
     resampled: np.ndarray | None  # the headline's difference on resampled test images, float [S, R]
 
+    def summary(self) -> dict[str, Any]:
+        """Fields of report.json. Measured times stand under names with "seconds" in them."""
+        answers = {
+            clock: [{"question": a.question, "lines": a.lines} for a in self.answers if a.from_clock == clock]
+            for clock in (False, True)
+        }
+        equal = [{k: v for k, v in vars(e).items() if k != "verdict"} | _fields(e.verdict) for e in self.equal]
+        return {
+            "state": self.state,
+            "title": self.title,
+            "text": self.text,
+            "comparisons": [
+                {"fraction": e.fraction, "schedule": e.schedule} | _fields(e.verdict) for e in self.comparisons
+            ],
+            "answers": answers[False],
+            "answers_with_seconds": answers[True],
+            "at_equal_effort": [entry for entry in equal if "seconds" not in entry["effort"]],
+            "at_equal_seconds": [entry for entry in equal if "seconds" in entry["effort"]],
+        }
 
-def find(folder: StudyFolder, bills: Bills, starts: dict[str, StartCost]) -> Findings:
-    """All findings of a study; an unfinished one has comparisons of what is there, and no headline."""
-    comparisons = _comparisons(folder) if folder.rule else ()
-    headline, resampled, problem = _headline(folder)
-    crossing = find_crossover(folder)
-    answers = find_answers(folder, bills, starts, comparisons, crossing)
+
+def find(facts: Facts) -> Findings:
+    """All findings of a study; an unfinished one has comparisons of the finished cells, and no headline."""
+    folder = facts.folder
+    comparisons = _comparisons(facts) if folder.rule else ()
+    headline, resampled, problem = _headline(facts)
+    crossing = find_crossover(facts)
+    answers = find_answers(facts, comparisons, crossing)
     if problem:
         answers.append(Answer("Would other test images say the same?", (f"Not known: {problem}.",)))
-    equal = equal_efforts(folder, bills)
-    return Findings(*_title(folder, headline), headline, comparisons, tuple(answers), tuple(equal), crossing, resampled)
+    equal = equal_efforts(facts)
+    return Findings(*_title(folder, headline), comparisons, tuple(answers), tuple(equal), crossing, resampled)
 
 
-def _comparisons(folder: StudyFolder) -> tuple[Comparison, ...]:
+def _comparisons(facts: Facts) -> tuple[Comparison, ...]:
+    folder = facts.folder
     cells = [(fraction, name) for fraction in folder.fractions for name in folder.common_schedules(fraction)]
-    made = [Comparison(fraction, name, _judge(folder, folder.rule, name, fraction)) for fraction, name in cells]
+    made = [Comparison(fraction, name, _judge(facts, name, fraction)) for fraction, name in cells]
     return tuple(entry for entry in made if entry.verdict.num_seeds)
 
 
-def _judge(
-    folder: StudyFolder, rule: Rule, schedule: str, fraction: float, resampled: tuple[np.ndarray, int] | None = None
-) -> Verdict:
-    scores = [folder.scores(rule.metric, arm, schedule, fraction) for arm in (rule.baseline, rule.candidate)]
-    where = f"at {schedule} with {fraction_name(fraction, folder.num_images.get(fraction))}"
+def _judge(facts: Facts, schedule: str, fraction: float, resampled: tuple[np.ndarray, int] | None = None) -> Verdict:
+    rule = facts.folder.rule
+    scores = [facts.scores(rule.metric, arm, schedule, fraction) for arm in (rule.baseline, rule.candidate)]
+    where = f"at {schedule} with {fraction_name(fraction, facts.folder.num_images.get(fraction))}"
     bootstrap, num_images = resampled or (None, None)
     return judge(rule, *scores, where=where, bootstrap=bootstrap, num_images=num_images)
 
 
-def _headline(folder: StudyFolder) -> tuple[Verdict | None, np.ndarray | None, str]:
-    """The verdict on the headline's cell once everything is finished; its difference on resampled test images, [S, R].
+def _headline(facts: Facts) -> tuple[Verdict | None, np.ndarray | None, str]:
+    """Verdict on the headline's cell of a finished study, its difference on resampled test images float [S, R].
 
-    With them comes why they are not known, if they are not.
+    The text says why these are not known, if they are not.
     """
+    folder, resampled, problem = facts.folder, None, ""
     if not folder.is_finished or undeclared(folder) or folder.rule is None or folder.headline_cell is None:
         return None, None, ""
-    resampled, problem = None, ""
     try:
         resampled = resampled_differences(folder, *folder.headline_cell)
     except ValueError as error:
         problem = str(error)
-    verdict = _judge(folder, folder.rule, *folder.headline_cell, resampled)
+    verdict = _judge(facts, *folder.headline_cell, resampled)
     return (verdict if verdict.num_seeds else None), resampled and resampled[0], problem
 
 
@@ -89,45 +109,55 @@ def _title(folder: StudyFolder, verdict: Verdict | None) -> tuple[str, str, str,
         done = f"{folder.num_finished} of {counted(len(folder.runs), 'segment')} finished"
         return "unfinished", "No verdict yet", f"{done}; the rule is applied when all are.", None
     if undeclared(folder):
-        text = f"The arms differ in what they did not declare: {', '.join(undeclared(folder))}."
-        return "undeclared", "No verdict", f"{text} That could be the whole difference.", None
+        text = f"The arms differ in undeclared fields: {', '.join(undeclared(folder))}."
+        return "undeclared", "No verdict", f"{text} These could explain the whole difference.", None
     if folder.rule is None:
-        return "none", "No verdict", "The study file has no rule, so nothing is decided; the numbers are below.", None
+        return "none", "No verdict", "The study file has no rule, so nothing is decided; the scores are below.", None
     if verdict is None:
         return "none", "No verdict", "The arms have no schedule with a score in common.", None
-    outcome = verdict.leaning if verdict.indicative else verdict.outcome
-    candidate, baseline = verdict.rule.candidate, verdict.rule.baseline
-    title, winner = {
-        "better": (f"{candidate} ends ahead", candidate),
-        "worse": (f"{baseline} ends ahead", baseline),
-        "equivalent": ("Either start will do" if starts_differ(folder) else "Either will do", None),
-        "not worse": (f"{candidate} is not worse", candidate),
-        "not decidable": ("Not decidable with these runs", None),
-    }[outcome]
-    state = "indicative" if verdict.indicative else "open" if outcome == "not decidable" else "decided"
-    return state, title, sentence(verdict), winner
+    title, winner = words.title(verdict, starts_differ=starts_differ(folder))
+    state = "indicative" if verdict.indicative else "open" if verdict.outcome == "not decidable" else "decided"
+    return state, title, words.sentence(verdict), winner
 
 
-def rule_sentence(rule: Rule) -> str:
-    """The rule as it was written before the runs, in words."""
-    margin = f"{100 * rule.margin:g} point{'' if rule.margin == 0.01 else 's'}"
-    claim = {
-        "equivalence": f"whether {rule.candidate} and {rule.baseline} differ by less than {margin}",
-        "non_inferiority": f"whether {rule.candidate} is not worse than {rule.baseline} by more than {margin}",
-        "superiority": f"whether one of {rule.candidate} and {rule.baseline} is better by more than {margin}",
-    }[rule.kind]
-    test = {"t": "a paired t test", "sign_flip": "an exact sign-flip test"}[rule.test]
-    how = f"in {metric_name(rule.metric)}, at {100 * rule.level:g} % by {test} over at least {rule.min_seeds} seeds"
-    return f"The rule, written before the first run: {claim} {how}."
+def _fields(verdict: Verdict) -> dict[str, Any]:
+    own = asdict(verdict)
+    return {name: own[name] for name in own if name != "rule"} | {"sentence": words.sentence(verdict)}
 
 
-def settled_schedule(folder: StudyFolder, arm: str, fraction: float) -> str | None:
-    """The shortest schedule of an arm that comes within the rule's margin (without a rule: a point) of its own best.
+def resampled_differences(folder: StudyFolder, schedule: str, fraction: float) -> tuple[np.ndarray, int] | None:
+    """Candidate minus baseline in the study's metric on resampled test images, float [S, R]; number of test images.
 
-    None where none has a score of every seed.
+    The same resamples for both arms and all seeds; nan for seeds that are not finished. None where the metric cannot be
+    computed from match records, or a finished run has none. ValueError for records that do not give the run's score.
     """
-    names = folder.schedules(fraction, arm)
-    means = {name: float(folder.scores(folder.metric, arm, name, fraction).mean()) for name in names}
-    known = {name: value for name, value in means.items() if np.isfinite(value)}
-    margin = folder.rule.margin if folder.rule else 0.01
-    return next((name for name, value in known.items() if value >= max(known.values()) - margin), None)
+    kind, _, name = folder.metric.rpartition(".")
+    columns, _, _, bootstrap = _PIXELS if kind == "semantic" else _BOXES
+    if name not in columns or not kind:
+        return None
+    cells = [folder.cells_at(arm, schedule, fraction) for arm in (folder.baseline, folder.candidate)]
+    pairs = [[folder.tail(own[seed]) if seed in own else None for own in cells] for seed in folder.seeds]
+    used = [all(run and run.end for run in pair) for pair in pairs]
+    runs = [run for pair, ok in zip(pairs, used) if ok for run in pair]
+    records = [_records(run, kind, name) for run in runs]
+    if not records or None in records:
+        return None
+    resampled = bootstrap(records, num_resamples=NUM_RESAMPLES, generator=np.random.default_rng(0))
+    scores = resampled[:, :, columns.index(name)].T.reshape(-1, 2, NUM_RESAMPLES)
+    differences = np.full((len(folder.seeds), NUM_RESAMPLES), NAN)
+    differences[used] = scores[:, 1] - scores[:, 0]
+    return differences, len(records[0].image_ids)
+
+
+def _records(run: Run, kind: str, name: str) -> Records | pixels.PixelRecords | None:
+    path = run.directory / f"records-{kind}-{run.segment.stop}.npz"
+    if not path.is_file():
+        return None
+    _, form, measure, _ = _PIXELS if kind == "semantic" else _BOXES
+    records = form.load(path)
+    logged, found = metric_of(final_row(run) or {}, f"{kind}.{name}"), measure(records)[name]
+    if not abs(logged - found) < 1e-6:
+        raise ValueError(
+            f"{path}: gives a {kind} {name} of {found:.4f}, expected the {logged:.4f} of the rows beside it"
+        )
+    return records

@@ -1,6 +1,7 @@
-"""A page that follows a running study: it is written anew every few seconds, and reloads itself from the disk.
+"""A page that follows a running study: its progress, rewritten every few seconds; it reloads itself from the disk.
 
-No server and no network: a browser opens the file. It ends when the study does, with the report.
+No server and no network: a browser opens the file. It ends with the study, with a link to the report. Progress comes
+from the rows and their files' times alone.
 """
 
 from __future__ import annotations
@@ -9,71 +10,152 @@ import base64
 import io
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import matplotlib
 from markupsafe import Markup
 
 from headstart.files import write_whole
 from headstart.report.build import build_report
+from headstart.report.facts import Facts
 from headstart.report.figures import STYLE, training_figure
-from headstart.report.page import TEMPLATES, template
-from headstart.report.page_data import arms_data
-from headstart.report.progress import study_progress
-from headstart.report.series import evaluation_stretches, loss_stretches
-from headstart.study.folder import StudyFolder, read_study_folder
+from headstart.report.page import TEMPLATES, arms_data, template
+from headstart.study.folder import Run, StudyFolder, read_study_folder
+from headstart.study.forecast import time_to_finish
+from headstart.study.plan import Segment
 from headstart.verdict import numbers
 from headstart.version import __version__
 
 PAGE = "live.html"
+QUIET = 900.0  # seconds without a row after which a segment no longer counts as running; an evaluation may take minutes
+
+State = Literal["finished", "running", "begun", "waiting"]
+
+
+@dataclass(frozen=True)
+class SegmentProgress:
+    """One segment: its last step, its state, seconds since its last row (None: has none), and expected seconds left."""
+
+    segment: Segment
+    step: int
+    state: State
+    quiet: float | None
+    left: float | None
+
+    @property
+    def share(self) -> float:
+        """Of its own steps, 0..1."""
+        return (self.step - self.segment.start) / self.segment.steps if self.segment.steps else 1.0
+
+
+@dataclass(frozen=True)
+class StudyProgress:
+    """A whole study: its segments, the share of its steps that is done, and expected seconds left (None: not known)."""
+
+    segments: tuple[SegmentProgress, ...]
+    share: float
+    left: float | None
+    jobs: int
+
+    @property
+    def quiet(self) -> float | None:
+        """Seconds since the last row of any unfinished segment; None where there is none."""
+        return min((s.quiet for s in self.segments if s.state != "finished" and s.quiet is not None), default=None)
 
 
 def watch(study_dir: str | Path, *, every: float = 10.0, wait: Callable[[float], None] = time.sleep) -> Path:
-    """Keep live.html of a study up to date until the study is finished, then write its report; returns its path.
+    """Rewrite live.html of a study until the study is finished, then write its report; returns the report's path.
 
     ValueError naming the file where there is no study.
     """
     drawn: tuple[int, list[tuple[str, str]]] = (-1, [])
     while True:
-        folder = read_study_folder(study_dir)
+        facts = Facts(read_study_folder(study_dir))
+        folder = facts.folder
         num_rows = sum(len(run.rows) for run in folder.runs.values())
         if drawn[0] != num_rows:  # drawing takes longer than all the rest
-            drawn = num_rows, _pictures(folder)
+            drawn = num_rows, _pictures(facts)
         report = build_report(study_dir) if folder.is_finished else None
-        write_live(folder, drawn[1], every=every, report=report)
+        write_live(facts, drawn[1], every=every, report=report)
         if report:
             return report
         wait(every)
 
 
-def write_live(folder: StudyFolder, pictures: list[tuple[str, str]], *, every: float, report: Path | None) -> Path:
-    """Write live.html; with a report it says so and leads there."""
+def write_live(facts: Facts, pictures: list[tuple[str, str]], *, every: float, report: Path | None) -> Path:
+    """Write live.html; with a report it links to it."""
     text = template("live.html.j2").render(
-        folder=folder,
-        progress=study_progress(folder),
-        arms=arms_data(folder),
+        folder=facts.folder,
+        progress=study_progress(facts.folder),
+        quiet=QUIET,
+        arms=arms_data(facts),
         pictures=pictures,
         every=max(1, round(every)),
         report=report.name if report else None,
         time=time.strftime("%H:%M:%S"),
-        span=numbers.span,
         version=__version__,
         style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
     )
-    return write_whole(folder.path / PAGE, text)
+    return write_whole(facts.folder.path / PAGE, text)
 
 
-def _pictures(folder: StudyFolder) -> list[tuple[str, str]]:
+def study_progress(folder: StudyFolder, now: float | None = None) -> StudyProgress:
+    """Progress at the time `now` (of time.time(), by default this moment).
+
+    A segment that has not begun is expected to take the pace of the most similar ones: same arm and fraction, same arm,
+    any. As many segments at a time are expected as run now.
+    """
+    now = time.time() if now is None else now
+    paces = {name: pace for name, run in folder.runs.items() if (pace := _pace(run)) is not None}
+    segments = tuple(_progress(run, _expected(folder, run.segment, paces), now) for run in folder.runs.values())
+    steps = sum(s.segment.steps for s in segments)
+    done = sum(s.step - s.segment.start for s in segments)
+    jobs = max(1, sum(s.state == "running" for s in segments))
+    left = {s.segment.name: s.left for s in segments}
+    known = None not in left.values()
+    return StudyProgress(
+        segments, done / steps if steps else 1.0, time_to_finish(folder.plan, left, jobs) if known else None, jobs
+    )
+
+
+def _progress(run: Run, pace: float | None, now: float) -> SegmentProgress:
+    s = run.segment
+    quiet = now - (run.directory / "rows.jsonl").stat().st_mtime if run.rows else None
+    if run.end:
+        return SegmentProgress(s, s.stop, "finished", quiet, 0.0)
+    step = min(run.last_step, s.stop)
+    state: State = "waiting" if not run.rows else "running" if quiet < QUIET else "begun"
+    return SegmentProgress(s, step, state, quiet, None if pace is None else pace * (s.stop - step))
+
+
+def _pace(run: Run) -> float | None:
+    """Seconds a step of a lineage up to a segment's last row, evaluation included; None before the first such row."""
+    timed = [row for row in run.rows if row["kind"] in ("train", "eval") and row["step"] and row.get("seconds")]
+    return sum(timed[-1]["seconds"].values()) / timed[-1]["step"] if timed else None
+
+
+def _expected(folder: StudyFolder, segment: Segment, paces: dict[str, float]) -> float | None:
+    if segment.name in paces:
+        return paces[segment.name]
+    pretrain = segment.kind == "pretrain"
+    like = [s for s in folder.plan.segments if s.name in paces and (s.kind == "pretrain") == pretrain]
+    same_arm = [s for s in like if s.arm == segment.arm]
+    same_data = [s for s in same_arm if s.fraction == segment.fraction]
+    known = [paces[s.name] for s in same_data or same_arm or like]
+    return sum(known) / len(known) if known else None
+
+
+def _pictures(facts: Facts) -> list[tuple[str, str]]:
     """(fraction in words, data URI) of loss and metric so far, a picture a fraction that has begun."""
-    stretches, losses, made = evaluation_stretches(folder), loss_stretches(folder), []
-    for fraction in folder.fractions:
-        logged = [s for s in losses if s.fraction == fraction]
-        if logged:
-            own = [s for s in stretches if s.fraction == fraction]
+    made = []
+    for fraction in facts.folder.fractions:
+        losses, own = ([s for s in every if s.fraction == fraction] for every in (facts.losses, facts.stretches))
+        if losses:
             buffer = io.BytesIO()
             with matplotlib.rc_context(STYLE):
-                figure = training_figure(folder, own, logged, fraction)
-                figure.savefig(buffer, format="svg", metadata={"Date": None})
+                training_figure(facts, own, losses).savefig(buffer, format="svg", metadata={"Date": None})
             uri = "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
-            made.append((numbers.fraction_name(fraction, folder.num_images.get(fraction)), uri))
+            made.append((numbers.fraction_name(fraction, facts.folder.num_images.get(fraction)), uri))
     return made

@@ -1,14 +1,13 @@
-"""The page: everything of a report in one HTML file that needs nothing else and asks nothing of any network.
+"""The page of a report: sections rendered into one HTML file that loads nothing.
 
-All text that comes from a study is escaped by the template; the script gets its data as JSON that
-cannot end its element.
+Templates escape all text that comes from a study; the script gets its data as JSON that cannot end its element.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,90 +15,74 @@ from typing import Any
 import jinja2
 import plotly
 from markupsafe import Markup
+from matplotlib.figure import Figure
 
 from headstart.files import plain
-from headstart.report.differences import compared, difference_rows, starts_differ, tuning_rows
-from headstart.report.findings import Findings, rule_sentence
-from headstart.report.mistakes import MistakeRow
-from headstart.report.page_data import DIGITS, arms_data
-from headstart.report.paper import SOURCE, TABLE_1
-from headstart.report.pictures import Samples
-from headstart.report.spending import Bills, StartCost, mean_cost
-from headstart.report.tables import ScheduleTable, class_table, fraction_table, size_table
-from headstart.study.cost import sample_figure
-from headstart.study.folder import Run, StudyFolder
+from headstart.report.facts import Facts, Row
+from headstart.report.figures import MARKERS, arm_colours
+from headstart.report.findings import Findings
 from headstart.verdict import numbers
-from headstart.verdict.curves import Crossover
 from headstart.version import __version__
 
 TEMPLATES = Path(__file__).parent / "templates"
+DIGITS = 6  # significant digits of the numbers in page and report.json
 MOST_BYTES = 8 * 1024 * 1024
+# The figures' colours, lightened to the same contrast on a dark page.
+DARK = {
+    "#8e3b8c": "#d993d7",
+    "#d55e00": "#ff8f4d",
+    "#009e73": "#35c99b",
+    "#0072b2": "#62b4ec",
+    "#e69f00": "#f2bd4b",
+    "#56b4e9": "#93d0f5",
+}
+_SYMBOLS = {"o": "circle", "s": "square", "D": "diamond", "^": "triangle-up", "v": "triangle-down", "P": "cross"}
 
 
 @dataclass(frozen=True)
-class Tile:
-    """One number at the top: what it is, the number, what it means, and the arm whose colour it has (or None)."""
+class Section:
+    """One section of a report: what it adds to page, script, figures, report.json and tables/.
 
-    label: str
-    value: str
-    note: str
-    arm: str | None = None
+    name is that of its template, sections/NAME.html.j2; link its words in the contents (None: has no entry).
+    context holds the template's own variables, data those of the script, figures functions by file name, summary
+    fields of report.json, tables rows by file name.
+    """
+
+    name: str
+    link: str | None = None
+    context: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+    figures: dict[str, Callable[[], Figure]] = field(default_factory=dict)
+    summary: dict[str, Any] = field(default_factory=dict)
+    tables: dict[str, list[Row]] = field(default_factory=dict)
 
 
-def render(
-    folder: StudyFolder,
-    findings: Findings,
-    *,
-    data: dict[str, Any],
-    cells: Sequence[dict[str, Any]],
-    tables: Sequence[ScheduleTable],
-    bills: Bills,
-    starts: dict[str, StartCost],
-    mistakes: dict[str, list[MistakeRow]],
-    samples: Samples,
-    pictures: Sequence[Path],
-) -> str:
-    """The whole page. data is for the script (page_data), pictures are the figures' SVG files."""
+def render(facts: Facts, findings: Findings, sections: Sequence[Section]) -> str:
+    """The whole page."""
+    folder = facts.folder
+    common = {
+        "folder": folder,
+        "findings": findings,
+        "metric": folder.metric,
+        "arms": arms_data(facts),
+        "fraction_name": lambda fraction: numbers.fraction_name(fraction, folder.num_images.get(fraction)),
+        "figures": [name for section in sections for name in section.figures],
+        "tables": [name for section in sections for name in section.tables],
+        "version": __version__,
+    }
+    data = {
+        "arms": common["arms"],
+        "fractions": [{"value": f, "name": common["fraction_name"](f)} for f in folder.fractions],
+    }
+    for section in sections:
+        data |= section.data
     return template("report.html.j2").render(
-        fraction_name=lambda fraction: numbers.fraction_name(fraction, folder.num_images.get(fraction)),
-        folder=folder,
-        findings=findings,
-        rule=rule_sentence(folder.rule) if folder.rule else None,
-        arms=arms_data(folder),
-        schedules=list(dict.fromkeys(name for fraction in folder.fractions for name in folder.schedules(fraction))),
-        metrics=[entry["id"] for entry in data["metrics"]],
-        metric=folder.metric,
-        data_present=bool(data["stretches"]),
-        data_pretraining=bool(data["pretraining"]),
-        few=len({point["images"] for point in data["few"]}) > 1,
-        cells=cells,
-        tiles=_tiles(folder, findings, starts),
-        starts=starts,
-        mistakes=mistakes,
-        paper_bars=sample_figure() if folder.settings.get("paper") else None,
-        question="Do you need the head start?" if starts_differ(folder) else f"{' or '.join(folder.arms)}?",
-        differences=difference_rows(folder),
-        same=compared(folder),
-        tuning=tuning_rows(folder),
-        has_flops=any(bill.alone.flops > 0 for own in bills.values() for bill in own),
-        verdicts={(entry.fraction, entry.schedule): entry.verdict for entry in findings.comparisons},
-        tables=tables,
-        fractions=fraction_table(folder) if folder.baseline else [],
-        costs=_cost_lines(folder, bills, cells),
-        classes={
-            kind: rows
-            for kind in ("box", "mask", "keypoints", "class", "semantic")
-            if folder.baseline and (rows := class_table(folder, kind))
-        },
-        sizes=size_table(folder),
-        headline_schedule=folder.headline_cell[0] if folder.headline_cell else None,
-        samples=samples,
-        audits=_audits(folder),
-        environments=_environments(folder),
-        paper=TABLE_1,
-        paper_source=SOURCE,
-        figures=[path.name for path in pictures],
-        version=__version__,
+        common,
+        sections=[
+            Markup(template(f"sections/{section.name}.html.j2").render(common | section.context))
+            for section in sections
+        ],
+        links=[(section.name, section.link) for section in sections if section.link],
         data=Markup(script_json(data)),
         style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
         script=Markup((TEMPLATES / "report.js").read_text(encoding="utf-8")),
@@ -110,6 +93,11 @@ def render(
 @cache
 def template(name: str) -> jinja2.Template:
     """A template that escapes whatever is put into it."""
+    return _environment().get_template(name)
+
+
+@cache
+def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -117,17 +105,23 @@ def template(name: str) -> jinja2.Template:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    filters = (
-        numbers.score,
-        numbers.signed,
-        numbers.large,
-        numbers.span,
-        numbers.memory,
-        numbers.minus,
-        numbers.metric_name,
-    )
-    environment.filters |= {each.__name__: each for each in filters}
-    return environment.get_template(name)
+    formats = ("score", "signed", "large", "span", "memory", "minus", "metric_name", "share")
+    environment.filters |= {name: getattr(numbers, name) for name in formats}
+    return environment
+
+
+def arms_data(facts: Facts) -> list[dict[str, str]]:
+    """Name, colours and mark of each arm."""
+    colours = arm_colours(facts.folder)
+    return [
+        {
+            "name": arm,
+            "light": colours[arm],
+            "dark": DARK[colours[arm]],
+            "symbol": _SYMBOLS[MARKERS[place % len(MARKERS)]],
+        }
+        for place, arm in enumerate(facts.folder.arms)
+    ]
 
 
 def script_json(value: Any) -> str:
@@ -138,102 +132,9 @@ def script_json(value: Any) -> str:
     return text
 
 
+@cache
 def plotly_source() -> str:
     """plotly.js as the installed package ships it."""
     source = (Path(plotly.__file__).parent / "package_data" / "plotly.min.js").read_text(encoding="utf-8")
     assert "</script" not in source.lower(), "would end the script element"
     return source
-
-
-def _tiles(folder: StudyFolder, findings: Findings, starts: dict[str, StartCost]) -> list[Tile]:
-    most = [entry for entry in findings.comparisons if folder.fractions and entry.fraction == folder.fractions[0]]
-    tiles = [
-        _lead_tile(f"at {entry.schedule}", entry.verdict, when)
-        for entry, when in zip(most[:1] + most[1:][-1:], ("early", "at the end"))
-    ]
-    if findings.crossover:
-        tiles.append(_crossover_tile(findings.crossover))
-    for fraction in folder.fractions[1:]:
-        last = [entry for entry in findings.comparisons if entry.fraction == fraction][-1:]
-        tiles += [
-            _lead_tile(f"{100 * fraction:g} % of the data", entry.verdict, f"at {entry.schedule}") for entry in last
-        ]
-    tiles += [_start_tile(arm, start) for arm, start in starts.items() if start.whole.images]
-    return tiles
-
-
-def _start_tile(arm: str, start: StartCost) -> Tile:
-    took = "public weights" if start.public else f"{numbers.span(start.whole.seconds)} of pre-training"
-    shared = "counted to one use" if start.uses == 1 else f"for {start.uses:,g} uses"
-    return Tile(f"start of {arm}", f"{numbers.large(start.whole.images)} images", f"{took}, {shared}", arm)
-
-
-def _lead_tile(label: str, verdict: Any, when: str) -> Tile:
-    shown = numbers.signed(abs(verdict.mean)).replace("+", "")
-    leader = verdict.rule.candidate if verdict.mean > 0 else verdict.rule.baseline
-    if shown == "0.0":
-        return Tile(label, "level", f"neither is ahead {when}")
-    return Tile(label, f"{shown} points", f"{leader} is ahead {when}", leader)
-
-
-def _crossover_tile(found: Crossover) -> Tile:
-    label = f"{found.candidate} catches up"
-    if found.x is None:
-        return Tile(label, "not yet", f"not within {numbers.amount(found.budget)} {found.axis}", found.baseline)
-    if found.x == found.start:
-        return Tile(
-            label, "at once", f"level or ahead from {numbers.amount(found.start)} {found.axis} on", found.candidate
-        )
-    return Tile(label, f"≈ {numbers.amount(found.x)} {found.axis}", "between the ends of schedules", found.candidate)
-
-
-def _cost_lines(folder: StudyFolder, bills: Bills, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One line an arm, schedule and fraction: the mean over seeds of what it cost in the four ways; largest memory."""
-    peaks: dict[tuple, int] = {}
-    for row in rows:
-        key = (row["arm"], row["schedule"], row["fraction"])
-        peaks[key] = max(peaks.get(key, 0), row["memory"] or 0)
-    lines = []
-    for fraction in folder.fractions:
-        for arm in folder.arms:
-            for schedule in folder.schedules(fraction, arm):
-                cells = bills.get((arm, schedule, fraction))
-                if cells:
-                    ways = {
-                        way: mean_cost([getattr(bill, way) for bill in cells])
-                        for way in ("alone", "whole", "as_spent", "whole_as_spent")
-                    }
-                    key = {"arm": arm, "schedule": schedule, "fraction": fraction}
-                    lines.append(key | ways | {"memory": peaks[arm, schedule, fraction]})
-    return lines
-
-
-def _audits(folder: StudyFolder) -> list[dict[str, Any]]:
-    """The audit of each arm and pre-training: that of the first run which has one, and which others differ from it."""
-    found: dict[str, list[tuple[Run, dict[str, Any]]]] = {}
-    for run in folder.runs.values():
-        audit = run.fact("audit.json") if run.directory else None
-        if audit:
-            label = f"pre-training {run.segment.arm}" if run.segment.kind == "pretrain" else run.segment.arm
-            found.setdefault(label, []).append((run, audit))
-    return [
-        {
-            "label": label,
-            "run": entries[0][0].place(folder.path),
-            "audit": entries[0][1],
-            "num": len(entries),
-            "others": [run.place(folder.path) for run, audit in entries if audit["rows"] != entries[0][1]["rows"]],
-        }
-        for label, entries in found.items()
-    ]
-
-
-def _environments(folder: StudyFolder) -> list[dict[str, Any]]:
-    """Distinct environments of the runs, with how many runs were made in each."""
-    found: dict[str, dict[str, Any]] = {}
-    for run in folder.runs.values():
-        facts = run.fact("environment.json")
-        if facts:
-            entry = found.setdefault(json.dumps(facts, sort_keys=True), {"facts": facts, "num": 0})
-            entry["num"] += 1
-    return list(found.values())

@@ -1,4 +1,4 @@
-"""The tables of a report as plain data."""
+"""Tables of a report: pivots of the facts over seeds."""
 
 from __future__ import annotations
 
@@ -8,32 +8,22 @@ from typing import Any
 
 import numpy as np
 
+from headstart.report.facts import ERROR_TYPES, KINDS, Facts, Row
 from headstart.report.paper import paper_rows
-from headstart.report.series import metrics_of
-from headstart.study.folder import StudyFolder
+from headstart.study.folder import NAN
 
 # The metrics of the paper's tables, in its order; a study without boxes has its own first.
 TABLE_METRICS = (
-    "box.AP",
-    "mask.AP",
-    "keypoints.AP",
-    "class.top1",
-    "voc.AP",
-    "voc.AP07",
-    "semantic.mIoU",
-    "box.AP50",
-    "box.AP75",
-    "mask.AP50",
-    "mask.AP75",
-    "keypoints.AP50",
-    "keypoints.AP75",
+    *("box.AP", "mask.AP", "keypoints.AP", "class.top1", "voc.AP", "voc.AP07", "semantic.mIoU"),
+    *("box.AP50", "box.AP75", "mask.AP50", "mask.AP75", "keypoints.AP50", "keypoints.AP75"),
 )
-SIZES = tuple(f"{kind}.AP{size}" for kind in ("box", "mask", "keypoints") for size in "sml")
+SIZES = tuple(f"{kind}.AP{size}" for kind in KINDS[:3] for size in "sml")
+CLASS_METRICS = {"class": "top1", "semantic": "IoU"}  # of kinds whose classes have no AP
 
 
 @dataclass(frozen=True)
 class Number:
-    """A score or a difference of scores over seeds in 0..1: mean, spread (nan for one seed), and each seed's value."""
+    """A score or difference over seeds in 0..1: mean, standard deviation (nan for one seed), value of each seed."""
 
     mean: float
     sd: float
@@ -50,8 +40,8 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Block:
-    """All lines of one metric (or class); columns belong to the table that it is part of."""
+class MetricLines:
+    """All lines of one metric; columns belong to the table that it is part of."""
 
     name: str
     lines: tuple[Line, ...]
@@ -59,34 +49,45 @@ class Block:
 
 @dataclass(frozen=True)
 class ScheduleTable:
-    """Scores at the end of each schedule at one fraction, metric by metric."""
+    """All schedules of a fraction, shortest first, with their steps, and the lines of each metric over them."""
 
     fraction: float
     schedules: tuple[str, ...]
     totals: tuple[int | None, ...]
-    blocks: tuple[Block, ...]
+    blocks: tuple[MetricLines, ...]
 
 
-def number(values: np.ndarray) -> Number | None:
-    """The summary of the finite ones among seeds' values; None if there is none."""
+@dataclass(frozen=True)
+class ErrorRow:
+    """One error type in all arms: AP50 gained by fixing it, and how many; gap: candidate's gain minus baseline's."""
+
+    name: str
+    meaning: str
+    gains: dict[str, Number | None]
+    counts: dict[str, Number | None]
+    gap: Number | None
+
+
+def number(values: np.ndarray | Sequence[float]) -> Number | None:
+    """Values of seeds as a Number, without undefined ones; None where none is defined."""
     known = np.asarray(values, float)
     known = known[np.isfinite(known)]
     if not len(known):
         return None
-    return Number(
-        float(known.mean()), float(known.std(ddof=1)) if len(known) > 1 else float("nan"), tuple(known.tolist())
-    )
+    sd = float(known.std(ddof=1)) if len(known) > 1 else NAN
+    return Number(float(known.mean()), sd, tuple(known.tolist()))
 
 
-def schedule_tables(folder: StudyFolder) -> list[ScheduleTable]:
-    """One table a fraction, the largest first; the paper's rows where the study says which of its models it follows."""
-    plain = [name for name in TABLE_METRICS if name in metrics_of(folder)]
+def schedule_tables(facts: Facts) -> list[ScheduleTable]:
+    """One table a fraction, the largest first; with the paper's rows where the study names one of its models."""
+    folder = facts.folder
+    plain = [name for name in TABLE_METRICS if name in facts.metrics]
     metrics = plain + [f"{variant}:{name}" for variant in folder.variants for name in plain]
     made = []
     for fraction in folder.fractions:
         schedules = folder.schedules(fraction)
         blocks = [
-            Block(name, (*_lines(folder, name, schedules, fraction), *_paper(folder, name, schedules, fraction)))
+            MetricLines(name, (*_lines(facts, name, schedules, fraction), *_paper(facts, name, schedules, fraction)))
             for name in metrics
         ]
         totals = tuple(
@@ -96,8 +97,9 @@ def schedule_tables(folder: StudyFolder) -> list[ScheduleTable]:
     return made
 
 
-def _lines(folder: StudyFolder, name: str, schedules: Sequence[str], fraction: float) -> list[Line]:
-    scores = {arm: [folder.scores(name, arm, schedule, fraction) for schedule in schedules] for arm in folder.arms}
+def _lines(facts: Facts, name: str, schedules: Sequence[str], fraction: float) -> list[Line]:
+    folder = facts.folder
+    scores = {arm: [facts.scores(name, arm, schedule, fraction) for schedule in schedules] for arm in folder.arms}
     lines = [Line("arm", arm, tuple(number(values) for values in scores[arm])) for arm in folder.arms]
     others = [arm for arm in folder.arms if folder.baseline and arm != folder.baseline]
     return lines + [
@@ -106,14 +108,14 @@ def _lines(folder: StudyFolder, name: str, schedules: Sequence[str], fraction: f
     ]
 
 
-def _paper(folder: StudyFolder, name: str, schedules: Sequence[str], fraction: float) -> list[Line]:
+def _paper(facts: Facts, name: str, schedules: Sequence[str], fraction: float) -> list[Line]:
     """The paper's rows of a metric, on the largest fraction; rows without a schedule of this study are left out."""
-    table = folder.settings.get("paper")
-    if not table or fraction != folder.fractions[0]:
+    table = facts.folder.settings.get("paper")
+    if not table or fraction != facts.folder.fractions[0]:
         return []
     rows = paper_rows(str(table)).get(name, {})
     columns = {
-        label: tuple(Number(v, float("nan"), (v,)) if (v := row.get(s)) else None for s in schedules)
+        label: tuple(Number(v, NAN, (v,)) if (v := row.get(s)) else None for s in schedules)
         for label, row in rows.items()
         if any(s in row for s in schedules)
     }
@@ -123,59 +125,127 @@ def _paper(folder: StudyFolder, name: str, schedules: Sequence[str], fraction: f
     return [*lines, *([Line("paper gap", "random", gap)] if any(gap) else [])]
 
 
-def fraction_table(folder: StudyFolder) -> list[dict[str, Any]]:
+def fraction_table(facts: Facts) -> list[Row]:
     """For each fraction the metric of both arms at the longest common schedule, and at each arm's own best."""
-    rows, name = [], folder.metric
-    for fraction in folder.fractions:
+    folder, rows = facts.folder, []
+    for fraction in folder.fractions if folder.baseline else ():
         schedules = folder.common_schedules(fraction)
         if not schedules:
             continue
-        row: dict[str, Any] = {
-            "fraction": fraction,
-            "images": folder.num_images.get(fraction),
-            "schedule": schedules[-1],
-            "longest": {},
-            "best": {},
-        }
+        scores, best = {}, {}
         for arm in (folder.baseline, folder.candidate):
-            row["longest"][arm] = number(folder.scores(name, arm, schedules[-1], fraction))
-            every = [(number(folder.scores(name, arm, s, fraction)), s) for s in folder.schedules(fraction, arm)]
+            scores[arm] = facts.scores(folder.metric, arm, schedules[-1], fraction)
+            every = [
+                (number(facts.scores(folder.metric, arm, s, fraction)), s) for s in folder.schedules(fraction, arm)
+            ]
             known = [pair for pair in every if pair[0]]
-            row["best"][arm] = max(known, key=lambda pair: pair[0].mean) if known else None
-        base, own = (folder.scores(name, arm, schedules[-1], fraction) for arm in (folder.baseline, folder.candidate))
-        row["gap"] = number(own - base)
-        rows.append(row)
+            best[arm] = max(known, key=lambda pair: pair[0].mean) if known else None
+        rows.append(
+            {
+                "fraction": fraction,
+                "images": folder.num_images.get(fraction),
+                "schedule": schedules[-1],
+                "longest": {arm: number(values) for arm, values in scores.items()},
+                "best": best,
+                "gap": number(scores[folder.candidate] - scores[folder.baseline]),
+            }
+        )
     return rows
 
 
-def class_table(folder: StudyFolder, kind: str) -> list[dict[str, Any]]:
+def settled_schedule(facts: Facts, arm: str, fraction: float) -> str | None:
+    """The shortest schedule of an arm within the rule's margin (without a rule: a point) of its own best.
+
+    None where none has a score of every seed.
+    """
+    folder = facts.folder
+    means = {s: facts.scores(folder.metric, arm, s, fraction).mean() for s in folder.schedules(fraction, arm)}
+    known = {name: value for name, value in means.items() if np.isfinite(value)}
+    margin = folder.rule.margin if folder.rule else 0.01
+    return next((name for name, value in known.items() if value >= max(known.values()) - margin), None)
+
+
+def cost_lines(facts: Facts) -> list[Row]:
+    """One line an arm, schedule and fraction: the mean over seeds of its cost in all ways; largest memory."""
+    peaks: dict[tuple, int] = {}
+    for row in facts.cells:
+        key = (row["arm"], row["schedule"], row["fraction"])
+        peaks[key] = max(peaks.get(key, 0), row["memory"] or 0)
+    folder = facts.folder
+    keys = [(arm, s, f) for f in folder.fractions for arm in folder.arms for s in folder.schedules(f, arm)]
+    return [
+        {"arm": key[0], "schedule": key[1], "fraction": key[2], "memory": peaks[key]} | facts.mean_costs[key]
+        for key in keys
+        if key in facts.mean_costs
+    ]
+
+
+def class_table(facts: Facts, kind: str) -> list[Row]:
     """AP of each class at the headline cell in both arms, the candidate's largest lead first, undefined ones last."""
-    pairs = [_per_class(folder, arm, kind) for arm in (folder.baseline, folder.candidate)]
+    folder, column = facts.folder, CLASS_METRICS.get(kind, "AP")
+    if folder.headline_cell is None:
+        return []
+    cells = {arm: _seeds_at_headline(facts, arm) for arm in (folder.baseline, folder.candidate)}
+    values: dict[str, dict[tuple, Any]] = {}
+    for row in facts.classes:
+        place = (row["arm"], row["schedule"], row["fraction"], row["seed"])
+        if row["kind"] == kind and any(place in own for own in cells.values()):
+            values.setdefault(row["class"], {})[place] = row.get(column)
     rows = []
-    for name in dict.fromkeys(name for arm in pairs for row in arm for name in row):
-        base, own = (np.array([row.get(name, float("nan")) for row in arm], float) for arm in pairs)
-        rows.append({"class": name, "baseline": number(base), "candidate": number(own), "gap": number(own - base)})
+    for name, found in values.items():
+        base, own = (_array([found.get(place) for place in places]) for places in cells.values())
+        rows.append(_compared("class", name, base, own))
     return sorted(rows, key=lambda row: (row["gap"] is None, -row["gap"].mean if row["gap"] else 0, row["class"]))
 
 
-def _per_class(folder: StudyFolder, arm: str, kind: str) -> list[dict[str, float]]:
-    """For each seed {class: AP} at the longest common schedule of the largest fraction."""
-    rows = folder.final_rows(arm, *folder.headline_cell) if folder.headline_cell else []
-    names = {"class": "top1", "semantic": "IoU"}
-    found = []
-    for row in rows:
-        classes = ((row or {}).get("per_class") or {}).get(kind, {})
-        values = {name: metrics.get(names.get(kind, "AP")) for name, metrics in classes.items()}
-        found.append({name: float("nan") if value is None else value for name, value in values.items()})
-    return found
-
-
-def size_table(folder: StudyFolder) -> list[dict[str, Any]]:
+def size_table(facts: Facts) -> list[Row]:
     """AP by size of objects at the headline cell in both arms."""
+    folder = facts.folder
     if folder.headline_cell is None:
         return []
-    rows = []
-    for name in [size for size in SIZES if size in metrics_of(folder)]:
-        base, own = (folder.scores(name, arm, *folder.headline_cell) for arm in (folder.baseline, folder.candidate))
-        rows.append({"metric": name, "baseline": number(base), "candidate": number(own), "gap": number(own - base)})
-    return rows
+    pairs = {
+        name: [facts.scores(name, arm, *folder.headline_cell) for arm in (folder.baseline, folder.candidate)]
+        for name in SIZES
+        if name in facts.metrics
+    }
+    return [_compared("metric", name, base, own) for name, (base, own) in pairs.items()]
+
+
+def error_tables(facts: Facts) -> dict[str, list[ErrorRow]]:
+    """For boxes and masks, as far as they are known, one row an error type at the headline cell."""
+    folder = facts.folder
+    if folder.headline_cell is None:
+        return {}
+    places = {arm: _seeds_at_headline(facts, arm) for arm in folder.arms}
+    found = {
+        (row["kind"], row["type"], row["arm"], row["schedule"], row["fraction"], row["seed"]): row
+        for row in facts.errors
+    }
+
+    def values(kind: str, name: str, column: str) -> dict[str, np.ndarray]:
+        return {arm: _array([found.get((kind, name, *p), {}).get(column) for p in own]) for arm, own in places.items()}
+
+    def row_of(kind: str, name: str) -> ErrorRow:
+        gains, counts = values(kind, name, "AP50_gain"), values(kind, name, "count")
+        gap = number(gains[folder.candidate] - gains[folder.baseline])
+        numbers = [{arm: number(seeds) for arm, seeds in column.items()} for column in (gains, counts)]
+        return ErrorRow(name, ERROR_TYPES[name], *numbers, gap)
+
+    headline = {place for own in places.values() for place in own}
+    kinds = [kind for kind in KINDS[:2] if any(key[0] == kind and key[2:] in headline for key in found)]
+    return {kind: [row_of(kind, name) for name in ERROR_TYPES] for kind in kinds}
+
+
+def _seeds_at_headline(facts: Facts, arm: str) -> list[tuple]:
+    """Arm, schedule, fraction and seed of the headline's cells."""
+    schedule, fraction = facts.folder.headline_cell
+    own = facts.folder.own_schedule(arm, schedule, fraction)
+    return [(arm, own, fraction, seed) for seed in facts.folder.seeds]
+
+
+def _compared(key: str, name: str, base: np.ndarray, own: np.ndarray) -> Row:
+    return {key: name, "baseline": number(base), "candidate": number(own), "gap": number(own - base)}
+
+
+def _array(values: Sequence[float | None]) -> np.ndarray:
+    return np.array([NAN if value is None else value for value in values], float)

@@ -3,11 +3,12 @@
 Everything shown to a person is derived from rows and the recipe. TensorBoard gets the same numbers.
 """
 
-import json
 import math
 import time
 from pathlib import Path
 from typing import Any
+
+import orjson
 
 from headstart.files import json_text, write_whole
 
@@ -80,14 +81,14 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")
+    lines = path.read_bytes().split(b"\n")
     rows = []
     for number, line in enumerate(lines, start=1):
         if not line:
             continue
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
+            rows.append(orjson.loads(line))
+        except orjson.JSONDecodeError:
             if number >= len(lines) - 1:
                 break
             raise ValueError(f"{path}: line {number} is not JSON, expected one row a line") from None

@@ -1,8 +1,8 @@
-"""Questions to learning curves: who is ahead at equal effort, where scratch catches up, what a start is worth.
+"""Statistics of learning curves: comparison at equal effort, crossover, worth of a start in images, overfitting.
 
-Letters: S seeds, P points of a curve, F fractions. Scores in 0..1, higher is better, both arms paired by seed.
-Between points curves are straight lines; nothing is extrapolated. For verdicts give the ends of schedules as points
-(x the total of each, score the final one): points inside a run mix in where its rate happened to drop.
+Letters: S seeds, P points of a curve. Scores in 0..1, higher is better, both arms paired by seed.
+Curves are linear between points and are not extrapolated. For verdicts the points are ends of schedules (x: total,
+score: final): points inside a run depend on where its learning rate dropped.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from headstart.verdict.numbers import amount
 from headstart.verdict.paired import t_half_width
 from headstart.verdict.verdict import Rule, Verdict, judge
 
-REFINED = 16  # parts of a stretch between two points: between them the spread over seeds is not a straight line
+REFINED = 16  # parts of the interval between two points: the standard deviation over seeds is not linear there
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,10 +41,10 @@ class Curve:
 
 @dataclass(frozen=True)
 class Crossover:
-    """Where the candidate catches up with the baseline for good; x, low and high are None beyond the budget.
+    """Point x from which the candidate is not below the baseline again; x, low, high are None beyond the budget.
 
-    low..high are all x at which the difference cannot be told from zero (inverted pointwise t intervals): a confidence
-    interval of the crossing, open above where high is None. With one seed there is none: indicative.
+    low..high: all x at which the difference does not differ from zero (inverted pointwise t intervals), a confidence
+    interval of the crossing, open above where high is None. One seed gives none: indicative.
     """
 
     baseline: str
@@ -57,7 +57,6 @@ class Crossover:
     x: float | None
     low: float | None
     high: float | None
-    per_seed: tuple[float | None, ...]
 
     @property
     def indicative(self) -> bool:
@@ -66,9 +65,9 @@ class Crossover:
 
 @dataclass(frozen=True)
 class ImagesWorth:
-    """With how many labelled images the candidate does as well as the baseline with `images`; None beyond `most`.
+    """Labelled images `needed` by the candidate to match the baseline with `images`; None beyond `most`.
 
-    The extra images, `needed` - `images`, are what the baseline's start is worth there.
+    The worth of the baseline's start is `needed` - `images`.
     """
 
     baseline: str
@@ -89,10 +88,10 @@ class ImagesWorth:
 
 @dataclass(frozen=True)
 class Overfit:
-    """Where validation is best, by how much it falls from there to the end, and whether that is overfitting.
+    """Best point of validation (`onset`), its fall from there to the end, and whether that is overfitting.
 
-    The fall of each seed is from the peak that the *other* seeds show, so that picking a peak out of noise does not
-    count as a fall. decided: its interval lies above the tolerance while training went on improving.
+    The fall of a seed is measured from the peak of the *other* seeds, so selecting a peak from noise adds no bias.
+    decided: the interval of the fall lies above the tolerance while training still improves.
     """
 
     arm: str
@@ -114,10 +113,10 @@ class Overfit:
 def compare_at(
     rule: Rule, baseline: Curve, candidate: Curve, *, axis: str = "steps", at: float | None = None
 ) -> Verdict:
-    """Who wins at equal x: both curves at `at`, or at the largest x that both reach.
+    """Verdict at equal x: both curves at `at`, by default the largest x that both reach.
 
-    With whole costs on the axis a pre-trained curve begins after its pre-training, so the two may not overlap at all;
-    that is "not decidable", and the reason says who had not begun.
+    With total costs on the axis a pre-trained curve begins after its pre-training. Curves that do not overlap give
+    "not decidable", with the reason.
     """
     x = min(baseline.x[-1], candidate.x[-1]) if at is None else at
     verdict = judge(rule, baseline.at(x), candidate.at(x), where=f"at {amount(x)} {axis}")
@@ -133,9 +132,9 @@ def compare_at(
 def crossover(
     baseline: Curve, candidate: Curve, *, level: float = 0.95, axis: str = "steps", within: float = 0.0
 ) -> Crossover:
-    """From which x on the candidate is not below the baseline (less `within`), to the end of what both reach.
+    """Crossover of two curves: the candidate is not below the baseline (less `within`) from x to the common end.
 
-    Raises ValueError where the curves do not overlap or have other numbers of seeds.
+    ValueError for curves that do not overlap or have different numbers of seeds.
     """
     grid, difference = _difference(baseline, candidate)
     difference = difference + within
@@ -153,15 +152,14 @@ def crossover(
         x=_stays_up_from(grid, mean),
         low=_first_up(grid, mean + half) if known else None,
         high=_stays_up_from(grid, mean - half) if known else None,
-        per_seed=tuple(_stays_up_from(grid, seed) for seed in difference),
     )
 
 
 def images_worth(baseline: Curve, candidate: Curve, *, images: int, level: float = 0.95) -> ImagesWorth:
-    """How many labelled images the candidate needs to do as well as the baseline with `images` of them.
+    """Labelled images that the candidate needs to match the baseline with `images` of them.
 
-    x of both curves is the number of training images (one point a fraction), interpolated on a log scale. The answer
-    holds where scores grow with images. Raises ValueError where `images` lies outside the baseline's curve.
+    x of both curves: training images (one point a fraction), interpolated on a log scale. Valid where scores grow with
+    images. ValueError where `images` lies outside the baseline's curve.
     """
     if not baseline.x[0] <= images <= baseline.x[-1]:
         raise ValueError(
@@ -195,10 +193,10 @@ def overfit_onset(
     axis: str = "steps",
     judged: bool = False,
 ) -> Overfit:
-    """Where validation peaks, and whether it falls from there by more than `tolerance` while training still improves.
+    """Peak of validation, and whether it falls from there by more than `tolerance` while training still improves.
 
-    Both curves have the same x; `judged` says that training is a score on training images, else give losses with their
-    sign turned. One seed gives an indication, never a decision.
+    Both curves have the same x. judged: `train` holds scores on training images; otherwise negated losses. One seed is
+    indicative, never decided.
     """
     scores, num_seeds = validation.scores, len(validation.scores)
     if not np.array_equal(train.x, validation.x):

@@ -1,4 +1,4 @@
-"""Numbers as people read them: points, large counts, times and names of fractions and metrics."""
+"""Formats of numbers and names: points, large counts, times, fractions, metrics."""
 
 import re
 from math import isfinite
@@ -26,12 +26,12 @@ def amount(value: float) -> str:
 
 
 def score(value: float | None) -> str:
-    """A metric of 0..1 in points: 0.4134 -> "41.3"; a dash where it is not known."""
+    """A metric of 0..1 in points: 0.4134 -> "41.3"; a dash for an unknown one."""
     return f"{100 * value:.1f}" if value is not None and isfinite(value) else NONE
 
 
 def signed(value: float | None) -> str:
-    """A difference of a metric in points, with its sign and a real minus: -0.035 -> "−3.5"."""
+    """A difference of a metric in points, with a sign and a typographic minus: -0.035 -> "−3.5"."""
     if value is None or not isfinite(value):
         return NONE
     text = f"{100 * value:+.1f}"
@@ -39,7 +39,7 @@ def signed(value: float | None) -> str:
 
 
 def minus(sentence: str) -> str:
-    """A sentence with real minus signs before its numbers."""
+    """A sentence with typographic minus signs before its numbers."""
     return re.sub(r"(?<=[\s(])-(?=\d)", "−", sentence)
 
 
@@ -78,9 +78,14 @@ def metric_name(metric: str) -> str:
 
 
 def fraction_name(fraction: float, images: int | None) -> str:
-    """ "all data (800 images)", "10 % of the data (80 images)"; the count is left out where it is not known."""
+    """ "all data (800 images)", "10 % of the data (80 images)"; an unknown count is left out."""
     share = "all data" if fraction == 1 else f"{100 * fraction:.3g} % of the data"
     return share if images is None else f"{share} ({counted(images, 'image')})"
+
+
+def share(fraction: float) -> str:
+    """A fraction of the data in few letters: "all", "10 %"."""
+    return "all" if fraction == 1 else f"{100 * fraction:g} %"
 
 
 def file_part(fraction: float) -> str:

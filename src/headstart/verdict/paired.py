@@ -1,6 +1,6 @@
-"""Tests on differences paired by seed: pure functions on arrays, vectorised over everything but the seeds.
+"""Tests on differences paired by seed: pure functions on arrays, vectorised over all axes but the seeds.
 
-Letters: S seeds on the first axis; any other axes are independent problems (cells, points of a curve, simulations).
+Letters: S seeds on the first axis; other axes are independent problems (cells, points of a curve, simulations).
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ def p_above(differences: np.ndarray, bound: float, *, test: str) -> np.ndarray:
 
 
 def t_power(effect: float, num_seeds: int, alpha: float) -> float:
-    """Chance that a one-sided t test at `alpha` decides, for a true mean of `effect` standard deviations.
+    """Power of a one-sided t test at `alpha` for a true mean of `effect` standard deviations.
 
-    The normal chance averaged over the spread that the seeds may show: to 0.002 of the noncentral t, and much faster.
+    The normal power averaged over the distribution of the sample sd: within 0.002 of the noncentral t, and faster.
     """
     freedom = num_seeds - 1
     critical = special.stdtrit(freedom, 1 - alpha)
@@ -52,7 +52,7 @@ def t_power(effect: float, num_seeds: int, alpha: float) -> float:
 
 @cache
 def _seen_spreads(freedom: int) -> np.ndarray:
-    """Equally likely values of the observed spread, in units of the true one."""
+    """Equally likely values of the sample standard deviation, in units of the true one."""
     shares = (np.arange(_NODES) + 0.5) / _NODES
     return np.sqrt(special.chdtri(freedom, shares) / freedom)
 

@@ -1,66 +1,121 @@
-"""Sentences on results, with their numbers in points (a hundredth of the metric)."""
+"""Sentences on results: quantity, comparison, size, uncertainty; differences in points (a hundredth of the metric)."""
 
 from functools import singledispatch
-from math import isnan
+from math import isfinite, isnan
 
 from headstart.verdict.curves import Crossover, ImagesWorth, Overfit
-from headstart.verdict.numbers import amount, counted, points
-from headstart.verdict.verdict import Verdict
+from headstart.verdict.numbers import amount, counted, large, metric_name, points, span
+from headstart.verdict.verdict import Rule, Verdict
+
+ONE_SEED = "1 seed, indicative only"
 
 
 @singledispatch
 def sentence(found: object) -> str:
-    """A verdict, crossover, worth in images or overfitting in plain words, with numbers and interval."""
+    """Plain words for a verdict, crossover, worth in images or overfitting, with numbers and interval."""
     raise TypeError(f"no sentence for {type(found).__name__}")
 
 
 @sentence.register
 def _verdict(verdict: Verdict) -> str:
-    """A verdict as one to four sentences: the outcome, what it would take, what other images could change."""
-    parts = [_outcome(verdict), _what_it_takes(verdict), _other_images(verdict), _left_out(verdict)]
-    return " ".join(part for part in parts if part)
+    """`outcome` and `caveats` of a verdict."""
+    return f"{outcome(verdict)} {caveats(verdict)}".strip()
+
+
+def outcome(verdict: Verdict) -> str:
+    """The decision in one sentence: metric, comparison, difference, interval."""
+    rule, place = verdict.rule, f" {verdict.where}" if verdict.where else ""
+    quantity = f"{metric_name(rule.metric)}{place}"
+    quantity = quantity[0].upper() + quantity[1:]
+    if verdict.num_seeds and verdict.indicative:
+        size = points(abs(verdict.mean), fine=_fine(verdict))[1:]
+        side = f"{size} points {'ahead of' if verdict.mean > 0 else 'behind'}" if verdict.mean else "level with"
+        interval = "" if verdict.num_seeds == 1 else f", {_difference(verdict)}"
+        return (
+            f"{quantity}: {rule.candidate} is {side} {rule.baseline}{interval}; indicative, not decided "
+            f"({verdict.reason})."
+        )
+    margin = f"{points(rule.margin, fine=_fine(verdict))[1:]} points"
+    claim = {
+        "better": f"{rule.candidate} is better than {rule.baseline}",
+        "worse": f"{rule.candidate} is worse than {rule.baseline}",
+        "equivalent": f"{rule.candidate} and {rule.baseline} are equivalent within {margin}",
+        "not worse": f"{rule.candidate} is not worse than {rule.baseline} by more than {margin}",
+        "not decidable": f"not decidable whether {rule.candidate} differs from {rule.baseline}",
+    }[verdict.outcome]
+    difference = f", {_difference(verdict)}" if verdict.num_seeds else ""
+    reason = f"; {verdict.reason}" if verdict.reason else ""
+    return f"{quantity}: {claim}{difference}{reason}."
+
+
+def caveats(verdict: Verdict) -> str:
+    """Seeds that would decide, noise of the test images, seeds left out; empty where none applies."""
+    return " ".join(part for part in (_seeds_needed(verdict), _image_noise(verdict), _left_out(verdict)) if part)
+
+
+def title(verdict: Verdict, *, starts_differ: bool) -> tuple[str, str | None]:
+    """Title of a verdict, and the arm that it begins with (None: neither)."""
+    candidate, baseline = verdict.rule.candidate, verdict.rule.baseline
+    return {
+        "better": (f"{candidate} ends ahead", candidate),
+        "worse": (f"{baseline} ends ahead", baseline),
+        "equivalent": ("Either start will do" if starts_differ else "Either will do", None),
+        "not worse": (f"{candidate} is not worse", candidate),
+        "not decidable": ("Not decidable with these runs", None),
+    }[verdict.leaning if verdict.indicative else verdict.outcome]
+
+
+def rule_sentence(rule: Rule) -> str:
+    """The decision rule as fixed before the first run."""
+    margin = f"{100 * rule.margin:g} point{'' if rule.margin == 0.01 else 's'}"
+    claim = {
+        "equivalence": f"whether {rule.candidate} and {rule.baseline} differ by less than {margin}",
+        "non_inferiority": f"whether {rule.candidate} is not worse than {rule.baseline} by more than {margin}",
+        "superiority": f"whether one of {rule.candidate} and {rule.baseline} is better by more than {margin}",
+    }[rule.kind]
+    test = {"t": "a paired t test", "sign_flip": "an exact sign-flip test"}[rule.test]
+    how = f"at {100 * rule.level:g} % by {test} over at least {rule.min_seeds} seeds"
+    return f"The rule, written before the first run: in {metric_name(rule.metric)}, {claim}, {how}."
 
 
 @sentence.register
 def _crossover(found: Crossover) -> str:
-    """Where one arm catches up with another, with the interval over seeds."""
-    budget = f"the {amount(found.budget)} {found.axis} tried"
+    """Point from which the candidate stays level or ahead, with the interval over seeds."""
     if found.x is None:
+        budget = f"the {amount(found.budget)} {found.axis} tried"
         claim = f"{found.candidate} does not catch up with {found.baseline} within {budget}"
     elif found.x == found.start:
-        claim = (
-            f"{found.candidate} is level with {found.baseline} or ahead from the first point ({amount(found.start)})"
-        )
+        first = f"the first point ({amount(found.start)})"
+        claim = f"{found.candidate} is level with {found.baseline} or ahead from {first}"
     else:
         claim = f"{found.candidate} catches up with {found.baseline} at about {amount(found.x)} {found.axis}"
     if found.indicative:
-        return f"{claim} (1 seed, indicative only)."
-    level = f"{100 * found.level:g} %"
-    seeds = counted(found.num_seeds, "seed")
+        return f"{claim} ({ONE_SEED})."
+    level, seeds = f"{100 * found.level:g} %", counted(found.num_seeds, "seed")
     if found.low is None:
-        return f"{claim}; at {level} over {seeds} a crossing before that is ruled out."
-    end = "beyond the budget" if found.high is None else f"{amount(found.high)}"
+        return f"{claim}; an earlier crossing is excluded ({level}, {seeds})."
+    end = "beyond the budget" if found.high is None else amount(found.high)
     return f"{claim} ({level} interval {amount(found.low)} to {end}, {seeds})."
 
 
 @sentence.register
 def _images_worth(found: ImagesWorth) -> str:
-    """What a start is worth in labelled images, with the interval over seeds."""
+    """Worth of a start in labelled images, with the interval over seeds."""
     have = f"{found.baseline} with {found.images:,} labelled images"
+    worth = "the start is worth none there"
     if found.needed is None:
         claim = f"{found.candidate} does not reach {have}, not even with {found.most:,}"
         worth = f"the start is worth more than {found.most - found.images:,} images there"
     elif found.needed <= found.least:
         least = "as many" if found.least == found.images else f"{found.least:,} or fewer"
-        claim, worth = f"{found.candidate} with {least} does as well as {have}", "the start is worth none there"
+        claim = f"{found.candidate} with {least} matches {have}"
     else:
-        claim = f"{found.candidate} needs about {found.needed:,.0f} labelled images to do as well as {have}"
+        claim = f"{found.candidate} needs about {found.needed:,.0f} labelled images to match {have}"
         more = found.needed - found.images
-        worth = f"the start is worth about {more:,.0f} images there" if more > 0 else "the start is worth none there"
+        worth = f"the start is worth about {more:,.0f} images there" if more > 0 else worth
     if found.indicative:
-        return f"{claim}: {worth} (1 seed, indicative only)."
-    low = f"more than {found.most:,}" if found.low is None else f"{found.low:,.0f}"
-    high = f"more than {found.most:,}" if found.high is None else f"{found.high:,.0f}"
+        return f"{claim}: {worth} ({ONE_SEED})."
+    low, high = (f"more than {found.most:,}" if v is None else f"{v:,.0f}" for v in (found.low, found.high))
     between = low if low == high else f"{low} to {high}"
     interval = f"{100 * found.level:g} % interval of the images needed: {between}"
     return f"{claim}: {worth} ({interval}, {counted(found.num_seeds, 'seed')})."
@@ -68,79 +123,71 @@ def _images_worth(found: ImagesWorth) -> str:
 
 @sentence.register
 def _overfit(found: Overfit) -> str:
-    """Whether and where an arm overfits."""
+    """Whether and from where an arm overfits."""
     where = f"{amount(found.onset)} {found.axis}"
     fall = f"{points(found.fall)[1:]} points" if found.fall > 0 else "nothing"
+    best = f"validation is best at {where} and loses {fall} by the end"
     if found.indicative:
-        return f"{found.arm}: validation is best at {where} and loses {fall} by the end (1 seed, indicative only)."
-    low, high = (points(found.fall + sign * found.half_width) for sign in (-1, 1))
-    interval = f"{100 * found.level:g} % interval {low} to {high}, {counted(found.num_seeds, 'seed')}"
-    if found.decided:
-        gain = f"training images gain {points(found.train_gain)[1:]} points"
-        meanwhile = gain if found.judged else f"the training loss still falls by {found.train_gain:.2g}"
-        claim = f"{found.arm} overfits from about {where} on: validation loses {fall} by the end"
-        return f"{claim} ({interval}), {meanwhile}."
-    return f"{found.arm}: no overfitting shown; validation is best at {where} and loses {fall} by the end ({interval})."
+        return f"{found.arm}: {best} ({ONE_SEED})."
+    interval = _interval(found.fall, found.half_width, found.level, found.num_seeds)
+    if not found.decided:
+        return f"{found.arm}: no overfitting shown; {best} ({interval})."
+    gain = f"training images gain {points(found.train_gain)[1:]} points"
+    meanwhile = gain if found.judged else f"the training loss still falls by {found.train_gain:.2g}"
+    return f"{found.arm} overfits from about {where} on: validation loses {fall} by the end ({interval}), {meanwhile}."
 
 
-def _outcome(verdict: Verdict) -> str:
-    if verdict.num_seeds and verdict.indicative:
-        return _indicative(verdict)
-    rule, place = verdict.rule, f" {verdict.where}" if verdict.where else ""
-    metric = f"in {rule.metric}{place}"
-    margin = f"{points(rule.margin, fine=_fine(verdict))[1:]} points"
-    claim = {
-        "better": f"{rule.candidate} is better than {rule.baseline} {metric}",
-        "worse": f"{rule.candidate} is worse than {rule.baseline} {metric}",
-        "equivalent": f"{rule.candidate} and {rule.baseline} are equivalent {metric}, within {margin}",
-        "not worse": f"{rule.candidate} is not worse than {rule.baseline} {metric} by more than {margin}",
-        "not decidable": f"Not decidable whether {rule.candidate} differs from {rule.baseline} {metric}",
-    }[verdict.outcome]
-    reason = f" ({verdict.reason})" if verdict.reason else ""
-    return f"{claim}{reason}: {_numbers(verdict)}."
+def gap_sentence(arm: str, schedule: str, *, mean: float, half_width: float, level: float, num_seeds: int) -> str:
+    """Generalisation gap: score on training images minus score on validation images, in 0..1."""
+    uncertainty = ONE_SEED if num_seeds == 1 else _interval(mean, half_width, level, num_seeds)
+    return f"{arm} at {schedule}: generalisation gap {points(mean)} points, training minus validation ({uncertainty})."
 
 
-def _indicative(verdict: Verdict) -> str:
-    rule, place = verdict.rule, f" {verdict.where}" if verdict.where else ""
-    side = "ahead of" if verdict.mean > 0 else "behind"
-    amount = points(abs(verdict.mean), fine=_fine(verdict))[1:]
-    standing = f"{amount} points {side}" if verdict.mean else "level with"
-    interval = "" if verdict.num_seeds == 1 else f" ({_numbers(verdict)})"
-    return (
-        f"Indicative, not decided ({verdict.reason}): {rule.candidate} is {standing} {rule.baseline} "
-        f"in {rule.metric}{place}{interval}."
-    )
+def effort(images: float, pixels: float, seconds: float) -> str:
+    """Images, pixels and seconds of a training; unknown seconds (nan) are left out."""
+    return f"{large(images)} images, {large(pixels)} pixels" + (f" and {span(seconds)}" if isfinite(seconds) else "")
 
 
-def _numbers(verdict: Verdict) -> str:
-    if not verdict.num_seeds:
-        return "there is nothing to compare"
-    difference = f"difference {points(verdict.mean, fine=_fine(verdict))} points"
+def start_sentence(arm: str, *, public: str | None, whole: str, uses: float, share: str) -> str:
+    """Cost of the pre-training of an arm's weights; whole and share (of one use) come from `effort`."""
+    weights = f" (public weights {public})" if public else ""
+    took = f"Pre-training of {arm}{weights} took {whole}"
+    return f"{took}, counted to one use." if uses == 1 else f"{took}; amortised over {uses:,g} uses: {share} each."
+
+
+def price_sentence(arm: str, schedule: str, *, training: str, total: str) -> str:
+    """Cost of one schedule without pre-training (training) and with it (total), both from `effort`."""
+    return f"{arm} at {schedule}: training takes {training}; total with pre-training {total}."
+
+
+def _difference(verdict: Verdict) -> str:
     by_margin = verdict.outcome in ("equivalent", "not worse")
-    half, level = (
-        (verdict.margin_half_width, 1 - 2 * verdict.rule.alpha)
-        if by_margin
-        else (verdict.half_width, verdict.rule.level)
-    )
-    low, high = (points(verdict.mean + sign * half, fine=_fine(verdict)) for sign in (-1, 1))
+    half = verdict.margin_half_width if by_margin else verdict.half_width
+    level = 1 - 2 * verdict.rule.alpha if by_margin else verdict.rule.level
     test = ""
     if verdict.rule.test == "sign_flip":
         test = f", sign-flip p = {verdict.p_margin if by_margin else verdict.p_difference:.3g}"
-    interval = f"{100 * level:g} % interval {low} to {high}"
-    return f"{difference}, {interval} over {counted(verdict.num_seeds, 'seed')}{test}"
+    interval = _interval(verdict.mean, half, level, verdict.num_seeds, fine=_fine(verdict))
+    return f"difference {points(verdict.mean, fine=_fine(verdict))} points ({interval}{test})"
 
 
-def _what_it_takes(verdict: Verdict) -> str:
+def _interval(mean: float, half_width: float, level: float, num_seeds: int, *, fine: bool = False) -> str:
+    low, high = (points(mean + sign * half_width, fine=fine) for sign in (-1, 1))
+    return f"{100 * level:g} % interval {low} to {high}, {counted(num_seeds, 'seed')}"
+
+
+def _seeds_needed(verdict: Verdict) -> str:
     if verdict.outcome != "not decidable" or not verdict.num_seeds:
         return ""
     if isnan(verdict.sd):
-        return "How much another seed would differ is not known from one."
+        return "One seed gives no estimate of the variation between seeds."
+    observed = "at the observed mean and standard deviation"
     if verdict.seeds_to_decide is None:
-        return "More than 1,000 seeds would be needed if mean and spread stay as seen: not a matter of seeds."
-    return f"About {counted(verdict.seeds_to_decide, 'seed')} would decide, if mean and spread stay as seen."
+        return f"More seeds will not settle this: over 1,000 would be needed {observed}."
+    return f"About {counted(verdict.seeds_to_decide, 'seed')} would decide {observed}."
 
 
-def _other_images(verdict: Verdict) -> str:
+def _image_noise(verdict: Verdict) -> str:
     if verdict.images is None:
         return ""
     low, high = (points(side, fine=_fine(verdict)) for side in (verdict.images.low, verdict.images.high))
@@ -148,15 +195,15 @@ def _other_images(verdict: Verdict) -> str:
     if verdict.holds_for_other_images is None:
         return f"{moves}."
     if verdict.holds_for_other_images:
-        return f"{moves}; the outcome also stands for other images of this kind."
+        return f"{moves}; the conclusion also holds with this noise added."
     more = f", about {verdict.images_to_decide:,} test images would settle it" if verdict.images_to_decide else ""
-    return f"{moves}; for other images of this kind the outcome is not certain{more}."
+    return f"{moves}; with this noise added the conclusion is not certain{more}."
 
 
 def _left_out(verdict: Verdict) -> str:
     if not verdict.num_left_out:
         return ""
-    return f"{counted(verdict.num_left_out, 'seed')} left out for want of a score in both arms."
+    return f"{counted(verdict.num_left_out, 'seed')} left out: no score in both arms."
 
 
 def _fine(verdict: Verdict) -> bool:

@@ -1,0 +1,240 @@
+"""Costs of a study: samples seen, operations and seconds of each segment, cell and pre-training.
+
+Every cell has its cost in four ways. "alone" counts it as if no trunk were shared: compare arms by it. "as_spent"
+splits a shared trunk evenly between the cells that used it, so all cells add up to the cost of the study. "whole" and
+"whole_as_spent" are the same with the pre-training of the arm's weights.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from math import nan
+from typing import Any
+
+import numpy as np
+
+from headstart.study.folder import StudyFolder
+from headstart.study.plan import Segment, lineage_name
+from headstart.weights.public import Training, find_training
+
+SECONDS = ("train", "eval", "other")
+WAYS = ("alone", "whole", "as_spent", "whole_as_spent")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """Images, instances and pixels trained on, floating-point operations, and seconds by kind; nan: unknown."""
+
+    images: float = 0.0
+    instances: float = 0.0
+    pixels: float = 0.0
+    flops: float = 0.0
+    seconds_train: float = 0.0
+    seconds_eval: float = 0.0
+    seconds_other: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        return self.seconds_train + self.seconds_eval + self.seconds_other
+
+    def plus(self, other: Cost) -> Cost:
+        """Sum of two costs; nan in either stays nan."""
+        return Cost(**{name: getattr(self, name) + getattr(other, name) for name in COUNTERS})
+
+    def times(self, factor: float) -> Cost:
+        """Cost multiplied by a factor, such as 1 / number of uses."""
+        return Cost(**{name: getattr(self, name) * factor for name in COUNTERS})
+
+
+COUNTERS = tuple(f.name for f in fields(Cost))
+
+
+@dataclass(frozen=True)
+class CellCost:
+    """Cost of one cell. pretraining is the share of one use, pretraining_spent the share that this study paid.
+
+    Pre-training done by the study itself is split between its cells; public weights cost it nothing.
+    """
+
+    cell: str
+    arm: str
+    schedule: str
+    fraction: float
+    seed: int
+    alone: Cost
+    as_spent: Cost
+    pretraining: Cost
+    pretraining_spent: Cost
+
+    @property
+    def whole(self) -> Cost:
+        """Alone, with the pre-training's share of one use."""
+        return self.alone.plus(self.pretraining)
+
+    @property
+    def whole_as_spent(self) -> Cost:
+        """As spent, with the pre-training paid by this study; the sum over cells is the cost of the study."""
+        return self.as_spent.plus(self.pretraining_spent)
+
+
+@dataclass(frozen=True)
+class StartCost:
+    """Pre-training cost of an arm's weights, number of trainings that it is amortised over, and its source.
+
+    public: name of public weights, as declared in the study file; their cost is documented, not measured.
+    """
+
+    whole: Cost
+    uses: float
+    source: str
+    public: str | None = None
+
+    @property
+    def share(self) -> Cost:
+        """Of one use."""
+        return self.whole.times(1 / self.uses)
+
+
+def seen(images: float, *, instances_per_image: float, pixels_per_image: float) -> Cost:
+    """Samples of a training by its recipe; operations and seconds are unknown."""
+    samples = {"images": images, "instances": images * instances_per_image, "pixels": images * pixels_per_image}
+    return Cost(**dict.fromkeys(COUNTERS, nan) | samples)
+
+
+def public_cost(training: Training) -> Cost:
+    """Samples seen until public weights existed, those of the weights that they began with included."""
+    own = seen(training.inputs, instances_per_image=training.instances, pixels_per_image=training.pixels)
+    return own if training.after is None else own.plus(public_cost(training.after))
+
+
+def counters(rows: Sequence[Mapping[str, Any]], *, since: Cost | None = None) -> Cost:
+    """Cumulative counters at the end of a run's rows: the last value of each.
+
+    A run without counters is where it began, at `since`, the counters of the segment it continues. Operations are
+    those of training, gradients included; nan where rows count images but no operations.
+    """
+    found: dict[str, float] = {}
+    for row in reversed(rows):
+        if "images" in row:
+            found |= (
+                {"flops": nan} | {k: row[k] for k in ("images", "instances", "pixels", "flops") if k in row} | found
+            )
+        if "seconds" in row:
+            found |= {f"seconds_{k}": value for k, value in row["seconds"].items() if k in SECONDS} | found
+        if len(found) == len(COUNTERS):
+            break
+    return Cost(**{name: found.get(name, getattr(since or Cost(), name)) for name in COUNTERS})
+
+
+def segment_costs(segments: Sequence[Segment], rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Cost]:
+    """Cost of each segment itself, by name: its counters less those of its parent, which it continues.
+
+    Parents come first; rows are by segment name (none: not begun, costs nothing). Seconds never fall below 0: a parent
+    may go on to evaluate after the checkpoint that was continued. ValueError where images, instances or pixels fall.
+    """
+    reached: dict[str, Cost] = {}
+    costs = {}
+    for segment in segments:
+        name, before = segment.name, reached.get(segment.parent or "", Cost())
+        reached[name] = counters(rows.get(name, ()), since=before)
+        costs[name] = _added(name, reached[name], before) if rows.get(name) else Cost()
+    return costs
+
+
+def cell_costs(
+    segments: Sequence[Segment],
+    costs: Mapping[str, Cost],
+    *,
+    public: Mapping[str, Cost] | None = None,
+    uses: Mapping[str, float] | None = None,
+) -> tuple[CellCost, ...]:
+    """Costs of all cells: a tail and the trunk that it descends from.
+
+    public: cost of public weights by arm; uses: declared number of uses of an arm's pre-training (default 1).
+    """
+    by_name = {segment.name: segment for segment in segments}
+    tails = [segment for segment in segments if segment.kind == "tail"]
+    chains = {tail.name: _chain(tail, by_name) for tail in tails}
+    users = Counter(name for chain in chains.values() for name in chain)
+    weight_users = Counter(tail.weights_from for tail in tails)
+    made = []
+    for tail in tails:
+        own = costs[tail.weights_from] if tail.weights_from else Cost()
+        foreign = (public or {}).get(tail.arm, Cost())
+        made.append(
+            CellCost(
+                cell=f"{lineage_name(tail.arm, tail.fraction, tail.seed)}-{tail.schedule}",
+                arm=tail.arm,
+                schedule=tail.schedule,
+                fraction=tail.fraction,
+                seed=tail.seed,
+                alone=_total(costs[name] for name in chains[tail.name]),
+                as_spent=_total(costs[name].times(1 / users[name]) for name in chains[tail.name]),
+                pretraining=own.plus(foreign).times(1 / (uses or {}).get(tail.arm, 1)),
+                pretraining_spent=own.times(1 / weight_users[tail.weights_from]),
+            )
+        )
+    return tuple(made)
+
+
+def study_costs(folder: StudyFolder) -> tuple[dict[str, CellCost], dict[str, StartCost]]:
+    """Costs of all finished cells by cell, and pre-training costs by arm.
+
+    Pre-training is measured where the study did it, and documented where the study file names public weights.
+    """
+    segments, settings = folder.plan.segments, folder.settings
+    costs = segment_costs(segments, {name: run.rows for name, run in folder.runs.items()})
+    made = {s.arm: s.weights_from for s in segments if s.kind != "pretrain" and s.weights_from}
+    starts = {}
+    for arm, name in made.items():
+        entry = (settings.get("pretrain") or {}).get(name.removeprefix("pretrain-")) or {}
+        starts[arm] = StartCost(costs[name], float(entry.get("uses", 1)), f"measured in {name}")
+    for arm, entry in (settings.get("public_weights") or {}).items():
+        name = entry["name"]
+        training = find_training(name)
+        starts[arm] = StartCost(public_cost(training), float(entry.get("uses", 1)), training.source, name)
+    public = {arm: start.whole for arm, start in starts.items() if start.public}
+    finished = {cell.name for cell in folder.plan.cells if folder.tail(cell).end}
+    every = cell_costs(segments, costs, public=public, uses={arm: start.uses for arm, start in starts.items()})
+    return {cost.cell: cost for cost in every if cost.cell in finished}, starts
+
+
+def outside_weights(folder: StudyFolder) -> tuple[str, ...]:
+    """Arms with weights of unknown cost: neither made by the study nor declared as public ones."""
+    known = {s.arm for s in folder.plan.segments if s.kind != "pretrain" and s.weights_from}
+    known |= set(folder.settings.get("public_weights") or {})
+    return tuple(arm for arm in folder.arms if arm not in folder.random_arms and arm not in known)
+
+
+def mean_costs(costs: Sequence[CellCost]) -> dict[str, Cost]:
+    """Mean over seeds in all four ways and of both shares of pre-training; nan where any is unknown."""
+    ways = {way: [getattr(cost, way) for cost in costs] for way in (*WAYS, "pretraining", "pretraining_spent")}
+    return {
+        way: Cost(**{name: float(np.mean([getattr(cost, name) for cost in own])) for name in COUNTERS})
+        for way, own in ways.items()
+    }
+
+
+def _chain(tail: Segment, by_name: Mapping[str, Segment]) -> list[str]:
+    names = [tail.name]
+    while (parent := by_name[names[-1]].parent) is not None:
+        names.append(parent)
+    return names
+
+
+def _total(costs: Iterable[Cost]) -> Cost:
+    return Cost(**dict(zip(COUNTERS, map(sum, zip(*([getattr(cost, name) for name in COUNTERS] for cost in costs))))))
+
+
+def _added(name: str, reached: Cost, before: Cost) -> Cost:
+    added = reached.plus(before.times(-1))
+    for counter in ("images", "instances", "pixels"):
+        if getattr(added, counter) < 0:
+            raise ValueError(
+                f"segment {name}: {counter} end at {getattr(reached, counter):g}, expected at least the "
+                f"{getattr(before, counter):g} of the segment it continues"
+            )
+    seconds = {f"seconds_{kind}": max(0.0, getattr(added, f"seconds_{kind}")) for kind in SECONDS}
+    return Cost(images=added.images, instances=added.instances, pixels=added.pixels, flops=added.flops, **seconds)

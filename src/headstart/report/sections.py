@@ -1,0 +1,276 @@
+"""The sections of a report that are pivots of the facts, in the order of the page; pictures have their own file."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from headstart.report import figures
+from headstart.report.cost import Cost, StartCost
+from headstart.report.differences import compared, difference_rows, starts_differ, tuning_rows
+from headstart.report.facts import KINDS, Facts, Row, Stretch, resample_rows
+from headstart.report.findings import Findings
+from headstart.report.page import Section
+from headstart.report.paper import SOURCE, sample_figure, table_1
+from headstart.report.tables import (
+    class_table,
+    cost_lines,
+    error_tables,
+    fraction_table,
+    schedule_tables,
+    settled_schedule,
+    size_table,
+)
+from headstart.study.folder import Run
+from headstart.verdict import numbers
+from headstart.verdict.curves import Crossover
+from headstart.verdict.numbers import file_part, metric_name
+from headstart.verdict.verdict import Verdict
+from headstart.verdict.words import rule_sentence
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One number at the top: label, value, note, and the arm whose colour it has (or None)."""
+
+    label: str
+    value: str
+    note: str
+    arm: str | None = None
+
+
+def verdict(facts: Facts, findings: Findings) -> Section:
+    """The question, the verdict by its rule, and the main numbers."""
+    folder = facts.folder
+    question = "Do you need the head start?" if starts_differ(folder) else f"{' or '.join(folder.arms)}?"
+    rule = rule_sentence(folder.rule) if folder.rule else None
+    return Section("verdict", context={"question": question, "rule": rule, "tiles": _tiles(facts, findings)})
+
+
+def answers(facts: Facts, findings: Findings) -> Section:
+    """Questions of a reader, and both arms at equal effort."""
+    return Section("answers", "Answers" if findings.answers else None)
+
+
+def curves(facts: Facts, findings: Findings) -> Section:
+    """Learning curves and training loss."""
+    folder, drawn = facts.folder, {}
+    for fraction in folder.fractions:
+        own = [stretch for stretch in facts.stretches if stretch.fraction == fraction]
+        logged = [stretch for stretch in facts.losses if stretch.fraction == fraction]
+        if own:
+            drawn[f"curves-{file_part(fraction)}"] = lambda own=own: figures.curve_figure(facts, own)
+        if own and logged:
+            drawn[f"training-{file_part(fraction)}"] = lambda own=own, logged=logged: figures.training_figure(
+                facts, own, logged
+            )
+    names = (*facts.metrics, *facts.train_metrics)
+    schedules = list(dict.fromkeys(name for fraction in folder.fractions for name in folder.schedules(fraction)))
+    return Section(
+        "curves",
+        "Curves",
+        context={"metrics": names, "schedules": schedules, "present": bool(facts.stretches), "paid": facts.starts},
+        data={
+            "metrics": [{"id": name, "name": metric_name(name)} for name in names],
+            "metric": metric_name(folder.metric),
+            "stretches": [_stretch(stretch, 100) for stretch in facts.stretches],
+            "losses": [_stretch(stretch, 1) for stretch in facts.losses],
+            "pretraining": {arm: _efforts(start.share) for arm, start in facts.starts.items()},
+        },
+        figures=drawn,
+    )
+
+
+def schedules(facts: Facts, findings: Findings) -> Section:
+    """Scores at the end of each schedule, and the paper's."""
+    return Section(
+        "schedules",
+        "Schedules",
+        context={
+            "present": bool(facts.stretches),
+            "schedule_tables": schedule_tables(facts),
+            "verdicts": {(entry.fraction, entry.schedule): entry.verdict for entry in findings.comparisons},
+            "paper": table_1(),
+            "paper_source": SOURCE,
+        },
+    )
+
+
+def data(facts: Facts, findings: Findings) -> Section:
+    """Scores of both arms by number of training images."""
+    rows = fraction_table(facts)
+    points = [
+        {"arm": arm, "images": row["images"], "schedule": row["schedule"], "seeds": [100 * v for v in number.seeds]}
+        for row in rows
+        for arm, number in row["longest"].items()
+        if number and row["images"]
+    ]
+    known, drawn = [row for row in rows if row["gap"]], {}
+    if known:
+        drawn["metrics"] = lambda: figures.metric_figure(facts)
+    if len(known) > 1:
+        drawn["fractions"] = lambda: figures.fraction_figure(facts, known)
+    several = len({point["images"] for point in points}) > 1
+    return Section("data", "Data", context={"rows": rows, "several": several}, data={"few": points}, figures=drawn)
+
+
+def cost(facts: Facts, findings: Findings) -> Section:
+    """Samples, operations and time of every cell in four ways, and of the pre-training."""
+    folder = facts.folder
+    settled = {arm: {f"{f:g}": settled_schedule(facts, arm, f) for f in folder.fractions} for arm in folder.arms}
+    drawn: dict[str, Any] = {}
+    bars = []
+    for arm in (folder.baseline, folder.candidate) if folder.baseline else ():
+        schedule = settled[arm][f"{folder.fractions[0]:g}"]
+        if mean := facts.mean_costs.get((arm, schedule, folder.fractions[0])):
+            bars.append((arm, f"{arm} {schedule}", mean["alone"], mean["pretraining"]))
+    if bars:
+        drawn["cost"] = lambda: figures.cost_figure(facts, bars)
+    papers = sample_figure() if folder.settings.get("paper") else None
+    if papers:
+        drawn["paper-samples"] = figures.paper_samples_figure
+    ways = ("alone", "as_spent", "pretraining", "pretraining_spent")
+    return Section(
+        "cost",
+        "Cost",
+        context={
+            "lines": cost_lines(facts),
+            "starts": facts.starts,
+            "paper_bars": papers,
+            "has_flops": any(cost.alone.flops > 0 for own in facts.costs.values() for cost in own),
+        },
+        data={
+            "costs": [
+                {"arm": arm, "schedule": schedule, "fraction": fraction} | {way: _efforts(mean[way]) for way in ways}
+                for (arm, schedule, fraction), mean in facts.mean_costs.items()
+            ],
+            "settled": settled,
+        },
+        figures=drawn,
+    )
+
+
+def classes(facts: Facts, findings: Findings) -> Section:
+    """AP of both arms by class and by size of objects."""
+    tables = {kind: class_table(facts, kind) for kind in KINDS}
+    return Section(
+        "classes",
+        "Classes",
+        context={"classes": {kind: rows for kind, rows in tables.items() if rows}, "sizes": size_table(facts)},
+    )
+
+
+def mistakes(facts: Facts, findings: Findings) -> Section:
+    """Error types of each arm."""
+    tables = error_tables(facts)
+    shown = {
+        kind: [
+            {
+                "type": row.name,
+                "meaning": row.meaning,
+                "gains": {arm: value and 100 * value.mean for arm, value in row.gains.items()},
+                "counts": {arm: value and value.mean for arm, value in row.counts.items()},
+            }
+            for row in rows
+        ]
+        for kind, rows in tables.items()
+    }
+    drawn = {"errors": lambda: figures.error_figure(facts, tables)} if tables else {}
+    link = "Mistakes" if tables else None
+    return Section("mistakes", link, context={"mistakes": tables}, data={"mistakes": shown}, figures=drawn)
+
+
+def audit(facts: Facts, findings: Findings) -> Section:
+    """Start of each arm, differences between the arms, and their tuning."""
+    rows, same = difference_rows(facts.folder), compared(facts.folder)
+    context = {"audits": _audits(facts), "differences": rows, "same": same, "tuning": tuning_rows(facts.folder)}
+    return Section("audit", "Audit", context=context, summary={"differences": rows, "compared": same})
+
+
+def plan(facts: Facts, findings: Findings) -> Section:
+    """Cells, segments and environments."""
+    environments: dict[str, Row] = {}
+    for run in facts.folder.runs.values():
+        if found := run.fact("environment.json"):
+            entry = environments.setdefault(json.dumps(found, sort_keys=True), {"facts": found, "num": 0})
+            entry["num"] += 1
+    context = {"environments": list(environments.values())}
+    return Section("plan", "Plan", context=context, summary={"notes": list(facts.folder.plan.notes)})
+
+
+def trace(facts: Facts, findings: Findings) -> Section:
+    """Source of each number: run and weights of every cell, and all rows as CSV."""
+    rows = {"cells": facts.cells, "curves": facts.curves, "classes": facts.classes, "errors": facts.errors}
+    if findings.resampled is not None:
+        rows["resamples"] = resample_rows(facts.folder, findings.resampled)
+    summary = {"cells": facts.cells, "errors": facts.errors}
+    return Section("trace", "Trace", context={"cells": facts.cells}, summary=summary, tables=rows)
+
+
+def _tiles(facts: Facts, findings: Findings) -> list[Tile]:
+    folder = facts.folder
+    most = [entry for entry in findings.comparisons if folder.fractions and entry.fraction == folder.fractions[0]]
+    tiles = [
+        _lead_tile(f"at {entry.schedule}", entry.verdict, when)
+        for entry, when in zip(most[:1] + most[1:][-1:], ("early", "at the end"))
+    ]
+    if findings.crossover:
+        tiles.append(_crossover_tile(findings.crossover))
+    for fraction in folder.fractions[1:]:
+        for entry in [entry for entry in findings.comparisons if entry.fraction == fraction][-1:]:
+            tiles.append(_lead_tile(f"{numbers.share(fraction)} of the data", entry.verdict, f"at {entry.schedule}"))
+    return [*tiles, *(_start_tile(arm, start) for arm, start in facts.starts.items() if start.whole.images)]
+
+
+def _lead_tile(label: str, found: Verdict, when: str) -> Tile:
+    shown = numbers.signed(abs(found.mean)).replace("+", "")
+    leader = found.rule.candidate if found.mean > 0 else found.rule.baseline
+    if shown == "0.0":
+        return Tile(label, "level", f"neither is ahead {when}")
+    return Tile(label, f"{shown} points", f"{leader} is ahead {when}", leader)
+
+
+def _crossover_tile(found: Crossover) -> Tile:
+    label, start = f"{found.candidate} catches up", f"{numbers.amount(found.start)} {found.axis}"
+    if found.x is None:
+        return Tile(label, "not yet", f"not within {numbers.amount(found.budget)} {found.axis}", found.baseline)
+    if found.x == found.start:
+        return Tile(label, "at once", f"level or ahead from {start} on", found.candidate)
+    return Tile(label, f"≈ {numbers.amount(found.x)} {found.axis}", "between the ends of schedules", found.candidate)
+
+
+def _start_tile(arm: str, start: StartCost) -> Tile:
+    took = "public weights" if start.public else f"{numbers.span(start.whole.seconds)} of pre-training"
+    shared = "counted to one use" if start.uses == 1 else f"amortised over {start.uses:,g} uses"
+    return Tile(f"start of {arm}", f"{numbers.large(start.whole.images)} images", f"{took}, {shared}", arm)
+
+
+def _stretch(stretch: Stretch, factor: float) -> dict[str, Any]:
+    names = ("arm", "fraction", "schedule", "start", "seeds", "x")
+    y = {name: [[factor * value for value in seed] for seed in seeds] for name, seeds in stretch.y.items()}
+    return {name: getattr(stretch, name) for name in names} | {"y": y}
+
+
+def _efforts(cost: Cost) -> dict[str, float]:
+    return {name: getattr(cost, name) for name in ("images", "instances", "pixels", "flops", "seconds")}
+
+
+def _audits(facts: Facts) -> list[Row]:
+    """The audit of each arm and pre-training: that of the first run which has one, and the runs that differ from it."""
+    found: dict[str, list[tuple[Run, dict[str, Any]]]] = {}
+    for run in facts.folder.runs.values():
+        if content := run.fact("audit.json"):
+            label = f"pre-training {run.segment.arm}" if run.segment.kind == "pretrain" else run.segment.arm
+            found.setdefault(label, []).append((run, content))
+    path = facts.folder.path
+    return [
+        {
+            "label": label,
+            "run": entries[0][0].place(path),
+            "audit": entries[0][1],
+            "num": len(entries),
+            "others": [run.place(path) for run, content in entries if content["rows"] != entries[0][1]["rows"]],
+        }
+        for label, entries in found.items()
+    ]
