@@ -67,7 +67,7 @@ def evaluate(
     overrides: Overrides = None,
 ) -> None:
     """COCO box, mask and keypoint AP, or mIoU, of a checkpoint; overrides such as evaluate.tta.enabled=true."""
-    from headstart.data.read.formats import open_dataset
+    from headstart.data.read import open_dataset
     from headstart.tasks.detection import training_data, validation_data
     from headstart.tasks.predict import evaluate as evaluate_trained
     from headstart.tasks.predict import load_trained

@@ -3,13 +3,15 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
 from headstart.data.images import load_image
-from headstart.data.read.coco_segments import RLE, gather
+
+NO_SEGMENT, POLYGONS, RLE = 0, 1, 2  # segment_kind
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,9 +50,14 @@ class Dataset:
     skeleton: tuple[tuple[int, int], ...]  # indices that a drawing joins
     notes: tuple[str, ...]
 
+    @cached_property
+    def image_of(self) -> np.ndarray:
+        """Image index of each annotation, int64 [N], ascending."""
+        return np.repeat(np.arange(self.num_images), np.diff(self.first))
+
     def size_of(self, annotation: int) -> tuple[int, int]:
         """(height, width) of the image that an annotation belongs to."""
-        image = int(np.searchsorted(self.first, annotation, side="right")) - 1
+        image = self.image_of[annotation]
         return int(self.heights[image]), int(self.widths[image])
 
     @property
@@ -88,35 +95,59 @@ class Dataset:
             names["skeleton"] = [[a + 1, b + 1] for a, b in self.skeleton]  # COCO counts from 1
         return [{"id": int(c), "name": name, **names} for c, name in zip(self.category_ids, self.class_names)]
 
+    def take(
+        self, images: np.ndarray | Sequence[int] | None = None, annotations: np.ndarray | None = None
+    ) -> "Dataset":
+        """The data set of some images, some annotations, or both; all classes stay.
+
+        images: indices (not ids), each at most once, in the new order; None for all. annotations: bool [N], those to
+        keep; None for all. Images whose annotations are all left out stay.
+        """
+        chosen = np.arange(self.num_images) if images is None else np.asarray(images, np.int64)
+        assert np.unique(chosen).size == chosen.size, "an image index is given twice"
+        kept, first = gather(self.first, chosen)
+        if annotations is not None:
+            keep = annotations[kept]
+            kept, first = kept[keep], np.concatenate([[0], np.cumsum(keep)])[first]
+        polygons, polygon_first = gather(self.polygon_first, kept)
+        coords, coord_first = gather(self.coord_first, polygons)
+        per_annotation = ("annotation_ids", "boxes", "labels", "crowd", "difficult", "areas", "segment_kind")
+        return replace(
+            self,
+            file_names=tuple(self.file_names[i] for i in chosen),
+            **{name: getattr(self, name)[chosen] for name in ("image_ids", "heights", "widths")},
+            **{name: getattr(self, name)[kept] for name in per_annotation},
+            first=first,
+            polygon_first=polygon_first,
+            coord_first=coord_first,
+            coords=self.coords[coords],
+            rles={k: self.rles[n] for k, n in enumerate(kept.tolist()) if n in self.rles},
+            keypoints=None if self.keypoints is None else self.keypoints[kept],
+        )
+
+
+def gather(first: np.ndarray, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Members of the chosen groups, in order, and the new offsets; group g has members first[g]:first[g + 1]."""
+    counts = first[chosen + 1] - first[chosen]
+    offsets = np.concatenate(([0], np.cumsum(counts)))
+    members = np.arange(offsets[-1]) + np.repeat(first[chosen] - offsets[:-1], counts)
+    return members, offsets
+
+
+def index_of(known: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Index of each id in `known` (int64, different, any order), and bool: whether it is there at all."""
+    if not len(known):
+        return np.zeros(len(ids), np.int64), np.zeros(len(ids), bool)
+    order = np.argsort(known, kind="stable")
+    index = order[np.minimum(np.searchsorted(known, ids, sorter=order), len(known) - 1)]
+    return index, known[index] == ids
+
 
 def left_right(names: Sequence[str]) -> tuple[tuple[int, int], ...]:
     """Index pairs (left, right) of names that differ only in a leading left_ and right_."""
     at = {name: k for k, name in enumerate(names)}
     mirrored = [(k, at.get("right_" + name.removeprefix("left_"))) for name, k in at.items() if name[:5] == "left_"]
     return tuple((k, other) for k, other in mirrored if other is not None)
-
-
-def subset(dataset: Dataset, image_indices: np.ndarray | Sequence[int]) -> Dataset:
-    """The data set of these image indices (not ids; each at most once), in the given order, with all classes."""
-    images = np.asarray(image_indices, np.int64)
-    assert np.unique(images).size == images.size, "an image index is given twice"
-    kept, first = gather(dataset.first, images)
-    polygons, polygon_first = gather(dataset.polygon_first, kept)
-    coords, coord_first = gather(dataset.coord_first, polygons)
-    new = {int(n): k for k, n in enumerate(kept) if dataset.segment_kind[n] == RLE}
-    per_annotation = ("annotation_ids", "boxes", "labels", "crowd", "difficult", "areas", "segment_kind")
-    return replace(
-        dataset,
-        file_names=tuple(dataset.file_names[i] for i in images),
-        **{name: getattr(dataset, name)[images] for name in ("image_ids", "heights", "widths")},
-        **{name: getattr(dataset, name)[kept] for name in per_annotation},
-        first=first,
-        polygon_first=polygon_first,
-        coord_first=coord_first,
-        coords=dataset.coords[coords],
-        rles={k: dataset.rles[n] for n, k in new.items()},
-        keypoints=None if dataset.keypoints is None else dataset.keypoints[kept],
-    )
 
 
 def nested_fraction(num_images: int, fraction: float, seed: int) -> np.ndarray:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from headstart.data.buckets import Resize, bucket_of, group_by_bucket
-from headstart.data.dataset import Dataset, subset
+from headstart.data.dataset import Dataset
 from headstart.data.stream import Images, Raw, ahead
 from headstart.data.upload import to_device
 from headstart.data.views import Convention, View, stack_images
@@ -47,7 +47,7 @@ class EvalImages:
 
     def first(self, most: int) -> "EvalImages":
         """The first `most` images alone, for a timing; nothing of them is kept."""
-        some = subset(self.dataset, np.arange(min(most, self.dataset.num_images)))
+        some = self.dataset.take(np.arange(min(most, self.dataset.num_images)))
         return EvalImages(
             some, self.resize, self.convention, batch=self.batch, cache=False, num_workers=self.num_workers
         )

@@ -13,9 +13,8 @@ from PIL import Image
 
 from headstart.batch import UNKNOWN
 from headstart.data.content import data_digest, file_digests
-from headstart.data.dataset import Dataset
+from headstart.data.dataset import NO_SEGMENT, Dataset
 from headstart.data.masks import annotation_mask
-from headstart.data.read.coco_segments import NO_SEGMENT
 from headstart.data.views import View
 
 MODES = ("L", "P")  # 8-bit grey and palette; in both the stored number is the id, whatever its colour

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from headstart.data.dataset import Dataset
+from headstart.data.dataset import Dataset, index_of
 from headstart.metrics.predictions import Predictions
 
 
@@ -52,7 +52,7 @@ def group(dataset: Dataset, predictions: Predictions, max_detections: int) -> Gr
     rank = np.arange(len(key)) - np.searchsorted(key, key)
     kept = rank < max_detections
     order, key, rank = order[kept], key[kept], rank[kept]
-    gt_image = np.repeat(np.arange(len(dataset.image_ids)), np.diff(dataset.first))
+    gt_image = dataset.image_of
     gt_key = place_of[gt_image] * num_classes + dataset.labels
     gt = np.argsort(gt_key, kind="stable")
     gt_key = gt_key[gt]
@@ -86,16 +86,13 @@ def _locate(dataset: Dataset, predictions: Predictions) -> tuple[np.ndarray, np.
 
 
 def _index(known: np.ndarray, ids: np.ndarray, kind: str, path: str) -> np.ndarray:
-    order = np.argsort(known, kind="stable")
-    spot = np.searchsorted(known, ids, sorter=order)
-    found = order[np.minimum(spot, len(known) - 1)] if len(known) else np.zeros(len(ids), np.int64)
-    missing = known[found] != ids if len(known) else np.ones(len(ids), bool)
-    if missing.any():
-        bad = int(np.argmax(missing))
+    index, there = index_of(known, ids)
+    if not there.all():
+        bad = int(np.argmin(there))
         nearest = f"; the nearest is {known[np.argmin(np.abs(known - ids[bad]))]}" if len(known) else ""
         expected = f"one of the {len(known)} of {path}{nearest}"
         raise ValueError(f"predictions: detection {bad} has {kind} id {ids[bad]}, expected {expected}")
-    return found
+    return index
 
 
 def pairs(begin: np.ndarray, end: np.ndarray, max_pairs: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -11,8 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from pycocotools import mask as coco_mask
 
-from headstart.data.dataset import Dataset
-from headstart.data.read.coco_segments import RLE
+from headstart.data.dataset import RLE, Dataset
 from headstart.metrics.predictions import Predictions
 
 # Okabe and Ito 2008, told apart by all common kinds of colour vision; black is left out, it vanishes in photographs.

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from headstart.data.dataset import Dataset
-from headstart.data.read.formats import open_dataset
+from headstart.data.read import open_dataset
 from headstart.metrics.predictions import Predictions
 from headstart.metrics.records import Records
 from headstart.report.drawing import Shape, draw, shapes_of_annotations, shapes_of_predictions

@@ -11,10 +11,10 @@ import torch
 from headstart.batch import Batch, Detections
 from headstart.data.buckets import Resize
 from headstart.data.content import data_digest
-from headstart.data.dataset import Dataset, nested_fraction, subset
+from headstart.data.dataset import Dataset, nested_fraction
 from headstart.data.eval_images import EvalImages
 from headstart.data.keypoints import PIXEL_CENTRE, mirror_note, require_keypoints, sigmas_of, with_keypoints
-from headstart.data.read.formats import open_dataset
+from headstart.data.read import open_dataset
 from headstart.data.rle_codes import paste_rle
 from headstart.data.stream import Augmentation, TrainStream
 from headstart.data.views import Convention, Jitter
@@ -59,7 +59,7 @@ def _fraction(recipe: Recipe, data: Dataset, most: int | None = None) -> Dataset
     if recipe.data.fraction == 1.0 and most is None:
         return data
     chosen = nested_fraction(data.num_images, recipe.data.fraction, recipe.data.fraction_seed)
-    return subset(data, np.sort(chosen[:most]))
+    return data.take(np.sort(chosen[:most]))
 
 
 def validation_data(recipe: Recipe) -> Dataset:

@@ -10,9 +10,8 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from headstart.data.check.problems import ERROR, NOTE, WARNING, Problem, some
-from headstart.data.dataset import Dataset
-from headstart.data.read import coco_segments
-from headstart.data.read.coco_segments import POLYGONS
+from headstart.data.dataset import POLYGONS, Dataset
+from headstart.data.read.coco_columns import segment_areas
 
 REACH = 1.0  # pixels a box may reach out of its image: tools round, and some count the last pixel
 TOLERANCE_PIXELS = 3.0  # a segmentation's bounds may differ from the box by this much (a sharp tip holds no pixel),
@@ -57,20 +56,14 @@ def reach(dataset: Dataset) -> NDArray[np.float64]:
 
 def clip(dataset: Dataset) -> NDArray[np.float64]:
     """The boxes [N, 4], cut at the borders of their images."""
-    image = _image_of(dataset)
-    high = np.stack([dataset.widths[image], dataset.heights[image]], axis=1)
+    high = np.stack([dataset.widths, dataset.heights], axis=1)[dataset.image_of]
     return np.concatenate([np.clip(dataset.boxes[:, :2], 0, high), np.clip(dataset.boxes[:, 2:], 0, high)], axis=1)
-
-
-def _image_of(dataset: Dataset) -> NDArray[np.int64]:
-    return np.repeat(np.arange(dataset.num_images), np.diff(dataset.first))
 
 
 def _at(dataset: Dataset, chosen: Mask) -> Iterator[tuple[int, str, str]]:
     """(index, place, name and size of its image) of each chosen annotation."""
-    images = _image_of(dataset)
     for n in np.flatnonzero(chosen):
-        i = images[n]
+        i = dataset.image_of[n]
         picture = f"{dataset.file_names[i]}, {dataset.widths[i]} x {dataset.heights[i]}"
         yield int(n), f"{dataset.path}: annotation {dataset.annotation_ids[n]}", picture
 
@@ -115,14 +108,12 @@ def segment_bounds(dataset: Dataset) -> NDArray[np.float64]:
 
 def _segment_problems(dataset: Dataset, split: str) -> list[Problem]:
     found = []
-    columns = {"segment_kind": dataset.segment_kind, "polygon_first": dataset.polygon_first,
-               "coord_first": dataset.coord_first, "coords": dataset.coords, "rles": dataset.rles}  # fmt: skip
-    empty = coco_segments.areas(columns) == 0
+    columns = ("segment_kind", "polygon_first", "coord_first", "coords", "rles")
+    empty = segment_areas(**{name: getattr(dataset, name) for name in columns}) == 0
     for _, where, picture in _at(dataset, empty):
         message = f"the segmentation encloses no area ({picture})"
         found.append(Problem(WARNING, "segment-empty", split, where, "0", message))
-    image = _image_of(dataset)
-    high = np.tile(np.stack([dataset.widths[image], dataset.heights[image]], axis=1), 2)
+    high = np.stack([dataset.widths, dataset.heights] * 2, axis=1)[dataset.image_of]
     bounds = segment_bounds(dataset)
     away = np.abs(np.clip(bounds, 0, high) - np.clip(dataset.boxes, 0, high)).max(axis=1, initial=0)
     longer = (dataset.boxes[:, 2:] - dataset.boxes[:, :2]).max(axis=1, initial=0)
@@ -138,7 +129,7 @@ def _segment_problems(dataset: Dataset, split: str) -> list[Problem]:
 
 def _twice(dataset: Dataset, split: str) -> list[Problem]:
     """The same box and class in the same image more than once."""
-    keys = np.column_stack([_image_of(dataset), dataset.labels, dataset.boxes])
+    keys = np.column_stack([dataset.image_of, dataset.labels, dataset.boxes])
     order = np.lexsort(keys.T)
     repeated = np.zeros(len(keys), bool)
     repeated[order[1:]] = (np.diff(keys[order], axis=0) == 0).all(axis=1)
@@ -151,7 +142,7 @@ def _twice(dataset: Dataset, split: str) -> list[Problem]:
 
 
 def _count_problems(dataset: Dataset, split: str, max_objects: int) -> list[Problem]:
-    counts = np.bincount(_image_of(dataset)[~dataset.crowd], minlength=dataset.num_images)
+    counts = np.bincount(dataset.image_of[~dataset.crowd], minlength=dataset.num_images)
     found = []
     for i in np.flatnonzero(counts > max_objects):
         where = f"{dataset.path}: image {dataset.image_ids[i]}"

@@ -10,11 +10,9 @@ from headstart.data.check import annotations as annotation_check
 from headstart.data.check import images as image_check
 from headstart.data.check import records as scan
 from headstart.data.check.problems import ERROR, Problem, Report
-from headstart.data.dataset import Dataset, subset
+from headstart.data.dataset import Dataset
 from headstart.data.label_maps import PixelLabels
-from headstart.data.read import coco
-from headstart.data.read.coco_segments import gather
-from headstart.data.read.formats import detect_format, open_dataset
+from headstart.data.read import coco, detect_format, open_dataset
 
 SMALL, LARGE = 32**2, 96**2  # square pixels: COCO's bounds of small, medium and large
 MAX_OBJECTS = 100  # detections an image that COCO's metric looks at
@@ -126,8 +124,7 @@ def stats(dataset: Dataset) -> dict[str, int | str | dict[str, int | float]]:
     """Counts by name: images, instances (without crowds), pixels, sizes by COCO's areas, objects an image, classes."""
     single = ~dataset.crowd
     areas = dataset.areas[single]
-    image = np.repeat(np.arange(dataset.num_images), np.diff(dataset.first))
-    per_image = np.bincount(image[single], minlength=dataset.num_images)
+    per_image = np.bincount(dataset.image_of[single], minlength=dataset.num_images)
     per_class = np.bincount(dataset.labels[single], minlength=dataset.num_classes)
     small, large = int((areas < SMALL).sum()), int((areas >= LARGE).sum())
     return {
@@ -170,32 +167,14 @@ def fix(path: str | Path, out_path: str | Path, *, image_dir: str | Path | None 
     if not kept:
         raise ValueError(f"{dataset.path}: none of its {len(looks)} images in {dataset.image_dir} is usable")
     whole = dataset.num_annotations
-    dataset = subset(dataset, kept)
+    dataset = dataset.take(kept)
     orphans = whole - dataset.num_annotations
     out_of_image = annotation_check.reach(dataset) > annotation_check.REACH
     boxes = np.where(out_of_image[:, None], annotation_check.clip(dataset), dataset.boxes)
-    dataset = _without(replace(dataset, boxes=boxes), annotation_check.outside(dataset))
+    dataset = replace(dataset, boxes=boxes).take(annotations=~annotation_check.outside(dataset))
     coco.write(dataset, out)
     lines = [f"{problem.remedy}: {problem.where}: {problem.message}" for problem in problems if problem.remedy]
     if orphans:
         lines.append(f"left out: {orphans} annotations of images that are left out")
     counts = f"{dataset.num_images} images, {dataset.num_annotations} objects, {dataset.num_classes} classes"
     return [*lines, f"{out}: {counts} (images stay in {dataset.image_dir})"]
-
-
-def _without(dataset: Dataset, dropped: np.ndarray) -> Dataset:
-    """The data set without the annotations marked in bool [N]; all images stay."""
-    kept = np.flatnonzero(~dropped)
-    polygons, polygon_first = gather(dataset.polygon_first, kept)
-    coords, coord_first = gather(dataset.coord_first, polygons)
-    per_annotation = ("annotation_ids", "boxes", "labels", "crowd", "difficult", "areas", "segment_kind")
-    return replace(
-        dataset,
-        **{name: getattr(dataset, name)[kept] for name in per_annotation},
-        first=np.concatenate([[0], np.cumsum(~dropped)])[dataset.first],
-        polygon_first=polygon_first,
-        coord_first=coord_first,
-        coords=dataset.coords[coords],
-        rles={k: dataset.rles[n] for k, n in enumerate(kept.tolist()) if n in dataset.rles},
-        keypoints=None if dataset.keypoints is None else dataset.keypoints[kept],
-    )

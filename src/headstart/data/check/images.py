@@ -9,14 +9,11 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from PIL import Image
-
 from headstart.data.check.problems import ERROR, NOTE, WARNING, Problem, some
 from headstart.data.check.records import LEFT_OUT
 from headstart.data.dataset import Dataset
-from headstart.data.images import load_image
+from headstart.data.images import load_image, orientation_of
 
-_EXIF_ORIENTATION = 0x0112
 Names = tuple[dict[str, str], dict[str, str]]
 
 
@@ -52,7 +49,7 @@ def _look_at(dataset: Dataset, split: str, i: int, names: Callable[[Path], Names
     except ValueError as error:
         problem = Problem(ERROR, "image-unreadable", split, where, dataset.file_names[i], str(error), LEFT_OUT)
         return Look(problem, None, False)
-    orientation = _orientation(path)
+    orientation = orientation_of(path)
     digest = hashlib.sha1(repr(pixels.shape).encode() + b"\0", usedforsecurity=False)
     digest.update(pixels)
     height, width = int(dataset.heights[i]), int(dataset.widths[i])
@@ -66,14 +63,6 @@ def _look_at(dataset: Dataset, split: str, i: int, names: Callable[[Path], Names
         value = f"{pixels.shape[0]} x {pixels.shape[1]}"
         problem = Problem(ERROR, "image-size", split, where, value, message, LEFT_OUT)
     return Look(problem, digest.digest(), orientation != 1)
-
-
-def _orientation(path: Path) -> int:
-    try:
-        with Image.open(path) as image:
-            return int(image.getexif().get(_EXIF_ORIENTATION, 1))
-    except Exception:  # damaged metadata; the pixels are fine, as load_image has just shown
-        return 1
 
 
 def _names(folder: Path) -> Names:

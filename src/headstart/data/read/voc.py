@@ -10,7 +10,7 @@ from typing import Any
 
 from headstart.data.dataset import Dataset
 from headstart.data.images import SUFFIXES, image_size
-from headstart.data.read import coco
+from headstart.data.read.coco import from_document
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
@@ -61,7 +61,7 @@ def read_voc(root: str | Path, split: str | None = None, class_names: Sequence[s
                 label = _label(file, position, found.name, names)
                 document["annotations"].append(_record(found, own + position, number, label + 1))
         own += len(objects[file.stem])
-    dataset = coco.from_document(document, root, root / "JPEGImages")
+    dataset = from_document(document, root, root / "JPEGImages")
     return replace(dataset, notes=dataset.notes + _notes(left_out, from_zero))
 
 
