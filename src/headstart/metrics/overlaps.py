@@ -1,7 +1,7 @@
-"""How much a detection and an annotation overlap, for lists of pairs: boxes, masks, keypoints.
+"""Overlaps of detections and annotations: IoU of boxes and masks, object keypoint similarity.
 
 An overlap is a function (det, gt) -> float64 [P] of two index arrays int64 [P] into the predictions and the
-annotations. With a crowd annotation the union is replaced by the detection alone, as COCO has it.
+annotations. For a crowd annotation the union is the detection alone, as in COCO.
 Letters: P pairs, D detections, N annotations, K keypoints.
 """
 
@@ -26,7 +26,7 @@ COCO_SIGMAS = (26, 25, 25, 35, 35, 79, 79, 72, 72, 62, 62, 107, 107, 87, 87, 89,
 
 @dataclass(frozen=True, eq=False)
 class Measures:
-    """How predictions and annotations of one kind (boxes, masks, keypoints) are compared."""
+    """Overlap and areas of one kind (boxes, masks, keypoints)."""
 
     overlap: Overlap
     det_area: np.ndarray  # float64 [D]
@@ -44,7 +44,7 @@ def measure(
 ) -> Measures:
     """Measures of a kind; overlaps below `least` may come out as any smaller value.
 
-    across_classes: pairs will join different classes (only a matter of speed, for masks).
+    across_classes: pairs join different classes (matters for the speed of masks only).
     Areas are a detection's own box, mask, or box around its keypoints. Raises ValueError for an unknown kind and for
     predictions that do not hold it.
     """
@@ -157,7 +157,7 @@ def annotation_rles(dataset: Dataset, annotations: np.ndarray) -> list[dict]:
 
 @lru_cache(maxsize=1)
 def _rasterised(dataset: Dataset) -> dict[int, dict]:
-    """Masks by annotation index, filled as they are needed: a training evaluates one data set again and again."""
+    """Masks by annotation index, filled on demand: a training evaluates one data set many times."""
     return {}
 
 

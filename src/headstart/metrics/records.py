@@ -1,4 +1,4 @@
-"""Per-image match records: what AP needs to be computed again for any resample of the images.
+"""Per-image match records, from which AP follows for any resample of the images.
 
 Letters: D detections, I images, C classes, T IoU thresholds, S = T * C curves, P true positives of all curves.
 """
@@ -83,7 +83,7 @@ class Curves:
 
 
 def curves(records: Records) -> Curves:
-    """Sort out which detections are true positives and which are ignored, once for all weightings."""
+    """Places of true positives and ignored detections, computed once for all weightings."""
     num_classes, num_thresholds = len(records.category_ids), records.matched.shape[1]
     num_detections = max(len(records.label), 1)
     label = records.label.astype(np.intp)

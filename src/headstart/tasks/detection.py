@@ -21,8 +21,8 @@ from headstart.data.views import Convention, Jitter
 from headstart.metrics.coco import evaluate
 from headstart.metrics.errors import error_types
 from headstart.metrics.predictions import Predictions, concat, empty
-from headstart.metrics.tta import Look, Tta
-from headstart.metrics.tta import predict as predict_looks
+from headstart.metrics.tta import Tta, TtaView
+from headstart.metrics.tta import predict as predict_views
 from headstart.metrics.voc import with_voc
 from headstart.model.detector import Detector, build
 from headstart.model.keypoint_head import peaks
@@ -220,8 +220,8 @@ def look_at(
     if tta is None:
         images, sizes = show()
         return model.predict(images, sizes), sizes
-    looks = [Look(partial(show, resize, flip=flip), flip) for resize, flip in tta.views()]
-    return predict_looks(model, looks, vote_threshold=tta.vote_threshold)
+    views = [TtaView(partial(show, resize, flip=flip), flip) for resize, flip in tta.views()]
+    return predict_views(model, views, vote_threshold=tta.vote_threshold)
 
 
 def to_original(found: Detections, sizes: torch.Tensor, indices: np.ndarray, data: Dataset) -> Iterator[Predictions]:
