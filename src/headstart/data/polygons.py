@@ -10,9 +10,6 @@ def inside(polygons: Sequence[np.ndarray], box: np.ndarray, rows: int, columns: 
 
     polygons: each [points, 2]; box [4] XYXY in the same units, of positive extent. Even-odd within one polygon, union
     over polygons; left and top edges belong to the inside, right and bottom ones do not. No polygons: all False.
-
-    A ray goes from each cell centre to the right and counts the edges that it crosses: for a row that an edge spans,
-    all cells left of the crossing are toggled, which is one entry of a histogram and a running sum from the right.
     """
     if not len(polygons):
         return np.zeros((rows, columns), bool)
@@ -29,10 +26,19 @@ def inside(polygons: Sequence[np.ndarray], box: np.ndarray, rows: int, columns: 
     edge, row = np.nonzero(spans)
     along = (row - start[edge, 1]) / (stop[edge, 1] - start[edge, 1])
     crossing = start[edge, 0] + along * (stop[edge, 0] - start[edge, 0])
-    left_of = np.clip(np.ceil(crossing), 0, columns).astype(np.int64)  # number of cell centres strictly left of it
+    return even_odd(row, np.ceil(crossing), rows, columns, owner[edge], len(polygons))
 
-    flat = (owner[edge] * rows + row) * (columns + 1) + left_of
-    toggles = np.bincount(flat, minlength=len(polygons) * rows * (columns + 1)).reshape(-1, rows, columns + 1)
+
+def even_odd(
+    row: np.ndarray, left_of: np.ndarray, rows: int, columns: int, owner: np.ndarray | int = 0, num_polygons: int = 1
+) -> np.ndarray:
+    """Bool [rows, columns]: cells with an odd number of edges of any one polygon to their right.
+
+    For each crossing of an edge with a row [n]: its row, how many cell centres lie left of it, and its polygon. All
+    these cells are toggled, which is one entry of a histogram and a running sum from the right.
+    """
+    flat = (owner * rows + row) * (columns + 1) + np.clip(left_of, 0, columns).astype(np.int64)
+    toggles = np.bincount(flat, minlength=num_polygons * rows * (columns + 1)).reshape(-1, rows, columns + 1)
     odd = (toggles[:, :, :0:-1] & 1).astype(np.uint8)
     return np.bitwise_xor.accumulate(odd, axis=2).any(0)[:, ::-1].astype(bool)
 
@@ -49,3 +55,8 @@ def areas(coords: np.ndarray, first: np.ndarray) -> np.ndarray:
     following = np.concatenate((points[1:], points[:1]))
     following[first[1:] // 2 - 1] = points[starts]  # the last point closes its own polygon
     return np.abs(np.add.reduceat(points[:, 0] * following[:, 1] - following[:, 0] * points[:, 1], starts)) / 2
+
+
+def area(polygon: np.ndarray) -> float:
+    """Area of one polygon [points, 2], as `areas`."""
+    return float(areas(polygon.ravel(), np.array([0, polygon.size]))[0])

@@ -10,7 +10,7 @@ import yaml
 
 from headstart.data.dataset import Dataset
 from headstart.data.images import SUFFIXES, image_size
-from headstart.data.polygons import areas
+from headstart.data.polygons import area
 from headstart.data.read.coco import from_document
 
 _SLACK = 0.01  # exporters round and clip carelessly; further outside, the numbers are not normalised at all
@@ -141,6 +141,5 @@ def _record(where: str, row: list[str], names: dict[int, str], width: int, heigh
         return record | {"bbox": box, "area": box[2] * box[3]}
     polygon = [v * (height if k % 2 else width) for k, v in enumerate(values)]
     xs, ys = polygon[0::2], polygon[1::2]
-    area = float(areas(np.array(polygon), np.array([0, len(polygon)]))[0])
     box = [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
-    return record | {"bbox": box, "segmentation": [polygon], "area": area}
+    return record | {"bbox": box, "segmentation": [polygon], "area": area(np.array(polygon).reshape(-1, 2))}
