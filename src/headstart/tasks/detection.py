@@ -15,7 +15,7 @@ from headstart.data.dataset import Dataset, nested_fraction
 from headstart.data.eval_images import EvalImages
 from headstart.data.keypoints import PIXEL_CENTRE, mirror_note, require_keypoints, sigmas_of, with_keypoints
 from headstart.data.read import open_dataset
-from headstart.data.rle_codes import paste_rle
+from headstart.data.rle import paste_rle
 from headstart.data.stream import Augmentation, TrainStream
 from headstart.data.views import Convention, Jitter
 from headstart.metrics.coco import evaluate
