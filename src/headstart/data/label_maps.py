@@ -12,8 +12,7 @@ import numpy as np
 from PIL import Image
 
 from headstart.batch import IGNORE_LABEL
-from headstart.data.content import data_digest, file_digests
-from headstart.data.dataset import NO_SEGMENT, Dataset
+from headstart.data.dataset import NO_SEGMENT, Dataset, data_digest, file_digests
 from headstart.data.masks import annotation_mask
 from headstart.data.views import View
 

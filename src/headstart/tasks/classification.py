@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from headstart.data.content import data_digest
-from headstart.data.dataset import Dataset, nested_fraction
+from headstart.data.dataset import Dataset, data_digest, nested_fraction
 from headstart.data.order import Order, slot_generator
 from headstart.data.read import folder_images, read_folders
 from headstart.data.stream import Images, ahead

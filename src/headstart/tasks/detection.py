@@ -10,8 +10,7 @@ import torch
 
 from headstart.batch import Batch, Detections
 from headstart.data.buckets import Resize
-from headstart.data.content import data_digest
-from headstart.data.dataset import Dataset, nested_fraction
+from headstart.data.dataset import Dataset, data_digest, nested_fraction
 from headstart.data.eval_images import EvalImages
 from headstart.data.keypoints import PIXEL_CENTRE, mirror_note, require_keypoints, sigmas_of, with_keypoints
 from headstart.data.read import open_dataset
