@@ -1,4 +1,4 @@
-"""Verbs about data sets."""
+"""Commands about data sets."""
 
 from pathlib import Path
 from typing import Annotated

@@ -16,6 +16,7 @@ import numpy as np
 from headstart.data.images import load_image
 
 NO_SEGMENT, POLYGONS, RLE = 0, 1, 2  # segment_kind
+SMALL, LARGE = 32**2, 96**2  # square pixels: COCO's bounds of small, medium and large objects
 SETTLED = 2.0  # seconds: a file changed later than that before now may change again within one tick of its clock
 
 Entry = tuple[int, int, str]  # bytes, time of change in ns, digest

@@ -1,6 +1,6 @@
-"""A class for each pixel: from PNGs, or from the annotated instances; and as a batch wants it.
+"""A class for each pixel, from PNGs or from annotated instances, and its sampling for a batch.
 
-Labels are 0..C-1, and IGNORE_LABEL where nothing is known: there the model is neither taught nor judged.
+Labels are 0..C-1, or IGNORE_LABEL where the class is unknown: ignored in loss and metrics.
 """
 
 import hashlib
@@ -35,13 +35,13 @@ class PixelLabels:
         self.notes = list(dataset.notes)
 
     def digest(self) -> str:
-        """SHA-256 hex digest of images, label maps, and what counts as unknown."""
+        """SHA-256 hex digest of images, label maps, and the ignored values."""
         names = tuple(self._name(index) for index in range(self.dataset.num_images))
         parts = [data_digest(self.dataset), repr(self.ignore), *file_digests(self.folder, names)]
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
     def check(self, num_workers: int) -> None:
-        """Read all maps once, in so many threads.
+        """Read all maps once, in `num_workers` threads.
 
         ValueError naming the file for one that is missing, of another size or mode than expected, or that holds a value
         which is neither a category id nor in `ignore`.
@@ -51,7 +51,7 @@ class PixelLabels:
                 pass
 
     def problems(self) -> list[tuple[Path, str]]:
-        """What `check` would name, of every map: its path, and the message after it."""
+        """Path and message of each label map that `check` would refuse."""
         found = []
         for index in range(self.dataset.num_images):
             try:

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from headstart.data.dataset import Dataset
+from headstart.data.dataset import LARGE, SMALL, Dataset
 from headstart.metrics.matching import Groups, Matches, group, match_groups
 from headstart.metrics.overlaps import measure
 from headstart.metrics.predictions import Predictions
 from headstart.metrics.records import THRESHOLDS, Records, average_precisions, curves, mean_precisions
 
 # COCO's ranges of the annotated area in pixels, both ends included: all, small, medium, large.
-AREA_RANGES = np.array([[0, 1e10], [0, 32**2], [32**2, 96**2], [96**2, 1e10]])
+AREA_RANGES = np.array([[0, 1e10], [0, SMALL], [SMALL, LARGE], [LARGE, 1e10]])
 KEYPOINT_DETECTIONS = 20  # COCO's limit for keypoints, where it evaluates people only
 
 

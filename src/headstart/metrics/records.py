@@ -20,8 +20,8 @@ RECALLS = np.linspace(0, 1, 101)  # where COCO reads the precision
 class Records:
     """One evaluation, image by image: detections sorted by (label, falling score, image id), and counts of annotations.
 
-    An annotation counts unless it is crowd, difficult or outside the area range; a detection that takes one that does
-    not count is ignored, as is one that takes none and lies outside the area range.
+    An annotation counts unless it is crowd, difficult or outside the area range; a detection matched to an ignored
+    annotation is ignored, as is an unmatched one outside the area range.
     """
 
     image_ids: np.ndarray  # int64 [I]
@@ -156,7 +156,7 @@ def _running(values: np.ndarray) -> np.ndarray:
 
 
 def _recalls_reached(num_gt: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How many of COCO's recalls are reached with 0, 1, ... num_gt[c] true positives, for all classes in one table.
+    """Number of COCO's recalls reached with 0, 1, ... num_gt[c] true positives, for all classes in one table.
 
     Returns the table and the place of each class in it. Recall 0 asks for the best precision anywhere, which is at a
     true positive: it is reached with the first. Compared as floats, like pycocotools.

@@ -1,4 +1,4 @@
-"""What the flat arrays of one split say, and how the class lists of several splits agree.
+"""Checks of boxes, segmentations, counts and classes of one split, and of class lists across splits.
 
 Letters: N annotations, C classes.
 """
@@ -13,18 +13,18 @@ from headstart.data.check.problems import ERROR, NOTE, WARNING, Problem, some
 from headstart.data.dataset import POLYGONS, Dataset
 from headstart.data.read.coco_columns import segment_areas
 
-REACH = 1.0  # pixels a box may reach out of its image: tools round, and some count the last pixel
+REACH = 1.0  # pixels a box may extend beyond its image: tools round, and some count the last pixel
 TOLERANCE_PIXELS = 3.0  # a segmentation's bounds may differ from the box by this much (a sharp tip holds no pixel),
 TOLERANCE_SHARE = 0.05  # or by this share of the box's longer side, whichever is more
-SMALL_SIDE = 1.0  # pixels: a box thinner than this holds no pixel centre for certain
-RARE = 10  # instances under which a class's AP says next to nothing
-DEGENERATE = ("without a positive width and height", "without width or height")  # what the readers note of such boxes
+SMALL_SIDE = 1.0  # pixels: a thinner box may hold no pixel centre
+RARE = 10  # instances below which the AP of a class is mostly noise
+DEGENERATE = ("without a positive width and height", "without width or height")  # the readers' notes of such boxes
 
 Mask = NDArray[np.bool_]
 
 
 def problems(dataset: Dataset, split: str, *, max_objects: int) -> list[Problem]:
-    """Boxes, segmentations, counts and classes of one split."""
+    """Problems of boxes, segmentations, counts and classes of one split."""
     found = [_repair(dataset.path, split, note) for note in dataset.notes]
     found += _box_problems(dataset, split)
     found += _segment_problems(dataset, split)
@@ -35,7 +35,7 @@ def problems(dataset: Dataset, split: str, *, max_objects: int) -> list[Problem]
 
 
 def _repair(path: str, split: str, note: str) -> Problem:
-    """What the reader noted, as a problem; of COCO files degenerate boxes are named one by one before this (`scan`)."""
+    """A note of the reader as a problem; of COCO files `check.records` has named degenerate boxes one by one."""
     if any(phrase in note for phrase in DEGENERATE):
         return Problem(ERROR, "box-degenerate", split, path, "", note, "left out")
     if "left out" in note:
@@ -50,7 +50,7 @@ def outside(dataset: Dataset) -> Mask:
 
 
 def reach(dataset: Dataset) -> NDArray[np.float64]:
-    """How far in pixels each box reaches out of its image at most: float64 [N]."""
+    """Pixels by which each box extends beyond its image, at most: float64 [N]."""
     return np.abs(dataset.boxes - clip(dataset)).max(axis=1, initial=0)
 
 

@@ -1,4 +1,4 @@
-"""The one entrance for data sets of any format: what is it, and read it."""
+"""Data sets of any format: detection of the format, and reading."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -41,7 +41,7 @@ def open_dataset(path: str | Path, image_dir: str | Path | None = None, split: s
 
     image_dir: only with COCO. split: the name in ImageSets/Main (VOC; default all), the field of data.yaml (YOLO;
     default train), the part of the file name of a folder with several COCO files, or the folder that holds the class
-    folders. ValueError as the readers, for a setting that would have no effect, and where a folder leaves a choice.
+    folders. ValueError as the readers, for a setting without effect, and where several files fit.
     """
     path = Path(path)
     kind = detect_format(path)

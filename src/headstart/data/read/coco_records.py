@@ -1,4 +1,4 @@
-"""Records of COCO JSON: their fields, and what is wrong with one, by file, id, field, value and expectation."""
+"""Records of COCO JSON and their faults: messages with file, id, field, value and expectation."""
 
 import difflib
 from collections.abc import Collection, Iterator, Mapping
@@ -75,7 +75,7 @@ _EXPECTED = {
 
 @dataclass(frozen=True)
 class Fault:
-    """One wrong field of a record; value is MISSING where the record has no such field."""
+    """A wrong field of a record; value is MISSING where the record has no such field."""
 
     field: str
     value: Any
@@ -91,7 +91,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Known:
-    """The other records of the file, as far as an annotation refers to them."""
+    """Records of the file that annotations refer to."""
 
     image_ids: Collection[int]
     category_ids: Collection[int]
@@ -100,7 +100,7 @@ class Known:
 
 
 def did_you_mean(near: list[str]) -> str:
-    """The end of a message that names the nearest name, if there is one."""
+    """End of a message that gives the nearest name, if there is one."""
     return f" (nearest name there: '{near[0]}')" if near else ""
 
 
@@ -117,7 +117,7 @@ def place(kind: str, position: int, record: Any) -> str:
 
 
 def fits(value: Any, kind: Any) -> bool:
-    """Whether a parsed JSON value has this type, as msgspec decides it in a file."""
+    """True if a parsed JSON value has this type, by msgspec's rules."""
     try:
         msgspec.convert(value, kind)
     except msgspec.ValidationError:
@@ -146,7 +146,7 @@ def category_faults(record: Mapping, names: list[str]) -> list[Fault]:
 
 
 def image_faults(record: Mapping) -> list[Fault]:
-    """What is wrong with an image by itself."""
+    """Faults of an image."""
     found = list(_wrong_types(record, ImageRecord))
     wrong = {fault.field for fault in found}
     if "file_name" not in wrong and leaves_folder(record["file_name"]):
@@ -159,7 +159,7 @@ def image_faults(record: Mapping) -> list[Fault]:
 
 
 def leaves_folder(name: str) -> bool:
-    """Whether a file_name leads out of the image folder: absolute, with a drive, or through '..'."""
+    """True if a file_name leads out of the image folder: absolute, with a drive, or through '..'."""
     if ".." in name or name[0] in "/\\" or ":" in name or "\0" in name:  # cheap first; pathlib only for the few
         parts = PureWindowsPath(name)  # knows both separators, drives and shares
         return bool(parts.anchor) or ".." in parts.parts or "\0" in name
@@ -167,7 +167,7 @@ def leaves_folder(name: str) -> bool:
 
 
 def annotation_faults(record: Mapping, known: Known) -> list[Fault]:
-    """What is wrong with an annotation, by itself and with its image and category.
+    """Faults of an annotation, its references to image and category included.
 
     A box without a positive, finite width and height is no fault: the reader leaves it out and notes it.
     """

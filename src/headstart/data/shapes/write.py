@@ -216,7 +216,7 @@ def _each(function: Callable, num: int, processes: int, progress: Progress | Non
 
 
 def _finished(marker: Path, info: dict, files: list[Path], progress: Progress | None) -> bool:
-    """Whether this split exists already, as a whole; ValueError where `marker` is another set's."""
+    """True if this split exists already, as a whole; ValueError where `marker` is another set's."""
     if not marker.exists():
         return False
     try:
