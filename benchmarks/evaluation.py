@@ -24,7 +24,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
-from headstart.data import rle_codes as rle
+from headstart.data import rle
 from headstart.data.dataset import Dataset
 from headstart.data.read import coco
 from headstart.metrics.coco import evaluate

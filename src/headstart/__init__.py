@@ -17,7 +17,7 @@ from headstart.version import __version__
 
 if TYPE_CHECKING:
     from headstart.api import Study, draw_prediction
-    from headstart.data.read.formats import open_dataset
+    from headstart.data.read import open_dataset
     from headstart.recipe.load import load_recipe
     from headstart.recipe.recipe import ClassifyRecipe, Recipe
     from headstart.recipe.segment import SegmentRecipe
@@ -35,7 +35,7 @@ _HOMES = {
     "evaluate_labels": "headstart.tasks.predict_pixels",
     "load_recipe": "headstart.recipe.load",
     "load_trained": "headstart.tasks.predict",
-    "open_dataset": "headstart.data.read.formats",
+    "open_dataset": "headstart.data.read",
     "predict": "headstart.tasks.predict",
     "predict_labels": "headstart.tasks.predict_pixels",
     "train": "headstart.training.run",

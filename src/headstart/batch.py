@@ -1,7 +1,7 @@
 """Data that passes between images and models: input normalisation, batches, detections.
 
-B images, G ground-truth slots, K keypoints, M mask frame side, D detection slots. Every shape depends only on the
-bucket and on B, never on what the images show: empty slots are marked by a validity flag, not left out.
+B images, G ground-truth slots, K keypoints, M mask frame side, D detection slots. Shapes depend on the bucket and B
+only, never on the content of the images: empty slots are marked by a validity flag, not left out.
 """
 
 from dataclasses import dataclass, fields
@@ -37,7 +37,7 @@ class Batch:
     before padding.
     gt_boxes [B,G,4] XYXY pixels of the padded image; gt_labels [B,G] in 0..C-1; gt_valid, gt_crowd [B,G] bool.
     gt_masks [B,G,M,M] bool in the box frame (M = 0 without masks); gt_keypoints [B,G,K,3] (x, y, visibility).
-    image_ids [B] the data set's own ids; slots [B] the global slot numbers that key all randomness.
+    image_ids [B] ids in the data set; slots [B] the global slot numbers that key all randomness.
     """
 
     images: Tensor
@@ -52,14 +52,14 @@ class Batch:
     slots: Tensor
 
     def to(self, device: torch.device | str) -> "Batch":
-        """The same batch on another device."""
+        """This batch on another device."""
         return Batch(**{field.name: getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)})
 
     def __len__(self) -> int:
         return self.images.shape[0]
 
 
-UNKNOWN = -1  # the label of pixels that are neither taught nor judged: padding, and what the data do not know
+IGNORE_LABEL = -1  # of pixels without a known class (padding among them): ignored in loss and metrics
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class PixelBatch:
     """One training batch of the segmentation task.
 
     images [B,3,H,W] float, normalised, zero-padded at the right and bottom; labels [B,H/s,W/s] int64 in 0..C-1 or
-    UNKNOWN; image_ids [B] the data set's own ids.
+    IGNORE_LABEL; image_ids [B] ids in the data set.
     """
 
     images: Tensor
@@ -75,7 +75,7 @@ class PixelBatch:
     image_ids: Tensor
 
     def to(self, device: torch.device | str) -> "PixelBatch":
-        """The same batch on another device."""
+        """This batch on another device."""
         return PixelBatch(self.images.to(device), self.labels.to(device), self.image_ids.to(device))
 
 
@@ -84,8 +84,8 @@ class Detections:
     """Detections of B images in D slots each, best score first.
 
     boxes [B,D,4] XYXY pixels of the padded image; scores [B,D]; labels [B,D] in 0..C-1; valid [B,D] bool.
-    masks [B,D,M,M] probabilities in the box frame, or None; heat_maps [B,D,K,T,T] logits of each keypoint's place in
-    the box frame, or None (`model.keypoint_head.peaks` finds the places).
+    masks [B,D,M,M] probabilities in the box frame, or None; heat_maps [B,D,K,T,T] logits of each keypoint's position in
+    the box frame, or None (`model.keypoint_head.peaks` finds the positions).
     """
 
     boxes: Tensor

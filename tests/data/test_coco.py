@@ -10,8 +10,8 @@ import pytest
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from headstart.data.dataset import Dataset, fingerprint, nested_fraction, subset
-from headstart.data.read import coco, coco_json, json_pieces
+from headstart.data.dataset import Dataset, fingerprint, nested_fraction
+from headstart.data.read import coco
 
 RNG = np.random.default_rng(2)
 MASK = np.asfortranarray(RNG.random((30, 40)) < 0.3, dtype=np.uint8)
@@ -87,11 +87,18 @@ def test_flat_arrays(tmp_path):
                       "first": np.int64, "crowd": bool}  # fmt: skip
 
 
-def test_the_same_from_a_file_read_in_pieces(tmp_path, monkeypatch):
+def test_a_file_and_its_parsed_document_are_the_same(tmp_path):
     path = save(tmp_path, document())
-    whole = coco.read(path)
-    monkeypatch.setattr(coco_json, "_PIECE", 150)
-    same(coco.read(path), whole)
+    same(coco.read(path), coco.from_document(document(), path))
+
+
+def test_of_a_key_given_twice_the_last_counts(tmp_path):
+    text = json.dumps(document())
+    twice = text.replace('"annotations": [', '"annotations": [{"id": "x"}], "annotations": [').replace(
+        '"bbox": [1.5', '"bbox": "wrong", "bbox": [1.5'
+    )
+    assert json.loads(twice) == document()
+    same(coco.read(save(tmp_path, twice)), coco.from_document(document(), tmp_path))
 
 
 def test_write_then_read_is_the_identity(tmp_path):
@@ -166,7 +173,7 @@ def test_no_annotations_at_all(tmp_path):
     assert d.num_annotations == 0 and d.boxes.shape == (0, 4) and d.first.tolist() == [0] * 5
     coco.write(d, tmp_path / "again.json")
     same(coco.read(tmp_path / "again.json"), d)
-    same(subset(d, [1, 2]), subset(d, [1, 2]))
+    same(d.take([1, 2]), d.take([1, 2]))
 
 
 def people(**changes):
@@ -197,10 +204,10 @@ def test_keypoints_that_no_category_names_are_noted(tmp_path):
     assert d.notes == ("1 annotation with keypoints, which no category names, read without them: id 12",)
 
 
-def test_subset_is_the_same_as_reading_the_smaller_file(tmp_path):
+def test_taking_images_is_the_same_as_reading_the_smaller_file(tmp_path):
     whole = coco.read(save(tmp_path, people()))
     for chosen in ([2], [2, 0], [3, 1], [0, 1, 2, 3], []):
-        part = subset(whole, chosen)
+        part = whole.take(chosen)
         assert part.image_ids.tolist() == whole.image_ids[chosen].tolist()
         if not chosen:
             assert part.num_images == part.num_annotations == 0
@@ -464,42 +471,43 @@ def test_invalid_json_names_the_line(tmp_path):
     assert coco.read(path).num_images == 4
 
 
-def test_bad_input_is_named_when_read_in_pieces(tmp_path, monkeypatch):
-    monkeypatch.setattr(coco_json, "_PIECE", 150)
-    for case in ("box of text", "polygon with text", "annotation a list", "RLE too short", "annotations misspelt"):
-        damage, expected = BAD[case]
-        content = document()
-        damage(content)
-        assert expected in refusal(save(tmp_path, content))
+@pytest.mark.parametrize("case", BAD)
+def test_what_is_wrong_is_named_beside_a_number_that_is_no_json(tmp_path, case):
+    """NaN makes the reader parse the file in another way, with the same messages."""
+    damage, expected = BAD[case]
+    content = document()
+    damage(content)
+    content["info"] = float("nan")
+    assert expected in refusal(save(tmp_path, content))
+
+
+def test_damaged_json_is_refused(tmp_path):
     text = json.dumps(document(), indent=1)
-    records = text[text.index("annotations") : text.index("]\n}")]
-    sound = coco.read(save(tmp_path, text))
     for at in [k for k, character in enumerate(text) if character in "{}[],:"][::3]:  # one mark too few, or doubled
         for damaged in (text[:at] + text[at + 1 :], text[:at] + text[at] + text[at:]):
             assert ": line " in refusal(save(tmp_path, damaged)) or "expected" in refusal(save(tmp_path, damaged))
-    assert len(records) > 600 and sound.num_annotations == 5
 
 
-@pytest.mark.parametrize("piece", [1, 40, 150, 700])
-def test_pieces_are_the_whole_whatever_the_text_looks_like(tmp_path, monkeypatch, piece):
-    monkeypatch.setattr(coco_json, "_PIECE", piece)
-    monkeypatch.setattr(json_pieces, "_BLOCK", 7)
+@pytest.mark.parametrize(
+    "skipped", ['"x": "\xff"', '"x": "\\q"', '"x": 01', '"x": [1,]', '"\xff": 1', '"x": "\\ud800"']
+)
+def test_what_is_skipped_must_be_json_too(tmp_path, skipped):
+    text = json.dumps(document()).replace('"license": 3', skipped, 1)
+    path = save(tmp_path, text)
+    path.write_bytes(text.encode("latin-1"))
+    assert ": line 1" in refusal(path)
+
+
+def test_fields_of_any_text_are_skipped(tmp_path):
     content = document()
     tricks = ['"annotations": [', "\\", '\\"', '"}]', "}, {", "é\n", '\\\\"']
     content = {"info": {"annotations": [{"a": 1}, {"b": [{}]}], "tricks": tricks}} | content
     for record, trick in zip(content["annotations"], tricks):
         record |= {"note": trick, "deeper": {"annotations": [{"x": [trick]}]}}
-    expected = json.loads(json.dumps(content))["annotations"]
+    expected = coco.from_document(document(), tmp_path)
     for options in ({"indent": 2}, {"separators": (",", ":")}, {"ensure_ascii": False}):
         for ordered in (content, dict(reversed(content.items()))):
-            raw = json.dumps(ordered, **options).encode()
-            emptied, pieces = json_pieces.split(raw, "annotations", piece)
-            assert json.loads(emptied) == content | {"annotations": []}
-            assert [record for part in pieces for record in json.loads(part)] == expected
-    assert json_pieces.split(b'{"annotations": [], "annotations": []}', "annotations", piece) is None
-    assert json_pieces.split(b'{"annotation": []}', "annotations", piece) is None
-    emptied, pieces = json_pieces.split(b'{"annotations": [ ]}', "annotations", piece)
-    assert (json.loads(emptied), list(pieces)) == ({"annotations": []}, [b"[ ]"])
+            same(coco.read(save(tmp_path, json.dumps(ordered, **options))), expected)
 
 
 def test_missing_file_names_the_nearest(tmp_path):

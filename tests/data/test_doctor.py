@@ -12,7 +12,6 @@ from pycocotools import mask as coco_mask
 
 from headstart.data.check import annotations as annotation_check
 from headstart.data.check import doctor
-from headstart.data.check import records as scan
 from headstart.data.check.problems import ERROR, LEVELS, NOTE, WARNING, Problem, Report
 from headstart.data.dataset import fingerprint
 from headstart.data.read import coco
@@ -502,19 +501,6 @@ def test_dropping_annotations_equals_writing_without_them(generated):
     drop = np.random.default_rng(0).random(dataset.num_annotations) < 0.4
     document = json.loads((generated / "train.json").read_text())
     document["annotations"] = [a for a, gone in zip(copy.deepcopy(document["annotations"]), drop) if not gone]
-    assert fingerprint(doctor._without(dataset, drop)) == fingerprint(
+    assert fingerprint(dataset.take(annotations=~drop)) == fingerprint(
         coco.from_document(document, dataset.path, dataset.image_dir)
     )
-
-
-def test_bisection_finds_each_refused_record_with_few_calls():
-    calls = []
-
-    def rule(records):
-        calls.append(1)
-        if any(record["bad"] for record in records):
-            raise ValueError("bad")
-
-    records = [(n, {"bad": n in (3, 700)}) for n in range(1000)]
-    assert [position for position, _, _ in scan._refused(records, rule)] == [3, 700]
-    assert len(calls) < 50

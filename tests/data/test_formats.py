@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from headstart.data.dataset import fingerprint, subset
-from headstart.data.read import coco, formats
+from headstart.data import read as formats
+from headstart.data.dataset import fingerprint
+from headstart.data.read import coco
 
 
 def image(path, width=40, height=30, exif=None):
@@ -57,7 +58,7 @@ def test_voc_splits_share_classes_and_ids(voc):
     assert train.image_ids.tolist() == [1, 2] and val.image_ids.tolist() == [1, 3]
     assert train.class_names == val.class_names == whole.class_names
     assert val.annotation_ids.tolist() == [1] and val.notes == ()
-    assert fingerprint(train) == fingerprint(subset(whole, [0, 1]))
+    assert fingerprint(train) == fingerprint(whole.take([0, 1]))
 
 
 def test_voc_class_names_may_be_given(voc):

@@ -10,7 +10,8 @@ from PIL import Image
 
 from headstart.batch import InputSpec
 from headstart.data.copy_paste import alpha_of, choose
-from headstart.data.masks import FrameTable, rasterise
+from headstart.data.masks import FrameTable
+from headstart.data.polygons import inside as cells_inside
 from headstart.data.read.coco import read
 from headstart.data.stream import Augmentation, TrainStream
 from headstart.data.views import Jitter, View, draw_window, move_boxes, move_boxes_back, stack_images
@@ -106,7 +107,7 @@ FINE = 512  # cells along the crop: an eighth of a pixel
 
 def fine(polygon, size, view):
     """What a window shows of a polygon, bool [FINE, FINE] over the crop: rasterised forwards, in pixels of the view."""
-    cells = rasterise([in_original(polygon, size, view)], np.array([0, 0, CROP, CROP]), FINE)
+    cells = cells_inside([in_original(polygon, size, view)], np.array([0, 0, CROP, CROP]), FINE, FINE)
     rows, columns = (np.arange(FINE) < limit * FINE / CROP for limit in view.size)
     return cells & rows[:, None] & columns
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from headstart.batch import InputSpec
 from headstart.data.buckets import Resize
-from headstart.data.dataset import Dataset, subset
+from headstart.data.dataset import Dataset
 from headstart.data.eval_images import EvalImages
 from headstart.data.read.coco import read
 from headstart.data.stream import Augmentation, Images, Targets, TrainStream, ahead
@@ -190,7 +190,7 @@ def test_batches_that_do_not_divide_and_sets_without_images_are_refused(scenes):
     with pytest.raises(ValueError, match=r"train\.batch: 2 images do not divide among 3 processes"):
         stream(scenes, rank=0, num_ranks=3)
     with pytest.raises(ValueError, match="no images to train on"):
-        stream(subset(scenes, np.zeros(0, np.int64)))
+        stream(scenes.take(np.zeros(0, np.int64)))
 
 
 @pytest.mark.parametrize("num_workers", [0, 1, 4])

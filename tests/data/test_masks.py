@@ -1,13 +1,17 @@
 """Frames equal a brute-force point-in-polygon and, where both are exact, pycocotools."""
 
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
 from headstart.data import masks, rle
+from headstart.data.dataset import NO_SEGMENT
+from headstart.data.polygons import inside as cells_inside
 from headstart.data.read import coco
+from headstart.metrics.overlaps import annotation_rles
 
 RNG = np.random.default_rng(1)
 
@@ -39,34 +43,34 @@ def test_rasterise_equals_brute_force(num_points, num_polygons):
     points = np.concatenate(polygons)
     tight = np.concatenate((points.min(0), points.max(0)))
     for box in (tight, tight + (-5.5, -3, 7, 0.25), tight + (10, 10, -12, -11)):  # tight, larger, cutting
-        np.testing.assert_array_equal(masks.rasterise(polygons, box, 16), brute_force(polygons, box, 16))
+        np.testing.assert_array_equal(cells_inside(polygons, box, 16, 16), brute_force(polygons, box, 16))
 
 
 def test_vertices_and_edges_on_cell_centres_follow_the_half_open_rule():
     square = np.array([[2.5, 2.5], [5.5, 2.5], [5.5, 5.5], [2.5, 5.5]])
     expected = np.zeros((8, 8), bool)
     expected[2:5, 2:5] = True  # left and top edges inside, right and bottom edges not
-    np.testing.assert_array_equal(masks.rasterise([square], np.array([0.0, 0, 8, 8]), 8), expected)
+    np.testing.assert_array_equal(cells_inside([square], np.array([0.0, 0, 8, 8]), 8, 8), expected)
     diamond = np.array([[4.5, 0.5], [8.5, 4.5], [4.5, 8.5], [0.5, 4.5]])
     np.testing.assert_array_equal(
-        masks.rasterise([diamond], np.array([0.0, 0, 10, 10]), 10),
+        cells_inside([diamond], np.array([0.0, 0, 10, 10]), 10, 10),
         brute_force([diamond], np.array([0.0, 0, 10, 10]), 10),
     )
 
 
 def test_overlapping_polygons_unite_and_adjacent_ones_leave_no_gap():
     left, right = ([[x, 0], [x + 5, 0], [x + 5, 8], [x, 8]] for x in (0, 3))
-    both = masks.rasterise([np.array(left, float), np.array(right, float)], np.array([0.0, 0, 8, 8]), 8)
+    both = cells_inside([np.array(left, float), np.array(right, float)], np.array([0.0, 0, 8, 8]), 8, 8)
     assert both.all()
     halves = [np.array([[0, 0], [4.5, 0], [4.5, 8], [0, 8]]), np.array([[4.5, 0], [8, 0], [8, 8], [4.5, 8]])]
-    assert masks.rasterise(halves, np.array([0.0, 0, 8, 8]), 8).all()
+    assert cells_inside(halves, np.array([0.0, 0, 8, 8]), 8, 8).all()
 
 
 def test_no_polygons_and_polygons_outside_the_box_are_empty():
     box = np.array([0.0, 0, 8, 8])
-    assert not masks.rasterise([], box, 8).any()
-    assert not masks.rasterise([np.array([[20.0, 20], [30, 20], [30, 30]])], box, 8).any()
-    assert masks.rasterise([np.array([[-1e5, -1e5], [1e5, -1e5], [1e5, 1e5], [-1e5, 1e5]])], box, 8).all()
+    assert not cells_inside([], box, 8, 8).any()
+    assert not cells_inside([np.array([[20.0, 20], [30, 20], [30, 30]])], box, 8, 8).any()
+    assert cells_inside([np.array([[-1e5, -1e5], [1e5, -1e5], [1e5, 1e5], [-1e5, 1e5]])], box, 8, 8).all()
 
 
 def staircase(size, steps):
@@ -90,13 +94,13 @@ def test_at_whole_pixels_rasterise_equals_pycocotools(size):
         decoded = coco_mask.decode(compressed)[5 : 5 + size, 3 : 3 + size].astype(bool)
         box = np.concatenate((offset, offset + size))
         assert 0 < decoded.sum() < size * size
-        np.testing.assert_array_equal(masks.rasterise([polygon], box, size), decoded)
+        np.testing.assert_array_equal(cells_inside([polygon], box, size, size), decoded)
 
 
 def test_on_any_polygon_pycocotools_differs_only_at_the_edge():
     angles = np.sort(RNG.uniform(0, 2 * np.pi, 30))
     polygon = 32 + np.stack((np.cos(angles), np.sin(angles)), 1) * RNG.uniform(12, 31, 30)[:, None]
-    ours = masks.rasterise([polygon], np.array([0.0, 0, 64, 64]), 64)
+    ours = cells_inside([polygon], np.array([0.0, 0, 64, 64]), 64, 64)
     theirs = coco_mask.decode(coco_mask.frPyObjects([polygon.ravel().tolist()], 64, 64))[:, :, 0].astype(bool)
     start, along = polygon, np.roll(polygon, -1, 0) - polygon
     for row, column in np.argwhere(ours != theirs):
@@ -125,8 +129,8 @@ def make_dataset(num=60):
         "annotations": [],
     }
     for n in range(num):
-        x, y = RNG.uniform(-5, 30, 2)
-        w, h = RNG.uniform(4, 30, 2)
+        x, y = RNG.uniform(-5, 30, 2).tolist()
+        w, h = RNG.uniform(4, 30, 2).tolist()
         record = {"id": n, "image_id": (7, 3)[n % 2], "category_id": 1, "bbox": [x, y, w, h], "area": 1.0, "iscrowd": 0}
         if n % 3 == 0:
             points = (np.array([x, y]) + RNG.random((6, 2)) * (w, h)).ravel().tolist()
@@ -208,9 +212,24 @@ def test_annotation_mask_equals_pycocotools():
             expected = coco_mask.decode(dataset.rles[n])
         else:
             x1, y1, x2, y2 = dataset.boxes[n]
-            rows, columns = np.arange(40)[:, None] + 0.5, np.arange(50)[None] + 0.5
-            expected = (rows >= y1) & (rows < y2) & (columns >= x1) & (columns < x2)
+            expected = coco_mask.decode(coco_mask.frPyObjects(np.array([[x1, y1, x2 - x1, y2 - y1]]), 40, 50))[:, :, 0]
         np.testing.assert_array_equal(found, expected)
+
+
+def test_an_annotation_without_segmentation_has_the_same_pixels_everywhere():
+    """pycocotools fills a box as a polygon; evaluation and label maps use the same pixels (not those by centres)."""
+    dataset = make_dataset(60)
+    dataset = replace(dataset, boxes=np.round(2 * dataset.boxes) / 2)  # edges through pixel centres, where rules differ
+    boxes = np.flatnonzero(dataset.segment_kind == NO_SEGMENT)
+    differing = 0
+    for n, evaluated in zip(boxes, annotation_rles(dataset, boxes)):
+        x1, y1, x2, y2 = dataset.boxes[n]
+        assert masks.annotation_rle(dataset, n) == evaluated
+        assert evaluated == coco_mask.frPyObjects(np.array([[x1, y1, x2 - x1, y2 - y1]]), 40, 50)[0]
+        rows, columns = np.arange(40)[:, None] + 0.5, np.arange(50)[None] + 0.5
+        by_centres = (rows >= y1) & (rows < y2) & (columns >= x1) & (columns < x2)
+        differing += (coco_mask.decode(evaluated) != by_centres).any()
+    assert len(boxes) == 20 and differing > 5  # the two rules are not the same
 
 
 def test_runs_equal_the_decoded_mask():

@@ -5,7 +5,7 @@ import pytest
 import torch
 from pycocotools import mask as coco_mask
 
-from headstart.data import rle_codes as rle
+from headstart.data import rle
 
 
 def paste_plainly(scores, box, height, width):
@@ -97,21 +97,6 @@ def test_paste_nothing_and_refuses_threshold_zero():
     assert rle.paste_rle(np.zeros((0, 28, 28)), np.zeros((0, 4)), 10, 10) == []
     with pytest.raises(ValueError, match="threshold is 0, expected more than 0"):
         rle.paste_rle(np.zeros((0, 28, 28)), np.zeros((0, 4)), 10, 10, threshold=0)
-
-
-def test_crop_equals_full_image_encoding():
-    generator = np.random.default_rng(3)
-    crops, corners, full = [], [], []
-    for index in range(120):
-        height, width = generator.integers(0, 14, 2)
-        x, y = generator.integers(-6, 16, 2)
-        crop = generator.random((height, width)) < (1.0, 0.5, 0.0)[index % 3]
-        canvas = np.zeros((60, 60), bool)
-        canvas[20 + y : 20 + y + height, 20 + x : 20 + x + width] = crop
-        crops.append(crop), corners.append((x, y)), full.append(canvas[20:31, 20:33])
-    crops.append(np.ones((11, 13), bool)), corners.append((0, 0)), full.append(np.ones((11, 13), bool))
-    assert rle.crop_rle(crops, np.array(corners), 11, 13) == [encode_plainly(mask) for mask in full]
-    assert rle.crop_rle([], np.zeros((0, 2)), 11, 13) == []
 
 
 def test_compress_large_runs():

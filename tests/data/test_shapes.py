@@ -10,6 +10,7 @@ from matplotlib.path import Path as Outline
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from headstart.data.polygons import area
 from headstart.data.shapes import outlines as forms
 from headstart.data.shapes import scenes
 from headstart.data.shapes import write as shapes
@@ -64,7 +65,7 @@ def test_classification_bytes_do_not_depend_on_processes(tmp_path):
 
 
 def test_another_seed_or_split_gives_other_pictures(detection, tmp_path):
-    shapes.write_detection(tmp_path, num_images=30, seed=8, size=SIZE, split="val")
+    shapes.write_detection(tmp_path, shapes.Split("val", 30, 8, SIZE))
     names = [f"{index:06d}.jpg" for index in range(30)]
     val, other, train = ([(folder / name).read_bytes() for name in names]
                          for folder in (detection / "val", tmp_path / "val", detection / "train"))  # fmt: skip
@@ -72,7 +73,7 @@ def test_another_seed_or_split_gives_other_pictures(detection, tmp_path):
 
 
 def test_a_small_set_is_the_beginning_of_a_large_one(detection, tmp_path):
-    shapes.write_detection(tmp_path, num_images=10, seed=7, size=SIZE)
+    shapes.write_detection(tmp_path, shapes.Split("train", 10, 7, SIZE))
     for index in range(10):
         name = f"train/{index:06d}.jpg"
         assert (tmp_path / name).read_bytes() == (detection / name).read_bytes()
@@ -92,7 +93,7 @@ def test_outlines_are_simple_polygons(name):
     for extent in (7.0, 40.0):
         polygon = forms.place(ALL_FORMS[name], rng, extent, (30.0, 30.0))
         assert not _segments_cross(polygon)
-        assert forms.area(polygon) > 0.1 * extent**2 * 0.8
+        assert area(polygon) > 0.1 * extent**2 * 0.8
         assert np.ptp(polygon, axis=0).max() == pytest.approx(extent, abs=0.011)
 
 
@@ -217,7 +218,7 @@ def test_bad_arguments_are_named(tmp_path, arguments, message):
     with pytest.raises(ValueError, match=message):
         shapes.generate(tmp_path, *arguments)
     with pytest.raises(ValueError, match="num_classes: 13, expected 2 to 12"):
-        shapes.write_classification(tmp_path, num_images=3, seed=0, num_classes=13)
+        shapes.write_classification(tmp_path, shapes.Split("train", 3, 0, 64), num_classes=13)
 
 
 def test_keypoints_are_corners_and_change_nothing_else(detection, tmp_path):

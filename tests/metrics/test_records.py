@@ -6,7 +6,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from headstart.data.dataset import subset
 from headstart.data.read import coco
 from headstart.metrics.coco import evaluate
 from headstart.metrics.predictions import Predictions, empty
@@ -88,7 +87,7 @@ def test_no_detections_and_no_ground_truth(tmp_path):
     assert ap_from_records(nothing) == dict.fromkeys(NAMES, 0.0)
     document["annotations"] = []
     assert np.isnan(ap_from_records(evaluated(tmp_path, document, results).records["box"])["AP"])
-    dataset = subset(coco.read(tmp_path / "truth.json"), [])
+    dataset = coco.read(tmp_path / "truth.json").take([])
     assert np.isnan(ap_from_records(evaluate(dataset, empty()).records["box"])["AP"])
 
 

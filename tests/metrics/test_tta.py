@@ -10,7 +10,7 @@ from headstart.batch import Detections
 from headstart.data.buckets import Resize
 from headstart.data.eval_images import show
 from headstart.data.read.coco import read
-from headstart.metrics.tta import Look, Tta, merge, move, predict, vote
+from headstart.metrics.tta import Tta, TtaView, merge, move, predict, vote
 from headstart.model.box_head import DetectionLimits
 from headstart.model.build import build, input_spec
 from headstart.tasks.detection import eval_images, predict_all
@@ -37,10 +37,10 @@ def tta(*shorts, flip=False, long=96):
     return Tta(tuple(Resize(short, long) for short in shorts), flip, 0.9)
 
 
-def looks(pixels, recipe, chosen):
-    """The looks of `chosen` at images uint8 [h,w,3]."""
+def tta_views(pixels, recipe, chosen):
+    """The views of `chosen` at images uint8 [h,w,3]."""
     return [
-        Look(lambda resize=resize, flip=flip: show(pixels, resize, input_spec(recipe), CPU, flip=flip), flip)
+        TtaView(lambda resize=resize, flip=flip: show(pixels, resize, input_spec(recipe), CPU, flip=flip), flip)
         for resize, flip in chosen.views()
     ]
 
@@ -68,7 +68,7 @@ def test_every_look_shows_the_image_resized_and_mirrored(trained):
         (Resize(SIDE, 96), False),
         (Resize(SIDE, 96), True),
     ]
-    shown = [look.show() for look in looks(pixels, recipe, tta(48, SIDE, flip=True))]
+    shown = [view.make_batch() for view in tta_views(pixels, recipe, tta(48, SIDE, flip=True))]
     assert [tuple(images.shape) for images, _ in shown] == [(2, 3, 64, 96)] * 4
     for (images, sizes), (mirrored, same) in zip(shown[::2], shown[1::2]):
         assert torch.equal(sizes, same)
@@ -77,12 +77,12 @@ def test_every_look_shows_the_image_resized_and_mirrored(trained):
 
 
 def test_a_mirrored_image_gives_mirrored_results(trained):
-    """With both looks at an image its mirror image has the same two looks, so that the results are mirrored."""
+    """With both views of an image its mirror image has the same two views, so that the results are mirrored."""
     recipe, model, data = trained
     pixels = data.load_image(0)
     answers = []
     for image in (pixels, pixels[:, ::-1].copy()):
-        answers.append(predict(model, looks([image], recipe, tta(SIDE, flip=True, long=SIDE)), vote_threshold=0.9))
+        answers.append(predict(model, tta_views([image], recipe, tta(SIDE, flip=True, long=SIDE)), vote_threshold=0.9))
     (own, sizes), (mirrored, _) = answers
     assert own.valid.sum() > 3 and torch.equal(own.valid, mirrored.valid)
     back = replace(mirrored, boxes=move(mirrored.boxes, sizes, True, sizes, False), masks=mirrored.masks.flip(-1))
@@ -200,6 +200,6 @@ def test_heat_maps_of_a_mirrored_look_are_turned_back_with_left_and_right_exchan
     plain[0, 0, 2, 1], plain[0, 1, 5, 6], plain[0, 2, 3, 3] = 3.0, 2.0, 1.0
     mirrored = plain[:, [1, 0, 2]].flip(3)  # of a mirrored person the left point is where the right one was
     sizes = torch.tensor([[48, 48]])
-    chosen = [Look(lambda: (plain, sizes)), Look(lambda: (mirrored, sizes), flip=True)]
+    chosen = [TtaView(lambda: (plain, sizes)), TtaView(lambda: (mirrored, sizes), flip=True)]
     found, _ = predict(Pointed(), chosen, vote_threshold=0.9)
     assert torch.equal(found.heat_maps[:, 0], plain) and found.masks is None

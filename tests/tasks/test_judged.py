@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from headstart.data.dataset import nested_fraction, subset
+from headstart.data.dataset import nested_fraction
 from headstart.metrics.coco import evaluate
 from headstart.metrics.errors import TYPES, error_types
 from headstart.metrics.predictions import Predictions
@@ -42,7 +42,7 @@ def test_training_images_are_judged_beside_the_validation_images(watched, tmp_pa
     judged = Records.load(tmp_path / "records-box-8.npz").image_ids
     assert sorted(judged) == sorted(data.image_ids[nested_fraction(6, 1.0, 0)[:NUM]])
     found = Predictions.from_json(tmp_path / "predictions-8.json")
-    again = evaluate(subset(data, np.flatnonzero(np.isin(data.image_ids, judged))), found, max_detections=10)
+    again = evaluate(data.take(np.flatnonzero(np.isin(data.image_ids, judged))), found, max_detections=10)
     told = evaluations(rows, "train")[-1]["metrics"]
     known = {kind: {k: v if v == v else None for k, v in values.items()} for kind, values in again.metrics.items()}
     assert told == known and set(found.image_ids) <= set(judged)

@@ -1,4 +1,4 @@
-"""Verbs about data sets."""
+"""Commands about data sets."""
 
 from pathlib import Path
 from typing import Annotated
@@ -89,7 +89,7 @@ def stats(
 ) -> None:
     """Count images, instances and pixels."""
     from headstart.data.check import doctor
-    from headstart.data.read.formats import open_dataset
+    from headstart.data.read import open_dataset
 
     found = doctor.stats(open_dataset(path, images, split))
     show(
@@ -113,8 +113,8 @@ def convert(
     split: Annotated[str | None, typer.Option(help="Split of the set.")] = None,
 ) -> None:
     """Write a VOC or YOLO data set as COCO JSON (images stay where they are)."""
+    from headstart.data.read import open_dataset
     from headstart.data.read.coco import write
-    from headstart.data.read.formats import open_dataset
 
     data = open_dataset(path, None, split)
     write(data, out)

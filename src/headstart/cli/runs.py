@@ -71,7 +71,7 @@ def evaluate(
 
     Overrides such as evaluate.tta.enabled=true, device=cpu, train.precision=fp32.
     """
-    from headstart.data.read.formats import open_dataset
+    from headstart.data.read import open_dataset
     from headstart.tasks.detection import training_data, validation_data
     from headstart.tasks.predict import evaluate as evaluate_trained
     from headstart.tasks.predict import load_trained

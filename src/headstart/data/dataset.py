@@ -1,15 +1,26 @@
-"""A detection data set as flat arrays, read from and written to COCO JSON."""
+"""A detection data set as flat arrays, and its digests."""
 
 import hashlib
+import json
+import os
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
 from headstart.data.images import load_image
-from headstart.data.read.coco_segments import RLE, gather
+from headstart.files import file_digest, write_whole
+
+NO_SEGMENT, POLYGONS, RLE = 0, 1, 2  # segment_kind
+SMALL, LARGE = 32**2, 96**2  # square pixels: COCO's bounds of small, medium and large objects
+SETTLED = 2.0  # seconds: a file changed later than that before now may change again within one tick of its clock
+
+Entry = tuple[int, int, str]  # bytes, time of change in ns, digest
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,9 +59,14 @@ class Dataset:
     skeleton: tuple[tuple[int, int], ...]  # indices that a drawing joins
     notes: tuple[str, ...]
 
+    @cached_property
+    def image_of(self) -> np.ndarray:
+        """Image index of each annotation, int64 [N], ascending."""
+        return np.repeat(np.arange(self.num_images), np.diff(self.first))
+
     def size_of(self, annotation: int) -> tuple[int, int]:
         """(height, width) of the image that an annotation belongs to."""
-        image = int(np.searchsorted(self.first, annotation, side="right")) - 1
+        image = self.image_of[annotation]
         return int(self.heights[image]), int(self.widths[image])
 
     @property
@@ -88,35 +104,59 @@ class Dataset:
             names["skeleton"] = [[a + 1, b + 1] for a, b in self.skeleton]  # COCO counts from 1
         return [{"id": int(c), "name": name, **names} for c, name in zip(self.category_ids, self.class_names)]
 
+    def take(
+        self, images: np.ndarray | Sequence[int] | None = None, annotations: np.ndarray | None = None
+    ) -> "Dataset":
+        """The data set of some images, some annotations, or both; all classes stay.
+
+        images: indices (not ids), each at most once, in the new order; None for all. annotations: bool [N], those to
+        keep; None for all. Images whose annotations are all left out stay.
+        """
+        chosen = np.arange(self.num_images) if images is None else np.asarray(images, np.int64)
+        assert np.unique(chosen).size == chosen.size, "an image index is given twice"
+        kept, first = gather(self.first, chosen)
+        if annotations is not None:
+            keep = annotations[kept]
+            kept, first = kept[keep], np.concatenate([[0], np.cumsum(keep)])[first]
+        polygons, polygon_first = gather(self.polygon_first, kept)
+        coords, coord_first = gather(self.coord_first, polygons)
+        per_annotation = ("annotation_ids", "boxes", "labels", "crowd", "difficult", "areas", "segment_kind")
+        return replace(
+            self,
+            file_names=tuple(self.file_names[i] for i in chosen),
+            **{name: getattr(self, name)[chosen] for name in ("image_ids", "heights", "widths")},
+            **{name: getattr(self, name)[kept] for name in per_annotation},
+            first=first,
+            polygon_first=polygon_first,
+            coord_first=coord_first,
+            coords=self.coords[coords],
+            rles={k: self.rles[n] for k, n in enumerate(kept.tolist()) if n in self.rles},
+            keypoints=None if self.keypoints is None else self.keypoints[kept],
+        )
+
+
+def gather(first: np.ndarray, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Members of the chosen groups, in order, and the new offsets; group g has members first[g]:first[g + 1]."""
+    counts = first[chosen + 1] - first[chosen]
+    offsets = np.concatenate(([0], np.cumsum(counts)))
+    members = np.arange(offsets[-1]) + np.repeat(first[chosen] - offsets[:-1], counts)
+    return members, offsets
+
+
+def index_of(known: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Index of each id in `known` (int64, different, any order), and bool: whether it is there at all."""
+    if not len(known):
+        return np.zeros(len(ids), np.int64), np.zeros(len(ids), bool)
+    order = np.argsort(known, kind="stable")
+    index = order[np.minimum(np.searchsorted(known, ids, sorter=order), len(known) - 1)]
+    return index, known[index] == ids
+
 
 def left_right(names: Sequence[str]) -> tuple[tuple[int, int], ...]:
     """Index pairs (left, right) of names that differ only in a leading left_ and right_."""
     at = {name: k for k, name in enumerate(names)}
     mirrored = [(k, at.get("right_" + name.removeprefix("left_"))) for name, k in at.items() if name[:5] == "left_"]
     return tuple((k, other) for k, other in mirrored if other is not None)
-
-
-def subset(dataset: Dataset, image_indices: np.ndarray | Sequence[int]) -> Dataset:
-    """The data set of these image indices (not ids; each at most once), in the given order, with all classes."""
-    images = np.asarray(image_indices, np.int64)
-    assert np.unique(images).size == images.size, "an image index is given twice"
-    kept, first = gather(dataset.first, images)
-    polygons, polygon_first = gather(dataset.polygon_first, kept)
-    coords, coord_first = gather(dataset.coord_first, polygons)
-    new = {int(n): k for k, n in enumerate(kept) if dataset.segment_kind[n] == RLE}
-    per_annotation = ("annotation_ids", "boxes", "labels", "crowd", "difficult", "areas", "segment_kind")
-    return replace(
-        dataset,
-        file_names=tuple(dataset.file_names[i] for i in images),
-        **{name: getattr(dataset, name)[images] for name in ("image_ids", "heights", "widths")},
-        **{name: getattr(dataset, name)[kept] for name in per_annotation},
-        first=first,
-        polygon_first=polygon_first,
-        coord_first=coord_first,
-        coords=dataset.coords[coords],
-        rles={k: dataset.rles[n] for n, k in new.items()},
-        keypoints=None if dataset.keypoints is None else dataset.keypoints[kept],
-    )
 
 
 def nested_fraction(num_images: int, fraction: float, seed: int) -> np.ndarray:
@@ -133,7 +173,7 @@ def nested_fraction(num_images: int, fraction: float, seed: int) -> np.ndarray:
 def fingerprint(dataset: Dataset) -> str:
     """SHA-256 hex digest of everything annotated: ids, file names, sizes, boxes, segments, keypoints.
 
-    Not of path, image_dir, notes and skeleton, so a copy elsewhere has the same; nor of the images (see content.py).
+    Not of path, image_dir, notes and skeleton, so a copy elsewhere has the same; nor of the images (`data_digest`).
     """
     digest = hashlib.sha256()
     for field in fields(dataset):
@@ -149,3 +189,64 @@ def fingerprint(dataset: Dataset) -> str:
         else:
             digest.update(repr(value).encode())
     return digest.hexdigest()
+
+
+def data_digest(dataset: Dataset) -> str:
+    """SHA-256 hex digest of everything annotated and of the images' bytes; the same for a copy elsewhere.
+
+    An absent image file is no error; its absence is part of the digest.
+    """
+    digest = hashlib.sha256(fingerprint(dataset).encode())
+    for content in file_digests(dataset.image_dir, dataset.file_names):
+        digest.update(content.encode())
+    return digest.hexdigest()
+
+
+def file_digests(folder: Path, names: tuple[str, ...]) -> list[str]:
+    """First half of the SHA-256 of each file's bytes, hex; "absent" without a file.
+
+    Reading 15,000 small images takes seconds and COCO's a minute: digests are kept in the user's cache folder, and used
+    while a file's size and time of change stay the same.
+    """
+    root = os.path.abspath(folder)
+    path = cache_folder() / f"images-{hashlib.sha256(root.encode()).hexdigest()[:16]}.json"
+    known, now = _read_cache(path), time.time_ns()
+    found: dict[str, Entry] = {}
+    for name in dict.fromkeys(names):
+        found[name] = _entry(f"{root}{os.sep}{name}", known.get(name))
+    settled = {name: entry for name, entry in found.items() if entry[1] < now - SETTLED * 1e9}
+    if any(known.get(name) != entry for name, entry in settled.items()):
+        _write_cache(path, known | settled)
+    return [found[name][2] for name in names]
+
+
+def cache_folder() -> Path:
+    """Folder for what can be made again: $XDG_CACHE_HOME/headstart, by default below ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "headstart"
+
+
+def _entry(path: str, known: Entry | None) -> Entry:
+    try:
+        status = os.stat(path)
+        if known and known[:2] == (status.st_size, status.st_mtime_ns):
+            return known
+        digest = file_digest(path)[:32]
+    except OSError:
+        return 0, 0, "absent"
+    return status.st_size, status.st_mtime_ns, digest
+
+
+def _read_cache(path: Path) -> dict[str, Entry]:
+    """Entries of the cache; none where the file is absent or damaged."""
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+        return {name: (size, changed, digest) for name, (size, changed, digest) in entries.items()}
+    except (OSError, ValueError, AttributeError, TypeError):
+        return {}
+
+
+def _write_cache(path: Path, entries: dict[str, Entry]) -> None:
+    """Write the cache; where nothing can be written the next call reads the images again."""
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, json.dumps(entries, separators=(",", ":")))

@@ -7,7 +7,7 @@ import torch
 
 from headstart.batch import InputSpec
 from headstart.data.buckets import Resize, bucket_of, group_by_bucket
-from headstart.data.dataset import Dataset, subset
+from headstart.data.dataset import Dataset
 from headstart.data.stream import Images, Raw, ahead
 from headstart.data.upload import to_device
 from headstart.data.views import View, stack_images
@@ -48,7 +48,7 @@ class EvalImages:
 
     def first(self, most: int) -> "EvalImages":
         """The first `most` images alone, for a timing; nothing of them is kept."""
-        some = subset(self.dataset, np.arange(min(most, self.dataset.num_images)))
+        some = self.dataset.take(np.arange(min(most, self.dataset.num_images)))
         return EvalImages(
             some, self.resize, self.convention, batch=self.batch, cache=False, num_workers=self.num_workers
         )

@@ -46,6 +46,12 @@ def image_size(path: str | Path) -> tuple[int, int]:
         return (width, height) if _orientation(image) >= 5 else (height, width)
 
 
+def orientation_of(path: str | Path) -> int:
+    """EXIF orientation 1 to 8 of an image file (1: upright), from the header alone; errors as load_image."""
+    with _open(path) as image:
+        return _orientation(image)
+
+
 class _Refused(ValueError):
     """A message that is already complete."""
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from headstart.data.dataset import Dataset, subset
+from headstart.data.dataset import Dataset
 
 # COCO's keypoints are pixel indices, boxes and polygons continuous coordinates: the centre of pixel i is at i + 0.5
 # (Detectron2 shifts on the way in and back on the way out, as we do; torchvision never does, and is half a pixel off
@@ -33,15 +33,14 @@ def with_keypoints(data: Dataset) -> Dataset:
     The others are counted in notes.
     """
     require_keypoints(data)
-    image = np.repeat(np.arange(data.num_images), np.diff(data.first))
-    kept = np.unique(image[_labelled(data) & ~data.crowd])
+    kept = np.unique(data.image_of[_labelled(data) & ~data.crowd])
     if len(kept) == data.num_images:
         return data
     note = (
         f"{data.path}: {data.num_images - len(kept)} of {data.num_images} images show no object with a labelled "
         "keypoint and take no part in training"
     )
-    chosen = subset(data, kept)
+    chosen = data.take(kept)
     return replace(chosen, notes=(*chosen.notes, note))
 
 

@@ -8,58 +8,19 @@ from collections.abc import Sequence
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from headstart.data import rle
-from headstart.data.dataset import Dataset
-from headstart.data.read.coco_segments import POLYGONS, RLE
-
-
-def rasterise(polygons: Sequence[np.ndarray], box: np.ndarray, size: int) -> np.ndarray:
-    """Bool [size, size]: which cell centres of the frame lie inside the polygons.
-
-    polygons: each [points, 2] in image pixels; box [4] XYXY in the same pixels. Even-odd within one polygon, union over
-    polygons; left and top edges belong to the inside, right and bottom ones do not. No polygons: all False.
-
-    A ray goes from each cell centre to the right and counts the edges that it crosses: for a row that an edge spans,
-    all cells left of the crossing are toggled, which is one entry of a histogram and a running sum from the right.
-    """
-    if not len(polygons):
-        return np.zeros((size, size), bool)
-    lengths = [len(polygon) for polygon in polygons]
-    ends = np.cumsum(lengths)
-    scale = size / (box[2:] - box[:2])
-    start = (np.concatenate(polygons) - box[:2]) * scale - 0.5  # cell centres now have whole numbers
-    stop = np.roll(start, -1, 0)
-    stop[ends - 1] = start[ends - lengths]  # each polygon closes on itself
-    owner = np.repeat(np.arange(len(polygons)), lengths)
-
-    rows = np.arange(size)
-    spans = (start[:, 1, None] <= rows) != (stop[:, 1, None] <= rows)  # half-open: a vertex on a row counts once
-    edge, row = np.nonzero(spans)
-    along = (row - start[edge, 1]) / (stop[edge, 1] - start[edge, 1])
-    crossing = start[edge, 0] + along * (stop[edge, 0] - start[edge, 0])
-    left_of = np.clip(np.ceil(crossing), 0, size).astype(np.int64)  # number of cell centres strictly left of it
-
-    flat = (owner[edge] * size + row) * (size + 1) + left_of
-    toggles = np.bincount(flat, minlength=len(polygons) * size * (size + 1)).reshape(-1, size, size + 1)
-    odd = (toggles[:, :, :0:-1] & 1).astype(np.uint8)
-    return np.bitwise_xor.accumulate(odd, axis=2).any(0)[:, ::-1].astype(bool)
+from headstart.data import polygons, rle
+from headstart.data.dataset import POLYGONS, RLE, Dataset
 
 
 def annotation_rle(dataset: Dataset, n: int) -> dict:
-    """COCO's compressed RLE of annotation index n on its whole image, as pycocotools' annToRLE makes it.
+    """COCO's compressed RLE of annotation index n on its whole image, as pycocotools makes it.
 
-    An annotation without a segmentation is its box: the pixels whose centres lie inside.
+    An annotation without a segmentation is its box, filled by pycocotools as a polygon.
     """
-    height, width = dataset.size_of(n)
     if dataset.segment_kind[n] == RLE:
         return dataset.rles[n]
-    if dataset.segment_kind[n] == POLYGONS:
-        polygons = [polygon.ravel().tolist() for polygon in dataset.polygons(n)]
-        return coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
-    x1, y1, x2, y2 = np.ceil(dataset.boxes[n] - 0.5).clip(0, [width, height, width, height]).astype(int)
-    inside = np.zeros((height, width), np.uint8, order="F")
-    inside[y1:y2, x1:x2] = 1
-    return coco_mask.encode(inside)
+    outlines = [polygon.ravel() for polygon in dataset.polygons(n)] or [dataset.boxes[n][[0, 1, 2, 1, 2, 3, 0, 3]]]
+    return coco_mask.merge(coco_mask.frPyObjects(outlines, *dataset.size_of(n)))
 
 
 def annotation_mask(dataset: Dataset, n: int) -> np.ndarray:
@@ -116,7 +77,7 @@ class FrameTable:
         """Bool [M, M] of annotation n over any box [4] XYXY in pixels of its image; such frames are not kept."""
         kind = self.dataset.segment_kind[n]
         if kind == POLYGONS:
-            return rasterise(self.dataset.polygons(n), box, self.size)
+            return polygons.inside(self.dataset.polygons(n), box, self.size, self.size)
         if kind == RLE:
             centres = (np.arange(self.size) + 0.5) / self.size
             columns, rows = (box[:2] + centres[:, None] * (box[2:] - box[:2])).T

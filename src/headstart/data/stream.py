@@ -84,16 +84,15 @@ class Targets:
     """
 
     def __init__(self, dataset: Dataset, *, mask_frame: int, max_objects: int | None, copies: int = 1):
-        image = np.repeat(np.arange(dataset.num_images), np.diff(dataset.first))
-        limit = np.stack([dataset.widths, dataset.heights] * 2, axis=1)[image]
-        boxes = np.clip(dataset.boxes, 0, limit) if len(image) else dataset.boxes.reshape(0, 4)
+        limit = np.stack([dataset.widths, dataset.heights] * 2, axis=1)[dataset.image_of]
+        boxes = np.clip(dataset.boxes, 0, limit) if len(limit) else dataset.boxes.reshape(0, 4)
         points = dataset.keypoints
         if points is not None:
             points = points + np.array([PIXEL_CENTRE, PIXEL_CENTRE, 0], np.float32)
         self.dataset = replace(dataset, boxes=boxes, keypoints=points)
         # A box that lies outside its image entirely, or is thinner than a hundredth of a pixel, has nothing to learn
         # from.
-        usable = ((boxes[:, 2:] - boxes[:, :2]) > 1e-2).all(axis=1) if len(image) else np.zeros(0, bool)
+        usable = ((boxes[:, 2:] - boxes[:, :2]) > 1e-2).all(axis=1) if len(limit) else np.zeros(0, bool)
         self.chosen = [np.flatnonzero(usable[a:b]) + a for a, b in zip(dataset.first, dataset.first[1:])]
         self.left_out = int(len(usable) - usable.sum())
         fullest = max((len(chosen) for chosen in self.chosen), default=0)

@@ -1,4 +1,4 @@
-"""COCO's detection metrics, equal to pycocotools, with the records that let AP be computed again per image.
+"""COCO's detection metrics, equal to pycocotools, with per-image records for the bootstrap.
 
 Letters: D detections kept, G annotations, A area ranges, T IoU thresholds, C classes.
 """
@@ -8,25 +8,24 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from headstart.data.dataset import Dataset
-from headstart.metrics.groups import Groups, group
-from headstart.metrics.matching import Matches, match_groups
+from headstart.data.dataset import LARGE, SMALL, Dataset
+from headstart.metrics.matching import Groups, Matches, group, match_groups
 from headstart.metrics.overlaps import measure
 from headstart.metrics.predictions import Predictions
 from headstart.metrics.records import THRESHOLDS, Records, average_precisions, curves, mean_precisions
 
 # COCO's ranges of the annotated area in pixels, both ends included: all, small, medium, large.
-AREA_RANGES = np.array([[0, 1e10], [0, 32**2], [32**2, 96**2], [96**2, 1e10]])
+AREA_RANGES = np.array([[0, 1e10], [0, SMALL], [SMALL, LARGE], [LARGE, 1e10]])
 KEYPOINT_DETECTIONS = 20  # COCO's limit for keypoints, where it evaluates people only
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics in 0..1, by kind; NaN where pycocotools has -1 (nothing annotated).
+    """Metrics in 0..1 by kind; NaN where pycocotools has -1 (no annotation).
 
     metrics: box and mask have AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, and AR<max_detections> where that is
     more than 100; keypoints has AP, AP50, AP75, APm, APl, AR, AR50, AR75, ARm, ARl. per_class: AP, AP50, AP75 for each
-    class name. records: the matches of all areas.
+    class name. records: the matches over all areas.
     """
 
     metrics: dict[str, dict[str, float]]
@@ -102,7 +101,7 @@ def _records(dataset: Dataset, groups: Groups, matches: Matches, area: int, orde
 
 
 def _recalls(groups: Groups, matches: Matches, limits: set[int], num_classes: int) -> dict[int, np.ndarray]:
-    """Share of annotations found by the best so many detections of each image and class, [C, A, T]; NaN without any."""
+    """Recall with at most `limit` detections an image and class, [C, A, T]; NaN without annotations."""
     shape = (num_classes, *matches.winner.shape[1:])
     row, area, level = np.nonzero((matches.winner >= 0) & ~matches.ignored)
     det = matches.det[row]
@@ -111,8 +110,8 @@ def _recalls(groups: Groups, matches: Matches, limits: set[int], num_classes: in
     total = np.bincount(groups.gt_label[gt] * shape[1] + area, minlength=shape[0] * shape[1]).reshape(*shape[:2], 1)
     recalls = {}
     for limit in limits:
-        hits = np.bincount(cell[groups.rank[det] < limit], minlength=np.prod(shape)).reshape(shape)
-        recalls[limit] = np.divide(hits, total, out=np.full(shape, np.nan), where=total > 0)
+        counts = np.bincount(cell[groups.rank[det] < limit], minlength=np.prod(shape)).reshape(shape)
+        recalls[limit] = np.divide(counts, total, out=np.full(shape, np.nan), where=total > 0)
     return recalls
 
 
@@ -131,6 +130,6 @@ def _keypoint_metrics(precision: list[np.ndarray], recall: dict[int, np.ndarray]
 
 
 def _mean(values: np.ndarray) -> float:
-    """Mean of what is defined; NaN if nothing is."""
+    """Mean of the values that are not NaN; NaN if there is none."""
     defined = values[~np.isnan(values)]
     return float(defined.mean()) if defined.size else float("nan")

@@ -1,7 +1,7 @@
-"""How much a detection and an annotation overlap, for lists of pairs: boxes, masks, keypoints.
+"""Overlaps of detections and annotations: IoU of boxes and masks, object keypoint similarity.
 
 An overlap is a function (det, gt) -> float64 [P] of two index arrays int64 [P] into the predictions and the
-annotations. With a crowd annotation the union is replaced by the detection alone, as COCO has it.
+annotations. For a crowd annotation the union is the detection alone, as in COCO.
 Letters: P pairs, D detections, N annotations, K keypoints.
 """
 
@@ -13,8 +13,8 @@ from itertools import pairwise
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from headstart.data.dataset import Dataset
-from headstart.data.read.coco import POLYGONS
+from headstart.data.dataset import Dataset, index_of
+from headstart.data.masks import annotation_rle
 from headstart.metrics.predictions import Predictions
 
 KINDS = ("box", "mask", "keypoints")
@@ -26,7 +26,7 @@ COCO_SIGMAS = (26, 25, 25, 35, 35, 79, 79, 72, 72, 62, 62, 107, 107, 87, 87, 89,
 
 @dataclass(frozen=True, eq=False)
 class Measures:
-    """How predictions and annotations of one kind (boxes, masks, keypoints) are compared."""
+    """Overlap and areas of one kind (boxes, masks, keypoints)."""
 
     overlap: Overlap
     det_area: np.ndarray  # float64 [D]
@@ -44,7 +44,7 @@ def measure(
 ) -> Measures:
     """Measures of a kind; overlaps below `least` may come out as any smaller value.
 
-    across_classes: pairs will join different classes (only a matter of speed, for masks).
+    across_classes: pairs join different classes (matters for the speed of masks only).
     Areas are a detection's own box, mask, or box around its keypoints. Raises ValueError for an unknown kind and for
     predictions that do not hold it.
     """
@@ -80,8 +80,7 @@ def _mask_areas(dataset: Dataset, predictions: Predictions) -> np.ndarray:
         if len(predictions):
             raise ValueError(f"the {len(predictions)} predictions hold no masks, expected some for the kind 'mask'")
         return np.zeros(0)
-    order = np.argsort(dataset.image_ids, kind="stable")
-    image = order[np.searchsorted(dataset.image_ids, predictions.image_ids, sorter=order)]
+    image, _ = index_of(dataset.image_ids, predictions.image_ids)
     sides = np.array([mask["size"] for mask in predictions.masks], np.int64).reshape(-1, 2)
     wrong = (sides[:, 0] != dataset.heights[image]) | (sides[:, 1] != dataset.widths[image])
     if wrong.any():
@@ -102,9 +101,9 @@ def _mask_overlap(
     det_area float64 [D]: pixels of the predicted masks. The areas alone bound the overlap; only pairs that can reach
     `least` are compared run by run.
     """
-    group = np.repeat(np.arange(len(dataset.image_ids)), np.diff(dataset.first))
+    group = dataset.image_of
     if not across_classes:
-        group = group * len(dataset.category_ids) + dataset.labels
+        group = group * dataset.num_classes + dataset.labels
 
     def overlap(det: np.ndarray, gt: np.ndarray) -> np.ndarray:
         gts, gt_row = np.unique(gt, return_inverse=True)
@@ -148,32 +147,18 @@ def _mask_iou(det_masks: Sequence[dict], det, gt_masks: Sequence[dict], gt, crow
 
 
 def annotation_rles(dataset: Dataset, annotations: np.ndarray) -> list[dict]:
-    """Compressed RLE of each annotation (index array): polygons rasterised as COCO does, RLE as it is.
-
-    An annotation without a segmentation stands for its whole box. What was rasterised is kept for the next call.
-    """
+    """Compressed RLE of each annotation (index array), as `data.masks.annotation_rle`; kept for the next call."""
     known = _rasterised(dataset)
-    image = np.searchsorted(dataset.first, annotations, side="right") - 1
-    for index, place in zip(annotations.tolist(), image.tolist()):
+    for index in annotations.tolist():
         if index not in known:
-            known[index] = _rasterise(dataset, index, int(dataset.heights[place]), int(dataset.widths[place]))
+            known[index] = annotation_rle(dataset, index)
     return [known[index] for index in annotations.tolist()]
 
 
 @lru_cache(maxsize=1)
 def _rasterised(dataset: Dataset) -> dict[int, dict]:
-    """Masks by annotation index, filled as they are needed: a training evaluates one data set again and again."""
-    return dict(dataset.rles)
-
-
-def _rasterise(dataset: Dataset, index: int, height: int, width: int) -> dict:
-    if dataset.segment_kind[index] == POLYGONS:
-        bounds = dataset.coord_first[dataset.polygon_first[index] : dataset.polygon_first[index + 1] + 1].tolist()
-        polygons = [dataset.coords[begin:end] for begin, end in pairwise(bounds)]
-    else:
-        polygons = [dataset.boxes[index][[0, 1, 2, 1, 2, 3, 0, 3]]]
-    parts = coco_mask.frPyObjects(polygons, height, width)
-    return parts[0] if len(parts) == 1 else coco_mask.merge(parts)
+    """Masks by annotation index, filled on demand: a training evaluates one data set many times."""
+    return {}
 
 
 def _keypoint_overlap(dataset: Dataset, predictions: Predictions, sigmas: Sequence[float] | None) -> Overlap:

@@ -1,4 +1,4 @@
-"""Pixels of each class and image, right and wrong: what IoU and accuracy need, for any resample of the images.
+"""Pixel counts of each image and class, from which IoU and accuracy follow for any resample of the images.
 
 Letters: I images, C classes.
 """
@@ -12,24 +12,25 @@ import numpy as np
 from headstart.files import replacing
 
 COLUMNS = ("mIoU", "accuracy")
+_IN_FILES = {"true_positives": "hits", "num_gt": "wanted", "num_predicted": "found"}  # names in the npz
 
 
 @dataclass(frozen=True, eq=False)
 class PixelRecords:
-    """The margins of each image's confusion matrix, over pixels whose true class is known; int64 [I, C] each.
+    """Diagonal and margins of each image's confusion matrix, without ignored pixels; int64 [I, C] each.
 
-    hits: pixels of the class that were found; wanted: pixels of the class; found: pixels taken for it.
+    num_gt: pixels of the class; num_predicted: pixels predicted as the class; true_positives: pixels that are both.
     """
 
     image_ids: np.ndarray  # int64 [I]
     class_names: tuple[str, ...]  # C
-    hits: np.ndarray
-    wanted: np.ndarray
-    found: np.ndarray
+    true_positives: np.ndarray
+    num_gt: np.ndarray
+    num_predicted: np.ndarray
 
     def save(self, path: str | Path) -> None:
         """Write a compressed npz."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values = {_IN_FILES.get(field.name, field.name): getattr(self, field.name) for field in fields(self)}
         with replacing(path) as temporary, temporary.open("wb") as file:
             np.savez_compressed(file, **values | {"class_names": np.array(self.class_names, dtype=np.str_)})
 
@@ -38,7 +39,7 @@ class PixelRecords:
         """Read what `save` wrote; ValueError naming the file if it is something else."""
         try:
             with np.load(path, allow_pickle=False) as file:
-                values = {name: file[name] for name in file.files}
+                values = {field.name: file[_IN_FILES.get(field.name, field.name)] for field in fields(cls)}
             return cls(**values | {"class_names": tuple(values["class_names"].tolist())})
         except FileNotFoundError:
             raise
@@ -46,30 +47,34 @@ class PixelRecords:
             raise ValueError(f"{path}: holds no pixel records ({type(error).__name__}: {error})") from None
 
 
-def count_pixels(found: np.ndarray, truth: np.ndarray, num_classes: int) -> np.ndarray:
-    """Hits, wanted and found of one image, int64 [3, C]; both maps [H,W] hold 0..C-1, the truth less where unknown."""
-    known = truth >= 0
-    found, truth = found[known], truth[known]
-    return np.stack([np.bincount(values, minlength=num_classes) for values in (truth[found == truth], truth, found)])
+def count_pixels(predicted: np.ndarray, truth: np.ndarray, num_classes: int) -> np.ndarray:
+    """True positives, num_gt and num_predicted of one image, int64 [3, C].
+
+    Both maps [H,W] hold 0..C-1; pixels of the truth below 0 are ignored.
+    """
+    counted = truth >= 0
+    predicted, truth = predicted[counted], truth[counted]
+    parts = (truth[predicted == truth], truth, predicted)
+    return np.stack([np.bincount(values, minlength=num_classes) for values in parts])
 
 
 def class_ious(records: PixelRecords, weights: np.ndarray | None = None) -> np.ndarray:
     """Intersection over union of each class, float64 [C], where image i stands weights[i] (int [I]; None: 1) times.
 
-    NaN for classes that no image shows.
+    NaN for classes without a pixel.
     """
-    hits, wanted, found = _sums(records, weights)
-    return np.divide(hits, wanted + found - hits, out=np.full(len(hits), np.nan), where=wanted > 0)
+    both, truth, predicted = _sums(records, weights)
+    return np.divide(both, truth + predicted - both, out=np.full(len(both), np.nan), where=truth > 0)
 
 
 def pixel_metrics(records: PixelRecords, weights: np.ndarray | None = None) -> dict[str, float]:
-    """mIoU, the mean over classes that some image shows, and accuracy, the share of known pixels; NaN without any."""
-    hits, wanted, _ = _sums(records, weights)
+    """mIoU, the mean over classes with pixels, and accuracy, the share of correct pixels; NaN without any pixel."""
+    both, truth, _ = _sums(records, weights)
     ious = class_ious(records, weights)
     shown = ious[~np.isnan(ious)]
     return {
         "mIoU": float(shown.mean()) if len(shown) else float("nan"),
-        "accuracy": float(hits.sum() / wanted.sum()) if wanted.any() else float("nan"),
+        "accuracy": float(both.sum() / truth.sum()) if truth.any() else float("nan"),
     }
 
 
@@ -94,7 +99,7 @@ def bootstrap_pixels(
 
 
 def _sums(records: PixelRecords, weights: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Hits, wanted and found over all images, int64 [C] each."""
+    """True positives, num_gt and num_predicted over all images, int64 [C] each."""
     if weights is None:
         weights = np.ones(len(records.image_ids), np.int64)
-    return tuple(weights @ counts for counts in (records.hits, records.wanted, records.found))
+    return tuple(weights @ counts for counts in (records.true_positives, records.num_gt, records.num_predicted))

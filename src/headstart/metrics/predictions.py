@@ -1,24 +1,49 @@
-"""Detections as flat arrays, and their file form: the COCO results format.
+"""Detections as flat arrays, read from and written to COCO's results format.
 
 Letters: D detections, K keypoints. Boxes are XYXY in pixels of the original image, and [x, y, width, height] in files.
 """
 
-import math
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
 import orjson
+from msgspec import Meta, Struct
 from pycocotools import mask as coco_mask
 
 from headstart.data import rle
+from headstart.data.read.coco_records import Id, fits, show
 from headstart.files import write_whole
+
+_Finite = Annotated[float, Meta(ge=-sys.float_info.max, le=sys.float_info.max)]
+_Extent = Annotated[float, Meta(ge=0, le=sys.float_info.max)]
+_Side = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+
+
+class _Rle(Struct):
+    size: tuple[_Side, _Side]
+
+
+# Type and description of each field of the results format.
+_FIELDS: dict[str, tuple[Any, str]] = {
+    "image_id": (Id, "a whole number"),
+    "category_id": (Id, "a whole number"),
+    "score": (_Finite, "a finite number"),
+    "bbox": (
+        tuple[_Finite, _Finite, _Extent, _Extent],
+        "four finite numbers [x, y, width, height] with width and height of at least 0",
+    ),
+    "segmentation": (_Rle, "an RLE object with the size [height, width] of its image"),
+    "keypoints": (Annotated[list[_Finite], Meta(min_length=3)], "finite numbers x, y, score for each keypoint"),
+}
 
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """The detections of any number of images, in any order, with the data set's own image and category ids.
+    """The detections of any number of images, in any order, with the image and category ids of the data set.
 
     image_ids, category_ids int64 [D]; boxes float64 [D, 4] XYXY pixels of the original image; scores float64 [D];
     masks: D compressed COCO RLE dicts ({"size": [h, w], "counts": bytes}) over the whole image, or None;
@@ -76,20 +101,19 @@ class Predictions:
         for index, row in enumerate(rows):
             if not isinstance(row, dict):
                 raise ValueError(f"{path}: entry {index} is {_kind(row)}, expected an object")
-        masks = _all_or_none(rows, "segmentation", _read_mask, path)
+        masks = _masks(rows, path) if any("segmentation" in row for row in rows) else None
         if masks is not None and not all("bbox" in row for row in rows):
             for row, around in zip(rows, coco_mask.toBbox(list(masks)).tolist()):
                 row.setdefault("bbox", around)
-        boxes = np.array(_column(rows, "bbox", _read_box, path), dtype=np.float64).reshape(-1, 4)
+        boxes = np.array(_column(rows, "bbox", path), dtype=np.float64).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
-        keypoints = _all_or_none(rows, "keypoints", _read_keypoints, path)
         return cls(
-            image_ids=np.array(_column(rows, "image_id", _read_id, path), dtype=np.int64),
-            category_ids=np.array(_column(rows, "category_id", _read_id, path), dtype=np.int64),
+            image_ids=np.array(_column(rows, "image_id", path), dtype=np.int64),
+            category_ids=np.array(_column(rows, "category_id", path), dtype=np.int64),
             boxes=boxes,
-            scores=np.array(_column(rows, "score", _read_number, path), dtype=np.float64),
+            scores=np.array(_column(rows, "score", path), dtype=np.float64),
             masks=masks,
-            keypoints=None if keypoints is None else _stack_keypoints(keypoints, path),
+            keypoints=_keypoints(rows, path) if any("keypoints" in row for row in rows) else None,
         )
 
 
@@ -127,64 +151,37 @@ def _kind(value: object) -> str:
     return names.get(type(value), "a number")
 
 
-def _column(rows: list[dict], field: str, read, path) -> list:
-    values = []
+def _column(rows: list[dict], field: str, path: str | Path) -> list:
+    """Values of a field that all entries must have."""
+    kind, expected = _FIELDS[field]
     for index, row in enumerate(rows):
         if field not in row:
             raise ValueError(f"{path}: entry {index} has no {field!r}")
-        value = read(row[field])
-        if isinstance(value, str):  # what was expected; no field reads as text
-            raise ValueError(f"{path}: entry {index}: {field!r} is {_short(row[field])}, expected {value}")
-        values.append(value)
-    return values
+        if not fits(row[field], kind):
+            raise _wrong(path, index, field, row[field], expected)
+    return [row[field] for row in rows]
 
 
-def _all_or_none(rows: list[dict], field: str, read, path) -> tuple | None:
-    if not any(field in row for row in rows):
-        return None
-    return tuple(_column(rows, field, read, path))
+def _wrong(path: str | Path, index: int, field: str, value: object, expected: str) -> ValueError:
+    return ValueError(f"{path}: entry {index}: {field!r} is {show(value)}, expected {expected}")
 
 
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+def _masks(rows: list[dict], path: str | Path) -> tuple[dict, ...]:
+    masks = []
+    for index, mask in enumerate(_column(rows, "segmentation", path)):
+        try:
+            masks.append(rle.checked(mask, *mask["size"]))
+        except ValueError as expected:
+            raise _wrong(path, index, "segmentation", mask, str(expected)) from None
+    return tuple(masks)
 
 
-def _is_number(value: object) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
-
-
-def _read_id(value: object) -> int | str:
-    return value if type(value) is int and abs(value) < 2**63 else "a whole number"
-
-
-def _read_number(value: object) -> float | str:
-    return value if _is_number(value) else "a finite number"
-
-
-def _read_box(value: object) -> list | str:
-    good = isinstance(value, list) and len(value) == 4 and all(map(_is_number, value)) and min(value[2:]) >= 0
-    return value if good else "four finite numbers [x, y, width, height] with width and height of at least 0"
-
-
-def _read_keypoints(value: object) -> list | str:
-    good = isinstance(value, list) and value and len(value) % 3 == 0 and all(map(_is_number, value))
-    return value if good else "finite numbers x, y, score for each keypoint"
-
-
-def _stack_keypoints(rows: tuple, path) -> np.ndarray:
-    for index, row in enumerate(rows):
-        if len(row) != len(rows[0]):
-            counts = f"{len(row) // 3} points, expected {len(rows[0]) // 3} as in entry 0"
+def _keypoints(rows: list[dict], path: str | Path) -> np.ndarray:
+    points = _column(rows, "keypoints", path)
+    for index, row in enumerate(points):
+        if len(row) % 3:
+            raise _wrong(path, index, "keypoints", row, _FIELDS["keypoints"][1])
+        if len(row) != len(points[0]):
+            counts = f"{len(row) // 3} points, expected {len(points[0]) // 3} as in entry 0"
             raise ValueError(f"{path}: entry {index}: 'keypoints' holds {counts}")
-    return np.array(rows, np.float32).reshape(len(rows), -1, 3)
-
-
-def _read_mask(value: object) -> dict | str:
-    size = value.get("size") if isinstance(value, dict) else None
-    if not (isinstance(size, list) and len(size) == 2 and all(type(side) is int and 0 < side < 2**31 for side in size)):
-        return "an RLE object with the size [height, width] of its image"
-    try:
-        return rle.checked(value, *size)
-    except ValueError as expected:
-        return str(expected)
+    return np.array(points, np.float32).reshape(len(points), -1, 3)

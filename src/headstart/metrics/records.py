@@ -1,4 +1,4 @@
-"""Per-image match records: what AP needs to be computed again for any resample of the images.
+"""Per-image match records, from which AP follows for any resample of the images.
 
 Letters: D detections, I images, C classes, T IoU thresholds, S = T * C curves, P true positives of all curves.
 """
@@ -22,8 +22,8 @@ RECALLS = np.linspace(0, 1, 101)  # where COCO reads the precision
 class Records:
     """One evaluation, image by image: detections sorted by (label, falling score, image id), and counts of annotations.
 
-    An annotation counts unless it is crowd, difficult or outside the area range; a detection that takes one that does
-    not count is ignored, as is one that takes none and lies outside the area range.
+    An annotation counts unless it is crowd, difficult or outside the area range; a detection matched to an ignored
+    annotation is ignored, as is an unmatched one outside the area range.
     """
 
     image_ids: np.ndarray  # int64 [I]
@@ -86,7 +86,7 @@ class Curves:
 
 
 def curves(records: Records) -> Curves:
-    """Sort out which detections are true positives and which are ignored, once for all weightings."""
+    """Places of true positives and ignored detections, computed once for all weightings."""
     num_classes, num_thresholds = len(records.category_ids), records.matched.shape[1]
     num_detections = max(len(records.label), 1)
     label = records.label.astype(np.intp)
@@ -159,7 +159,7 @@ def _running(values: np.ndarray) -> np.ndarray:
 
 
 def _recalls_reached(num_gt: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How many of COCO's recalls are reached with 0, 1, ... num_gt[c] true positives, for all classes in one table.
+    """Number of COCO's recalls reached with 0, 1, ... num_gt[c] true positives, for all classes in one table.
 
     Returns the table and the place of each class in it. Recall 0 asks for the best precision anywhere, which is at a
     true positive: it is reached with the first. Compared as floats, like pycocotools.

@@ -1,11 +1,10 @@
-"""Test-time augmentation: a detector looks at a batch several times, resized and mirrored, and its finds are merged.
+"""Test-time augmentation: detections of resized and mirrored views of a batch, merged.
 
-After Detectron: boxes of all looks are suppressed together and refined by voting, and the masks (and heat maps of
-keypoints) of the boxes that remain are averaged over all looks. As in Detectron2 each look gives its own detections,
-where Detectron joins the candidates before any suppression. Looks are computed one after the other, and once more for
-masks, so that memory does not grow with their number.
+After Detectron: NMS and box voting over the boxes of all views; masks and heat maps of the remaining boxes are averaged
+over all views. As in Detectron2 each view gives its own detections, where Detectron joins candidates before NMS. Views
+are computed one after the other, and a second time for masks: memory does not grow with their number.
 
-B images, D detections a look, V looks, N = V * D candidates.
+B images, D detections a view, V views, N = V * D candidates.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -22,66 +21,66 @@ from headstart.ops.nms import nms_by_label
 
 
 @dataclass(frozen=True)
-class Look:
-    """One way to show a batch: `show()` gives images [B,3,H,W] and their sizes [B,2]; `flip` says that it mirrors."""
+class TtaView:
+    """One view of a batch: `make_batch()` gives images [B,3,H,W] and sizes [B,2]; `flip`: they are mirrored."""
 
-    show: Callable[[], tuple[Tensor, Tensor]]
+    make_batch: Callable[[], tuple[Tensor, Tensor]]
     flip: bool = False
 
 
 @dataclass(frozen=True)
 class Tta:
-    """Which looks are taken: every resize, and its mirror image if `flip`; and the IoU from which boxes vote."""
+    """Views to predict on: every resize, and its mirror image if `flip`; and the IoU from which boxes vote."""
 
     resizes: tuple[Resize, ...]
     flip: bool
     vote_threshold: float
 
     def views(self) -> list[tuple[Resize, bool]]:
-        """(resize, mirrored) of each look, the first one not mirrored."""
+        """(resize, mirrored) of each view, the first one not mirrored."""
         return [(resize, flip) for resize in self.resizes for flip in ((False, True) if self.flip else (False,))]
 
 
 @torch.no_grad()
-def predict(model: AnyDetector, looks: Sequence[Look], *, vote_threshold: float) -> tuple[Detections, Tensor]:
-    """Merged detections of a batch in pixels of the first look, which is not mirrored, and the sizes [B,2] there.
+def predict(model: AnyDetector, views: Sequence[TtaView], *, vote_threshold: float) -> tuple[Detections, Tensor]:
+    """Merged detections of a batch in pixels of the first view, which is not mirrored, and its sizes [B,2].
 
-    With a single look they are the model's own, bit for bit.
+    With a single view they are the model's own, bit for bit.
     """
     found: list[Detections] = []
     sizes: list[Tensor] = []
-    for look in looks:
-        images, size = look.show()
+    for view in views:
+        images, size = view.make_batch()
         own = model.find(model.features(images), size)
         sizes.append(size)
-        found.append(replace(own, boxes=move(own.boxes, size, look.flip, sizes[0], False)))
+        found.append(replace(own, boxes=move(own.boxes, size, view.flip, sizes[0], False)))
     limits = model.limits
     merged = merge(found, nms_threshold=limits.nms_threshold, vote_threshold=vote_threshold, num=limits.num)
-    masks, heat_maps = _means(_completed(model, look, merged, sizes[0]) for look in looks)
+    masks, heat_maps = _means(_completed(model, view, merged, sizes[0]) for view in views)
     return replace(merged, masks=masks, heat_maps=heat_maps), sizes[0]
 
 
 def _completed(
-    model: AnyDetector, look: Look, merged: Detections, first: Tensor
+    model: AnyDetector, view: TtaView, merged: Detections, first: Tensor
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Masks [B,D,T,T] and heat maps [B,D,K,T,T] of the merged detections as one look sees them; None without.
+    """Masks [B,D,T,T] and heat maps [B,D,K,T,T] of the merged detections, predicted in one view; None without.
 
-    Turned back if the look mirrors, where the map of a left keypoint is found at the right one.
+    Those of a mirrored view are mirrored back, left and right keypoints exchanged.
     """
-    images, sizes = look.show()
-    boxes = move(merged.boxes, first, False, sizes, look.flip)
+    images, sizes = view.make_batch()
+    boxes = move(merged.boxes, first, False, sizes, view.flip)
     found = model.complete(model.features(images), replace(merged, boxes=boxes))
     masks, heat_maps = found.masks, found.heat_maps
-    if look.flip and masks is not None:
+    if view.flip and masks is not None:
         masks = masks.flip(-1)
-    if look.flip and heat_maps is not None:
+    if view.flip and heat_maps is not None:
         maps = heat_maps.unbind(2)  # an index would be copied to a GPU, which the host waits for
         heat_maps = torch.stack([maps[other] for other in model.keypoint_mirror], dim=2).flip(-1)
     return masks, heat_maps
 
 
 def _means(parts: Iterable[tuple[Tensor | None, Tensor | None]]) -> tuple[Tensor | None, Tensor | None]:
-    """The means of all parts, None where these are; a detector of boxes only is not asked for more than one."""
+    """Means over all parts, None where the parts are; one part is enough for a detector of boxes only."""
     totals, count = (None, None), 0
     for part in parts:
         totals = part if count == 0 else tuple(None if a is None else a + b for a, b in zip(totals, part))
@@ -92,7 +91,7 @@ def _means(parts: Iterable[tuple[Tensor | None, Tensor | None]]) -> tuple[Tensor
 
 
 def move(boxes: Tensor, sizes: Tensor, flip: bool, to: Tensor, to_flip: bool) -> Tensor:
-    """Boxes [B,D,4] in pixels of one look in those of another; each look has sizes [B,2] and may be mirrored."""
+    """Boxes [B,D,4] from pixels of one view to those of another; each view has sizes [B,2] and may be mirrored."""
     own, other = sizes.flip(1).to(boxes.dtype), to.flip(1).to(boxes.dtype)  # (width, height)
     boxes = _mirror(boxes, own) if flip else boxes
     boxes = boxes * (other / own).repeat(1, 2).unsqueeze(1)

@@ -9,8 +9,7 @@ import numpy as np
 
 from headstart.data.dataset import Dataset
 from headstart.metrics.coco import Evaluation
-from headstart.metrics.groups import Groups, group, pairs
-from headstart.metrics.matching import MAX_PAIRS
+from headstart.metrics.matching import MAX_PAIRS, Groups, group, pairs
 from headstart.metrics.overlaps import measure
 from headstart.metrics.predictions import Predictions
 
@@ -40,12 +39,13 @@ def evaluate_voc(
 ) -> VocEvaluation:
     """Average precision of boxes at one IoU threshold.
 
-    Each detection looks only at the annotation of its class that it overlaps most (the first, among equals), taken or
-    not: the best-scored detection that reaches it is right, further ones are wrong, and all are left out if it is
-    difficult or a crowd (VOC has no crowds; the overlap is the share of the detection in it, as in COCO). All
-    detections take part, without a limit. eleven_points: the mean of the best precision at recalls 0, 0.1 ... 1
-    (VOC2007), else the area under the best precision (VOC2010 on). Boxes are continuous; for VOC's pixels, both ends
-    included and counted from 1, read as x1 - 1, y1 - 1, x2, y2, this is the overlap of the kit.
+    Each detection is compared only with the annotation of its class that it overlaps most (the first, among equals),
+    matched or not: the best-scored detection above the threshold is a true positive, further ones are false positives,
+    and all are ignored if it is difficult or a crowd (VOC has no crowds; the overlap is the share of the detection in
+    it, as in COCO). The number of detections has no limit.
+    eleven_points: the mean of the best precision at recalls 0, 0.1 ... 1 (VOC2007), else the area under the best
+    precision (VOC2010 on). Boxes are continuous; VOC's pixels, both ends included and counted from 1, must be given as
+    x1 - 1, y1 - 1, x2, y2.
     Raises ValueError for ids that the data set does not hold.
     """
     groups = group(dataset, predictions, max(len(predictions), 1))

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from headstart.batch import UNKNOWN, PixelBatch
+from headstart.batch import IGNORE_LABEL, PixelBatch
 from headstart.model import Predictor
 from headstart.model.backbones import Backbone
 from headstart.model.pyramid import ConvNorm, Pyramid
@@ -65,11 +65,11 @@ class SemanticHead(nn.Module):
 
         Averaged over the known labels of all processes. None known gives zero.
         """
-        known = labels != UNKNOWN
+        known = labels != IGNORE_LABEL
         count = mean_over_processes(known.to(logits.dtype).sum()).clamp(min=1.0)
         if labels.shape[1:] != logits.shape[2:]:
             logits = F.interpolate(logits, size=labels.shape[1:], mode="bilinear", align_corners=False)
-        total = F.cross_entropy(logits, labels, ignore_index=UNKNOWN, reduction="sum")
+        total = F.cross_entropy(logits, labels, ignore_index=IGNORE_LABEL, reduction="sum")
         return {"semantic": self.weight * total / count}
 
     def decode(self, logits: Tensor, size: tuple[int, int], original: tuple[int, int]) -> Tensor:

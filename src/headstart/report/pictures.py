@@ -12,7 +12,7 @@ from pycocotools import mask as coco_mask
 
 from headstart.data.dataset import Dataset
 from headstart.data.masks import annotation_mask
-from headstart.data.read.formats import open_dataset
+from headstart.data.read import open_dataset
 from headstart.metrics.overlaps import Overlap, measure
 from headstart.metrics.predictions import Predictions
 from headstart.metrics.records import Records

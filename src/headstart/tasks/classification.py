@@ -9,10 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from headstart.data.content import data_digest
-from headstart.data.dataset import Dataset, nested_fraction, subset
+from headstart.data.dataset import Dataset, data_digest, nested_fraction
 from headstart.data.order import Order, slot_generator
-from headstart.data.read.formats import folder_images, read_folders
+from headstart.data.read import folder_images, read_folders
 from headstart.data.stream import Images, ahead
 from headstart.data.upload import to_device
 from headstart.data.views import crop_images
@@ -145,7 +144,7 @@ def training_folders(recipe: ClassifyRecipe) -> Dataset:
     data = read_folders(recipe.data.train)
     if recipe.data.fraction == 1.0:
         return data
-    return subset(data, np.sort(nested_fraction(data.num_images, recipe.data.fraction, recipe.data.fraction_seed)))
+    return data.take(np.sort(nested_fraction(data.num_images, recipe.data.fraction, recipe.data.fraction_seed)))
 
 
 def num_training_images(recipe: ClassifyRecipe) -> int:

@@ -9,20 +9,19 @@ import torch
 
 from headstart.batch import Batch, Detections
 from headstart.data.buckets import Resize
-from headstart.data.content import data_digest
-from headstart.data.dataset import Dataset, nested_fraction, subset
+from headstart.data.dataset import Dataset, data_digest, nested_fraction
 from headstart.data.eval_images import EvalImages
 from headstart.data.keypoints import PIXEL_CENTRE, mirror_note, require_keypoints, sigmas_of, with_keypoints
-from headstart.data.read.formats import open_dataset
-from headstart.data.rle_codes import paste_rle
+from headstart.data.read import open_dataset
+from headstart.data.rle import paste_rle
 from headstart.data.stream import Augmentation, TrainStream
 from headstart.data.views import Jitter
 from headstart.files import json_text, write_whole
 from headstart.metrics.coco import evaluate
 from headstart.metrics.errors import error_types
 from headstart.metrics.predictions import Predictions, concat, empty
-from headstart.metrics.tta import Look, Tta
-from headstart.metrics.tta import predict as predict_looks
+from headstart.metrics.tta import Tta, TtaView
+from headstart.metrics.tta import predict as predict_views
 from headstart.metrics.voc import with_voc
 from headstart.model.build import build, input_spec
 from headstart.model.detector import Detector
@@ -55,7 +54,7 @@ def _fraction(recipe: Recipe, data: Dataset, most: int | None = None) -> Dataset
     if recipe.data.fraction == 1.0 and most is None:
         return data
     chosen = nested_fraction(data.num_images, recipe.data.fraction, recipe.data.fraction_seed)
-    return subset(data, np.sort(chosen[:most]))
+    return data.take(np.sort(chosen[:most]))
 
 
 def validation_data(recipe: Recipe) -> Dataset:
@@ -213,8 +212,8 @@ def look_at(
     if tta is None:
         images, sizes = show()
         return model.predict(images, sizes), sizes
-    looks = [Look(partial(show, resize, flip=flip), flip) for resize, flip in tta.views()]
-    return predict_looks(model, looks, vote_threshold=tta.vote_threshold)
+    views = [TtaView(partial(show, resize, flip=flip), flip) for resize, flip in tta.views()]
+    return predict_views(model, views, vote_threshold=tta.vote_threshold)
 
 
 def to_original(found: Detections, sizes: torch.Tensor, indices: np.ndarray, data: Dataset) -> Iterator[Predictions]:

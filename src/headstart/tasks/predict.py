@@ -14,7 +14,7 @@ from headstart.data.dataset import Dataset, left_right
 from headstart.data.eval_images import show
 from headstart.data.images import SUFFIXES, load_image
 from headstart.data.keypoints import require_keypoints, sigmas_of
-from headstart.data.rle_codes import paste_rle
+from headstart.data.rle import paste_rle
 from headstart.metrics.coco import Evaluation
 from headstart.metrics.coco import evaluate as evaluate_predictions
 from headstart.metrics.predictions import Predictions

@@ -10,7 +10,7 @@ import torch
 
 from headstart.batch import PixelBatch
 from headstart.data.buckets import Resize, group_by_bucket
-from headstart.data.dataset import Dataset, nested_fraction, subset
+from headstart.data.dataset import Dataset, nested_fraction
 from headstart.data.eval_images import EvalImages
 from headstart.data.label_maps import InstanceLabels, LabelMaps, PixelLabels, sample_labels
 from headstart.data.order import Order, slot_generator
@@ -101,7 +101,7 @@ def training_pixels(recipe: SegmentRecipe) -> Dataset:
     data = read(recipe.data.train, recipe.data.train_images)
     if recipe.data.fraction == 1.0:
         return data
-    return subset(data, np.sort(nested_fraction(data.num_images, recipe.data.fraction, recipe.data.fraction_seed)))
+    return data.take(np.sort(nested_fraction(data.num_images, recipe.data.fraction, recipe.data.fraction_seed)))
 
 
 def label_maps(dataset: Dataset, folder: str | Path | None, recipe: SegmentRecipe) -> LabelMaps:

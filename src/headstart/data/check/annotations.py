@@ -1,4 +1,4 @@
-"""What the flat arrays of one split say, and how the class lists of several splits agree.
+"""Checks of boxes, segmentations, counts and classes of one split, and of class lists across splits.
 
 Letters: N annotations, C classes.
 """
@@ -10,22 +10,21 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from headstart.data.check.problems import ERROR, NOTE, WARNING, Problem, some
-from headstart.data.dataset import Dataset
-from headstart.data.read import coco_segments
-from headstart.data.read.coco_segments import POLYGONS
+from headstart.data.dataset import POLYGONS, Dataset
+from headstart.data.read.coco_columns import segment_areas
 
-REACH = 1.0  # pixels a box may reach out of its image: tools round, and some count the last pixel
+REACH = 1.0  # pixels a box may extend beyond its image: tools round, and some count the last pixel
 TOLERANCE_PIXELS = 3.0  # a segmentation's bounds may differ from the box by this much (a sharp tip holds no pixel),
 TOLERANCE_SHARE = 0.05  # or by this share of the box's longer side, whichever is more
-SMALL_SIDE = 1.0  # pixels: a box thinner than this holds no pixel centre for certain
-RARE = 10  # instances under which a class's AP says next to nothing
-DEGENERATE = ("without a positive width and height", "without width or height")  # what the readers note of such boxes
+SMALL_SIDE = 1.0  # pixels: a thinner box may hold no pixel centre
+RARE = 10  # instances below which the AP of a class is mostly noise
+DEGENERATE = ("without a positive width and height", "without width or height")  # the readers' notes of such boxes
 
 Mask = NDArray[np.bool_]
 
 
 def problems(dataset: Dataset, split: str, *, max_objects: int) -> list[Problem]:
-    """Boxes, segmentations, counts and classes of one split."""
+    """Problems of boxes, segmentations, counts and classes of one split."""
     found = [_repair(dataset.path, split, note) for note in dataset.notes]
     found += _box_problems(dataset, split)
     found += _segment_problems(dataset, split)
@@ -36,7 +35,7 @@ def problems(dataset: Dataset, split: str, *, max_objects: int) -> list[Problem]
 
 
 def _repair(path: str, split: str, note: str) -> Problem:
-    """What the reader noted, as a problem; of COCO files degenerate boxes are named one by one before this (`scan`)."""
+    """A note of the reader as a problem; of COCO files `check.records` has named degenerate boxes one by one."""
     if any(phrase in note for phrase in DEGENERATE):
         return Problem(ERROR, "box-degenerate", split, path, "", note, "left out")
     if "left out" in note:
@@ -51,26 +50,20 @@ def outside(dataset: Dataset) -> Mask:
 
 
 def reach(dataset: Dataset) -> NDArray[np.float64]:
-    """How far in pixels each box reaches out of its image at most: float64 [N]."""
+    """Pixels by which each box extends beyond its image, at most: float64 [N]."""
     return np.abs(dataset.boxes - clip(dataset)).max(axis=1, initial=0)
 
 
 def clip(dataset: Dataset) -> NDArray[np.float64]:
     """The boxes [N, 4], cut at the borders of their images."""
-    image = _image_of(dataset)
-    high = np.stack([dataset.widths[image], dataset.heights[image]], axis=1)
+    high = np.stack([dataset.widths, dataset.heights], axis=1)[dataset.image_of]
     return np.concatenate([np.clip(dataset.boxes[:, :2], 0, high), np.clip(dataset.boxes[:, 2:], 0, high)], axis=1)
-
-
-def _image_of(dataset: Dataset) -> NDArray[np.int64]:
-    return np.repeat(np.arange(dataset.num_images), np.diff(dataset.first))
 
 
 def _at(dataset: Dataset, chosen: Mask) -> Iterator[tuple[int, str, str]]:
     """(index, place, name and size of its image) of each chosen annotation."""
-    images = _image_of(dataset)
     for n in np.flatnonzero(chosen):
-        i = images[n]
+        i = dataset.image_of[n]
         picture = f"{dataset.file_names[i]}, {dataset.widths[i]} x {dataset.heights[i]}"
         yield int(n), f"{dataset.path}: annotation {dataset.annotation_ids[n]}", picture
 
@@ -115,14 +108,12 @@ def segment_bounds(dataset: Dataset) -> NDArray[np.float64]:
 
 def _segment_problems(dataset: Dataset, split: str) -> list[Problem]:
     found = []
-    columns = {"segment_kind": dataset.segment_kind, "polygon_first": dataset.polygon_first,
-               "coord_first": dataset.coord_first, "coords": dataset.coords, "rles": dataset.rles}  # fmt: skip
-    empty = coco_segments.areas(columns) == 0
+    columns = ("segment_kind", "polygon_first", "coord_first", "coords", "rles")
+    empty = segment_areas(**{name: getattr(dataset, name) for name in columns}) == 0
     for _, where, picture in _at(dataset, empty):
         message = f"the segmentation encloses no area ({picture})"
         found.append(Problem(WARNING, "segment-empty", split, where, "0", message))
-    image = _image_of(dataset)
-    high = np.tile(np.stack([dataset.widths[image], dataset.heights[image]], axis=1), 2)
+    high = np.stack([dataset.widths, dataset.heights] * 2, axis=1)[dataset.image_of]
     bounds = segment_bounds(dataset)
     away = np.abs(np.clip(bounds, 0, high) - np.clip(dataset.boxes, 0, high)).max(axis=1, initial=0)
     longer = (dataset.boxes[:, 2:] - dataset.boxes[:, :2]).max(axis=1, initial=0)
@@ -138,7 +129,7 @@ def _segment_problems(dataset: Dataset, split: str) -> list[Problem]:
 
 def _twice(dataset: Dataset, split: str) -> list[Problem]:
     """The same box and class in the same image more than once."""
-    keys = np.column_stack([_image_of(dataset), dataset.labels, dataset.boxes])
+    keys = np.column_stack([dataset.image_of, dataset.labels, dataset.boxes])
     order = np.lexsort(keys.T)
     repeated = np.zeros(len(keys), bool)
     repeated[order[1:]] = (np.diff(keys[order], axis=0) == 0).all(axis=1)
@@ -151,7 +142,7 @@ def _twice(dataset: Dataset, split: str) -> list[Problem]:
 
 
 def _count_problems(dataset: Dataset, split: str, max_objects: int) -> list[Problem]:
-    counts = np.bincount(_image_of(dataset)[~dataset.crowd], minlength=dataset.num_images)
+    counts = np.bincount(dataset.image_of[~dataset.crowd], minlength=dataset.num_images)
     found = []
     for i in np.flatnonzero(counts > max_objects):
         where = f"{dataset.path}: image {dataset.image_ids[i]}"

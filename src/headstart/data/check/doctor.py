@@ -1,4 +1,4 @@
-"""Check a data set before training: every problem by file, record and value; counts; and a clean copy."""
+"""Checks of a data set before training: problems by file, record and value; counts; a clean copy."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,19 +10,16 @@ from headstart.data.check import annotations as annotation_check
 from headstart.data.check import images as image_check
 from headstart.data.check import records as scan
 from headstart.data.check.problems import ERROR, Problem, Report
-from headstart.data.dataset import Dataset, subset
+from headstart.data.dataset import LARGE, SMALL, Dataset
 from headstart.data.label_maps import PixelLabels
-from headstart.data.read import coco
-from headstart.data.read.coco_segments import gather
-from headstart.data.read.formats import detect_format, open_dataset
+from headstart.data.read import coco, detect_format, open_dataset
 
-SMALL, LARGE = 32**2, 96**2  # square pixels: COCO's bounds of small, medium and large
-MAX_OBJECTS = 100  # detections an image that COCO's metric looks at
+MAX_OBJECTS = 100  # detections an image in COCO's metric
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where one split lies: a COCO file (with its image folder, if given), or a folder or YAML of another format."""
+    """Location of one split: a COCO file (with its image folder, if given), or a folder or YAML of another format."""
 
     path: Path
     image_dir: Path | None = None
@@ -30,7 +27,7 @@ class Source:
 
 
 def sources(paths: Sequence[str | Path], image_dirs: Sequence[str | Path] | None = None) -> dict[str, Source]:
-    """Splits by name from what a user typed: PATH or PATH:SPLIT; a folder of COCO files gives each of them.
+    """Splits by name from PATH or PATH:SPLIT; a folder of COCO files gives each of them.
 
     Names are file stems, or SPLIT, made unique by a number. `image_dirs` belong to `paths` in order. ValueError for
     more image folders than paths, a path that is not there, and a SPLIT that fits no file.
@@ -67,7 +64,7 @@ def _named_sources(given: str, folder: Path | None) -> list[tuple[str, Source]]:
 
 
 def _read(source: Source | Dataset | str | Path, split: str) -> tuple[Dataset | None, list[Problem]]:
-    """The usable part of a split and what is wrong with the rest; None where nothing is usable."""
+    """The usable part of a split, None if there is none, and the problems of the rest."""
     if isinstance(source, Dataset):
         return source, []
     if not isinstance(source, Source):
@@ -90,34 +87,34 @@ def check(
 ) -> Report:
     """Every problem of the splits, by name, each by itself and against the earlier ones; decodes every image.
 
-    A COCO file is read to the end whatever is wrong in it; of VOC and YOLO the first structural error is named.
-    `labels` are folders of label maps of splits, whose values in `ignore` stand for unknown. Never raises for bad data.
+    Every wrong record of a COCO file is named; of VOC and YOLO the first structural error. `labels`: folders of label
+    maps, by split; their values in `ignore` stand for unknown pixels. Never raises for bad data.
     """
     found: list[Problem] = []
     sound: dict[str, Dataset] = {}
-    looks: dict[str, list[image_check.Look]] = {}
+    examined: dict[str, list[image_check.ImageCheck]] = {}
     for split, source in datasets.items():
         dataset, problems = _read(source, split)
         found += problems
         if dataset is None:
             continue
-        sound[split], looks[split] = dataset, image_check.look(dataset, split)
+        sound[split], examined[split] = dataset, image_check.examine(dataset, split)
         own = annotation_check.problems(dataset, split, max_objects=max_objects)
-        # Where label maps say what is in an image, annotations need not.
+        # With label maps, annotations are not needed.
         found += [entry for entry in own if entry.code != "no-annotations" or split not in (labels or {})]
-        found += image_check.problems(dataset, split, looks[split])
+        found += image_check.problems(dataset, split, examined[split])
         if split in (labels or {}):
             found += _label_problems(dataset, split, labels[split], ignore)
     if len(sound) > 1:
         found += annotation_check.class_differences(sound)
-        found += image_check.overlaps(sound, looks)
+        found += image_check.overlaps(sound, examined)
     return Report(tuple(found))
 
 
 def _label_problems(dataset: Dataset, split: str, folder: Path, ignore: Sequence[int]) -> list[Problem]:
     try:
         found = PixelLabels(dataset, folder, ignore=ignore).problems()
-    except ValueError as error:  # categories that no map can hold
+    except ValueError as error:  # category ids that do not fit into 8 bits
         return [Problem(ERROR, "labels", split, str(folder), "", str(error))]
     return [Problem(ERROR, "labels", split, str(path), "", text) for path, text in found]
 
@@ -126,8 +123,7 @@ def stats(dataset: Dataset) -> dict[str, int | str | dict[str, int | float]]:
     """Counts by name: images, instances (without crowds), pixels, sizes by COCO's areas, objects an image, classes."""
     single = ~dataset.crowd
     areas = dataset.areas[single]
-    image = np.repeat(np.arange(dataset.num_images), np.diff(dataset.first))
-    per_image = np.bincount(image[single], minlength=dataset.num_images)
+    per_image = np.bincount(dataset.image_of[single], minlength=dataset.num_images)
     per_class = np.bincount(dataset.labels[single], minlength=dataset.num_classes)
     small, large = int((areas < SMALL).sum()), int((areas >= LARGE).sum())
     return {
@@ -147,10 +143,10 @@ def stats(dataset: Dataset) -> dict[str, int | str | dict[str, int | float]]:
 
 
 def fix(path: str | Path, out_path: str | Path, *, image_dir: str | Path | None = None) -> list[str]:
-    """Write a clean COCO copy of one data set, and return a line for each thing that was left out or changed.
+    """Write a clean COCO copy of one data set, and return one line for each record left out or changed.
 
     Left out: records with structural errors, images that are missing, unreadable or of another size, boxes outside
-    their image. Clipped: boxes that reach out of it. Images stay where they are, and nothing is ever changed in place.
+    their image. Clipped: boxes that reach out of it. Images and the original file stay unchanged.
     ValueError if `out_path` exists, if `path` holds several splits, or if nothing sound is left.
     """
     out = Path(out_path)
@@ -164,38 +160,20 @@ def fix(path: str | Path, out_path: str | Path, *, image_dir: str | Path | None 
     if dataset is None:
         raise ValueError(f"{problems[-1].where}: {problems[-1].message}")
     problems += annotation_check.problems(dataset, split, max_objects=MAX_OBJECTS)
-    looks = image_check.look(dataset, split)
-    problems += [seen.problem for seen in looks if seen.problem]
-    kept = [i for i, seen in enumerate(looks) if seen.problem is None]
+    examined = image_check.examine(dataset, split)
+    problems += [one.problem for one in examined if one.problem]
+    kept = [i for i, one in enumerate(examined) if one.problem is None]
     if not kept:
-        raise ValueError(f"{dataset.path}: none of its {len(looks)} images in {dataset.image_dir} is usable")
+        raise ValueError(f"{dataset.path}: none of its {len(examined)} images in {dataset.image_dir} is usable")
     whole = dataset.num_annotations
-    dataset = subset(dataset, kept)
+    dataset = dataset.take(kept)
     orphans = whole - dataset.num_annotations
     out_of_image = annotation_check.reach(dataset) > annotation_check.REACH
     boxes = np.where(out_of_image[:, None], annotation_check.clip(dataset), dataset.boxes)
-    dataset = _without(replace(dataset, boxes=boxes), annotation_check.outside(dataset))
+    dataset = replace(dataset, boxes=boxes).take(annotations=~annotation_check.outside(dataset))
     coco.write(dataset, out)
     lines = [f"{problem.remedy}: {problem.where}: {problem.message}" for problem in problems if problem.remedy]
     if orphans:
         lines.append(f"left out: {orphans} annotations of images that are left out")
     counts = f"{dataset.num_images} images, {dataset.num_annotations} objects, {dataset.num_classes} classes"
     return [*lines, f"{out}: {counts} (images stay in {dataset.image_dir})"]
-
-
-def _without(dataset: Dataset, dropped: np.ndarray) -> Dataset:
-    """The data set without the annotations marked in bool [N]; all images stay."""
-    kept = np.flatnonzero(~dropped)
-    polygons, polygon_first = gather(dataset.polygon_first, kept)
-    coords, coord_first = gather(dataset.coord_first, polygons)
-    per_annotation = ("annotation_ids", "boxes", "labels", "crowd", "difficult", "areas", "segment_kind")
-    return replace(
-        dataset,
-        **{name: getattr(dataset, name)[kept] for name in per_annotation},
-        first=np.concatenate([[0], np.cumsum(~dropped)])[dataset.first],
-        polygon_first=polygon_first,
-        coord_first=coord_first,
-        coords=dataset.coords[coords],
-        rles={k: dataset.rles[n] for k, n in enumerate(kept.tolist()) if n in dataset.rles},
-        keypoints=None if dataset.keypoints is None else dataset.keypoints[kept],
-    )

@@ -1,4 +1,4 @@
-"""What the image files of a data set say: missing, unreadable, of another size, turned, or the same picture twice."""
+"""Checks of image files: missing, unreadable, of another size, rotated by EXIF, or duplicates."""
 
 import hashlib
 from collections import defaultdict
@@ -8,51 +8,48 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from PIL import Image
-
 from headstart.data.check.problems import ERROR, NOTE, WARNING, Problem, some
 from headstart.data.check.records import LEFT_OUT
 from headstart.data.dataset import Dataset
-from headstart.data.images import load_image
+from headstart.data.images import load_image, orientation_of
 from headstart.hardware import usable_cores
 
-_EXIF_ORIENTATION = 0x0112
 Names = tuple[dict[str, str], dict[str, str]]
 
 
 @dataclass(frozen=True)
-class Look:
-    """One image file: what is wrong with it, if anything; SHA-1 of its decoded pixels; whether EXIF turns it."""
+class ImageCheck:
+    """One image file: its problem, if any; SHA-1 of its decoded pixels; whether EXIF rotates or mirrors it."""
 
     problem: Problem | None
     digest: bytes | None
     turned: bool
 
 
-def look(dataset: Dataset, split: str) -> list[Look]:
-    """Decode every image file, in threads; one Look an image, in order.
+def examine(dataset: Dataset, split: str) -> list[ImageCheck]:
+    """Decode every image file, in threads; one result an image, in order.
 
     Pixels, not bytes, are hashed: that finds copies of a file and copies saved again without loss alike.
     """
     names = cache(_names)  # a folder is listed once a call, however many files are missing
     with ThreadPoolExecutor(usable_cores()) as pool:
-        return list(pool.map(lambda i: _look_at(dataset, split, i, names), range(dataset.num_images)))
+        return list(pool.map(lambda i: _examine(dataset, split, i, names), range(dataset.num_images)))
 
 
-def _look_at(dataset: Dataset, split: str, i: int, names: Callable[[Path], Names]) -> Look:
+def _examine(dataset: Dataset, split: str, i: int, names: Callable[[Path], Names]) -> ImageCheck:
     path = dataset.image_path(i)
     where = f"{dataset.path}: image {dataset.image_ids[i]}"
     if not path.is_file():
         message = f"file_name = {dataset.file_names[i]!r}: no such file in {dataset.image_dir}{_nearest(path, names)}"
-        return Look(
+        return ImageCheck(
             Problem(ERROR, "image-missing", split, where, dataset.file_names[i], message, LEFT_OUT), None, False
         )
     try:
         pixels = load_image(path)
     except ValueError as error:
         problem = Problem(ERROR, "image-unreadable", split, where, dataset.file_names[i], str(error), LEFT_OUT)
-        return Look(problem, None, False)
-    orientation = _orientation(path)
+        return ImageCheck(problem, None, False)
+    orientation = orientation_of(path)
     digest = hashlib.sha1(repr(pixels.shape).encode() + b"\0", usedforsecurity=False)
     digest.update(pixels)
     height, width = int(dataset.heights[i]), int(dataset.widths[i])
@@ -65,15 +62,7 @@ def _look_at(dataset: Dataset, split: str, i: int, names: Callable[[Path], Names
             message += f": annotated as stored, without the turn that its EXIF orientation {orientation} asks for"
         value = f"{pixels.shape[0]} x {pixels.shape[1]}"
         problem = Problem(ERROR, "image-size", split, where, value, message, LEFT_OUT)
-    return Look(problem, digest.digest(), orientation != 1)
-
-
-def _orientation(path: Path) -> int:
-    try:
-        with Image.open(path) as image:
-            return int(image.getexif().get(_EXIF_ORIENTATION, 1))
-    except Exception:  # damaged metadata; the pixels are fine, as load_image has just shown
-        return 1
+    return ImageCheck(problem, digest.digest(), orientation != 1)
 
 
 def _names(folder: Path) -> Names:
@@ -83,46 +72,46 @@ def _names(folder: Path) -> Names:
 
 
 def _nearest(path: Path, names: Callable[[Path], Names]) -> str:
-    """The usual causes, which are cheap to look for: another case, another suffix."""
+    """The end of a message that names a file which differs only in case or suffix."""
     by_name, by_stem = names(path.parent)
     found = by_name.get(path.name.lower()) or by_stem.get(path.stem.lower())
     return f" (nearest name there: {found!r})" if found else ""
 
 
-def problems(dataset: Dataset, split: str, looks: list[Look]) -> list[Problem]:
-    """What is wrong with single files; pictures that occur twice; and how many are turned."""
-    found = [seen.problem for seen in looks if seen.problem]
+def problems(dataset: Dataset, split: str, examined: list[ImageCheck]) -> list[Problem]:
+    """Problems of single files, duplicates within the split, and images that EXIF rotates."""
+    found = [one.problem for one in examined if one.problem]
     missing = [problem for problem in found if problem.code == "image-missing"]
-    if len(missing) == len(looks) > 1:
-        message = f"none of the {len(looks)} images is in {dataset.image_dir} (first: {dataset.file_names[0]!r})"
+    if len(missing) == len(examined) > 1:
+        message = f"none of the {len(examined)} images is in {dataset.image_dir} (first: {dataset.file_names[0]!r})"
         found = [Problem(ERROR, "image-missing", split, dataset.path, str(dataset.image_dir), message, LEFT_OUT)]
-    for same in _by_digest(looks).values():
+    for same in _by_digest(examined).values():
         if len(same) > 1:
             names = [dataset.file_names[i] for i in same]
             where = f"{dataset.path}: image {dataset.image_ids[same[0]]}"
             message = f"the same picture is there {len(same)} times: {some(names)}"
             found.append(Problem(WARNING, "image-twice", split, where, str(len(same)), message))
-    turned = [dataset.file_names[i] for i, seen in enumerate(looks) if seen.turned]
+    turned = [dataset.file_names[i] for i, one in enumerate(examined) if one.turned]
     if turned:
         message = f"{len(turned)} images are turned by their EXIF orientation, boxes must be of the upright picture: "
         found.append(Problem(NOTE, "image-turned", split, dataset.path, str(len(turned)), message + some(turned)))
     return found
 
 
-def _by_digest(looks: list[Look]) -> dict[bytes, list[int]]:
+def _by_digest(examined: list[ImageCheck]) -> dict[bytes, list[int]]:
     groups: dict[bytes, list[int]] = defaultdict(list)
-    for i, seen in enumerate(looks):
-        if seen.digest is not None:
-            groups[seen.digest].append(i)
+    for i, one in enumerate(examined):
+        if one.digest is not None:
+            groups[one.digest].append(i)
     return groups
 
 
-def overlaps(datasets: Mapping[str, Dataset], looks: Mapping[str, list[Look]]) -> list[Problem]:
-    """Every picture of a later split that an earlier split has too."""
+def overlaps(datasets: Mapping[str, Dataset], examined: Mapping[str, list[ImageCheck]]) -> list[Problem]:
+    """Images of a later split that an earlier split holds too."""
     found: list[Problem] = []
     before: dict[bytes, tuple[str, str]] = {}
     for split, dataset in datasets.items():
-        groups = _by_digest(looks[split])
+        groups = _by_digest(examined[split])
         for digest, same in groups.items():
             if digest in before:
                 other, name = before[digest]

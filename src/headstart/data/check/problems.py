@@ -1,20 +1,20 @@
-"""What a check of a data set finds: problems, one line each, and their report."""
+"""Problems of a data set, one line each, and their report."""
 
 from collections import Counter
 from dataclasses import dataclass
 
 ERROR, WARNING, NOTE = "error", "warning", "note"
 LEVELS = (ERROR, WARNING, NOTE)
-MAX_LISTED = 100  # names in one line that says the same of many; the line gives the count too
+MAX_LISTED = 100  # names in one line; the line gives the count too
 
 
 @dataclass(frozen=True)
 class Problem:
     """One finding.
 
-    level: "error" (training or evaluation would fail, or mean something else), "warning" (probably not meant), "note".
-    code: short name of the check. where: file and record. value: what was found there, as text. remedy: what a clean
-    copy does about it, empty where it does nothing.
+    level: "error" (training or evaluation would fail or be wrong), "warning" (probably a mistake), "note".
+    code: short name of the check. where: file and record. value: the wrong value as text. remedy: the change in a clean
+    copy, empty for none.
     """
 
     level: str

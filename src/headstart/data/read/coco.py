@@ -1,15 +1,40 @@
 """COCO JSON files read into and written from a Dataset."""
 
+import difflib
 import gc
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any, Generic
 
+import msgspec
 import numpy as np
 import orjson
+from msgspec import Raw, Struct
 
-from headstart.data.dataset import Dataset, left_right
-from headstart.data.read import coco_fields, coco_json
-from headstart.data.read.coco_segments import POLYGONS, RLE, Segments
+import headstart.data.read.coco_columns as coco_columns
+import headstart.data.read.coco_records as coco_records
+from headstart.data.dataset import POLYGONS, RLE, Dataset
+from headstart.data.read.coco_columns import Faulty
+from headstart.data.read.coco_records import PLURAL, Segmentation
 from headstart.files import write_whole
+
+
+class _Content(Struct, Generic[Segmentation]):
+    """A whole file; all else in it is skipped."""
+
+    images: list[coco_records.ImageRecord]
+    annotations: list[coco_records.AnnotationRecord[Segmentation]]
+    categories: list[coco_records.CategoryRecord]
+
+
+# A file's segmentations stay text until they become numbers of one flat array: COCO's 40 million coordinates would
+# otherwise take 1.5 GiB as Python's.
+_decoded = msgspec.json.Decoder(_Content[Raw]).decode
+_decoded_segmentation = msgspec.json.Decoder(coco_records.Polygons).decode
+_converted_segmentation = partial(msgspec.convert, type=coco_records.Polygons)
 
 
 def read(path: str | Path, image_dir: str | Path | None = None, *, keep_difficult: bool = True) -> Dataset:
@@ -22,37 +47,97 @@ def read(path: str | Path, image_dir: str | Path | None = None, *, keep_difficul
     NAME/). ValueError, one line naming file, record, field, value and expectation, for anything else that is wrong.
     """
     path = Path(path)
-    collecting = gc.isenabled()
-    gc.disable()  # millions of fresh lists and no cycles: collecting would only walk them again and again
-    try:
-        document, segments = coco_json.load(path)
-        return _assemble(document, segments, path, image_dir, keep_difficult)
-    finally:
-        if collecting:
-            gc.enable()
+    raw = _bytes(path)
+    with _no_collecting():
+        try:
+            if raw.isascii() or raw.decode():  # msgspec skips fields unread, and with them wrong UTF-8
+                return _assemble(_decoded(raw), _decoded_segmentation, path, image_dir, keep_difficult)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, Faulty):
+            pass  # parsed whole, a record can be named; and NaN, which JSON does not have, is understood
+        return from_document(_parse(path, raw), path, image_dir, keep_difficult=keep_difficult)
 
 
 def from_document(
     document: dict, path: str | Path, image_dir: str | Path | None = None, *, keep_difficult: bool = True
 ) -> Dataset:
-    """A parsed COCO document (lists images, annotations, categories) as read; the document is used up on the way."""
-    coco_json.check_document(path, document)
-    return _assemble(document, coco_json.take_segments(path, document), path, image_dir, keep_difficult)
+    """A parsed COCO document (lists images, annotations, categories) as read."""
+    check_document(path, document)
+    try:
+        content = msgspec.convert(document, _Content[Any])
+        return _assemble(content, _converted_segmentation, path, image_dir, keep_difficult)
+    except (msgspec.ValidationError, Faulty) as error:
+        raise coco_records.refusal(path, document) or ValueError(f"{path}: {error}") from None
+
+
+def parse(path: str | Path) -> dict:
+    """The document of a COCO JSON file; ValueError unless it is an object with the three lists."""
+    return check_document(path, _parse(Path(path), _bytes(Path(path))))
+
+
+def check_document(path: Any, document: Any) -> dict:
+    """The document; ValueError unless it is an object with the three lists."""
+    if not isinstance(document, dict):
+        shown = coco_records.show(document)
+        raise ValueError(f"{path}: {shown}: expected a JSON object with images, annotations and categories")
+    for field in PLURAL.values():
+        records = document.get(field, coco_records.MISSING)
+        if not isinstance(records, list):
+            raise ValueError(f"{path}: file: {coco_records.Fault(field, records, 'a list').text(document)}")
+    return document
+
+
+@contextmanager
+def _no_collecting() -> Iterator[None]:
+    """Millions of fresh lists and no cycles: the garbage collector would only walk them again and again."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+    except FileNotFoundError:
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*")], 1)
+        raise ValueError(f"{path}: no such annotation file{coco_records.did_you_mean(near)}") from None
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror}): expected a COCO JSON file") from error
+
+
+def _parse(path: Path, raw: bytes) -> Any:
+    """Parsed JSON; ValueError naming file and line. NaN and Infinity, which some tools write, are understood."""
+    try:
+        return orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        try:
+            text = raw.decode()
+        except UnicodeDecodeError as bad:
+            line = raw.count(b"\n", 0, bad.start) + 1
+            raise ValueError(f"{path}: line {line}: byte {raw[bad.start]:#x} is not UTF-8 text") from None
+        wrong: json.JSONDecodeError = error
+        if "NaN" in text or "Infinity" in text:
+            try:
+                return json.loads(text)
+            except json.JSONDecodeError as other:
+                wrong = other
+        reason = wrong.msg.split(": line ")[0]
+        where = f"line {wrong.lineno}, column {wrong.colno}"
+        raise ValueError(f"{path}: {where}: not valid JSON ({reason})") from None
 
 
 def _assemble(
-    document: dict, segments: Segments, path: str | Path, image_dir: str | Path | None, keep_difficult: bool
-) -> Dataset:
-    images, categories, records = (document.pop(k) for k in ("images", "categories", "annotations"))
+    content: _Content, parsed: Callable[[Any], list | dict | None], path: str | Path, image_dir: str | Path | None,
+    keep_difficult: bool,
+) -> Dataset:  # fmt: skip
     notes: list[str] = []
-    columns = coco_json.image_columns(path, images)
-    columns |= coco_json.category_columns(path, categories)
-    names = columns["keypoint_names"]
-    columns |= coco_json.annotation_columns(path, records, segments, columns, notes, keep_difficult)
+    columns = coco_columns.images(path, content.images) | coco_columns.categories(path, content.categories, notes)
+    columns |= coco_columns.annotations(path, content.annotations, parsed, columns, notes, keep_difficult)
     if image_dir is None:
         image_dir = _find_image_dir(Path(path), columns["file_names"][0])
-    columns["left_right"] = left_right(names)
-    columns["skeleton"] = coco_fields.skeleton(categories, len(names), notes)
     return Dataset(path=str(path), image_dir=Path(image_dir), notes=tuple(notes), **columns)
 
 
@@ -84,7 +169,7 @@ def write(dataset: Dataset, path: str | Path) -> None:
 
 
 def _annotation_records(dataset: Dataset) -> list[dict]:
-    image_ids = np.repeat(dataset.image_ids, np.diff(dataset.first)).tolist()
+    image_ids = dataset.image_ids[dataset.image_of].tolist()
     categories = dataset.category_ids[dataset.labels].tolist()
     bboxes = _exact_xywh(dataset.boxes).tolist()
     records = []

@@ -10,7 +10,7 @@ from typing import Any
 
 from headstart.data.dataset import Dataset
 from headstart.data.images import SUFFIXES, image_size
-from headstart.data.read import coco
+from headstart.data.read.coco import from_document
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
@@ -25,8 +25,8 @@ class _Object:
 def read_voc(root: str | Path, split: str | None = None, class_names: Sequence[str] | None = None) -> Dataset:
     """A VOC folder: Annotations/*.xml, JPEGImages/, and for a split ImageSets/Main/SPLIT.txt; without split, all.
 
-    VOC's corners are 1-based pixels, both inclusive; they become continuous XYXY as x1 - 1, y1 - 1, x2, y2. A box with
-    xmax <= xmin or ymax <= ymin as written has been a slip of the hand and is left out; notes name file and object.
+    VOC's corners are 1-based pixels, both inclusive; they become continuous XYXY as x1 - 1, y1 - 1, x2, y2. A box
+    with xmax <= xmin or ymax <= ymin as written is an annotation error and left out; notes name file and object.
     Difficult objects are kept and marked. Classes are sorted names of all objects in Annotations (so that splits
     agree), or class_names in the given order; category ids are 1..C. Image and annotation ids count through the whole
     folder, the same in every split. Size is the XML's, else the image's. Part boxes and segmentation images are not
@@ -61,7 +61,7 @@ def read_voc(root: str | Path, split: str | None = None, class_names: Sequence[s
                 label = _label(file, position, found.name, names)
                 document["annotations"].append(_record(found, own + position, number, label + 1))
         own += len(objects[file.stem])
-    dataset = coco.from_document(document, root, root / "JPEGImages")
+    dataset = from_document(document, root, root / "JPEGImages")
     return replace(dataset, notes=dataset.notes + _notes(left_out, from_zero))
 
 

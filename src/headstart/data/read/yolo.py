@@ -5,11 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from headstart.data.dataset import Dataset
 from headstart.data.images import SUFFIXES, image_size
-from headstart.data.read import coco
+from headstart.data.polygons import area
+from headstart.data.read.coco import from_document
 
 _SLACK = 0.01  # exporters round and clip carelessly; further outside, the numbers are not normalised at all
 
@@ -51,7 +53,7 @@ def read_yolo(data_yaml: str | Path, split: str = "train") -> Dataset:
     if len(unlabelled) == len(files):
         raise ValueError(f"{data_yaml}: {split}: none of {len(files)} images has a label file: expected for example "
                          f"{_label_file(files[0])}")  # fmt: skip
-    dataset = coco.from_document(document, data_yaml, folder)
+    dataset = from_document(document, data_yaml, folder)
     notes = [f"{len(unlabelled)} images without a label file taken as images without objects"] if unlabelled else []
     if left_out:
         notes.append(f"{len(left_out)} boxes without width or height left out: {', '.join(left_out)}")
@@ -140,8 +142,4 @@ def _record(where: str, row: list[str], names: dict[int, str], width: int, heigh
     polygon = [v * (height if k % 2 else width) for k, v in enumerate(values)]
     xs, ys = polygon[0::2], polygon[1::2]
     box = [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
-    return record | {"bbox": box, "segmentation": [polygon], "area": _shoelace(xs, ys)}
-
-
-def _shoelace(xs: list[float], ys: list[float]) -> float:
-    return abs(sum(xs[k - 1] * ys[k] - xs[k] * ys[k - 1] for k in range(len(xs)))) / 2
+    return record | {"bbox": box, "segmentation": [polygon], "area": area(np.array(polygon).reshape(-1, 2))}

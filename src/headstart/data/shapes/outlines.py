@@ -9,6 +9,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from headstart.data.polygons import even_odd
+
 Points = NDArray[np.float64]
 
 NUM_ARC = 40  # vertices on a full circle: at a radius of 29 px the chords stay within 0.1 px of it
@@ -32,22 +34,6 @@ def _spiked(num: int, inner: float) -> Points:
 
 def _outline(*pairs: tuple[float, float]) -> Points:
     return np.array(pairs, dtype=np.float64)
-
-
-def _disc(vary: float) -> Points:
-    return _regular(NUM_ARC)
-
-
-def _square(vary: float) -> Points:
-    return _regular(4)
-
-
-def _triangle(vary: float) -> Points:
-    return _regular(3)
-
-
-def _star(vary: float) -> Points:
-    return _spiked(5, 0.36 + 0.12 * vary)
 
 
 def _cross(vary: float) -> Points:
@@ -78,24 +64,9 @@ def _heart(vary: float) -> Points:
     return np.stack([np.sin(t) ** 3, -(y + 2.5) / 16], axis=1)
 
 
-def _ellipse(vary: float) -> Points:
-    return _regular(NUM_ARC) * (1.0, 0.42 + 0.13 * vary)
-
-
-def _heptagon(vary: float) -> Points:
-    return _regular(7)
-
-
 def _bar(vary: float) -> Points:
-    return _regular_box(0.2 + 0.12 * vary)
-
-
-def _regular_box(half: float) -> Points:
+    half = 0.2 + 0.12 * vary
     return _outline((-1, -half), (1, -half), (1, half), (-1, half))
-
-
-def _hexagram(vary: float) -> Points:
-    return _spiked(6, 0.5 + 0.12 * vary)
 
 
 def _letter_f(vary: float) -> Points:
@@ -129,29 +100,36 @@ def _letter_z(vary: float) -> Points:
                     (-0.85, 1 - a), (0.45 - a, a - 1), (-0.85, a - 1))  # fmt: skip
 
 
-def _kite(vary: float) -> Points:
-    return _outline((-1, 0), (-0.4, -0.6), (1, 0), (-0.4, 0.6)) * (1.0, 0.85 + 0.3 * vary)
-
-
 def _chevron(vary: float) -> Points:
     a = 0.45 + 0.2 * vary
     return _outline((-0.6, -1), (a - 0.6, -1), (0.7, 0), (a - 0.6, 1), (-0.6, 1), (0.7 - a, 0))
 
 
-def _half_disc(vary: float) -> Points:
-    return _arc(0.0, np.pi, NUM_ARC // 2)
-
-
 # Each maps `vary` in 0..1 (proportions within the class) to an outline of about the unit circle's size.
 DETECTION_FORMS: dict[str, Callable[[float], Points]] = {
-    "disc": _disc, "square": _square, "triangle": _triangle, "star": _star,
-    "cross": _cross, "crescent": _crescent, "arrow": _arrow, "heart": _heart,
-}  # fmt: skip
+    "disc": lambda vary: _regular(NUM_ARC),
+    "square": lambda vary: _regular(4),
+    "triangle": lambda vary: _regular(3),
+    "star": lambda vary: _spiked(5, 0.36 + 0.12 * vary),
+    "cross": _cross,
+    "crescent": _crescent,
+    "arrow": _arrow,
+    "heart": _heart,
+}
 CLASSIFICATION_FORMS: dict[str, Callable[[float], Points]] = {
-    "ellipse": _ellipse, "letter_t": _letter_t, "hexagram": _hexagram, "chevron": _chevron,
-    "letter_h": _letter_h, "kite": _kite, "letter_z": _letter_z, "half_disc": _half_disc,
-    "letter_u": _letter_u, "heptagon": _heptagon, "letter_f": _letter_f, "bar": _bar,
-}  # fmt: skip
+    "ellipse": lambda vary: _regular(NUM_ARC) * (1.0, 0.42 + 0.13 * vary),
+    "letter_t": _letter_t,
+    "hexagram": lambda vary: _spiked(6, 0.5 + 0.12 * vary),
+    "chevron": _chevron,
+    "letter_h": _letter_h,
+    "kite": lambda vary: _outline((-1, 0), (-0.4, -0.6), (1, 0), (-0.4, 0.6)) * (1.0, 0.85 + 0.3 * vary),
+    "letter_z": _letter_z,
+    "half_disc": lambda vary: _arc(0.0, np.pi, NUM_ARC // 2),
+    "letter_u": _letter_u,
+    "heptagon": lambda vary: _regular(7),
+    "letter_f": _letter_f,
+    "bar": _bar,
+}
 
 
 def place(
@@ -171,39 +149,29 @@ def place(
 
 
 def rasterise(polygon: Points, size: int) -> tuple[int, int, NDArray[np.bool_]]:
-    """Which sample points of a size x size picture lie inside a polygon (even-odd rule).
+    """Sample points of a size x size picture that lie inside a polygon (even-odd rule).
 
     Returns (top, left, inside [h * SAMPLES, w * SAMPLES]) of the pixels its bounding box touches, clipped to the
-    picture; h or w is 0 where it lies wholly outside. Samples sit at the
-    centres of a SAMPLES x SAMPLES division of each pixel.
-    Cost: one entry a crossing of an edge with a row of samples, then one running sum.
+    picture; h or w is 0 where it lies wholly outside. Samples are the centres of SAMPLES x SAMPLES cells of each pixel.
     """
     left, top = np.clip(np.floor(polygon.min(axis=0)), 0, size).astype(int)
     right, bottom = np.clip(np.ceil(polygon.max(axis=0)), 0, size).astype(int)
-    height, width = (bottom - top) * SAMPLES, (right - left) * SAMPLES
-    y = top + (np.arange(height) + 0.5) / SAMPLES
+    rows, columns = (bottom - top) * SAMPLES, (right - left) * SAMPLES
+    y = top + (np.arange(rows) + 0.5) / SAMPLES
     (x0, y0), (x1, y1) = polygon.T, np.concatenate([polygon[1:], polygon[:1]]).T
     edge, row = np.nonzero((y0[:, None] <= y) != (y1[:, None] <= y))
+    # In pixels, unlike `polygons.inside`: samples on an edge are common, and rounding decides the bytes of a seed.
     crossing = x0[edge] + (y[row] - y0[edge]) * (x1[edge] - x0[edge]) / (y1[edge] - y0[edge])
-    column = np.clip(np.ceil((crossing - left) * SAMPLES - 0.5), 0, width).astype(np.int64)
-    flips = np.bincount(row * (width + 1) + column, minlength=height * (width + 1)).reshape(height, width + 1)
-    odd = np.bitwise_xor.accumulate((flips & 1).astype(np.uint8), axis=1)
-    return int(top), int(left), odd[:, :width].astype(bool)
+    return int(top), int(left), even_odd(row, np.ceil((crossing - left) * SAMPLES - 0.5), rows, columns)
 
 
-def centres(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The pixel-centre samples of a raster: bool [h, w]."""
-    return inside[SAMPLES // 2 :: SAMPLES, SAMPLES // 2 :: SAMPLES]
+def centres(samples: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Samples at the pixel centres: bool [h, w]."""
+    return samples[SAMPLES // 2 :: SAMPLES, SAMPLES // 2 :: SAMPLES]
 
 
-def coverage(inside: NDArray[np.bool_]) -> Points:
-    """The share of each pixel's samples that lie inside: float64 [h, w] in 0..1."""
-    counts = inside.view(np.uint8)
+def coverage(samples: NDArray[np.bool_]) -> Points:
+    """Share of each pixel's samples that lie inside: float64 [h, w] in 0..1."""
+    counts = samples.view(np.uint8)
     rows = sum(counts[start::SAMPLES] for start in range(SAMPLES))
     return sum(rows[:, start::SAMPLES] for start in range(SAMPLES)) / SAMPLES**2
-
-
-def area(polygon: Points) -> float:
-    """The area that a simple polygon encloses, in square pixels (shoelace formula)."""
-    x, y = polygon.T
-    return abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2

@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from headstart.data.shapes import outlines as forms
-from headstart.data.shapes import textures
+from headstart.data.polygons import area
+from headstart.data.shapes import outlines, textures
 
-NAMES = tuple(forms.DETECTION_FORMS)
+NAMES = tuple(outlines.DETECTION_FORMS)
 CATEGORY_IDS = (1, 2, 4, 7, 8, 11, 16, 21)  # with gaps, as COCO's own: a reader that takes ids for labels shows at once
-CLASSIFICATION_NAMES = tuple(forms.CLASSIFICATION_FORMS)
+CLASSIFICATION_NAMES = tuple(outlines.CLASSIFICATION_FORMS)
 
 # The class with keypoints: {name: vertex of its outline}. The arrow points to its tip; left and right are as seen by
 # one who walks towards it, so that a mirror swaps them.
@@ -41,7 +41,7 @@ class Placed:
     """One object of a scene: its label, outline [V, 2] in pixels, and raster with its upper left pixel."""
 
     label: int
-    polygon: forms.Points
+    polygon: outlines.Points
     top: int
     left: int
     inside: NDArray[np.bool_]
@@ -53,7 +53,7 @@ def _generator(seed: int, purpose: str, split: str, index: int) -> np.random.Gen
 
 def _stamp(owner: NDArray[np.int64], item: Placed, value: int) -> NDArray[np.int64]:
     result = owner.copy()
-    mask = forms.centres(item.inside)
+    mask = outlines.centres(item.inside)
     result[item.top : item.top + mask.shape[0], item.left : item.left + mask.shape[1]][mask] = value
     return result
 
@@ -61,8 +61,8 @@ def _stamp(owner: NDArray[np.int64], item: Placed, value: int) -> NDArray[np.int
 def _try_object(rng: np.random.Generator, size: int) -> Placed:
     label = int(rng.integers(len(NAMES)))
     extent = size * np.exp(rng.uniform(*np.log(SCALE)))
-    polygon = forms.place(forms.DETECTION_FORMS[NAMES[label]], rng, extent, tuple(rng.uniform(0, size, 2)))
-    return Placed(label, polygon, *forms.rasterise(polygon, size))
+    polygon = outlines.place(outlines.DETECTION_FORMS[NAMES[label]], rng, extent, tuple(rng.uniform(0, size, 2)))
+    return Placed(label, polygon, *outlines.rasterise(polygon, size))
 
 
 def _lay_out(rng: np.random.Generator, size: int) -> tuple[list[Placed], NDArray[np.int64]]:
@@ -74,12 +74,12 @@ def _lay_out(rng: np.random.Generator, size: int) -> tuple[list[Placed], NDArray
     owner = np.zeros((size, size), dtype=np.int64)
     placed: list[Placed] = []
     needed = [0.0]
-    wanted = 0 if rng.random() < NEGATIVE_SHARE else int(rng.integers(1, MAX_OBJECTS + 1))
-    for _ in range(wanted):
+    num_objects = 0 if rng.random() < NEGATIVE_SHARE else int(rng.integers(1, MAX_OBJECTS + 1))
+    for _ in range(num_objects):
         for _ in range(NUM_TRIES):
             item = _try_object(rng, size)
             trial = _stamp(owner, item, len(placed) + 1)
-            least = [*needed, max(MIN_VISIBLE * forms.area(item.polygon), MIN_PIXELS)]
+            least = [*needed, max(MIN_VISIBLE * area(item.polygon), MIN_PIXELS)]
             if (np.bincount(trial.ravel(), minlength=len(least)) >= least).all():
                 owner, needed = trial, least
                 placed.append(item)
@@ -92,7 +92,7 @@ def _paint(rng: np.random.Generator, canvas: NDArray[np.float64], item: Placed) 
 
     Planes come first because NumPy's inner loop over three interleaved channels costs three times as much.
     """
-    alpha = forms.coverage(item.inside)
+    alpha = outlines.coverage(item.inside)
     height, width = alpha.shape
     under = canvas[:, item.top : item.top + height, item.left : item.left + width]
     covered = under[:, alpha > 0]
@@ -155,16 +155,16 @@ def _keypoints(item: Placed, owner: NDArray[np.int64], number: int) -> dict:
 
 def _annotate(item: Placed, visible: NDArray[np.bool_]) -> dict:
     rows, columns = np.flatnonzero(visible.any(axis=1)), np.flatnonzero(visible.any(axis=0))
-    area = int(visible.sum())
+    num_pixels = int(visible.sum())
     within = item.polygon.min() >= 0 and item.polygon.max() <= len(visible)
-    if within and area == forms.centres(item.inside).sum():
+    if within and num_pixels == outlines.centres(item.inside).sum():
         segmentation = [item.polygon.ravel().tolist()]
     else:
         rle = coco_mask.encode(np.asfortranarray(visible, dtype=np.uint8))
         segmentation = {"size": list(visible.shape), "counts": rle["counts"].decode("ascii")}
     box = [columns[0], rows[0], columns[-1] + 1 - columns[0], rows[-1] + 1 - rows[0]]
     return {
-        "category_id": CATEGORY_IDS[item.label], "bbox": [float(value) for value in box], "area": float(area),
+        "category_id": CATEGORY_IDS[item.label], "bbox": [float(value) for value in box], "area": float(num_pixels),
         "iscrowd": 0, "segmentation": segmentation,
     }  # fmt: skip
 
@@ -179,6 +179,6 @@ def single(index: int, *, seed: int, split: str, size: int, num_classes: int) ->
     extent = size * np.exp(rng.uniform(*np.log(CLASSIFICATION_SCALE)))
     room = (size - extent) / 2 * (1.0 if rng.random() < 0.5 else 0.25)
     centre = tuple(size / 2 + rng.uniform(-room, room, 2))
-    polygon = forms.place(forms.CLASSIFICATION_FORMS[CLASSIFICATION_NAMES[label]], rng, extent, centre)
-    item = Placed(label, polygon, *forms.rasterise(polygon, size))
+    polygon = outlines.place(outlines.CLASSIFICATION_FORMS[CLASSIFICATION_NAMES[label]], rng, extent, centre)
+    item = Placed(label, polygon, *outlines.rasterise(polygon, size))
     return _render(rng, size, [item]), label

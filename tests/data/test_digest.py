@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from headstart.data import content
-from headstart.data.content import cache_folder, data_digest, file_digests
+from headstart.data import dataset
+from headstart.data.dataset import cache_folder, data_digest, file_digests
 from headstart.data.read import coco
 
 OLD = 1_000_000_000 * 10**9  # ns: settled long ago
@@ -41,9 +41,9 @@ def test_a_copy_has_the_same_digest_and_other_pixels_do_not(scenes, tmp_path):
 
 def test_images_are_read_once(scenes, monkeypatch):
     data, read_files = read(scenes), []
-    honest = content.hashlib.file_digest
+    honest = dataset.hashlib.file_digest
     monkeypatch.setattr(
-        content.hashlib, "file_digest", lambda file, kind: read_files.append(file) or honest(file, kind)
+        dataset.hashlib, "file_digest", lambda file, kind: read_files.append(file) or honest(file, kind)
     )
     first = data_digest(data)
     assert len(read_files) == data.num_images > 0
