@@ -59,7 +59,7 @@ class Batch:
         return self.images.shape[0]
 
 
-UNKNOWN = -1  # the label of pixels that are neither taught nor judged: padding, and what the data do not know
+IGNORE_LABEL = -1  # of pixels left out of loss and metrics: padding, and those without a known class
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class PixelBatch:
     """One training batch of the segmentation task.
 
     images [B,3,H,W] float, normalised, zero-padded at the right and bottom; labels [B,H/s,W/s] int64 in 0..C-1 or
-    UNKNOWN; image_ids [B] the data set's own ids.
+    IGNORE_LABEL; image_ids [B] the data set's own ids.
     """
 
     images: Tensor

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from headstart.batch import UNKNOWN
+from headstart.batch import IGNORE_LABEL
 from headstart.data.check import doctor
 from headstart.data.label_maps import InstanceLabels, PixelLabels, sample_labels
 from headstart.data.read.coco import read
@@ -41,7 +41,7 @@ def maps_of(data, tmp_path, ignore=(255,)):
 def test_values_are_category_ids_and_ignored_ones_unknown(tmp_path, mode):
     values = np.random.choice([0, 7, 30, 255], (13, 17))
     maps = maps_of(folder_with(tmp_path, values, mode=mode), tmp_path)
-    wanted = np.select([values == 0, values == 7, values == 30], [0, 1, 2], UNKNOWN)
+    wanted = np.select([values == 0, values == 7, values == 30], [0, 1, 2], IGNORE_LABEL)
     assert np.array_equal(maps(0), wanted) and maps.class_names == ("sky", "road", "tree")
 
 
@@ -61,7 +61,7 @@ def test_maps_that_do_not_fit_are_named(tmp_path):
     data = folder_with(tmp_path, values)
     with pytest.raises(ValueError, match=r"maps/a\.png: 3 pixels have the value 31, .*\(the nearest is 30\)"):
         maps_of(data, tmp_path)
-    assert maps_of(data, tmp_path, ignore=(31,))(0)[2, 1] == UNKNOWN
+    assert maps_of(data, tmp_path, ignore=(31,))(0)[2, 1] == IGNORE_LABEL
     with pytest.raises(ValueError, match=r"data\.ignore: 7 is a category"):
         maps_of(data, tmp_path, ignore=(7, 31))
     Image.fromarray(np.zeros((13, 18), np.uint8)).save(tmp_path / "maps/a.png")
@@ -113,7 +113,7 @@ def test_instances_become_regions_the_smaller_in_front(tmp_path):
     data = folder_with(tmp_path, np.zeros((24, 24)), annotations=annotations, categories=((7, "road"), (30, "tree")))
     maps = InstanceLabels(data)
     wanted = np.full((24, 24), 2)
-    wanted[16:24, 16:24] = UNKNOWN
+    wanted[16:24, 16:24] = IGNORE_LABEL
     wanted[2:18, 2:18] = 1
     wanted[12:18, 12:18] = 0
     wanted[4:10, 4:10] = 0
@@ -134,7 +134,7 @@ def test_resizing_is_the_nearest_pixel(size):
     found = sample_labels(labels, View(size, False), (96, 128), 1)
     rows, columns = ([int((Fraction(i) + half) * n / m) for i in range(m)] for m, n in zip(size, labels.shape))
     assert np.array_equal(found[: size[0], : size[1]], labels[np.ix_(rows, columns)])
-    assert (found[size[0] :] == UNKNOWN).all() and (found[:, size[1] :] == UNKNOWN).all()
+    assert (found[size[0] :] == IGNORE_LABEL).all() and (found[:, size[1] :] == IGNORE_LABEL).all()
     mirrored = sample_labels(labels, View(size, True), (96, 128), 1)
     assert np.array_equal(mirrored, sample_labels(labels[:, ::-1], View(size, False), (96, 128), 1))
 
@@ -144,6 +144,6 @@ def test_a_coarser_grid_reads_the_pixels_under_its_centres(stride):
     labels = np.random.randint(0, 9, (43, 61)).astype(np.int16)
     found = sample_labels(labels, View((43, 61), False), (64, 64), stride)
     assert found.shape == (64 // stride, 64 // stride)
-    wanted = np.full((64, 64), UNKNOWN)
+    wanted = np.full((64, 64), IGNORE_LABEL)
     wanted[:43, :61] = labels
     assert np.array_equal(found, wanted[stride // 2 :: stride, stride // 2 :: stride])

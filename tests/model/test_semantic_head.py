@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from headstart.batch import UNKNOWN, PixelBatch
+from headstart.batch import IGNORE_LABEL, PixelBatch
 from headstart.model.build import build
 from headstart.model.semantic_head import Segmenter, SemanticHead
 from headstart.recipe.load import load_recipe
@@ -61,14 +61,14 @@ def test_the_loss_is_the_mean_over_known_pixels(stride):
     labels = torch.randint(-1, CLASSES, (2, 24 // stride, 32 // stride))
     large = F.interpolate(logits, scale_factor=4 / stride, mode="bilinear")
     chances = large.softmax(dim=1).gather(1, labels.clamp(min=0).unsqueeze(1))[:, 0]
-    wanted = -chances.log()[labels != UNKNOWN].mean()
+    wanted = -chances.log()[labels != IGNORE_LABEL].mean()
     torch.testing.assert_close(head(weight=0.5).loss(logits, labels)["semantic"], 0.5 * wanted)
 
 
 def test_what_stands_in_unknown_pixels_and_padding_changes_nothing():
     logits = torch.randn(1, CLASSES, 8, 8, requires_grad=True)
     labels = torch.randint(0, CLASSES, (1, 8, 8))
-    labels[:, 5:] = UNKNOWN
+    labels[:, 5:] = IGNORE_LABEL
     loss = head().loss(logits, labels)["semantic"]
     torch.testing.assert_close(loss, head().loss(logits[:, :, :5], labels[:, :5])["semantic"])
     assert not torch.autograd.grad(loss, logits)[0][:, :, 5:].any()
@@ -77,7 +77,7 @@ def test_what_stands_in_unknown_pixels_and_padding_changes_nothing():
 @pytest.mark.parametrize("norm", ["group", "batch"])
 def test_nothing_known_gives_a_connected_zero(norm):
     net = segmenter(model__norm=norm)
-    batch = PixelBatch(torch.randn(2, 3, 64, 64), torch.full((2, 64, 64), UNKNOWN), torch.arange(2))
+    batch = PixelBatch(torch.randn(2, 3, 64, 64), torch.full((2, 64, 64), IGNORE_LABEL), torch.arange(2))
     losses = net(batch)
     losses["semantic"].backward()
     assert list(losses) == ["semantic"] and losses["semantic"] == 0

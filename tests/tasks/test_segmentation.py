@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from cli_call import call
-from headstart.batch import UNKNOWN
+from headstart.batch import IGNORE_LABEL
 from headstart.data.shapes.write import generate
 from headstart.metrics.pixels import PixelRecords, pixel_metrics
 from headstart.recipe.load import load_recipe
@@ -78,7 +78,7 @@ def test_labels_lie_on_the_pixels_in_every_view(scenes, maps):
     sizes = set()
     for batch in stream.batches(0, 8, torch.device("cpu")):
         shown = (batch.images[:, 0] - 20) / 10
-        known = batch.labels != UNKNOWN
+        known = batch.labels != IGNORE_LABEL
         right = (shown - batch.labels).abs() < 1e-3
         assert right[known].float().mean() > 0.9  # all but the edges, where resizing mixes colours
         assert known.float().mean() == 1 or batch.images.shape[2] > SIDE

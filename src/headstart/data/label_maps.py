@@ -1,6 +1,6 @@
 """A class for each pixel: from PNGs, or from the annotated instances; and as a batch wants it.
 
-Labels are 0..C-1, and UNKNOWN where nothing is known: there the model is neither taught nor judged.
+Labels are 0..C-1, and IGNORE_LABEL for pixels left out of loss and metrics.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from headstart.batch import UNKNOWN
+from headstart.batch import IGNORE_LABEL
 from headstart.data.content import data_digest, file_digests
 from headstart.data.dataset import Dataset
 from headstart.data.masks import annotation_mask
@@ -31,8 +31,8 @@ class PixelLabels:
         self.dataset, self.folder, self.ignore = dataset, Path(folder), tuple(sorted(ignore))
         self.class_ids, self.class_names = tuple(dataset.category_ids.tolist()), dataset.class_names
         _check_ids(dataset, ignore)
-        self._known = {**dict.fromkeys(ignore, UNKNOWN), **{c: label for label, c in enumerate(self.class_ids)}}
-        self._table = np.full(256, UNKNOWN, np.int16)
+        self._known = {**dict.fromkeys(ignore, IGNORE_LABEL), **{c: label for label, c in enumerate(self.class_ids)}}
+        self._table = np.full(256, IGNORE_LABEL, np.int16)
         self._table[list(self._known)] = list(self._known.values())
         self.notes = list(dataset.notes)
 
@@ -128,7 +128,7 @@ class InstanceLabels:
         segmented = data.segment_kind[own] != NO_SEGMENT
         labels = np.full((data.heights[index], data.widths[index]), data.num_classes, np.int16)
         for n in own[~segmented]:
-            labels[annotation_mask(data, n)] = UNKNOWN
+            labels[annotation_mask(data, n)] = IGNORE_LABEL
         objects = own[segmented]
         masks = [annotation_mask(data, n) for n in objects]
         for place in np.argsort([-mask.sum() for mask in masks], kind="stable"):
@@ -142,9 +142,9 @@ LabelMaps = PixelLabels | InstanceLabels
 def sample_labels(labels: np.ndarray, view: View, bucket: tuple[int, int], stride: int) -> np.ndarray:
     """Labels int16 [h/stride, w/stride] of a padded image of size `bucket` (h, w) that shows labels [H,W] in a view.
 
-    Each cell has the label of the pixel that its centre falls on (the nearest, never a mixture); padding is UNKNOWN.
+    Each cell has the label of the pixel at its centre (nearest, without interpolation); padding is IGNORE_LABEL.
     """
-    out = np.full((bucket[0] // stride, bucket[1] // stride), UNKNOWN, np.int16)
+    out = np.full((bucket[0] // stride, bucket[1] // stride), IGNORE_LABEL, np.int16)
     rows, columns = (_sources(size, side, stride) for size, side in zip(view.size, labels.shape))
     if view.flip:
         columns = labels.shape[1] - 1 - columns

@@ -1,4 +1,4 @@
-"""The semantic branch of Panoptic FPN (Kirillov et al. 2019, section 3.2), in three verbs, and the net around it.
+"""Semantic segmentation by the branch of Panoptic FPN (Kirillov et al. 2019, section 3.2).
 
 B images of H x W pixels (padded), C classes. The branch works at stride 4.
 """
@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from headstart.batch import UNKNOWN, PixelBatch
+from headstart.batch import IGNORE_LABEL, PixelBatch
 from headstart.model import Predictor
 from headstart.model.backbones import Backbone
 from headstart.model.pyramid import ConvNorm, Pyramid
@@ -17,7 +17,7 @@ STRIDE = 4
 
 
 class SemanticHead(nn.Module):
-    """Brings every level of the pyramid to stride 4, adds them up, and classifies each cell."""
+    """Brings every level of the pyramid to stride 4, sums them, and classifies each cell."""
 
     initialiser = "MSRA, fan-out"
 
@@ -60,22 +60,22 @@ class SemanticHead(nn.Module):
         return self.classify(total).float()
 
     def loss(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Cross-entropy of logits [B,C,H/4,W/4], drawn larger to the size of labels [B,h,w], over known labels.
+        """Cross-entropy of logits [B,C,H/4,W/4], upsampled to the size of labels [B,h,w], over known labels.
 
         Averaged over the known labels of all processes. None known gives zero.
         """
-        known = labels != UNKNOWN
+        known = labels != IGNORE_LABEL
         count = mean_over_processes(known.float().sum()).clamp(min=1.0)
         if labels.shape[1:] != logits.shape[2:]:
             logits = F.interpolate(logits, size=labels.shape[1:], mode="bilinear", align_corners=False)
-        total = F.cross_entropy(logits, labels, ignore_index=UNKNOWN, reduction="sum")
+        total = F.cross_entropy(logits, labels, ignore_index=IGNORE_LABEL, reduction="sum")
         return {"semantic": self.weight * total / count}
 
     def decode(self, logits: Tensor, size: tuple[int, int], original: tuple[int, int]) -> Tensor:
         """Labels [h,w] of one image of `original` size from its logits [C,H/4,W/4].
 
-        Logits are drawn larger to the padded image, cut to the `size` (height, width) that the image has there, and
-        drawn to the original's pixels; the class with the highest logit has the pixel.
+        Logits are upsampled to the padded image, cropped to the image's `size` (height, width) there, and resized to
+        the original; each pixel takes the class of its highest logit.
         """
         whole = F.interpolate(logits.unsqueeze(0), scale_factor=float(STRIDE), mode="bilinear", align_corners=False)
         shown = whole[:, :, : size[0], : size[1]]

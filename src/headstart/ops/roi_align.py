@@ -104,7 +104,7 @@ def _tiled(values: Tensor) -> Tensor:
 
 @constant
 def _positions(size: int, device: torch.device) -> Tensor:
-    """Where the samples [S*2] of a region lie, as shares of its extent."""
+    """Positions [S*2] of a region's samples, as shares of its extent."""
     return (torch.arange(size * SAMPLES, device=device, dtype=torch.float32) + 0.5) / (size * SAMPLES)
 
 
@@ -130,7 +130,7 @@ def _axes(low: Tensor, high: Tensor, cells: Tensor, size: int, aligned: bool) ->
 
 
 def _gather_by_tap(table: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
-    """What WeightedGather does forward, in operations that ONNX has; one tap at a time, to keep memory at one row."""
+    """WeightedGather's forward in operations that ONNX has; one tap at a time, to keep memory at one row."""
     taps = (table.index_select(0, row) * weight.unsqueeze(1) for row, weight in zip(rows.unbind(1), weights.unbind(1)))
     return sum(taps)
 
