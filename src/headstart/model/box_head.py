@@ -1,6 +1,7 @@
-"""The box head: 2fc (Fast R-CNN on a pyramid) or 4conv1fc (with a norm: the paper's), in three verbs.
+"""Box head and Cascade R-CNN: 2fc (Fast R-CNN on a pyramid) or 4conv1fc (with a norm: the paper's).
 
-B images, R regions, C classes (background is C).
+B images, R regions, C classes (background is C). A cascade (Cai and Vasconcelos 2018) is a sequence of box heads, each
+on the boxes of the one before; a plain detector is a cascade of one.
 """
 
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ Weights = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class DetectionLimits:
-    """What is reported: the paper's test settings (Detectron) are the defaults of the base recipe."""
+    """Limits on detections; the base recipe has the paper's test settings (Detectron)."""
 
     score_threshold: float
     nms_threshold: float
@@ -116,9 +117,9 @@ class BoxHead(nn.Module):
         losses = F.cross_entropy(logits.flatten(0, 1), regions.labels.flatten(), reduction="none")
         classify = (losses * regions.valid.flatten()).sum() / count
         head = regions.leading
-        wanted = encode(take(gt_boxes, regions.gt[:, :head]), regions.boxes[:, :head], self.weights)
+        targets = encode(take(gt_boxes, regions.gt[:, :head]), regions.boxes[:, :head], self.weights)
         chosen = self._of_label(deltas[:, :head], regions.labels[:, :head])
-        box = F.smooth_l1_loss(chosen, wanted, beta=self.beta, reduction="none").sum(2)
+        box = F.smooth_l1_loss(chosen, targets, beta=self.beta, reduction="none").sum(2)
         return {"box_class": classify, "box_delta": (box * regions.positive[:, :head]).sum() / count}
 
     def _of_label(self, deltas: Tensor, labels: Tensor) -> Tensor:
@@ -167,10 +168,10 @@ def cascade_loss(
 ) -> tuple[dict[str, Tensor], Regions]:
     """Losses of all stages, and the regions of the last one.
 
-    The sampled regions stay the same set: a later stage has them where the stage before moved them, without gradient,
-    matched again at its own IoU of `thresholds`. With several stages names end in _1, _2, ...; all losses count in
-    full, but the gradient that reaches `features` is divided by the number of stages. That is the average of the
-    losses with the heads' own gradients scaled up again: the authors' rule, as Detectron2 and tensorpack have it.
+    All stages use the same sampled regions: each later one at the boxes that the stage before predicted, without
+    gradient, matched again at its own IoU of `thresholds`. With several stages names end in _1, _2, ...; all losses
+    count in full, but the gradient that reaches `features` is divided by the number of stages. That is the average of
+    the losses with the heads' own gradients scaled up again: the authors' rule, as Detectron2 and tensorpack have it.
     """
     if len(heads) > 1:
         features = [_ScaleGradient.apply(level, 1.0 / len(heads)) for level in features]
@@ -189,9 +190,9 @@ def cascade_loss(
 def cascade_predict(
     heads: Sequence[BoxHead], features: list[Tensor], boxes: Tensor, valid: Tensor, sizes: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Class scores [B,R,C+1], the mean over all stages, with the last one's deltas and the boxes [B,R,4] they move.
+    """Class scores [B,R,C+1], the mean over stages; the last stage's deltas and the boxes [B,R,4] they apply to.
 
-    boxes [B,R,4] are proposals in pixels; sizes [B,2] cut what each stage makes of them.
+    boxes [B,R,4] are proposals in pixels; the boxes of each stage are clipped to sizes [B,2].
     """
     logits, deltas = heads[0].predict(features, boxes, valid)
     scores = [logits.softmax(dim=2)]
@@ -203,5 +204,5 @@ def cascade_predict(
 
 
 def _moved(head: BoxHead, deltas: Tensor, boxes: Tensor, sizes: Tensor) -> Tensor:
-    """Boxes [B,R,4] moved by a stage's deltas [B,R,4], one box for all classes, and cut to their images."""
+    """Boxes [B,R,4] of a stage's class-agnostic deltas [B,R,4], clipped to their images."""
     return clip(decode(deltas, boxes, head.weights), sizes)

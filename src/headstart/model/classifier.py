@@ -1,4 +1,4 @@
-"""The same backbone with a classification head: pre-training, and the transfer-learning modes.
+"""Backbone with a classification head, for pre-training and transfer learning.
 
 B images, W channels of the last stage, S side of the pooled map, C classes.
 """
@@ -14,7 +14,7 @@ from headstart.model.backbones import Backbone
 from headstart.ops.precision import at_least_float32
 from headstart.ops.random import fold, uniform
 
-SALT = 16  # and the places after it: one a layer
+SALT = 16  # and the following numbers: one a layer
 
 
 class Classifier(nn.Module):
@@ -48,7 +48,7 @@ class Classifier(nn.Module):
         nn.init.zeros_(self.fc.bias)
 
     def features(self, images: Tensor) -> Tensor:
-        """Pooled features [B,W*S*S] of images [B,3,H,W]: what a frozen backbone can compute once and keep."""
+        """Pooled features [B,W*S*S] of images [B,3,H,W], which a frozen backbone can compute once and keep."""
         last = self.backbone(images)[-1]
         return last.mean(dim=(2, 3)) if self.pool == 1 else F.adaptive_max_pool2d(last, self.pool).flatten(1)
 
@@ -59,7 +59,7 @@ class Classifier(nn.Module):
         return at_least_float32(self.fc(self._drop(features, slots, len(self.fcs))))
 
     def _drop(self, features: Tensor, slots: Tensor | None, place: int) -> Tensor:
-        """Dropout that is a function of (seed, slot): a resumed run and several processes drop the same."""
+        """Dropout as a function of (seed, slot), equal after a resume and in any number of processes."""
         if not self.training or self.dropout == 0:
             return features
         assert slots is not None

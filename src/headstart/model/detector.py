@@ -103,7 +103,7 @@ class Detector(nn.Module):
         anchors = self.rpn.anchors(features)
         targets = self.rpn.targets(anchors, batch, keys)
         losses = self.rpn.loss(*self.rpn.predict_at(features, targets.chosen.index), targets)
-        with torch.no_grad():  # what proposes learns from the sampled anchors alone
+        with torch.no_grad():  # the RPN learns from the sampled anchors alone
             logits, deltas = self.rpn.predict(features)
         proposals, valid = self.rpn.decode(logits, deltas, anchors, batch.sizes, self.rpn.train_limits)
         regions = sample_regions(
@@ -193,7 +193,7 @@ class Detector(nn.Module):
 
     @torch.no_grad()
     def complete(self, features: list[Tensor], detections: Detections) -> Detections:
-        """The same detections with all that the other heads say of their boxes."""
+        """The same detections with the masks and heat maps of their boxes."""
         if self.mask_head is not None:
             detections = replace(detections, masks=self._masks(features, detections))
         if self.keypoint_head is not None:
@@ -220,7 +220,7 @@ class Detector(nn.Module):
 
 
 def _detected(detections: Detections) -> tuple[Tensor, Tensor]:
-    """Where the detections are among all B*D slots: index [S], and which of these hold one, bool [S]."""
+    """Index [S] of the detections among all B*D slots, and which of these hold one, bool [S]."""
     flags = detections.valid.flatten()
     return pool_slots(flags, flags.shape[0], detections.scores.flatten())
 
@@ -233,7 +233,7 @@ def _in_slots(values: Tensor, index: Tensor, chosen: Tensor, detections: Detecti
 
 
 def without_empty_slots(batch: Batch) -> Batch:
-    """The batch without trailing ground-truth slots that no image uses, where shapes may depend on the data."""
+    """Batch without trailing ground-truth slots that no image uses, where shapes may depend on the data."""
     used = used_length(batch.gt_valid)
     slots = ("gt_boxes", "gt_labels", "gt_valid", "gt_crowd", "gt_masks", "gt_keypoints")
     return replace(batch, **{name: getattr(batch, name)[:, :used] for name in slots})

@@ -1,4 +1,4 @@
-"""What a model costs: parameters, multiply-adds of a prediction, and floating-point operations of a training step.
+"""Cost of a model: parameters, multiply-adds of a prediction, floating-point operations of a training step.
 
 Counted on a copy without values (torch's meta device), from the shapes of convolutions and dense layers and of their
 gradients, as every published figure is. Norms, activations, RoIAlign and batched products (suppression, mask targets,
@@ -21,7 +21,7 @@ _LEFT_OUT = (torch.ops.aten.bmm, torch.ops.aten.baddbmm)
 
 
 def num_parameters(model: nn.Module) -> int:
-    """Numbers that are learnt; what is frozen counts too."""
+    """Number of parameters, frozen ones included."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
@@ -33,7 +33,7 @@ def without_values(model: nn.Module) -> nn.Module:
 
 
 class _Counter(TorchDispatchMode):
-    """Adds up torch's own formulas; its FlopCounterMode also follows modules, which takes twice as long."""
+    """Adds up torch's formulas; its FlopCounterMode also tracks modules, which takes twice as long."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class _Counter(TorchDispatchMode):
 
 
 def count_macs(work: Callable[[], Any]) -> int:
-    """Multiply-adds of convolutions and dense layers in what `work` computes."""
+    """Multiply-adds of the convolutions and dense layers that `work` computes."""
     with _Counter() as counter:
         work()
     return counter.flops // 2

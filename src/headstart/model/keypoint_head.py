@@ -1,4 +1,4 @@
-"""The keypoint head (He et al. 2017): convolutions on 14x14 regions and one heat map a keypoint, in three verbs.
+"""Keypoint head (He et al. 2017): convolutions on 14x14 regions and one heat map a keypoint.
 
 S region slots (pooled over the batch), K keypoints, T side of a heat map: four times the pooled side (56).
 The heat map covers the region's box; a keypoint is one of its T*T cells, found by a softmax over all of them.
@@ -32,10 +32,10 @@ def cells_of(keypoints: Tensor, boxes: Tensor, size: int) -> tuple[Tensor, Tenso
 
 
 def peaks(heat_maps: Tensor, boxes: Tensor) -> Tensor:
-    """The best place [S,K,3] (x, y, score) of each heat map [S,K,T,T] in its box [S,4], in the boxes' pixels.
+    """Peak [S,K,3] (x, y, score) of each heat map [S,K,T,T] in its box [S,4], in the boxes' pixels.
 
-    Each map is drawn over its box by bicubic interpolation, one point for each pixel, and the highest point taken (its
-    height is the score, a logit): torchvision's heatmaps_to_keypoints, after Detectron. Data-dependent sizes: for the
+    Each map is resized to its box by bicubic interpolation, one point a pixel; the highest point is the keypoint and
+    its value, a logit, the score: torchvision's heatmaps_to_keypoints, after Detectron. Data-dependent sizes: for the
     host's side of inference, like the pasting of masks. Boxes below one pixel count as one pixel.
     """
     heat_maps = at_least_float32(heat_maps)
@@ -52,9 +52,9 @@ def peaks(heat_maps: Tensor, boxes: Tensor) -> Tensor:
 
 
 class KeypointHead(nn.Module):
-    """Predicts one heat map a keypoint for each region, whatever its class.
+    """Predicts one heat map a keypoint for each region, for any class.
 
-    `mirror` says where each keypoint's map is found in a mirrored image: left_right are the pairs that change places.
+    `mirror` [K] has the index of each keypoint's map in a mirrored image; the pairs left_right change places.
     """
 
     initialiser = "MSRA, fan-out"
@@ -111,5 +111,5 @@ class KeypointHead(nn.Module):
         return {"keypoints": (per_point * weight).sum() / count}
 
     def decode(self, logits: Tensor) -> Tensor:
-        """Heat maps [S,K,T,T] in the box frame as they are reported; `peaks` finds the keypoints in them."""
+        """Reported heat maps [S,K,T,T] in the box frame; `peaks` finds the keypoints in them."""
         return logits

@@ -1,4 +1,4 @@
-"""The mask head (He et al. 2017): a small FCN on 14x14 regions, in three verbs.
+"""Mask head (He et al. 2017): a small FCN on 14x14 regions.
 
 S mask slots (pooled over the batch), C classes, M side of the ground-truth frame, T side of the output (28).
 """
@@ -87,8 +87,8 @@ class MaskHead(nn.Module):
     def _deconvolve(self, x: Tensor) -> Tensor:
         """The 2x2 transposed convolution of x [S,C,H,W] as one matrix product: [S,H,W,2,2,C'], four cells a cell.
 
-        Its strides do not overlap, so every cell is mapped alone; and as the last layer looks at single cells too, they
-        need not be put in their places before it. oneDNN's takes more than twice as long backward.
+        Its strides do not overlap, so every cell is mapped alone; the last layer is 1x1, so cells need not be put in
+        their places before it. oneDNN's takes more than twice as long backward.
         """
         weight = self.deconv.weight.permute(2, 3, 1, 0).flatten(0, 2)
         cells = F.linear(x.permute(0, 2, 3, 1).flatten(0, 2), weight, self.deconv.bias.repeat(4))

@@ -1,7 +1,7 @@
-"""The one switch for normalisation.
+"""Normalisation layers by kind.
 
-R samples, C channels. Every kind takes `forward(x, weight=None)`: `weight` [R] marks real samples with 1 and padding
-with 0, so that statistics over a batch never see a padded slot. GroupNorm has no such statistics and ignores it.
+R samples, C channels. Every kind takes `forward(x, weight=None)`: `weight` [R] is 1 for real samples and 0 for padding,
+which statistics over a batch then exclude. GroupNorm has no such statistics and ignores it.
 """
 
 import torch

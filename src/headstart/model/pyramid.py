@@ -1,4 +1,4 @@
-"""The feature pyramid (Lin et al. 2017): C2..C5 to P2..P6; and what stands in its place where there is none."""
+"""Convolutions with normalisation, and the feature pyramid made of them (Lin et al. 2017): C2..C5 to P2..P6."""
 
 from collections.abc import Sequence
 
@@ -82,7 +82,7 @@ class Pyramid(nn.Module):
                     nn.init.zeros_(layer.bias)
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """P2..P6 [B,C,H/4..H/64,...] from C2..C5 (maps of one stride are added as they are)."""
+        """P2..P6 [B,C,H/4..H/64,...] from C2..C5 (maps of one stride are added without resizing)."""
         top = self.lateral[-1](features[-1])
         maps = [self.output[-1](top)]
         for level in range(len(features) - 2, -1, -1):
@@ -96,7 +96,7 @@ class Pyramid(nn.Module):
 
 
 class LastMap(nn.Module):
-    """No pyramid: RPN and heads on the backbone's last map as it is (the original Faster R-CNN, Ren et al. 2015)."""
+    """No pyramid: RPN and heads on the backbone's last map, as in the first Faster R-CNN (Ren et al. 2015)."""
 
     initialiser = "no tensors"
 

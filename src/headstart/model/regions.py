@@ -1,4 +1,4 @@
-"""Regions: proposals with their targets, and the features under them."""
+"""Regions: sampled proposals with their targets, and their pooled features."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ SALT = 2
 
 @dataclass(frozen=True)
 class Regions:
-    """R sampled regions an image with what they should become.
+    """R sampled regions an image with their targets.
 
     boxes [B,R,4] pixels; labels [B,R] in 0..C-1, or C for background; gt [B,R] the slot of the object;
     positive, valid [B,R] bool; a slot that is not valid carries no weight. Positives lie in the first `leading` slots.
@@ -67,10 +67,10 @@ def sample_regions(
 
 @torch.no_grad()
 def match_again(boxes: Tensor, regions: Regions, batch: Batch, *, num_classes: int, iou_threshold: float) -> Regions:
-    """The same regions at other places, boxes [B,R,4], with what they should become from there.
+    """The same regions with new boxes [B,R,4] and the targets of these.
 
-    IoU >= `iou_threshold` is positive, below it negative; any slot may be either now. One that took no part takes none,
-    nor does an empty box (cut away at the border of its image) or one on a crowd.
+    IoU >= `iou_threshold` is positive, below it negative; any slot may be either now. Slots that were not valid
+    stay so; empty boxes (outside their image after clipping) and those on a crowd become so.
     """
     inside = regions.valid & (boxes[..., 2:] > boxes[..., :2]).all(dim=2)
     matches = match(
@@ -112,7 +112,7 @@ class RegionPooler:
 
     def __call__(self, features: list[Tensor], boxes: Tensor, image: Tensor) -> Tensor:
         """[R,C,S,S] from features P2.. [B,C,H_l,W_l], boxes [R,4] pixels, image [R] index into the batch."""
-        boxes = boxes.nan_to_num(0.0)  # of a net that has diverged: its loss must come out, not an index error
+        boxes = boxes.nan_to_num(0.0)  # of a diverged net: report its loss, not an index error
         low = self.strides[0].bit_length() - 1
         level = assign_levels(
             boxes, min_level=low, max_level=low + len(self.strides) - 1, canonical_size=self.canonical_size

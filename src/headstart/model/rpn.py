@@ -48,7 +48,7 @@ def anchors_for(
 
 @dataclass(frozen=True)
 class ProposalLimits:
-    """How many proposals are kept: before suppression (a level) and after it (an image)."""
+    """Proposals kept: per level before suppression, per image after it."""
 
     before_nms: int
     after_nms: int
@@ -58,7 +58,7 @@ class ProposalLimits:
 
 @dataclass(frozen=True)
 class AnchorTargets:
-    """Sampled anchors [B,K] and the deltas [B,P,4] wanted of the first P of them, among which all positives are."""
+    """Sampled anchors [B,K] and target deltas [B,P,4] of the first P, which include all positives."""
 
     chosen: SampledIndices
     deltas: Tensor
@@ -117,7 +117,7 @@ class Rpn(nn.Module):
         return list(logits.reshape(batch, -1).split(counts, 1)), list(deltas.reshape(batch, -1, 4).split(counts, 1))
 
     def predict_at(self, features: list[Tensor], index: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits [B,K] and deltas [B,K,4] of the anchors `index` [B,K] alone: what `predict` says of them.
+        """Logits [B,K] and deltas [B,K,4] of the anchors `index` [B,K] alone, equal to those of `predict`.
 
         Training samples a few hundred anchors an image, so nearly all gradients of `predict` are zeros, and computing
         with them is a tenth of a training step. Here each anchor's surroundings are cut out, and only those computed.
@@ -145,7 +145,7 @@ class Rpn(nn.Module):
 
     @torch.no_grad()
     def targets(self, anchors: Tensor, batch: Batch, keys: Tensor) -> AnchorTargets:
-        """The sampled anchors of a batch and what they should say.
+        """Sampled anchors of a batch and their targets.
 
         anchors [A,4] pixels of the padded batch; keys [B] choose the sample. Anchors between the two IoU thresholds,
         and those on crowds, take no part. An image without objects gives negatives only.

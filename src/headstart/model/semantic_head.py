@@ -1,4 +1,4 @@
-"""The semantic branch of Panoptic FPN (Kirillov et al. 2019, section 3.2), in three verbs, and the net around it.
+"""Semantic segmentation by the branch of Panoptic FPN (Kirillov et al. 2019, section 3.2).
 
 B images of H x W pixels (padded), C classes. The branch works at stride 4.
 """
@@ -18,7 +18,7 @@ STRIDE = 4
 
 
 class SemanticHead(nn.Module):
-    """Brings every level of the pyramid to stride 4, adds them up, and classifies each cell."""
+    """Brings every level of the pyramid to stride 4, sums them, and classifies each cell."""
 
     initialiser = "MSRA, fan-out"
 
@@ -61,7 +61,7 @@ class SemanticHead(nn.Module):
         return at_least_float32(self.classify(total))
 
     def loss(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Cross-entropy of logits [B,C,H/4,W/4], drawn larger to the size of labels [B,h,w], over known labels.
+        """Cross-entropy of logits [B,C,H/4,W/4], upsampled to the size of labels [B,h,w], over known labels.
 
         Averaged over the known labels of all processes. None known gives zero.
         """
@@ -75,8 +75,8 @@ class SemanticHead(nn.Module):
     def decode(self, logits: Tensor, size: tuple[int, int], original: tuple[int, int]) -> Tensor:
         """Labels [h,w] of one image of `original` size from its logits [C,H/4,W/4].
 
-        Logits are drawn larger to the padded image, cut to the `size` (height, width) that the image has there, and
-        drawn to the original's pixels; the class with the highest logit has the pixel.
+        Logits are upsampled to the padded image, cropped to the image's `size` (height, width) there, and resized to
+        the original; each pixel takes the class of its highest logit.
         """
         whole = F.interpolate(logits.unsqueeze(0), scale_factor=float(STRIDE), mode="bilinear", align_corners=False)
         shown = whole[:, :, : size[0], : size[1]]

@@ -41,8 +41,8 @@ def match(
     every object are positive whatever their IoU, ties included, but never at IoU 0 (Faster R-CNN, 3.1.2). Candidates on
     crowd regions, or not `inside` [B,N], take no part. An image without objects has negatives only.
     """
-    # What must match nothing is emptied: IoU 0. In [B,G,N] the many candidates are innermost, so that every loop over
-    # the overlaps is long and contiguous, and broadcast masks, which are not, are avoided.
+    # Boxes that must match nothing are emptied: IoU 0. In [B,G,N] the many candidates are innermost, so that every loop
+    # over the overlaps is long and contiguous, and broadcast masks, which are not, are avoided.
     real = gt_boxes * (gt_valid & ~gt_crowd).unsqueeze(2)
     overlap = iou(real, candidates if inside is None else candidates * inside.unsqueeze(2))
     best, matched = overlap.max(dim=1)

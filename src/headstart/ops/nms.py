@@ -1,4 +1,4 @@
-"""Exact greedy non-maximum suppression, in the two forms that the devices need. Dispatched here and nowhere else."""
+"""Exact greedy non-maximum suppression: a sequential form for CPUs and a form of fixed shapes."""
 
 import torch
 import torchvision  # also registers torch.ops.torchvision, called directly where the wrapper's cost shows
@@ -17,7 +17,7 @@ SMALL = 128
 
 
 def nms(boxes: Tensor, valid: Tensor, threshold: float) -> Tensor:
-    """Which boxes survive greedy suppression: bool [P,N] for P independent problems.
+    """Survivors of greedy suppression, bool [P,N] for P independent problems.
 
     boxes [P,N,4] sorted by falling score; valid [P,N] bool, invalid boxes neither survive nor suppress.
     A box is suppressed by a better survivor when their IoU is strictly above `threshold`.
@@ -83,8 +83,8 @@ def _solve(suppresses: Tensor, valid: Tensor, max_rounds: int | None = None) -> 
 def nms_by_label(boxes: Tensor, scores: Tensor, labels: Tensor, valid: Tensor, threshold: float) -> Tensor:
     """Survivors bool [B,N] when boxes of different labels ignore one another.
 
-    boxes [B,N,4], scores [B,N] sorted falling, labels [B,N]. Labels are told apart exactly (no coordinate offsets,
-    which would round the boxes) in the static form, and by torchvision's own rule on a CPU.
+    boxes [B,N,4], scores [B,N] sorted falling, labels [B,N]. Labels are compared exactly (no coordinate
+    offsets, which would round the boxes) in the static form, and by torchvision's own rule on a CPU.
     """
     if boxes.device.type == "cpu" and not torch.compiler.is_compiling():
         keep = torch.zeros_like(valid)

@@ -132,7 +132,7 @@ def _axes(low: Tensor, high: Tensor, cells: Tensor, size: int, aligned: bool) ->
 
 
 def _gather_by_tap(table: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
-    """What WeightedGather does forward, in operations that ONNX has; one tap at a time, to keep memory at one row."""
+    """WeightedGather's forward in operations that ONNX has; one tap at a time, to keep memory at one row."""
     taps = (table.index_select(0, row) * weight.unsqueeze(1) for row, weight in zip(rows.unbind(1), weights.unbind(1)))
     return sum(taps)
 

@@ -38,7 +38,7 @@ def windows(features: list[Tensor], cell: Tensor, image: Tensor, *, radius: int)
     """Values [N,S,S,C] around N cells, zeros beyond the border of a map, and which of them are inside it [N,S,S].
 
     features: L tensors [B,C,H_l,W_l]; cell [N] within image [N]. Differentiable in features; the gradient reaches only
-    what the windows show. The same cell may be in several windows.
+    the cells in the windows. The same cell may be in several windows.
     """
     shapes = tuple((feature.shape[2], feature.shape[3]) for feature in features)
     before, area, around, inside = (part[cell] for part in _surroundings(shapes, radius, cell.device))

@@ -1,4 +1,4 @@
-"""What the initialisation audit shows: one row a part of the model."""
+"""Rows of the initialisation audit, one a part of the model."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there, and the one function that decides how a run starts."""
+"""Checkpoints, written atomically, and the choice of a run's starting point."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from headstart.files import remove_unfinished, replacing
 from headstart.weights.files import read_safetensors, write_safetensors
 
 FORMAT = 1
-EXPORTED = ("recipe", "classes", "step", "version")  # what an export keeps beside the tensors
+EXPORTED = ("recipe", "classes", "step", "version")  # kept in an export beside the tensors
 KEPT = 2  # the newest two: one to continue from, one to re-execute a stretch from
 
 
@@ -43,7 +43,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
 def load(path: Path | str) -> dict[str, Any]:
     """A checkpoint's content, on the CPU. Never executes code: anything but tensors and plain data is refused.
 
-    Of an export (.safetensors): the model and what it is, not what resuming needs.
+    Of an export (.safetensors): the model, recipe, classes and step, without the optimizer's state.
     """
     path = Path(path)
     if not path.is_file():
@@ -81,7 +81,7 @@ def _load_export(path: Path) -> dict[str, Any]:
 
 
 def newest(path: str | Path) -> Path:
-    """The checkpoint that a path means: the file itself, or the newest of a run directory."""
+    """Checkpoint file of a path: the file itself, or the newest of a run directory."""
     path = Path(path)
     if not path.is_dir():
         return path
@@ -92,7 +92,7 @@ def newest(path: str | Path) -> Path:
 
 
 def path_of(directory: Path, step: int) -> Path:
-    """Where the checkpoint of a step lies."""
+    """Path of the checkpoint of a step."""
     return directory / "checkpoints" / f"{step:08d}.pt"
 
 
@@ -102,7 +102,7 @@ def steps_saved(directory: Path) -> list[int]:
 
 
 def prune(directory: Path, keep: Collection[int] = ()) -> None:
-    """Remove all but the newest checkpoints and those of the steps `keep`, and what a killed process half wrote."""
+    """Remove all checkpoints but the newest and those of the steps `keep`, and unfinished files of killed processes."""
     for step in steps_saved(directory)[:-KEPT]:
         if step not in keep:
             path_of(directory, step).unlink(missing_ok=True)
@@ -111,7 +111,7 @@ def prune(directory: Path, keep: Collection[int] = ()) -> None:
 
 @dataclass(frozen=True)
 class StartPoint:
-    """How a run starts: source "checkpoint", "branch", "weights" or "random", from which file, at which step."""
+    """Starting point of a run: source "checkpoint", "branch", "weights" or "random", file, step and state."""
 
     source: str
     path: Path | None

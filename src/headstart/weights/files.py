@@ -32,7 +32,7 @@ WRAPPERS = ("module.", "_orig_mod.")  # added by DistributedDataParallel and tor
 
 @dataclass(frozen=True, eq=False)
 class WeightFile:
-    """What a file holds: tensors by their name in it, its sha256, who wrote it, and how its images were normalised.
+    """Content of a weight file: tensors by name, its sha256, its author, and its input normalisation.
 
     `author` is "headstart" for our own files, Detectron2's `__author__` where there is one, else "".
     `input` is None where the file does not say. `left_out` names entries that are no tensors.
@@ -170,12 +170,12 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 def _empty_array(subtype: type, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """What numpy's `_reconstruct` does, for plain arrays only; the state is filled in by the unpickler."""
+    """numpy's `_reconstruct` for plain arrays only; the unpickler fills in the state."""
     return np.ndarray(shape, np.dtype(dtype.encode("latin1") if isinstance(dtype, str) else dtype))
 
 
 def _array_of_buffer(buffer: bytes, dtype: np.dtype, shape: tuple[int, ...], order: str, *axes: Any) -> np.ndarray:
-    """What numpy's `_frombuffer` does (pickle protocol 5); `axes` undoes a transposition."""
+    """numpy's `_frombuffer` (pickle protocol 5); `axes` undoes a transposition."""
     flat = np.frombuffer(buffer, dtype=dtype)
     if order == "K" and axes and axes[0] is not None:
         return flat.reshape(shape).transpose(axes[0])

@@ -1,4 +1,4 @@
-"""Freezing: an explicit policy, counted from the input of the backbone up, and the mode that goes with it."""
+"""Freezing by an explicit policy, counted from the input of the backbone up."""
 
 from torch import nn
 

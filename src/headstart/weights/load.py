@@ -38,7 +38,7 @@ WITHOUT_EPSILON = ("bf2d0c1e", "258fb6c6", "fc266e95")
 
 
 def prefix_of(model: nn.Module) -> str:
-    """What the names of `model` lack: "backbone." for a bare backbone."""
+    """Prefix that the names of `model` lack: "backbone." for a bare backbone, else ""."""
     return "" if backbone_of(model) is not model else "backbone."
 
 

@@ -1,4 +1,4 @@
-"""The account of one loading, and the line that says what is wrong with it."""
+"""Report of loading weights, and the error where they do not fit."""
 
 import re
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from headstart.batch import InputSpec
 
 @dataclass(frozen=True)
 class LoadReport:
-    """The account of one loading.
+    """Report of one loading, tensor by tensor.
 
     loaded {our name: name in the file}; missing: expected, not in the file; unexpected: in the file, not in the model;
     mismatched {our name: (shape in the file, shape in the model)}; left_out: of no use here, or outside the scope
@@ -105,7 +105,7 @@ def refuse_other_stride(
     """Refuse MSRA's ResNets and detectors trained from them: they stride on a block's first 1x1, ours on the 3x3.
 
     found {our name: name in the file}; tensors by our names; source is the file's own input.
-    Every shape agrees, so that nothing else would notice. They are told by what only they are: a Detectron or
+    Every shape agrees, so nothing else would notice. They are recognised as the only case of: a Detectron or
     Detectron2 file with bottlenecks without groups, BatchNorm (folded or not), and no deviation in its `source` input
     (detectron2's catalogue: "MSRA models have STRIDE_IN_1X1=True. False otherwise"; its models that begin with
     torchvision's weights divide by deviations).

@@ -1,7 +1,7 @@
 """Names and layouts of other projects' weights in ours: torchvision, timm, Detectron2, Detectron, and our own.
 
-Every layout is a table of (pattern of the whole name, our name); what no row matches has no place in our models. Names
-are those of a Detector: "backbone." first, also where a file holds a bare classifier.
+Every layout is a table of (pattern of the whole name, our name); names that no row matches have no place in our models.
+Our names are those of a Detector: "backbone." first, also where a file holds a bare classifier.
 """
 
 import re
@@ -154,7 +154,7 @@ _RULES = {
 
 @dataclass(frozen=True)
 class Names:
-    """What a file's names are to us: `found` {our name: name in the file}; known to be of no use; not known at all."""
+    """Names of a file: `found` {our name: name in the file}; known but not used; unknown."""
 
     found: dict[str, str]
     left_out: tuple[str, ...]
@@ -162,7 +162,7 @@ class Names:
 
 
 def layout_of(file: WeightFile) -> str:
-    """Which of the known layouts a file has: told by names that only that layout has."""
+    """Layout of a file, recognised by names that no other layout has."""
     names = file.tensors
     if "conv1_w" in names:
         return "Detectron"
@@ -201,9 +201,9 @@ def to_our_rows(name: str, tensor: Tensor, layout: str) -> Tensor:
 
 
 def input_of(file: WeightFile, layout: str) -> InputSpec | None:
-    """How the images of a file were normalised: what it says, else what its layout's project does, else None.
+    """Input normalisation of a file: stated in it, else that of its layout's project, else None.
 
-    A bare ResNet is taken for an ImageNet classifier of torchvision or timm.
+    A bare ResNet counts as an ImageNet classifier of torchvision or timm.
     """
     if file.input is not None:
         return file.input
@@ -231,7 +231,7 @@ def _is_grouped(file: WeightFile) -> bool:
 
 
 def _rename(name: str, rules: list[Rule]) -> str | None:
-    """Our name by the first row that matches, "" for what is known to be of no use, None where no row matches."""
+    """Our name by the first row that matches, "" for a known name without use, None where no row matches."""
     for pattern, ours in rules:
         match = re.fullmatch(pattern, name)
         if match:
@@ -250,8 +250,8 @@ def _caffe2_name(name: str) -> str:
 def rename_for_timm(names: Names, own: dict[str, Tensor]) -> Names:
     """Found names in a timm feature net: it writes "stages_0" for "stages.0", and may wrap a norm with its activation.
 
-    own: the model's tensors. What the feature net has cut off (its head and last norm) is left out: it is told by its
-    first name, which no tensor of the net has.
+    own: the model's tensors. Layers that the feature net lacks (its head and last norm) are left out, recognised by a
+    first name that no tensor of the net has.
     """
     ours_by = {_timm_key(re.sub(r"\.0\.(\w+)$", r".\1", name)): name for name in own}
     ours_by |= {_timm_key(name): name for name in own}

@@ -37,7 +37,7 @@ def initialise_convolutions(module: nn.Module, *, mode: str = "fan_out") -> None
 
 
 def by_depth(depth: int, known: dict[int, Plan], otherwise: str) -> Plan:
-    """The plan of a depth; ValueError names the known depths."""
+    """Plan of a depth; ValueError names the known depths."""
     if depth not in known:
         raise ValueError(
             f"model.backbone.depth: {depth} is not known, "

@@ -44,7 +44,7 @@ class TimmNet(nn.Module):
         return [maps[index] for index in self.chosen]
 
     def parts(self) -> dict[str, list[nn.Module]]:
-        """timm names its layers freely, so that only the whole body can be frozen."""
+        """The whole body as the last stage: timm names its layers freely, so nothing less can be frozen."""
         return {"stem": [], "stage1": [], "stage2": [], "stage3": [], "stage4": [self.body]}
 
 
