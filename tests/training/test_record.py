@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -107,6 +108,15 @@ def test_tensorboard_gets_the_same_numbers(tmp_path):
         "loss/a": [(1, 1.0)], "loss/total": [(1, 1.0)], "rate": [(1, pytest.approx(0.1))], "grad_norm": [(1, 2.0)],
         "box/AP": [(2, 0.25)],
     }  # fmt: skip
+
+
+def test_without_tensorboard_the_rows_are_the_same(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # an import of it now fails
+    file = Rows(tmp_path, after_step=None)
+    file.write(row(1))
+    file.close()
+    assert steps(tmp_path) == [("train", 1)]
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
 
 
 def test_the_clock_counts_by_kind_and_goes_on_after_a_restart(monkeypatch):

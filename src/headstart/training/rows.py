@@ -1,6 +1,6 @@
 """What a run says of itself: one JSON row an event in rows.jsonl, and a clock that knows what the time went on.
 
-Everything shown to a person is derived from rows and the recipe. TensorBoard gets the same numbers.
+Everything shown to a person is derived from rows and the recipe. TensorBoard, where installed, gets the same numbers.
 """
 
 import math
@@ -96,10 +96,11 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _board(directory: Path, after_step: int | None) -> Any:
-    from torch.utils.tensorboard import (
-        SummaryWriter,  # here: it takes a second to import, and evaluation needs none of it
-    )
-
+    """TensorBoard's writer; None where the extra `tensorboard` is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter  # here: it takes a second to import
+    except ImportError:
+        return None
     return SummaryWriter(str(directory / "tensorboard"), purge_step=None if after_step is None else after_step + 1)
 
 
