@@ -14,13 +14,14 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import yaml
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from PIL import Image
 
 from headstart.metrics.records import Records, ap_from_records
 from headstart.report import build as report
-from headstart.report import findings
+from headstart.report import findings, plots
 from headstart.report.build import build_report, is_current
 from headstart.report.facts import ERROR_TYPES, Facts
-from headstart.report.figures import write_figures
 from headstart.report.findings import find
 from headstart.report.page import MOST_BYTES, script_json
 from headstart.report.paper import table_1
@@ -232,9 +233,20 @@ def test_figures_are_there_and_repeatable(done, tmp_path):
     facts = Facts(read_study_folder(path))
     sections = [make(facts, find(facts)) for make in report.SECTIONS]
     again = {name: draw for section in sections for name, draw in section.figures.items()}
-    write_figures(again, tmp_path)
+    plots.write_figures(again, tmp_path)
     assert again.keys() == names
     assert all((tmp_path / f"{name}.svg").read_bytes() == before[name] for name in names)
+
+
+def test_a_picture_is_drawn_to_the_last_pixel(tmp_path):
+    figure, (axes,) = plots.panels(1, width=2.0, height=1.5)
+    axes.plot([0, 1], [0, 1], color=plots.GREY)
+    plots.write_figures({"line": lambda: figure}, tmp_path)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    with Image.open(tmp_path / "line.png") as picture:
+        assert picture.size == (400, 300) and picture.info["dpi"] == pytest.approx((200, 200), abs=0.02)
+        assert np.array_equal(np.asarray(picture), np.asarray(canvas.buffer_rgba())[..., :3])
 
 
 @pytest.mark.parametrize("num_begun", [0, 1, 6])

@@ -6,15 +6,18 @@ not begun, is running, or is finished.
 
 from __future__ import annotations
 
+import gc
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from headstart.files import json_text, write_whole
 from headstart.report.facts import Facts, write_csv
-from headstart.report.figures import write_figures
 from headstart.report.findings import find
 from headstart.report.page import DIGITS, MOST_BYTES, render
 from headstart.report.pictures import pictures
+from headstart.report.plots import write_figures
 from headstart.report.sections import (
     answers,
     audit,
@@ -28,7 +31,7 @@ from headstart.report.sections import (
     trace,
     verdict,
 )
-from headstart.study.folder import VARIANTS_FILE, read_study_folder
+from headstart.study.folder import VARIANTS_FILE, StudyFolder, read_study_folder
 
 # In the order of the page. Each takes the facts and findings, and has a template of its name in templates/sections.
 SECTIONS = (verdict, answers, curves, schedules, data, cost, classes, mistakes, pictures, audit, plan, trace)
@@ -39,7 +42,11 @@ def build_report(study_dir: str | Path) -> Path:
 
     Everything is written beside its old version and renamed. ValueError naming the file where the study cannot be read.
     """
-    folder = read_study_folder(study_dir)
+    with _collector_paused():
+        return _build(read_study_folder(study_dir))
+
+
+def _build(folder: StudyFolder) -> Path:
     facts = Facts(folder)
     findings = find(facts)
     sections = [make(facts, findings) for make in SECTIONS]
@@ -75,3 +82,15 @@ def is_current(study_dir: str | Path) -> bool:
     rows = [directory / run / name for run in runs for name in ("rows.jsonl", VARIANTS_FILE)]
     sources = (plan, directory / "study.yaml", *(path for path in rows if path.exists()))
     return all(page.stat().st_mtime_ns >= source.stat().st_mtime_ns for source in sources)
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """No search for cycles meanwhile: rows are a million small objects without any, walked again at each search."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

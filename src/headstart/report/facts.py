@@ -233,7 +233,7 @@ def write_csv(path: Path, rows: Iterable[Row]) -> None:
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(columns)
-        writer.writerows([None if (v := row.get(name)) != v else v for name in columns] for row in rows)
+        writer.writerows([None if value != value else value for value in map(row.get, columns)] for row in rows)
 
 
 def _key(cell: Cell) -> Row:

@@ -20,8 +20,9 @@ from markupsafe import Markup
 from headstart.files import write_whole
 from headstart.report.build import build_report
 from headstart.report.facts import Facts
-from headstart.report.figures import STYLE, training_figure
+from headstart.report.figures import training_figure
 from headstart.report.page import TEMPLATES, arms_data, template
+from headstart.report.plots import STYLE
 from headstart.study.folder import Run, StudyFolder, read_study_folder
 from headstart.study.forecast import time_to_finish
 from headstart.study.plan import Segment

@@ -19,8 +19,8 @@ from matplotlib.figure import Figure
 
 from headstart.files import plain
 from headstart.report.facts import Facts, Row
-from headstart.report.figures import MARKERS, arm_colours
 from headstart.report.findings import Findings
+from headstart.report.plots import MARKERS, arm_colours
 from headstart.verdict import numbers
 from headstart.version import __version__
 
