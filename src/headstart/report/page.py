@@ -125,12 +125,12 @@ def arms_data(facts: Facts) -> list[dict[str, str]]:
 
 def plain(value: Any) -> Any:
     """JSON has no nan: null instead, at any depth; floats keep six digits."""
+    if isinstance(value, float):  # first: nearly all are
+        return float(f"{value:.6g}") if isfinite(value) else None
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
-    if isinstance(value, float):
-        return float(f"{value:.6g}") if isfinite(value) else None
     return value
 
 

@@ -10,12 +10,12 @@ from typing import Any
 from headstart.report import figures
 from headstart.report.cost import Cost, StartCost
 from headstart.report.differences import compared, difference_rows, starts_differ, tuning_rows
-from headstart.report.facts import KINDS, Facts, Row, Stretch, resample_rows
+from headstart.report.facts import Facts, Row, Stretch, resample_rows
 from headstart.report.findings import Findings
 from headstart.report.page import Section
 from headstart.report.paper import SOURCE, sample_figure, table_1
 from headstart.report.tables import (
-    class_table,
+    class_tables,
     cost_lines,
     error_tables,
     fraction_table,
@@ -148,12 +148,7 @@ def cost(facts: Facts, findings: Findings) -> Section:
 
 def classes(facts: Facts, findings: Findings) -> Section:
     """AP of both arms by class and by size of objects."""
-    tables = {kind: class_table(facts, kind) for kind in KINDS}
-    return Section(
-        "classes",
-        "Classes",
-        context={"classes": {kind: rows for kind, rows in tables.items() if rows}, "sizes": size_table(facts)},
-    )
+    return Section("classes", "Classes", context={"classes": class_tables(facts), "sizes": size_table(facts)})
 
 
 def mistakes(facts: Facts, findings: Findings) -> Section:
