@@ -30,6 +30,7 @@ TORCH_FREE = (
     "hardware",
     "verdict",
     "report.build",
+    "report.live",
     "study.spec",
     "study.plan",
     "study.forecast",

@@ -172,7 +172,9 @@ def test_pixels_are_judged_again_as_in_the_rows(pixels):
     records = evaluate_labels(trained, maps)
     assert plain({"semantic": pixel_metrics(records)}) == evaluations(pixels.directory)[-1]["metrics"]
     other = evaluate_labels(load_trained(pixels.directory, {"train.precision": "fp32"}), maps)
-    assert not np.array_equal(other.found, records.num_predicted) and pixel_metrics(other) != pixel_metrics(records)
+    assert not np.array_equal(other.num_predicted, records.num_predicted) and pixel_metrics(other) != pixel_metrics(
+        records
+    )
 
 
 def test_a_label_map_is_predicted_as_it_is_evaluated(pixels):
