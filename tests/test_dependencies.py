@@ -24,7 +24,7 @@ def normal(name):
 def declared():
     """Names of the packages that the program needs, and of those in extras."""
     project = tomllib.loads(PROJECT.read_text(encoding="utf-8"))["project"]
-    needed, extra = project["dependencies"], list(chain(*project["optional-dependencies"].values()))
+    needed, extra = project["dependencies"], chain.from_iterable(project["optional-dependencies"].values())
     return tuple({normal(re.match(r"[\w.-]+", line)[0]) for line in lines} for lines in (needed, extra))
 
 
