@@ -5,8 +5,7 @@ import torch
 
 from headstart.model.detector import build
 from headstart.recipe.load import load_recipe, shipped
-from headstart.recipe.recipe import ClassifyRecipe, Recipe
-from headstart.recipe.segment import SegmentRecipe
+from headstart.recipe.recipe import ClassifyRecipe, Recipe, SegmentRecipe
 from headstart.tasks.classification import build_classifier
 from headstart.tasks.segmentation import build_segmenter
 from tiny import CLASSIFIER, DETECTOR, one_step

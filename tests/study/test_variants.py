@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from headstart.recipe.recipe import flatten
+from headstart.recipe.dotted import flatten
 from headstart.report.tables import schedule_tables
 from headstart.study.folder import read_study_folder
 from headstart.study.forecast import Load, segment_rows

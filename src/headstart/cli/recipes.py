@@ -63,10 +63,14 @@ def explain(
     recipe: Annotated[str, typer.Argument(help="A shipped recipe or a YAML file.")], overrides: Overrides = None
 ) -> None:
     """Every value and where it comes from: base file, recipe, override, or derived."""
+    from headstart.recipe.dotted import flatten
     from headstart.recipe.load import resolve
-    from headstart.recipe.recipe import derived, flatten, to_dict
+    from headstart.recipe.recipe import digest, scaled_rate, to_dict
 
     found, origins = resolve(recipe, [("override", patch_of(overrides))])
     rows = [[key, value, origins.get(key, "model default")] for key, value in flatten(to_dict(found)).items()]
-    rows += [[key, value, "derived"] for key, value in {**derived(found), **costs(found)}.items()]
+    part = found.train
+    rate = f"{scaled_rate(found):g} = {part.rate:g} x {part.batch}/{part.reference_batch}"
+    derived = {"train.rate (actual)": rate, "digest": digest(found), **costs(found)}
+    rows += [[key, value, "derived"] for key, value in derived.items()]
     show(f"{recipe}, resolved", ["field", "value", "from"], rows)

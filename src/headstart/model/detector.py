@@ -18,7 +18,7 @@ from headstart.model.rpn import ProposalLimits, Rpn
 from headstart.model.vgg import build_vgg
 from headstart.ops.compact import pool_slots, used_length
 from headstart.ops.random import fold
-from headstart.recipe.recipe import Classifier, Model, Recipe
+from headstart.recipe.recipe import ClassifyModel, Model, Recipe
 
 MASK_SALT, KEYPOINT_SALT = 3, 4
 WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # of box deltas: the inverse of their spread (R-CNN; Detectron: BBOX_REG_WEIGHTS)
@@ -198,7 +198,7 @@ def without_empty_slots(batch: Batch) -> Batch:
     return replace(batch, **{name: getattr(batch, name)[:, :used] for name in slots})
 
 
-def build_backbone(model: Model | Classifier, in_channels: int) -> Backbone:
+def build_backbone(model: Model | ClassifyModel, in_channels: int) -> Backbone:
     """The backbone of a recipe's model section, for images of `in_channels` channels."""
     chosen = model.backbone
     if chosen.kind == "vgg":

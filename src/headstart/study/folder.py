@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from headstart.recipe.dotted import flatten
 from headstart.recipe.load import read_yaml
-from headstart.recipe.recipe import flatten
 from headstart.study.plan import Cell, Plan, Segment
 from headstart.study.spec import WEIGHTS_FIELD, check_names
 from headstart.training.rows import read_rows

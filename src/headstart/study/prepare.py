@@ -9,8 +9,9 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
+from headstart.recipe.dotted import flatten
 from headstart.recipe.load import Provenance, resolve
-from headstart.recipe.recipe import AnyRecipe, flatten, scaled_rate, schedule_of, to_dict
+from headstart.recipe.recipe import AnyRecipe, scaled_rate, schedule_of, to_dict
 from headstart.recipe.schedule import Schedule, duration, multiple_of
 from headstart.study.forecast import load_key
 from headstart.study.plan import Plan, Segment, expand, schedule_names

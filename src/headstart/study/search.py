@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from headstart.recipe.recipe import flatten
+from headstart.recipe.dotted import flatten
 from headstart.study.folder import StudyFolder
 from headstart.study.spec import Study, parse_study
 from headstart.verdict.numbers import metric_name, score

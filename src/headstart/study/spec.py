@@ -12,8 +12,8 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, StrictInt, model_validator
 
+from headstart.recipe.dotted import flatten
 from headstart.recipe.load import find, read_yaml, validate
-from headstart.recipe.recipe import flatten
 from headstart.recipe.schedule import parse_schedule
 from headstart.study.branches import Branch, branch_of, check_branch, patch_of
 from headstart.study.checks import (

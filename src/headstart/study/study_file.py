@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from headstart.recipe.recipe import flatten
+from headstart.recipe.dotted import flatten
 from headstart.study.checks import check_names
 
 SMALL = "small"  # the one size besides a study as written, and the folder that the segments of all small twins share

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from headstart.ops import processes as distributed
+from headstart.recipe.dotted import flatten, unflatten
 from headstart.recipe.load import validate
-from headstart.recipe.recipe import AnyRecipe, Recipe, flatten, unflatten
+from headstart.recipe.recipe import AnyRecipe, Recipe
 from headstart.study.folder import VARIANTS_FILE
 from headstart.tasks.detection import validation_data
 from headstart.tasks.predict import evaluate, load_trained

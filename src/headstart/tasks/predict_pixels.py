@@ -16,7 +16,7 @@ from headstart.metrics.pixels import PixelRecords
 from headstart.model.semantic_head import Segmenter
 from headstart.ops import processes as distributed
 from headstart.recipe.load import stored_recipe
-from headstart.recipe.segment import SegmentRecipe
+from headstart.recipe.recipe import SegmentRecipe
 from headstart.tasks.draw import colour_of
 from headstart.tasks.segmentation import build_segmenter, convention_of, count_all, eval_pixels
 

@@ -25,7 +25,7 @@ from headstart.model.semantic_head import Segmenter, SemanticHead
 from headstart.ops import processes as distributed
 from headstart.ops.collective import num_processes
 from headstart.ops.random import fold
-from headstart.recipe.segment import SegmentRecipe
+from headstart.recipe.recipe import SegmentRecipe
 from headstart.tasks.task import Judgement, StepFlops, Task, forward_losses
 
 

@@ -268,11 +268,7 @@ def _write_facts(
 ) -> None:
     """Recipe, audit, environment, image ids and segment label, before the first step."""
     directory.mkdir(parents=True, exist_ok=True)
-    origins = "".join(
-        f"# {key}: {origin}\n"
-        for key, origin in (provenance or {}).items()
-        if origin not in ("base.yaml", "base_classify.yaml")
-    )
+    origins = "".join(f"# {key}: {origin}\n" for key, origin in provenance.beyond_base().items()) if provenance else ""
     (directory / "recipe.yaml").write_text(origins + yaml.safe_dump(to_dict(recipe), sort_keys=False))
     (directory / "image_ids.txt").write_text("".join(f"{image_id}\n" for image_id in task.image_ids))
     (directory / "environment.json").write_text(json.dumps(environment(), indent=1))
