@@ -19,7 +19,8 @@ from headstart.study.run import run_study
 from headstart.study.spec import parse_study
 from headstart.training.lineage import Span, run_digest
 from headstart.training.rows import read_rows
-from headstart.training.run import make_task, prepare_branch, train
+from headstart.training.run import make_task, train
+from headstart.training.start import prepare_branch
 from headstart.training.verify import recipe_of, verify
 from headstart.weights import checkpoint
 from tiny import outcome, tiny_recipe, tiny_study, without_clock
@@ -285,7 +286,7 @@ def test_the_digest_of_a_branch_holds_its_recipe_and_its_parent(study):
     run = study / outcome(study)[LATE_NAME][0]
     kept = checkpoint.load(checkpoint.path_of(run, 12))
     recipe, span = recipe_of(kept, run), Span.from_facts(kept["span"], study)
-    assert span.carries and span.parent == checkpoint.path_of(study / outcome(study)[TRUNK][0], 8)
+    assert span.partial_restore and span.parent == checkpoint.path_of(study / outcome(study)[TRUNK][0], 8)
     fingerprint = make_task(recipe).fingerprint
     assert run.name == f"{recipe.name}-{run_digest(recipe, fingerprint, None, span)}"
     other = recipe.model_copy(update={"train": recipe.train.model_copy(update={"weight_decay": 0.5})})

@@ -17,7 +17,7 @@ from headstart.study.prepare import arm_recipe, prepare, pretrain_recipe, refuse
 from headstart.study.spec import read_study
 from headstart.tasks.classification import build_classifier
 from headstart.tasks.segmentation import build_segmenter
-from headstart.training.run import input_spec
+from headstart.training.start import input_spec
 from headstart.weights.audit import audit, fingerprint
 from headstart.weights.files import read_weights
 from headstart.weights.freeze import freeze

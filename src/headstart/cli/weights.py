@@ -39,7 +39,8 @@ def import_weights(
     overrides: Overrides = None,
 ) -> None:
     """Try weights on a recipe: what loads, what is left out, and the initialisation audit."""
-    from headstart.training.run import make_task, prepare_start
+    from headstart.training.run import make_task
+    from headstart.training.start import prepare_start
 
     found, _ = resolved(
         recipe,

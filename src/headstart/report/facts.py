@@ -16,6 +16,7 @@ from headstart.report.spending import Bills
 from headstart.study.cost import Cost
 from headstart.study.folder import TRAIN, Run, StudyFolder, final_row, metric_of
 from headstart.study.plan import Cell
+from headstart.training.rows import training_rows
 
 
 def cell_rows(folder: StudyFolder, bills: Bills) -> list[dict[str, Any]]:
@@ -59,8 +60,8 @@ def cell_rows(folder: StudyFolder, bills: Bills) -> list[dict[str, Any]]:
 
 def last_loss(run: Run) -> float | None:
     """The last logged training loss of a finished segment."""
-    logged = [row["loss"] for row in run.rows if row["kind"] == "train"] if run.end else []
-    return logged[-1] if logged else None
+    logged = training_rows(run.rows) if run.end else []
+    return logged[-1]["loss"] if logged else None
 
 
 def cell_memory(folder: StudyFolder, cell: Cell) -> int | None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from headstart.study.folder import NAN, TRAIN, Run, StudyFolder, metric_of
+from headstart.training.rows import training_rows
 
 AXES = ("steps", "images", "pixels", "seconds")
 # In the order offered to a reader; recalls are in the CSV only.
@@ -83,7 +84,7 @@ def loss_stretches(folder: StudyFolder) -> list[Stretch]:
     """The training loss of all cells, thinned to what a screen can show."""
 
     def rows(run: Run) -> list[dict[str, Any]]:
-        logged = [row for row in run.rows if row["kind"] == "train"]
+        logged = training_rows(run.rows)
         return logged[:: max(1, len(logged) // MOST_LOSS_POINTS)]
 
     return _stretches(folder, rows, {"loss": lambda row: NAN if row.get("loss") is None else row["loss"]})

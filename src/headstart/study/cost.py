@@ -13,8 +13,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from headstart.study.plan import lineage_name
-
-SECONDS = ("train", "eval", "other")
+from headstart.training.rows import COUNTERS, WORK, Row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,24 +69,23 @@ class CellCost:
         return self.as_spent.plus(self.pretraining_spent)
 
 
-def counters(rows: Iterable[Mapping[str, Any]], *, since: Cost | None = None) -> Cost:
+def counters(rows: Iterable[Row], *, since: Cost | None = None) -> Cost:
     """Cumulative counters at the last of a run's rows that has each; rows without counters are passed over.
 
     A run that has written none yet is where it began, at `since`, the counters of what it continues. The operations are
     those of training, gradients included; nan where rows count images but no operations.
     """
-    names = ("images", "instances", "pixels", "flops")
-    last = {name: getattr(since or Cost(), name) for name in names}
+    last = {name: getattr(since or Cost(), name) for name in COUNTERS}
     for row in rows:
         if "images" in row:
-            last |= {"flops": float("nan")} | {name: row[name] for name in names if name in row}
-        last |= {f"seconds_{kind}": value for kind, value in row.get("seconds", {}).items() if kind in SECONDS}
+            last |= {"flops": float("nan")} | {name: row[name] for name in COUNTERS if name in row}
+        last |= {f"seconds_{kind}": value for kind, value in row.get("seconds", {}).items() if kind in WORK}
     return Cost(**last)
 
 
 def segment_costs(
     segments: Sequence[Mapping[str, Any]],
-    rows: Mapping[str, Sequence[Mapping[str, Any]]],
+    rows: Mapping[str, Sequence[Row]],
 ) -> dict[str, Cost]:
     """What each segment itself added, by name: its counters less its parent's, which it continues.
 
@@ -178,5 +176,5 @@ def _added(name: str, reached: Cost, before: Cost) -> Cost:
                 f"segment {name}: {counter} end at {getattr(reached, counter):g}, expected at least the "
                 f"{getattr(before, counter):g} of the segment it continues"
             )
-    seconds = {f"seconds_{kind}": max(0.0, getattr(added, f"seconds_{kind}")) for kind in SECONDS}
+    seconds = {f"seconds_{kind}": max(0.0, getattr(added, f"seconds_{kind}")) for kind in WORK}
     return Cost(images=added.images, instances=added.instances, pixels=added.pixels, flops=added.flops, **seconds)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,7 @@ from headstart.recipe.dotted import flatten
 from headstart.recipe.load import read_yaml
 from headstart.study.plan import Cell, Plan, Segment
 from headstart.study.spec import WEIGHTS_FIELD, check_names
-from headstart.training.rows import read_rows
+from headstart.training.rows import Row, end_row, evaluations, read_rows
 from headstart.verdict.numbers import TRAIN
 from headstart.verdict.verdict import Rule
 
@@ -33,23 +33,23 @@ class Run:
 
     segment: Segment
     directory: Path | None
-    rows: tuple[dict[str, Any], ...]
-    variants: dict[str, dict[str, Any]] = field(default_factory=dict)  # the evaluation at the end, by variant
+    rows: tuple[Row, ...]
+    variants: dict[str, Row] = field(default_factory=dict)  # the evaluation at the end, by variant
 
     @property
-    def end(self) -> dict[str, Any] | None:
-        """The row that says that the segment reached its last step, with checkpoint and hash; None before that."""
-        return next((r for r in reversed(self.rows) if r["kind"] == "end" and r["step"] == self.segment.stop), None)
+    def end(self) -> Row | None:
+        """The row of the segment's last step, with checkpoint and hash; None before that."""
+        return end_row(self.rows, self.segment.stop)
 
     @cached_property
-    def evaluations(self) -> list[dict[str, Any]]:
+    def evaluations(self) -> list[Row]:
         """Rows of evaluations on the validation images, in order of steps."""
-        return _evaluations(self.rows, "val")
+        return evaluations(self.rows)
 
     @cached_property
-    def train_evaluations(self) -> list[dict[str, Any]]:
+    def train_evaluations(self) -> list[Row]:
         """Rows of evaluations on training images, in order of steps; none where a recipe does not ask for them."""
-        return _evaluations(self.rows, "train")
+        return evaluations(self.rows, "train")
 
     def place(self, folder: Path) -> str | None:
         """The directory as seen from the study's folder; None for one that has not begun."""
@@ -266,10 +266,6 @@ def final_row(run: Run, variant: str = "") -> dict[str, Any] | None:
         return run.variants.get(variant)
     rows = run.train_evaluations if variant else run.evaluations
     return next((row for row in reversed(rows) if row["step"] == run.segment.stop), None)
-
-
-def _evaluations(rows: Iterable[dict[str, Any]], split: str) -> list[dict[str, Any]]:
-    return [row for row in rows if row["kind"] == "eval" and row.get("split", "val") == split]
 
 
 def _read_json(path: Path) -> Any:

@@ -195,9 +195,9 @@ def segment_run(prepared: Prepared, segment: Segment, done: dict[str, RunResult]
             else prepared.schedules[segment.arm][segment.schedule]
         )
     parent = done[segment.parent].checkpoint if segment.parent else None
-    carries = segment.kind == "tail" and study.branch_of(segment.arm) is not None
+    partial = segment.kind == "tail" and study.branch_of(segment.arm) is not None
     marks = _marks(recipe, prepared, segment) if segment.kind == "trunk" else ()
-    return recipe, origins, Span(schedule, segment.stop, parent, segment.kind == "trunk", carries, marks)
+    return recipe, origins, Span(schedule, segment.stop, parent, segment.kind == "trunk", partial, marks)
 
 
 def find_segments(

@@ -19,7 +19,8 @@ from headstart.study.variants import variants_worth
 from headstart.study.workers import worker_pool
 from headstart.tasks.task import Task, parameter_groups
 from headstart.training import memory
-from headstart.training.run import make_task, settings_of
+from headstart.training.run import make_task
+from headstart.training.start import settings_of
 
 WARM_UP, TIMED = 2, 10  # steps; the first two pay for caches and memory
 EVALUATED = 128  # images at most

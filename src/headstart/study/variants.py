@@ -18,7 +18,7 @@ from headstart.recipe.recipe import AnyRecipe, Recipe
 from headstart.study.folder import VARIANTS_FILE
 from headstart.tasks.detection import validation_data
 from headstart.tasks.predict import evaluate, load_trained
-from headstart.training.rows import line_of, read_rows
+from headstart.training.rows import Row, line_of, read_rows
 
 Variants = Mapping[str, Mapping[str, Any]]
 
@@ -72,21 +72,21 @@ def evaluate_variants(variants: Variants, directory: Path, checkpoint: Path) -> 
         since = time.perf_counter()
         trained = load_trained(checkpoint, patch)
         result, _ = evaluate(trained, validation_data(trained.recipe))
-        row = {
-            "kind": "eval",
-            "variant": name,
-            "patch": patch,
-            "step": trained.step,
-            "split": "val",
-            "metrics": result.metrics,
-            "per_class": result.per_class,
-            "seconds": {"eval": round(time.perf_counter() - since, 3)},
-        }
+        row = Row(
+            kind="eval",
+            variant=name,
+            patch=patch,
+            step=trained.step,
+            split="val",
+            metrics=result.metrics,
+            per_class=result.per_class,
+            seconds={"eval": round(time.perf_counter() - since, 3)},
+        )
         if distributed.is_writer():
             _add(directory / VARIANTS_FILE, row)
 
 
-def _add(path: Path, row: dict[str, Any]) -> None:
+def _add(path: Path, row: Row) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(map(line_of, [*read_rows(path), row])))
     os.replace(temporary, path)
