@@ -5,9 +5,10 @@ import dataclasses
 import pytest
 
 from headstart.study.cost import Cost, cell_costs, counters, segment_costs
-from headstart.study.plan import expand, make_schedules, schedule_names
+from headstart.study.plan import expand, schedule_names
 from headstart.study.public_weights import PUBLIC_WEIGHTS, sample_figure
 from headstart.study.spec import parse_study
+from schedules import make_schedules
 
 STUDY = {
     "name": "s",

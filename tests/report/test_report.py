@@ -18,14 +18,14 @@ import yaml
 from headstart.metrics.records import Records, ap_from_records
 from headstart.report import build as report
 from headstart.report import image_noise
-from headstart.report.build import build_report, is_current
+from headstart.report.build import build_report
 from headstart.report.figures import write_figures
 from headstart.report.mistakes import TYPES, mistake_tables
 from headstart.report.page import MOST_BYTES, script_json
 from headstart.report.paper import TABLE_1
 from headstart.report.pictures import MIN_SCORE, make_samples
 from headstart.report.series import evaluation_stretches, loss_stretches
-from headstart.study.folder import metric_of, read_study_folder
+from headstart.study.folder import is_current, metric_of, read_study_folder
 from headstart.verdict.verdict import judge
 from headstart.verdict.words import sentence
 from study_folder import CLASSES, FILE_NAME, box_ap, build_study, hash_of

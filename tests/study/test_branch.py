@@ -13,8 +13,8 @@ from headstart.report.build import build_report
 from headstart.report.spending import cell_bills, segment_bills
 from headstart.study.folder import read_study_folder
 from headstart.study.forecast import Load, cell_rows
-from headstart.study.plan import expand, make_schedules, schedule_names
-from headstart.study.prepare import arm_recipe, difference_sheet, prepare, refuse_undeclared
+from headstart.study.plan import expand, schedule_names
+from headstart.study.prepare import prepare, refuse_undeclared
 from headstart.study.run import run_study
 from headstart.study.spec import parse_study
 from headstart.training.lineage import Span, run_digest
@@ -23,6 +23,7 @@ from headstart.training.run import make_task, train
 from headstart.training.start import prepare_branch
 from headstart.training.verify import recipe_of, verify
 from headstart.weights import checkpoint
+from schedules import make_schedules
 from tiny import outcome, tiny_recipe, tiny_study, without_clock
 
 COCO = {"base": 90_000, "base_rate": 0.02, "warmup": 500, "warmup_from": 1 / 3}
@@ -332,10 +333,10 @@ def test_the_report_of_a_branch_says_what_it_took_over(study):
 def test_the_difference_sheet_says_that_an_arm_is_a_branch(data_root):
     prepared = prepare(parse_study(branched(data_root), source="tiny"))
     refuse_undeclared(prepared)
-    rows = {row["field"]: row["values"] for row in difference_sheet(prepared)}
+    rows = {row["field"]: row["values"] for row in prepared.differences}
     assert rows["branch_of"] == {"scratch": None, "late": "scratch, until the last 4 steps"}
     assert set(rows) == {"branch_of", *CHANGES}
-    assert arm_recipe(prepared.study, "late", {})[0].model.cascade.enabled
+    assert prepared.recipes["late"][0].model.cascade.enabled
 
 
 def test_last_may_be_given_in_bases(data_root):

@@ -9,7 +9,7 @@ import re
 import pytest
 
 from headstart.recipe.schedule import Schedule
-from headstart.study.prepare import arm_recipe, difference_sheet, prepare, refuse_undeclared
+from headstart.study.prepare import prepare, refuse_undeclared, segment_recipe
 from headstart.study.run import lock, run_study
 from headstart.study.spec import parse_study
 from headstart.training.rows import read_rows
@@ -73,7 +73,7 @@ def test_a_cell_of_the_study_equals_a_straight_run(study, data_root, tmp_path):
 
 def test_a_second_call_reuses_everything_and_builds_no_model(study, data_root, monkeypatch):
     before = {path: path.stat().st_mtime_ns for path in study.rglob("*") if path.is_file() and path.name != "lock"}
-    monkeypatch.setattr("headstart.study.prepare.train", None)
+    monkeypatch.setattr("headstart.study.run.train", None)
     told = []
     again = run_study(
         prepared_study(data_root), study.parent, progress=lambda *step: told.append(step), finished=told.append
@@ -209,7 +209,7 @@ def test_a_killed_holder_holds_nothing(study):
 
 
 def test_the_difference_sheet_lists_what_arms_declare(data_root):
-    rows = {row["field"]: row for row in difference_sheet(prepared_study(data_root))}
+    rows = {row["field"]: row for row in prepared_study(data_root).differences}
     assert set(rows) == {"start.kind", "start.weights"}
     assert all(row["declared"] for row in rows.values())
     assert rows["start.kind"]["values"] == {"scratch": "random", "pretrained": "backbone"}
@@ -219,16 +219,17 @@ def test_the_difference_sheet_lists_an_undeclared_difference(data_root, monkeypa
     """A difference that no arm declares cannot be written down; here it slips in while recipes are resolved."""
     from headstart.study import prepare as run
 
-    prepared, honest = prepared_study(data_root), run.arm_recipe
+    honest = run.arm_recipe
 
-    def slipped(study, arm, overrides, *rest):
-        recipe, origins = honest(study, arm, overrides, *rest)
+    def slipped(study, arm, overrides):
+        recipe, origins = honest(study, arm, overrides)
         if arm == "scratch":
             recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"rate": 0.5})})
         return recipe, origins
 
     monkeypatch.setattr(run, "arm_recipe", slipped)
-    rows = {row["field"]: row for row in difference_sheet(prepared)}
+    prepared = prepared_study(data_root)
+    rows = {row["field"]: row for row in prepared.differences}
     assert rows["train.rate"] == {
         "field": "train.rate", "values": {"scratch": 0.5, "pretrained": 0.01}, "declared": False,
     }  # fmt: skip
@@ -240,10 +241,9 @@ def test_arms_may_differ_in_their_seeds_alone(data_root):
     """A/A: the arm's seed is added to the study's, and the sheet has nothing else."""
     prepared = prepared_study(data_root, arms={"one": {}, "other": {"seed": 1000}}, pretrain={}, seeds=2)
     refuse_undeclared(prepared)
-    assert difference_sheet(prepared) == [{"field": "seed", "values": {"one": 0, "other": 1000}, "declared": True}]
+    assert prepared.differences == [{"field": "seed", "values": {"one": 0, "other": 1000}, "declared": True}]
     seeds = {
-        (segment.arm, segment.seed): arm_recipe(prepared.study, segment.arm, {}, segment)[0].seed
-        for segment in prepared.plan.segments
+        (segment.arm, segment.seed): segment_recipe(prepared, segment)[0].seed for segment in prepared.plan.segments
     }
     assert seeds == {("one", 0): 0, ("one", 1): 1, ("other", 0): 1000, ("other", 1): 1001}
 
@@ -266,7 +266,7 @@ def test_an_arm_that_declares_another_rate_says_so(data_root):
     arms["scratch"]["train.rate"] = 0.02
     prepared = prepared_study(data_root, arms=arms)
     refuse_undeclared(prepared)
-    assert {row["field"] for row in difference_sheet(prepared)} == {"start.kind", "start.weights", "train.rate"}
+    assert {row["field"] for row in prepared.differences} == {"start.kind", "start.weights", "train.rate"}
     assert prepared.schedules["scratch"]["2x"].base_rate == 2 * prepared.schedules["pretrained"]["2x"].base_rate
 
 

@@ -23,7 +23,7 @@ from headstart.report.pictures import make_samples
 from headstart.report.series import evaluation_stretches, loss_stretches
 from headstart.report.spending import Bills, cell_bills, mean_cost, segment_bills, start_costs
 from headstart.report.tables import schedule_tables
-from headstart.study.folder import VARIANTS_FILE, StudyFolder, read_study_folder
+from headstart.study.folder import StudyFolder, read_study_folder
 from headstart.verdict.words import sentence
 
 
@@ -67,18 +67,6 @@ def build_report(study_dir: str | Path) -> Path:
     )
     assert len(page.encode()) <= MOST_BYTES, f"the page has {len(page.encode()):,} bytes"
     return _replace(folder.path / "report.html", page)
-
-
-def is_current(study_dir: str | Path) -> bool:
-    """Whether a study's report is younger than all that it was made from."""
-    directory = Path(study_dir)
-    page, plan = directory / "report.html", directory / "plan.json"
-    if not page.exists() or not plan.exists():
-        return False
-    runs = [entry["directory"] for entry in json.loads(plan.read_text())["segments"] if entry["directory"]]
-    rows = [directory / run / name for run in runs for name in ("rows.jsonl", VARIANTS_FILE)]
-    sources = (plan, directory / "study.yaml", *(path for path in rows if path.exists()))
-    return all(page.stat().st_mtime_ns >= source.stat().st_mtime_ns for source in sources)
 
 
 def _cost_bars(folder: StudyFolder, bills: Bills) -> list[tuple]:

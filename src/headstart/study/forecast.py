@@ -140,9 +140,7 @@ def time_to_finish(plan: Plan, seconds: Mapping[str, float], jobs: int) -> float
     assert jobs >= 1
     waiting, ends, running, now = list(plan.segments), {}, [], 0.0
     while waiting or running:
-        ready = [
-            s for s in waiting if all(ends.get(need, now + 1) <= now for need in (s.parent, s.weights_from) if need)
-        ]
+        ready = [s for s in waiting if all(ends.get(need, now + 1) <= now for need in s.needs)]
         for segment in ready[: jobs - len(running)]:
             waiting.remove(segment)
             ends[segment.name] = now + seconds[segment.name]
@@ -150,3 +148,16 @@ def time_to_finish(plan: Plan, seconds: Mapping[str, float], jobs: int) -> float
         now = min(ends[name] for name in running)
         running = [name for name in running if ends[name] > now]
     return now
+
+
+class WorkDone:
+    """Share of a study's expected seconds that is done, in percent."""
+
+    def __init__(self, seconds: Mapping[str, float]):
+        self.seconds, self.shares = dict(seconds), dict.fromkeys(seconds, 0.0)
+
+    def update(self, segment: str, share: float) -> float:
+        """Percent of the whole study, now that `share` (0..1) of a segment is done."""
+        self.shares[segment] = share
+        done = sum(self.seconds[name] * part for name, part in self.shares.items())
+        return round(100 * done / sum(self.seconds.values()), 1)
