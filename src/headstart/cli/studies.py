@@ -23,16 +23,17 @@ def prepared_study(name: str, overrides: list[str] | None) -> Any:
     return Study.read(name, patch_of(overrides)).prepared
 
 
-def read(name: str, overrides: list[str] | None, out: Path | None = None) -> Any:
+def prepared_or_account(name: str, overrides: list[str] | None, out: Path | None = None) -> Any:
     """A study with its plan; None for one that only counts samples: these are printed, and written below `out`."""
+    from headstart.report.account import COUNTED, account
     from headstart.report.facts import write_csv
-    from headstart.study.prepare import COUNTED, account, prepare
+    from headstart.study.prepare import arm_recipe, prepare
     from headstart.study.spec import define_study
 
     study, patch = define_study(name, patch_of(overrides))
     if study.account is None:
         return prepare(study, patch)
-    rows = account(study, patch)
+    rows = account(study, {arm: arm_recipe(study, arm, patch)[0] for arm in study.arms})
     if out is not None:
         (out / study.name).mkdir(parents=True, exist_ok=True)
         write_csv(out / study.name / "account.csv", rows)
@@ -64,7 +65,7 @@ def plan(study: Name, overrides: Overrides = None, jobs: Jobs = None) -> None:
     """
     from headstart.study.run import default_jobs
 
-    prepared = read(study, overrides)
+    prepared = prepared_or_account(study, overrides)
     if prepared is not None:
         show_plan(prepared, jobs or default_jobs(prepared))
 
@@ -127,7 +128,7 @@ def run(
     from headstart.study.ray import cluster_of
 
     cluster = cluster_of(executor, jobs, {"cpus": cpus, "gpus": gpus, "retries": retries})
-    prepared = read(study, overrides, out)
+    prepared = prepared_or_account(study, overrides, out)
     if prepared is None:
         return
     refuse_undeclared(prepared)

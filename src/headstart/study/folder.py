@@ -100,7 +100,7 @@ def read_plan(directory: Path) -> dict[str, Any]:
 
 
 def is_finished(directory: Path, plan: Plan) -> bool:
-    """Whether plan.json says that every segment of a plan has been run."""
+    """True if every segment of a plan has been run, by plan.json."""
     if not (directory / PLAN_FILE).exists():
         return False
     known = {entry["name"] for entry in read_plan(directory)["segments"] if entry.get("finished")}
@@ -108,7 +108,7 @@ def is_finished(directory: Path, plan: Plan) -> bool:
 
 
 def is_current(directory: Path, page: str = "report.html") -> bool:
-    """Whether a page in a study's folder is younger than everything it was made from."""
+    """True if a page in a study's folder is younger than everything it was made from."""
     made = directory / page
     if not made.exists() or not (directory / PLAN_FILE).exists():
         return False

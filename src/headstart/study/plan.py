@@ -1,6 +1,6 @@
-"""From a study to what is actually run: cells, and segments with shared trunks, in the order to run them.
+"""Plans of studies: cells, and segments with shared trunks, in the order in which they run.
 
-While the rate is constant the length of a schedule changes nothing, so the schedules of one arm, fraction and seed
+While the learning rate is constant the length of a schedule changes nothing, so the schedules of one arm, fraction and seed
 share one trunk up to the first drop of each. A cell is then the trunk up to there plus its own tail, bit for bit the
 same as a run of its own. An arm that is a branch of another leaves that one's trunk and ends in tails of its own. Pure:
 no files, no model.
@@ -225,7 +225,7 @@ def _order(segment: Segment) -> tuple[int, bool, int]:
 def _cuts(
     study: StudySpec, fraction: float, chosen: Mapping[str, Mapping[str, Schedule]], branch_steps: Mapping[str, int]
 ) -> dict[str, dict[str, int]]:
-    """Where each schedule of each arm leaves the trunk: its first drop, or where the branch begins."""
+    """Steps at which each schedule of each arm leaves the trunk: its first drop, or the beginning of the branch."""
     branches = {arm: branch.parent for arm in study.arms if (branch := study.branch_of(arm))}
     check_names(branches, branch_steps, "arms: steps of the branch")
     cuts = {

@@ -1,4 +1,4 @@
-"""A study prepared to run: recipes resolved once, schedules, plan, difference sheet; or its account of samples."""
+"""A study prepared to run: its recipes resolved once, schedules, plan, and the difference sheet."""
 
 import json
 from collections.abc import Mapping
@@ -13,10 +13,9 @@ from headstart.recipe.load import Provenance, resolve
 from headstart.recipe.recipe import AnyRecipe, scaled_rate, schedule_of, to_dict
 from headstart.recipe.schedule import Schedule, duration, multiple_of
 from headstart.study.checks import Tuning
-from headstart.study.cost import Cost, seen
 from headstart.study.forecast import load_key
 from headstart.study.plan import Plan, Segment, expand, schedule_names
-from headstart.study.public_weights import PUBLIC_WEIGHTS, check_public
+from headstart.study.public_weights import check_public
 from headstart.study.spec import PRETRAIN_PREFIX, StudySpec
 from headstart.study.variants import check_variants
 from headstart.training.lineage import RunResult, Span, num_training_images
@@ -26,7 +25,6 @@ Resolved = tuple[AnyRecipe, Provenance]
 # Overrides about the machine rather than the study: pre-training takes them too.
 MACHINE = ("processes", "train.threads", "train.precision", "train.compile", "data.num_workers")
 MOST_MARKS = 8  # checkpoints that a trunk keeps for schedules planned later: a checkpoint is twice the weights' size
-COUNTED = ("images", "instances", "pixels")  # samples of an account
 
 
 @dataclass(frozen=True)
@@ -176,41 +174,6 @@ def refuse_undeclared(prepared: Prepared) -> None:
                 f"study {prepared.study.name}: the arms differ in {row['field']} ({row['values']}) undeclared; "
                 "expected the same value, or the field in an arm"
             )
-
-
-def account(study: StudySpec, overrides: Patch | None = None) -> list[dict[str, Any]]:
-    """Samples that each arm and schedule would see, by the study's section `account`; no data is read.
-
-    Rows of arm, schedule, steps, and COUNTED (images, instances, pixels): the arm's own, those of its weights'
-    pre-training, and both. ValueError for an arm whose weights have no documented cost.
-    """
-    rows, part = [], study.account
-    assert part is not None
-    for arm in study.arms:
-        recipe, public, weights = (
-            arm_recipe(study, arm, overrides or {})[0],
-            study.public_weights.get(arm),
-            study.weights_of(arm),
-        )
-        if public is None and weights is not None:
-            raise ValueError(
-                f"account: arm {arm!r} starts from {weights!r}, whose cost is not declared; "
-                f"expected public_weights.{arm}"
-            )
-        check_public({arm: public.name} if public else {})
-        before = PUBLIC_WEIGHTS[public.name].cost().times(1 / public.uses) if public else Cost()
-        for name in study.schedules_of(arm, study.fractions[0]):
-            steps = schedule_of(recipe, part.num_images, name).total
-            own = seen(
-                steps * recipe.train.batch,
-                instances_per_image=part.instances_per_image,
-                pixels_per_image=part.pixels_per_image,
-            )
-            row = {"arm": arm, "schedule": name, "steps": steps}
-            row |= {f"{counted}_own": getattr(own, counted) for counted in COUNTED}
-            row |= {f"{counted}_pretraining": getattr(before, counted) for counted in COUNTED}
-            rows.append(row | {counted: getattr(own.plus(before), counted) for counted in COUNTED})
-    return rows
 
 
 def _on_fraction(recipe: AnyRecipe, fraction: float) -> AnyRecipe:

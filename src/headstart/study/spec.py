@@ -49,19 +49,19 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")  # names become parts of
 
 
 class StudySpec(Section):
-    """Arms, schedules, fractions and seeds of one paired comparison, and the rule written before the first run.
+    """A paired comparison: arms, schedules, fractions and seeds, and the rule written before the first run.
 
-    arms are patches on the recipe, by dotted field. An arm with `branch_of: ARM` and `last: DURATION` is that arm until
-    so long before the end of each schedule, and has its own patch on top of that arm's from there. schedules are names
-    such as "2x", the same for all arms or a list an arm. fractions keep the given order. seeds N means 0..N-1.
+    arms are patches on the recipe, by dotted field. An arm with `branch_of: ARM` and `last: DURATION` continues that
+    arm's trunk for the last DURATION of each schedule, with its own patch on top. schedules are names such as "2x", the
+    same for all arms or a list an arm. fractions keep the given order. seeds N means 0..N-1.
     `share: false` runs every cell from its own start.
-    also_evaluate {variant: patch} judges the end of every schedule once more under each patch; "VARIANT:METRIC" is then
-    a metric. search is what `headstart study search` tries.
-    public_weights says, by arm, what weights made elsewhere have cost; tuning, by arm, what was spent on finding its
-    settings (shown, never judged). `runs` names a folder beside the study's own for its segments: studies that share it
-    share what is equal. `small` replaces whole fields where the study is asked for at size small (`sized`).
-    `paper` puts that table of the paper into the report's schedule table. A study with `account` trains nothing: it
-    counts what its arms would see.
+    also_evaluate {variant: patch} evaluates every final checkpoint again under each patch; "VARIANT:METRIC" is then a
+    metric. search is the grid of `headstart study search`.
+    public_weights gives, by arm, the documented cost of weights made elsewhere; tuning, by arm, the effort spent on its
+    settings (reported, no part of the verdict). `runs` names a folder beside the study's own for its segments: studies
+    with the same folder share equal segments. `small` replaces whole fields at size small (`sized`).
+    `paper` puts that table of the paper into the report's schedule table. A study with `account` trains nothing: the
+    samples that its arms would see are counted.
     Raises ValueError (one line of it through `parse_study`) for anything that could not run or not be decided.
     """
 
@@ -152,7 +152,7 @@ class StudySpec(Section):
         return chosen.get(arm, ())
 
     def branch_of(self, arm: str) -> Branch | None:
-        """Where an arm leaves another one's trunk; None for an arm with a start of its own."""
+        """The branch that an arm is; None for an arm with a start of its own."""
         return branch_of(self.arms, arm)
 
     def patch_of(self, arm: str) -> dict[str, Any]:
@@ -160,7 +160,7 @@ class StudySpec(Section):
         return patch_of(self.arms, arm)
 
     def weights_of(self, arm: str) -> object:
-        """What the study file says of an arm's weights; None where it says nothing."""
+        """The weights of an arm in the study file; None where it gives none."""
         return {**flatten(self.set), **self.patch_of(arm)}.get(WEIGHTS_FIELD)
 
     def pretraining_of(self, arm: str) -> str | None:

@@ -28,7 +28,7 @@ def check_variants(variants: Variants, recipe: AnyRecipe, *, source: str) -> Non
     if variants and not isinstance(recipe, Recipe):
         name = next(iter(variants))
         raise ValueError(
-            f"{source}: also_evaluate.{name}: only detections can be judged in other ways, this study is about "
+            f"{source}: also_evaluate.{name}: only detections can be evaluated in other ways, this study is about "
             f"{recipe.task}; expected no also_evaluate"
         )
     own = flatten(recipe.model_dump(mode="json"))
