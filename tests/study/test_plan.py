@@ -7,7 +7,7 @@ import pytest
 
 from headstart.data.dataset import nested_fraction
 from headstart.recipe.schedule import Schedule, due
-from headstart.study.forecast import Load, cell_rows, makespan, num_evaluations, segment_rows, totals
+from headstart.study.forecast import Load, WorkDone, cell_rows, makespan, num_evaluations, segment_rows, totals
 from headstart.study.plan import Segment, expand, schedule_names
 from headstart.study.spec import StudySpec, parse_study, read_study
 from schedules import make_schedules
@@ -366,3 +366,9 @@ def test_a_rule_may_be_about_a_variant():
         study_of(rule=rule)
     with pytest.raises(ValueError, match=r"rule\.metric 'mask\.APx' is not known, did you mean"):
         study_of(also_evaluate={"tta": {"input.test_short": 64}}, rule={**rule, "metric": "tta:mask.APx"})
+
+
+def test_work_done_is_weighted_by_expected_seconds():
+    work = WorkDone({"a": 10.0, "b": 30.0, "c": 0.0})
+    assert [work.update("a", 0.5), work.update("b", 1.0), work.update("a", 1.0)] == [12.5, 87.5, 100.0]
+    assert work.update("b", 0.5) == 62.5  # a segment that starts again

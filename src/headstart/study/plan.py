@@ -1,9 +1,9 @@
 """Plans of studies: cells, and segments with shared trunks, in the order in which they run.
 
-While the learning rate is constant the length of a schedule changes nothing, so the schedules of one arm, fraction and seed
-share one trunk up to the first drop of each. A cell is then the trunk up to there plus its own tail, bit for bit the
-same as a run of its own. An arm that is a branch of another leaves that one's trunk and ends in tails of its own. Pure:
-no files, no model.
+While the learning rate is constant the length of a schedule changes nothing, so the schedules of one arm, fraction and
+seed share one trunk up to the first drop of each. A cell is then the trunk up to there plus its own tail, bit for bit
+the same as a run of its own. An arm that is a branch of another leaves that one's trunk and ends in tails of its own.
+Pure: no files, no model.
 """
 
 from __future__ import annotations
