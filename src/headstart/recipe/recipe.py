@@ -67,7 +67,7 @@ EVALUATION_FIELDS = ("evaluate.", "input.test_")
 TRAINING_FIELDS = ("evaluate.every", "evaluate.train_images", "evaluate.precise_bn")  # of these, only a run's own
 
 
-class Evaluation(Part):
+class EvaluatePart(Part):
     every: int | str
     batch: Count
     precise_bn: int = Field(ge=0)
@@ -160,7 +160,7 @@ class ClassifyRecipe(AnyRecipe):
     data: ClassifyData
     input: ClassifyInput
     model: ClassifyModel
-    evaluate: Evaluation
+    evaluate: EvaluatePart
 
     @model_validator(mode="after")
     def _features_can_be_kept(self) -> "ClassifyRecipe":
@@ -228,7 +228,7 @@ class SegmentRecipe(AnyRecipe):
     data: SegmentData
     input: SegmentInput
     model: SegmentModel
-    evaluate: Evaluation
+    evaluate: EvaluatePart
 
 
 def to_dict(recipe: AnyRecipe) -> dict[str, Any]:

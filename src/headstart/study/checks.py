@@ -67,7 +67,7 @@ Patch = Annotated[dict[str, Any], BeforeValidator(_none_is_empty)]
 Schedules = Annotated[tuple[str, ...] | dict[str, tuple[str, ...]], BeforeValidator(_schedules)]
 
 
-class Section(BaseModel):
+class StudySection(BaseModel):
     """A frozen section of a study that refuses unknown keys, naming the nearest."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -81,7 +81,7 @@ class Section(BaseModel):
         return data
 
 
-class DataFraction(Section):
+class DataFraction(StudySection):
     """A share of the training images, or their number; its own schedules, if any, replace the study's.
 
     Plans know shares only: `StudySpec.on` turns numbers into shares.
@@ -104,7 +104,7 @@ class DataFraction(Section):
         return f"{self.images:,} images" if self.fraction is None else f"fraction {self.fraction:g}"
 
 
-class Pretraining(Section):
+class Pretraining(StudySection):
     """A pre-training of this study; arms take its weights with `start.weights: pretrain:NAME`.
 
     uses: the number of trainings over which its cost is amortised.
@@ -116,7 +116,7 @@ class Pretraining(Section):
     uses: float = Field(default=1, ge=1)
 
 
-class PublicStart(Section):
+class PublicStart(StudySection):
     """The documented public weights that an arm starts from (a name in weights/public.yaml), and for how many uses."""
 
     section = "public_weights"
@@ -124,7 +124,7 @@ class PublicStart(Section):
     uses: float = Field(default=1, ge=1)
 
 
-class Tuning(Section):
+class Tuning(StudySection):
     """The tuning of an arm before the study: trials, their steps in all, and a note on what was tried."""
 
     section = "tuning"
@@ -133,7 +133,7 @@ class Tuning(Section):
     note: str = ""
 
 
-class Account(Section):
+class Account(StudySection):
     """Samples of an image of the training set, for a study that counts what its arms would see and trains nothing."""
 
     section = "account"
@@ -142,7 +142,7 @@ class Account(Section):
     pixels_per_image: float = Field(gt=0)
 
 
-class Search(Section):
+class Search(StudySection):
     """Values to be tried on one arm, every combination of the grid {field: values}, before the study itself.
 
     All trials have one schedule, amount of data (all, if none is given) and seed; the highest metric wins.

@@ -28,8 +28,8 @@ from headstart.study.checks import (
     PublicStart,
     Schedules,
     Search,
-    Section,
     Seeds,
+    StudySection,
     Tunings,
     branch_of,
     check_branch,
@@ -49,7 +49,7 @@ STUDY_FIELDS = ("seeds", "fractions", "schedules", "name")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")  # names become parts of folder names
 
 
-class StudySpec(Section):
+class StudySpec(StudySection):
     """A paired comparison: arms, schedules, fractions and seeds, and the rule written before the first run.
 
     arms are patches on the recipe, by dotted field. An arm with `branch_of: ARM` and `last: DURATION` continues that
