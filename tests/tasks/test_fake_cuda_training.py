@@ -14,7 +14,8 @@ from headstart.ops import nms
 from headstart.recipe.schedule import Schedule
 from headstart.training import loop
 from headstart.training.precise_bn import holding, live_norms
-from headstart.training.run import make_task, settings_of
+from headstart.training.run import make_task
+from headstart.training.start import settings_of
 from headstart.weights import checkpoint
 from tiny import tiny_classifier, tiny_recipe
 

@@ -17,7 +17,7 @@ from headstart.model.build import build, input_spec
 from headstart.model.semantic_head import Segmenter
 from headstart.ops import processes as distributed
 from headstart.recipe.load import settle, stored_recipe
-from headstart.recipe.segment import SegmentRecipe
+from headstart.recipe.recipe import SegmentRecipe
 from headstart.tasks.draw import colour_of
 from headstart.tasks.segmentation import count_all, eval_pixels
 
