@@ -25,8 +25,8 @@ def prepared_study(name: str, overrides: list[str] | None) -> Any:
 
 def prepared_or_account(name: str, overrides: list[str] | None, out: Path | None = None) -> Any:
     """A study with its plan; None for one that only counts samples: these are printed, and written below `out`."""
-    from headstart.report.account import COUNTED, account
     from headstart.report.facts import write_csv
+    from headstart.report.paper import SAMPLES, account
     from headstart.study.prepare import arm_recipe, prepare
     from headstart.study.spec import define_study
 
@@ -37,11 +37,11 @@ def prepared_or_account(name: str, overrides: list[str] | None, out: Path | None
     if out is not None:
         (out / study.name).mkdir(parents=True, exist_ok=True)
         write_csv(out / study.name / "account.csv", rows)
-    lines = [[r["arm"], r["schedule"], f"{r['steps']:,}", *(f"{r[counted]:.4g}" for counted in COUNTED)] for r in rows]
-    show(f"study {study.name}: seen, pre-training included", ["arm", "schedule", "steps", *COUNTED], lines)
+    lines = [[r["arm"], r["schedule"], f"{r['steps']:,}", *(f"{r[counted]:.4g}" for counted in SAMPLES)] for r in rows]
+    show(f"study {study.name}: seen, pre-training included", ["arm", "schedule", "steps", *SAMPLES], lines)
     first, *others = rows
     for row in others:
-        ratios = ", ".join(f"{row[counted] / first[counted]:.3g} times the {counted}" for counted in COUNTED)
+        ratios = ", ".join(f"{row[counted] / first[counted]:.3g} times the {counted}" for counted in SAMPLES)
         say(f"{row['arm']} {row['schedule']} sees {ratios} of {first['arm']} {first['schedule']}")
     say("nothing is trained: the counts follow from schedules, batch and the documented cost of public weights")
     return None
