@@ -25,12 +25,9 @@ Key = tuple[str, str, float]  # arm, schedule, fraction
 
 AXES = ("images", "pixels", "seconds")  # besides steps
 KINDS = ("box", "mask", "keypoints", "class", "semantic")
+_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "top1", "mIoU", "accuracy")
 # In the order offered to a reader; recalls are in the CSV only.
-CURVE_METRICS = tuple(
-    f"{kind}.{name}"
-    for kind in KINDS
-    for name in ("AP", "AP50", "AP75", "APs", "APm", "APl", "top1", "mIoU", "accuracy")
-) + ("voc.AP", "voc.AP07")
+CURVE_METRICS = (*(f"{kind}.{name}" for kind in KINDS for name in _NAMES), "voc.AP", "voc.AP07")
 # Error types of metrics/errors.py in the order of a reader's interest, with their meaning.
 ERROR_TYPES = {
     "classification": "found, but called another class",

@@ -70,7 +70,7 @@ def run_loop(root, kind, directory, monkeypatch):
     schedule = Schedule(total=STEPS, warmup=1, warmup_from=0.1, base_rate=0.01)
     start = checkpoint.StartPoint("random", None, 0, None)
     with fake_cuda(), Watch() as watch, pytest.raises(RuntimeError) as raised:
-        loop.run(task, schedule, settings, directory, start, stop=STEPS, keep={})
+        loop.run(task, schedule, settings, directory, start, device=CUDA, stop=STEPS, keep={})
     return watch.convolved, len(updates), raised
 
 

@@ -12,7 +12,6 @@ from test_segmentation import recipe_of as segmenter_recipe
 
 from cli_call import call
 from headstart import hardware
-from headstart.data.dataset import subset
 from headstart.data.shapes.write import generate
 from headstart.hardware import Choice, choose_device
 from headstart.metrics.pixels import pixel_metrics
@@ -162,7 +161,7 @@ def test_one_image_is_predicted_as_it_is_evaluated(run):
     trained = load_trained(run.directory, {"evaluate.batch": 1})
     data = validation_data(trained.recipe)
     for index in range(data.num_images):
-        _, whole = evaluate(trained, subset(data, np.array([index])))
+        _, whole = evaluate(trained, data.take(np.array([index])))
         one = predict(trained, data.load_image(index))
         assert len(one.scores) > 0 and sorted(one.scores.tolist()) == sorted(whole.scores.tolist())
 
@@ -174,7 +173,9 @@ def test_pixels_are_judged_again_as_in_the_rows(pixels):
     records = evaluate_labels(trained, maps)
     assert plain({"semantic": pixel_metrics(records)}) == evaluations(pixels.directory)[-1]["metrics"]
     other = evaluate_labels(load_trained(pixels.directory, {"train.precision": "fp32"}), maps)
-    assert not np.array_equal(other.found, records.found) and pixel_metrics(other) != pixel_metrics(records)
+    assert not np.array_equal(other.num_predicted, records.num_predicted) and pixel_metrics(other) != pixel_metrics(
+        records
+    )
 
 
 def test_a_label_map_is_predicted_as_it_is_evaluated(pixels):
@@ -184,7 +185,7 @@ def test_a_label_map_is_predicted_as_it_is_evaluated(pixels):
     for index in range(maps.dataset.num_images):
         found = predict_labels(trained, maps.dataset.load_image(index))
         truth = np.append(maps.class_ids, -1)[np.minimum(maps(index), len(maps.class_ids))]
-        assert (found == truth).sum() == records.hits[index].sum()
+        assert (found == truth).sum() == records.true_positives[index].sum()
 
 
 def test_bf16_runs_are_verified_bit_for_bit(run, pixels):
