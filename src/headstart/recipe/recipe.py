@@ -12,17 +12,14 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from headstart.files import is_file_name
+from headstart.recipe.detection import Data, Evaluate, Input, Model
 from headstart.recipe.dotted import flatten
 from headstart.recipe.fields import (
     Channels,
     Count,
-    Data,
     DataShare,
     DetNetPart,
     Deviations,
-    Evaluate,
-    Input,
-    Model,
     Net,
     Order,
     Part,
