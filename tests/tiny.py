@@ -10,8 +10,8 @@ import yaml
 from headstart.data.shapes.write import generate, generate_classes
 from headstart.recipe.load import load_recipe
 from headstart.recipe.recipe import ClassifyRecipe, Recipe
+from headstart.tasks import make_task
 from headstart.training.rows import read_rows
-from headstart.training.run import make_task
 
 SIDE = 64
 NET = {

@@ -4,18 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
-from headstart.data.images import load_image
 from headstart.report.build import build_report
 from headstart.study.plan import Plan
 from headstart.study.prepare import Prepared, prepare, refuse_undeclared
 from headstart.study.run import run_study
 from headstart.study.spec import Study as Definition
 from headstart.study.spec import read_study
-from headstart.tasks.draw import draw
-from headstart.tasks.predict import ImagePrediction
 
 # Overrides of these change the study, and those of arms.NAME.FIELD and rule.FIELD; all others change its recipes.
 STUDY_FIELDS = ("seeds", "fractions", "schedules", "name")
@@ -72,18 +66,3 @@ class Study:
 
 def _is_of_study(key: str) -> bool:
     return key in STUDY_FIELDS or key.startswith(("arms.", "rule."))
-
-
-def draw_prediction(image: str | Path | np.ndarray, found: ImagePrediction) -> Image.Image:
-    """A picture of an image with what was found on it; a notebook shows it."""
-    pixels = image if isinstance(image, np.ndarray) else load_image(image)
-    return draw(
-        pixels,
-        found.boxes,
-        found.labels,
-        found.category_ids,
-        scores=found.scores.tolist(),
-        masks=found.masks,
-        keypoints=found.keypoints,
-        skeleton=found.skeleton,
-    )

@@ -12,7 +12,7 @@ from headstart.batch import IGNORE_LABEL
 from headstart.data.shapes.write import generate
 from headstart.metrics.pixels import PixelRecords, pixel_metrics
 from headstart.recipe.load import load_recipe
-from headstart.tasks.segmentation import PixelStream, label_maps, training_pixels
+from headstart.tasks.segmentation import label_maps, pixel_stream, training_pixels
 from headstart.training.rows import read_rows
 from headstart.training.run import train
 from headstart.training.verify import verify
@@ -73,8 +73,10 @@ def test_labels_lie_on_the_pixels_in_every_view(scenes, maps):
     recipe = recipe_of(scenes, maps=maps, input__mean=[0.0] * 3, input__std=[1.0] * 3, input__short=[SIDE, 2 * SIDE],
                        input__long=2 * SIDE, train__batch=2)  # fmt: skip
     source = label_maps(training_pixels(recipe), recipe.data.train_labels, recipe)
-    stream = PixelStream(source, recipe)
-    stream.images.kept = {i: np.repeat(10 * source(i)[..., None] + 20, 3, axis=2).astype(np.uint8) for i in range(8)}
+    stream = pixel_stream(source, recipe)
+    stream.stream.images.kept = {
+        i: np.repeat(10 * source(i)[..., None] + 20, 3, axis=2).astype(np.uint8) for i in range(8)
+    }
     sizes = set()
     for batch in stream.batches(0, 8, torch.device("cpu")):
         shown = (batch.images[:, 0] - 20) / 10
@@ -89,9 +91,9 @@ def test_labels_lie_on_the_pixels_in_every_view(scenes, maps):
 def test_a_step_is_the_same_wherever_the_stream_begins_and_with_workers(scenes):
     recipe = recipe_of(scenes)
     source = label_maps(training_pixels(recipe), recipe.data.train_labels, recipe)
-    whole = list(PixelStream(source, recipe).batches(0, 4, torch.device("cpu")))
+    whole = list(pixel_stream(source, recipe).batches(0, 4, torch.device("cpu")))
     other = recipe_of(scenes, data__num_workers=2, data__cache=True)
-    later = list(PixelStream(source, other).batches(2, 4, torch.device("cpu")))
+    later = list(pixel_stream(source, other).batches(2, 4, torch.device("cpu")))
     for one, two in zip(whole[2:], later):
         assert torch.equal(one.images, two.images) and torch.equal(one.labels, two.labels)
     assert not torch.equal(whole[0].labels, whole[1].labels)

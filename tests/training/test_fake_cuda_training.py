@@ -12,9 +12,10 @@ from torch._subclasses.fake_tensor import DataDependentOutputException
 from devices import CUDA, Watch, fake_cuda
 from headstart.ops import nms
 from headstart.recipe.schedule import Schedule
+from headstart.tasks import make_task
 from headstart.training import loop
 from headstart.training.precise_bn import holding, live_norms
-from headstart.training.run import make_task, settings_of
+from headstart.training.run import settings_of
 from headstart.weights import checkpoint
 from tiny import tiny_classifier, tiny_recipe
 

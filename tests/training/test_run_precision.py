@@ -24,13 +24,13 @@ from headstart.study.run import run_study
 from headstart.study.slurm import Job, write_jobs
 from headstart.study.spec import parse_study
 from headstart.study.timing import hardware_lines
+from headstart.tasks import make_task
 from headstart.tasks.detection import validation_data
 from headstart.tasks.predict import evaluate, load_trained, predict
-from headstart.tasks.predict_pixels import evaluate_labels, predict_labels
-from headstart.tasks.segmentation import validation_pixels
+from headstart.tasks.segmentation import evaluate_labels, predict_labels, validation_pixels
 from headstart.training import run as train_run
 from headstart.training.rows import read_rows
-from headstart.training.run import make_task, train
+from headstart.training.run import train
 from headstart.training.verify import verify
 from headstart.weights import checkpoint
 from tiny import SIDE, tiny_classifier, tiny_recipe, tiny_study

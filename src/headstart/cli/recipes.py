@@ -36,18 +36,13 @@ def costs(recipe: AnyRecipe) -> dict[str, str]:
     """Parameters and multiply-adds of a recipe's model, for COCO's or ImageNet's number of classes."""
     import torch
 
-    from headstart.data.buckets import Resize, bucket_of
     from headstart.model.build import build
     from headstart.model.flops import num_parameters, predict_macs
+    from headstart.tasks import TASKS, input_size
 
-    num_channels = len(recipe.input.mean)
+    num_channels, size, num = len(recipe.input.mean), input_size(recipe), TASKS[recipe.task].num_classes
     # Some of timm's constructors compute with values; ours only need shapes.
     with torch.device("cpu" if recipe.model.backbone.kind == "timm" else "meta"):
-        if recipe.task == "classification":
-            size, num = (recipe.input.size,) * 2, 1000
-        else:
-            short, long = recipe.input.test_short, recipe.input.test_long
-            size, num = bucket_of(short, long, Resize(short, long)), 80
         model = build(recipe, num, num_keypoints=17)
     macs = predict_macs(model, *size, num_channels=num_channels)
     return {

@@ -40,7 +40,8 @@ def import_weights(
 ) -> None:
     """Try weights on a recipe: what loads, what is left out, and the initialisation audit."""
     from headstart.recipe.load import settle
-    from headstart.training.run import make_task, prepare_start
+    from headstart.tasks import make_task
+    from headstart.training.run import prepare_start
 
     found, _ = resolved(
         recipe,

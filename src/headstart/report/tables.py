@@ -11,6 +11,7 @@ import numpy as np
 from headstart.report.facts import ERROR_TYPES, KINDS, Facts, Row
 from headstart.report.paper import paper_rows
 from headstart.study.folder import NAN
+from headstart.tasks import METRIC_KINDS
 
 # The metrics of the paper's tables, in its order; a study without boxes has its own first.
 TABLE_METRICS = (
@@ -18,7 +19,6 @@ TABLE_METRICS = (
     *("box.AP50", "box.AP75", "mask.AP50", "mask.AP75", "keypoints.AP50", "keypoints.AP75"),
 )
 SIZES = tuple(f"{kind}.AP{size}" for kind in KINDS[:3] for size in "sml")
-CLASS_METRICS = {"class": "top1", "semantic": "IoU"}  # of kinds whose classes have no AP
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ def cost_lines(facts: Facts) -> list[Row]:
 
 def class_table(facts: Facts, kind: str) -> list[Row]:
     """AP of each class at the headline cell in both arms, the candidate's largest lead first, undefined ones last."""
-    folder, column = facts.folder, CLASS_METRICS.get(kind, "AP")
+    folder, column = facts.folder, METRIC_KINDS[kind].per_class
     if folder.headline_cell is None:
         return []
     cells = {arm: _seeds_at_headline(facts, arm) for arm in (folder.baseline, folder.candidate)}

@@ -17,7 +17,8 @@ from headstart.study.forecast import load_key
 from headstart.study.plan import Plan, Segment, expand, schedule_names
 from headstart.study.spec import PRETRAIN_PREFIX, WEIGHTS_FIELD, Study, Tuning
 from headstart.study.variants import check_variants, evaluate_variants, missing_variants
-from headstart.training.lineage import Finder, RunResult, Span, num_training_images
+from headstart.tasks import num_training_images
+from headstart.training.lineage import Finder, RunResult, Span
 from headstart.training.run import train
 from headstart.weights.public import find_training
 

@@ -19,9 +19,10 @@ from headstart.study.prepare import Prepared, arm_recipe, asked_recipes, pretrai
 from headstart.study.spec import PRETRAIN_PREFIX
 from headstart.study.variants import variants_worth
 from headstart.study.workers import worker_pool
+from headstart.tasks import make_task
 from headstart.tasks.task import Task, parameter_groups
 from headstart.training import memory
-from headstart.training.run import make_task, settings_of
+from headstart.training.run import settings_of
 
 WARM_UP, TIMED = 2, 10  # steps; the first two pay for caches and memory
 EVALUATED = 128  # images at most

@@ -19,9 +19,7 @@ from headstart.ops.processes import num_processes
 from headstart.recipe.load import Provenance, choices_of, settle
 from headstart.recipe.recipe import AnyRecipe, schedule_of, to_dict
 from headstart.recipe.schedule import Schedule, duration
-from headstart.tasks.classification import classification_task
-from headstart.tasks.detection import detection_task
-from headstart.tasks.segmentation import segmentation_task
+from headstart.tasks import make_task
 from headstart.tasks.task import Task
 from headstart.training import loop, memory
 from headstart.training.adopt import adopt, trunk_identity
@@ -35,12 +33,6 @@ from headstart.weights.files import read_weights
 from headstart.weights.freeze import freeze, set_train_mode
 from headstart.weights.load import load_weights
 from headstart.weights.partial_restore import partial_restore
-
-
-def make_task(recipe: AnyRecipe) -> Task:
-    """The task of a recipe of any kind."""
-    makers = {"detection": detection_task, "classification": classification_task, "segmentation": segmentation_task}
-    return makers[recipe.task](recipe)
 
 
 def train(
