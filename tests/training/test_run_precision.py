@@ -8,11 +8,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from test_segmentation import recipe_of as segmenter_recipe
 
 from cli_call import call
 from headstart import hardware
-from headstart.data.dataset import subset
 from headstart.data.shapes.write import generate
 from headstart.hardware import Choice, choose_device
 from headstart.metrics.pixels import pixel_metrics
@@ -33,7 +31,7 @@ from headstart.training.rows import read_rows
 from headstart.training.run import train
 from headstart.training.verify import verify
 from headstart.weights import checkpoint
-from tiny import SIDE, tiny_classifier, tiny_recipe, tiny_study
+from tiny import SIDE, tiny_classifier, tiny_recipe, tiny_segmenter, tiny_study
 
 
 def machine(monkeypatch, *, native):
@@ -63,7 +61,7 @@ def pixels(tmp_path_factory):
     """A finished bf16 run of the tiny segmentation model, stopped where several classes are near ties."""
     root = tmp_path_factory.mktemp("pixels")
     generate(root, 8, 5, 0, SIDE, semantic=True, processes=1)
-    return train(segmenter_recipe(root, train__precision="bf16", train__rate=0.006), root / "runs")
+    return train(tiny_segmenter(root, train__precision="bf16", train__rate=0.006), root / "runs")
 
 
 def test_auto_is_settled_by_the_machine_and_each_value_has_its_own_digest(monkeypatch, data_root):
@@ -161,7 +159,7 @@ def test_one_image_is_predicted_as_it_is_evaluated(run):
     trained = load_trained(run.directory, {"evaluate.batch": 1})
     data = validation_data(trained.recipe)
     for index in range(data.num_images):
-        _, whole = evaluate(trained, subset(data, np.array([index])))
+        _, whole = evaluate(trained, data.take(np.array([index])))
         one = predict(trained, data.load_image(index))
         assert len(one.scores) > 0 and sorted(one.scores.tolist()) == sorted(whole.scores.tolist())
 
