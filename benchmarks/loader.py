@@ -22,7 +22,7 @@ from PIL import Image, ImageFilter
 from step import train_step
 
 from headstart.recipe.load import load_recipe
-from headstart.tasks.detection import detection_task
+from headstart.tasks import detection
 
 SIZE = (640, 480)  # COCO's most frequent
 SHORT = 256
@@ -63,7 +63,7 @@ def make_task(root: Path, short: int, num_workers: int):
     }
     data |= {"data.val_images": str(root), "data.cache": False, "data.num_workers": num_workers, "train.batch": 8}
     sizes = {"input.short": [short], "input.long": 4 * short // 3, "input.test_short": short, "input.test_long": short}
-    return detection_task(load_recipe("base", data | sizes | TWO_FC | {"model.backbone.depth": 18}))
+    return detection.make_task(load_recipe("base", data | sizes | TWO_FC | {"model.backbone.depth": 18}))
 
 
 def images_per_second(root: Path, short: int, steps: int) -> float:

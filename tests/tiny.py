@@ -10,8 +10,8 @@ import yaml
 from headstart.data.shapes.write import generate, generate_classes
 from headstart.recipe.load import load_recipe
 from headstart.recipe.recipe import ClassifyRecipe, Recipe
+from headstart.tasks import make_task
 from headstart.training.rows import read_rows
-from headstart.training.run import make_task
 
 SIDE = 64
 NET = {
@@ -74,6 +74,27 @@ CLASSIFIER = {
     "evaluate.every": "0 steps",
     "checkpoint.every": "2 steps",
 }
+SEGMENTER = {
+    **NET,
+    "name": "tiny-segment",
+    "data.num_workers": 0,
+    "input.short": [48, SIDE],
+    "input.long": SIDE,
+    "input.test_short": 48,
+    "input.test_long": 48,
+    "model.pyramid_channels": 16,
+    "model.semantic.channels": 16,
+    "train.batch": 4,
+    "train.reference_batch": 4,
+    "train.rate": 0.02,
+    "train.warmup": "1 steps",
+    "train.base": "4 steps",
+    "train.threads": 1,
+    "train.log_every": 2,
+    "evaluate.every": "0 steps",
+    "evaluate.batch": 4,
+    "checkpoint.every": "2 steps",
+}
 
 
 def write_data(root: Path) -> Path:
@@ -112,6 +133,20 @@ def tiny_classifier(root: Path, **changes):
     """The tiny classifier's recipe; `changes` as in `tiny_recipe`."""
     patch = {name.replace("__", "."): value for name, value in changes.items()}
     return load_recipe("base_classify", {**CLASSIFIER, **class_paths(root), **patch})
+
+
+def pixel_paths(root: Path, *, maps: bool = True) -> dict[str, str]:
+    """The data fields of a segmentation recipe on `generate(..., semantic=True)`: label maps, or else instances."""
+    names = {split: f"{split}_labels.json" if maps else f"{split}.json" for split in ("train", "val")}
+    found = {f"data.{split}": str(root / name) for split, name in names.items()}
+    found |= {f"data.{split}_images": str(root / split) for split in names}
+    return found | ({f"data.{split}_labels": str(root / f"{split}_labels") for split in names} if maps else {})
+
+
+def tiny_segmenter(root: Path, *, maps: bool = True, **changes):
+    """The tiny segmentation model's recipe; `changes` as in `tiny_recipe`."""
+    patch = {name.replace("__", "."): value for name, value in changes.items()}
+    return load_recipe("base_segment", {**SEGMENTER, **pixel_paths(root, maps=maps), **patch})
 
 
 def tiny_study(root: Path, **changes) -> dict:

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 from headstart.version import __version__
 
 if TYPE_CHECKING:
-    from headstart.api import Study, draw_prediction
+    from headstart.api import Study
     from headstart.data.read import open_dataset
     from headstart.recipe.load import load_recipe
     from headstart.recipe.recipe import ClassifyRecipe, Recipe, SegmentRecipe
-    from headstart.tasks.predict import evaluate, load_trained, predict
-    from headstart.tasks.predict_pixels import evaluate_labels, predict_labels
+    from headstart.tasks.predict import draw_prediction, evaluate, load_trained, predict
+    from headstart.tasks.segmentation import evaluate_labels, predict_labels
     from headstart.training.run import train
 
 _HOMES = {
@@ -29,14 +29,14 @@ _HOMES = {
     "Recipe": "headstart.recipe.recipe",
     "SegmentRecipe": "headstart.recipe.recipe",
     "Study": "headstart.api",
-    "draw_prediction": "headstart.api",
+    "draw_prediction": "headstart.tasks.predict",
     "evaluate": "headstart.tasks.predict",
-    "evaluate_labels": "headstart.tasks.predict_pixels",
+    "evaluate_labels": "headstart.tasks.segmentation",
     "load_recipe": "headstart.recipe.load",
     "load_trained": "headstart.tasks.predict",
     "open_dataset": "headstart.data.read",
     "predict": "headstart.tasks.predict",
-    "predict_labels": "headstart.tasks.predict_pixels",
+    "predict_labels": "headstart.tasks.segmentation",
     "train": "headstart.training.run",
 }
 

@@ -4,17 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
-from headstart.data.images import load_image
 from headstart.report.build import build_report
 from headstart.study.plan import Plan
 from headstart.study.prepare import Prepared, prepare, refuse_undeclared
 from headstart.study.run import run_study
 from headstart.study.spec import define_study
-from headstart.tasks.draw import draw
-from headstart.tasks.predict import ImagePrediction
 
 
 @dataclass(frozen=True)
@@ -57,18 +51,3 @@ class Study:
     def report(self) -> Path:
         """Write the report of what is there so far; returns its path."""
         return build_report(self.directory)
-
-
-def draw_prediction(image: str | Path | np.ndarray, found: ImagePrediction) -> Image.Image:
-    """A picture of an image with what was found on it; a notebook shows it."""
-    pixels = image if isinstance(image, np.ndarray) else load_image(image)
-    return draw(
-        pixels,
-        found.boxes,
-        found.labels,
-        found.category_ids,
-        scores=found.scores.tolist(),
-        masks=found.masks,
-        keypoints=found.keypoints,
-        skeleton=found.skeleton,
-    )

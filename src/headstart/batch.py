@@ -6,6 +6,7 @@ only, never on the content of the images: empty slots are marked by a validity f
 
 from dataclasses import dataclass, fields
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -77,6 +78,24 @@ class PixelBatch:
     def to(self, device: torch.device | str) -> "PixelBatch":
         """This batch on another device."""
         return PixelBatch(self.images.to(device), self.labels.to(device), self.image_ids.to(device))
+
+
+@dataclass(frozen=True)
+class LabelledBatch:
+    """One training batch of the classification task.
+
+    images [B,3,S,S] normalised, or their features [B,W]; labels [B] in 0..C-1; slots [B] the global slot numbers that
+    key all randomness; indices [B] of the images in the data set, on the host.
+    """
+
+    images: Tensor
+    labels: Tensor
+    slots: Tensor
+    indices: np.ndarray
+
+    def to(self, device: torch.device | str) -> "LabelledBatch":
+        """This batch on another device."""
+        return LabelledBatch(self.images.to(device), self.labels.to(device), self.slots.to(device), self.indices)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from headstart.data.buckets import STRIDE, Resize, bucket_of, group_by_bucket
+from headstart.data.order import STRIDE, Resize, bucket_of, group_by_bucket
 
 RNG = np.random.default_rng(0)
 SIZES = [(int(h), int(w)) for h, w in RNG.integers(1, 2000, (400, 2))] + [(1, 3000), (3000, 1), (480, 640), (800, 800)]

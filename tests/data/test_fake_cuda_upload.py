@@ -8,14 +8,13 @@ import torch
 
 from devices import CUDA, HostWaits, Watch, fake_cuda
 from headstart.batch import InputSpec
-from headstart.data import copy_paste
-from headstart.data import stream as loader
-from headstart.data import views as transforms
-from headstart.data.buckets import Resize
-from headstart.data.eval_images import EvalImages
+from headstart.data import paste, train_stream, views
+from headstart.data.crops import crop_images
+from headstart.data.order import Resize
 from headstart.data.read.coco import read
-from headstart.data.stream import Augmentation, TrainStream
-from headstart.data.views import Jitter, crop_images
+from headstart.data.stream import Augmentation, EvalImages
+from headstart.data.train_stream import TrainStream
+from headstart.data.views import Jitter
 from tiny import SIDE
 
 CONVENTION = InputSpec((100.0, 110.0, 120.0), (50.0, 51.0, 52.0), "bgr")
@@ -63,9 +62,9 @@ def test_evaluation_batches_and_their_other_looks_are_made_on_the_device(people)
     images = EvalImages(people, Resize(48, 96), CONVENTION, batch=3, cache=True, num_workers=0)
     for other in ({}, {"resize": Resize(80, 96), "flip": True}):
         for raw in images.decoded():
-            expected = images.show(raw, "cpu", **other)
+            expected = images.make_batch(raw, "cpu", **other)
             with fake_cuda(), Watch():
-                found = images.show(raw, CUDA, **other)
+                found = images.make_batch(raw, CUDA, **other)
             for fake, real in zip(found, expected, strict=True):
                 assert_alike(fake, real)
 
@@ -89,7 +88,7 @@ def left_behind(values, device):
     return torch.from_numpy(values)
 
 
-@pytest.mark.parametrize("module", [transforms, copy_paste, loader], ids=lambda module: module.__name__.split(".")[-1])
+@pytest.mark.parametrize("module", [views, paste, train_stream], ids=lambda module: module.__name__.split(".")[-1])
 @pytest.mark.parametrize(
     ("upload", "error"),
     [(pageable, HostWaits), (waited_for, HostWaits), (left_behind, (RuntimeError, AssertionError))],

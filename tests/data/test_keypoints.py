@@ -8,9 +8,10 @@ import torch
 from PIL import Image
 
 from headstart.batch import InputSpec
-from headstart.data.keypoints import mirror_note, require_keypoints, sigmas_of, with_keypoints
 from headstart.data.read.coco import read
-from headstart.data.stream import Augmentation, TrainStream
+from headstart.data.stream import Augmentation
+from headstart.data.targets import mirror_note, require_keypoints, sigmas_of, with_keypoints
+from headstart.data.train_stream import TrainStream
 
 NAMES = ["nose", "left_eye", "right_eye"]
 PLAIN = InputSpec((0.0,) * 3, (1.0,) * 3, "rgb")

@@ -8,11 +8,12 @@ import torch
 from PIL import Image
 
 from headstart.batch import InputSpec
-from headstart.data.buckets import Resize
 from headstart.data.dataset import Dataset
-from headstart.data.eval_images import EvalImages
+from headstart.data.order import Resize
 from headstart.data.read.coco import read
-from headstart.data.stream import Augmentation, Images, Targets, TrainStream, ahead
+from headstart.data.stream import Augmentation, EvalImages, decode, prefetch
+from headstart.data.targets import Targets
+from headstart.data.train_stream import TrainStream
 from tiny import SIDE
 
 CONVENTION = InputSpec((100.0, 110.0, 120.0), (50.0, 51.0, 52.0), "rgb")
@@ -183,7 +184,7 @@ def test_a_cap_on_objects_is_counted(scenes):
 def test_an_image_of_another_size_than_annotated_is_named(scenes):
     wrong = replace(scenes, heights=scenes.heights + 1)
     with pytest.raises(ValueError, match=r"000000\.jpg: image 1 is 64 x 64 pixels, the annotations say 64 x 65"):
-        Images(wrong, keep=False)(0)
+        decode(wrong, 0)
 
 
 def test_batches_that_do_not_divide_and_sets_without_images_are_refused(scenes):
@@ -194,8 +195,8 @@ def test_batches_that_do_not_divide_and_sets_without_images_are_refused(scenes):
 
 
 @pytest.mark.parametrize("num_workers", [0, 1, 4])
-def test_work_ahead_keeps_the_order_and_hands_on_errors(num_workers):
-    assert list(ahead(lambda item: item * item, range(30), num_workers)) == [item * item for item in range(30)]
+def test_prefetching_keeps_the_order_and_hands_on_errors(num_workers):
+    assert list(prefetch(lambda item: item * item, range(30), num_workers)) == [item * item for item in range(30)]
 
     def fail_at(item):
         if item == 6:
@@ -204,7 +205,7 @@ def test_work_ahead_keeps_the_order_and_hands_on_errors(num_workers):
 
     found = []
     with pytest.raises(ValueError, match="image 6"):
-        for item in ahead(fail_at, range(30), num_workers):
+        for item in prefetch(fail_at, range(30), num_workers):
             found.append(item)
     assert found == list(range(6))
 

@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from torchvision.transforms.v2.functional import normalize
 
 from headstart.batch import InputSpec
+from headstart.data.crops import crop_images
 from headstart.data.order import slot_generator
 from headstart.data.views import (
     View,
-    crop_images,
     draw_view,
     move_boxes,
     move_keypoints,

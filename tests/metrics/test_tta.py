@@ -7,13 +7,14 @@ import pytest
 import torch
 
 from headstart.batch import Detections
-from headstart.data.buckets import Resize
-from headstart.data.eval_images import show
+from headstart.data.order import Resize
 from headstart.data.read.coco import read
+from headstart.data.stream import make_batch
 from headstart.metrics.tta import Tta, TtaView, merge, move, predict, vote
 from headstart.model.box_head import DetectionLimits
 from headstart.model.build import build, input_spec
-from headstart.tasks.detection import eval_images, predict_all
+from headstart.tasks.detection import predict_all
+from headstart.tasks.task import eval_images
 from tiny import SIDE, tiny_recipe
 
 CPU = torch.device("cpu")
@@ -40,7 +41,7 @@ def tta(*shorts, flip=False, long=96):
 def tta_views(pixels, recipe, chosen):
     """The views of `chosen` at images uint8 [h,w,3]."""
     return [
-        TtaView(lambda resize=resize, flip=flip: show(pixels, resize, input_spec(recipe), CPU, flip=flip), flip)
+        TtaView(lambda resize=resize, flip=flip: make_batch(pixels, resize, input_spec(recipe), CPU, flip=flip), flip)
         for resize, flip in chosen.views()
     ]
 

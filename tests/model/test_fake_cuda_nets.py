@@ -10,9 +10,9 @@ from test_semantic_head import segmenter
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor
 
 from devices import CUDA, Watch, fake_cuda
-from headstart.batch import InputSpec, PixelBatch
-from headstart.data.buckets import Resize
-from headstart.data.eval_images import show
+from headstart.batch import InputSpec, LabelledBatch, PixelBatch
+from headstart.data.order import Resize
+from headstart.data.stream import make_batch
 from headstart.metrics.tta import Tta
 from headstart.model.backbones.vgg import build_vgg
 from headstart.model.box_head import _ScaleGradient
@@ -20,8 +20,8 @@ from headstart.model.classifier import Classifier
 from headstart.model.keypoint_head import peaks
 from headstart.ops import nms
 from headstart.ops.roi_align import WeightedGather
-from headstart.tasks.classification import LabelledBatch, class_loss
-from headstart.tasks.detection import look_at
+from headstart.tasks.classification import class_loss
+from headstart.tasks.detection import predict_batch
 from small_detector import small_detector
 from weight_nets import NARROW, resnet
 
@@ -84,8 +84,8 @@ def test_test_time_augmentation_stays_on_the_device(bf16, monkeypatch):
     tta = Tta((Resize(64, 96), Resize(96, 128)), True, 0.9)
     with fake_cuda():
         model.eval().to(CUDA)
-        looks = partial(show, pixels, convention=InputSpec((1.0,) * 3, (2.0,) * 3, "bgr"), device=CUDA)
-        found, sizes = watched(lambda: look_at(model, looks, tta), bf16=bf16)
+        looks = partial(make_batch, pixels, spec=InputSpec((1.0,) * 3, (2.0,) * 3, "bgr"), device=CUDA)
+        found, sizes = watched(lambda: predict_batch(model, looks, tta), bf16=bf16)
     assert (sizes.device, sizes.shape) == (CUDA, (2, 2))
     shapes = {"boxes": (20, 4), "scores": (20,), "labels": (20,), "valid": (20,), "masks": (20, 28, 28)}
     for name, shape in (shapes | {"heat_maps": (20, 3, 16, 16)}).items():

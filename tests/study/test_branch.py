@@ -17,9 +17,10 @@ from headstart.study.plan import expand, schedule_names
 from headstart.study.prepare import prepare, refuse_undeclared
 from headstart.study.run import run_study
 from headstart.study.spec import parse_study
+from headstart.tasks import make_task
 from headstart.training.lineage import Span, run_digest
 from headstart.training.rows import read_rows
-from headstart.training.run import make_task, train
+from headstart.training.run import train
 from headstart.training.start import prepare_branch
 from headstart.training.verify import recipe_of, verify
 from headstart.weights import checkpoint

@@ -8,7 +8,7 @@ from headstart.study.forecast import Load
 from headstart.study.prepare import prepare
 from headstart.study.spec import parse_study
 from headstart.study.timing import kept_loads, measure_apart, measure_loads
-from headstart.training.run import make_task
+from headstart.tasks import make_task
 from tiny import tiny_study
 
 

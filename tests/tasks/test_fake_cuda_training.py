@@ -6,18 +6,17 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from test_segmentation import recipe_of
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
 from devices import CUDA, Watch, fake_cuda
 from headstart.ops import nms
 from headstart.recipe.schedule import Schedule
+from headstart.tasks import make_task
 from headstart.training import loop
 from headstart.training.precise_bn import holding, live_norms
-from headstart.training.run import make_task
 from headstart.training.start import settings_of
 from headstart.weights import checkpoint
-from tiny import tiny_classifier, tiny_recipe
+from tiny import tiny_classifier, tiny_recipe, tiny_segmenter
 
 STEPS = 3
 RECIPES = {
@@ -27,7 +26,7 @@ RECIPES = {
         tiny_classifier, data__cache_features=True, start__freeze="backbone", start__kind="backbone",
         start__weights="none.pth", input__min_area=1.0, input__flip=0.0, model__dropout=0.5,
     ),
-    "segmentation": lambda root, **changes: recipe_of(root / "scenes", maps=False, **changes),
+    "segmentation": lambda root, **changes: tiny_segmenter(root / "scenes", maps=False, **changes),
 }  # fmt: skip
 
 

@@ -11,9 +11,10 @@ from headstart.metrics.errors import TYPES, error_types
 from headstart.metrics.predictions import Predictions
 from headstart.metrics.records import Records
 from headstart.ops.processes import device
+from headstart.tasks import make_task
 from headstart.tasks.detection import training_data, validation_data
 from headstart.training.rows import read_rows
-from headstart.training.run import make_task, train
+from headstart.training.run import train
 from headstart.weights.checkpoint import load
 from tiny import tiny_recipe, without_clock
 

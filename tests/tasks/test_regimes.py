@@ -8,7 +8,7 @@ import torch
 
 from cli_call import call
 from headstart.metrics.predictions import Predictions
-from headstart.tasks.detection import augmentation_of, detection_task, validation_data
+from headstart.tasks.detection import augmentation_of, make_task, validation_data
 from headstart.tasks.predict import evaluate, load_trained, predict
 from headstart.training.rows import read_rows
 from headstart.training.run import train
@@ -33,7 +33,7 @@ def result(data_root, tmp_path_factory):
 def test_a_run_counts_what_its_batches_show(data_root, result):
     """Pixels exactly; of the objects those whose box is in the window, so never fewer than the batch holds."""
     recipe = tiny_recipe(data_root, **REGIME)
-    task = detection_task(recipe)
+    task = make_task(recipe)
     shown, objects = 0, 0
     for batch in task.batches(0, 4, torch.device("cpu")):
         shown += int(batch.sizes.prod(dim=1).sum())

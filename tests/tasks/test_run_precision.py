@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from test_segmentation import recipe_of as segmenter_recipe
 
 from cli_call import call
 from headstart import hardware
@@ -24,16 +23,16 @@ from headstart.study.run import run_study
 from headstart.study.slurm import Job, write_jobs
 from headstart.study.spec import parse_study
 from headstart.study.timing import hardware_lines
+from headstart.tasks import make_task
 from headstart.tasks.detection import validation_data
 from headstart.tasks.predict import evaluate, load_trained, predict
-from headstart.tasks.predict_pixels import evaluate_labels, predict_labels
-from headstart.tasks.segmentation import validation_pixels
+from headstart.tasks.segmentation import evaluate_labels, predict_labels, validation_pixels
 from headstart.training import run as train_run
 from headstart.training.rows import read_rows
-from headstart.training.run import make_task, train
+from headstart.training.run import train
 from headstart.training.verify import verify
 from headstart.weights import checkpoint
-from tiny import SIDE, tiny_classifier, tiny_recipe, tiny_study
+from tiny import SIDE, tiny_classifier, tiny_recipe, tiny_segmenter, tiny_study
 
 
 def machine(monkeypatch, *, native):
@@ -63,7 +62,7 @@ def pixels(tmp_path_factory):
     """A finished bf16 run of the tiny segmentation model, stopped where several classes are near ties."""
     root = tmp_path_factory.mktemp("pixels")
     generate(root, 8, 5, 0, SIDE, semantic=True, processes=1)
-    return train(segmenter_recipe(root, train__precision="bf16", train__rate=0.006), root / "runs")
+    return train(tiny_segmenter(root, train__precision="bf16", train__rate=0.006), root / "runs")
 
 
 def test_auto_is_settled_by_the_machine_and_each_value_has_its_own_digest(monkeypatch, data_root):

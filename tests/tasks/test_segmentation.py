@@ -11,48 +11,11 @@ from cli_call import call
 from headstart.batch import IGNORE_LABEL
 from headstart.data.shapes.write import generate
 from headstart.metrics.pixels import PixelRecords, pixel_metrics
-from headstart.recipe.load import load_recipe
-from headstart.tasks.segmentation import PixelStream, label_maps, training_pixels
+from headstart.tasks.segmentation import label_maps, pixel_stream, training_pixels
 from headstart.training.rows import read_rows
 from headstart.training.run import train
 from headstart.training.verify import verify
-from tiny import NET, SIDE, write_study
-
-SEGMENTER = {
-    **NET,
-    "name": "tiny-segment",
-    "data.num_workers": 0,
-    "input.short": [48, SIDE],
-    "input.long": SIDE,
-    "input.test_short": 48,
-    "input.test_long": 48,
-    "model.pyramid_channels": 16,
-    "model.semantic.channels": 16,
-    "train.batch": 4,
-    "train.reference_batch": 4,
-    "train.rate": 0.02,
-    "train.warmup": "1 steps",
-    "train.base": "4 steps",
-    "train.threads": 1,
-    "train.log_every": 2,
-    "evaluate.every": "0 steps",
-    "evaluate.batch": 4,
-    "checkpoint.every": "2 steps",
-}
-
-
-def paths(root, *, maps=True):
-    names = (
-        {"train": "train_labels.json", "val": "val_labels.json"} if maps else {"train": "train.json", "val": "val.json"}
-    )
-    found = {f"data.{split}": str(root / name) for split, name in names.items()}
-    found |= {f"data.{split}_images": str(root / split) for split in names}
-    return found | ({f"data.{split}_labels": str(root / f"{split}_labels") for split in names} if maps else {})
-
-
-def recipe_of(root, *, maps=True, **changes):
-    patch = {name.replace("__", "."): value for name, value in changes.items()}
-    return load_recipe("base_segment", {**SEGMENTER, **paths(root, maps=maps), **patch})
+from tiny import SEGMENTER, SIDE, pixel_paths, tiny_segmenter, write_study
 
 
 @pytest.fixture(scope="module")
@@ -64,17 +27,20 @@ def scenes(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(scenes, tmp_path_factory):
-    return train(recipe_of(scenes), tmp_path_factory.mktemp("runs"))
+    return train(tiny_segmenter(scenes), tmp_path_factory.mktemp("runs"))
 
 
 @pytest.mark.parametrize("maps", [True, False])
 def test_labels_lie_on_the_pixels_in_every_view(scenes, maps):
     """Images whose colours are their labels: after resizing, mirroring each known label finds its own."""
-    recipe = recipe_of(scenes, maps=maps, input__mean=[0.0] * 3, input__std=[1.0] * 3, input__short=[SIDE, 2 * SIDE],
-                       input__long=2 * SIDE, train__batch=2)  # fmt: skip
+    changes = {"input__mean": [0.0] * 3, "input__std": [1.0] * 3, "train__batch": 2}
+    changes |= {"input__short": [SIDE, 2 * SIDE], "input__long": 2 * SIDE}
+    recipe = tiny_segmenter(scenes, maps=maps, **changes)
     source = label_maps(training_pixels(recipe), recipe.data.train_labels, recipe)
-    stream = PixelStream(source, recipe)
-    stream.images.kept = {i: np.repeat(10 * source(i)[..., None] + 20, 3, axis=2).astype(np.uint8) for i in range(8)}
+    stream = pixel_stream(source, recipe)
+    stream.stream.images.kept = {
+        i: np.repeat(10 * source(i)[..., None] + 20, 3, axis=2).astype(np.uint8) for i in range(8)
+    }
     sizes = set()
     for batch in stream.batches(0, 8, torch.device("cpu")):
         shown = (batch.images[:, 0] - 20) / 10
@@ -87,11 +53,11 @@ def test_labels_lie_on_the_pixels_in_every_view(scenes, maps):
 
 
 def test_a_step_is_the_same_wherever_the_stream_begins_and_with_workers(scenes):
-    recipe = recipe_of(scenes)
+    recipe = tiny_segmenter(scenes)
     source = label_maps(training_pixels(recipe), recipe.data.train_labels, recipe)
-    whole = list(PixelStream(source, recipe).batches(0, 4, torch.device("cpu")))
-    other = recipe_of(scenes, data__num_workers=2, data__cache=True)
-    later = list(PixelStream(source, other).batches(2, 4, torch.device("cpu")))
+    whole = list(pixel_stream(source, recipe).batches(0, 4, torch.device("cpu")))
+    other = tiny_segmenter(scenes, data__num_workers=2, data__cache=True)
+    later = list(pixel_stream(source, other).batches(2, 4, torch.device("cpu")))
     for one, two in zip(whole[2:], later):
         assert torch.equal(one.images, two.images) and torch.equal(one.labels, two.labels)
     assert not torch.equal(whole[0].labels, whole[1].labels)
@@ -123,7 +89,7 @@ def test_predicted_label_maps_give_the_same_score(finished, scenes, monkeypatch,
 
 
 def test_instances_train_and_their_labels_are_nearly_the_maps(scenes, tmp_path):
-    result = train(recipe_of(scenes, maps=False, model__semantic__loss_stride=4, train__base="1 steps"), tmp_path)
+    result = train(tiny_segmenter(scenes, maps=False, model__semantic__loss_stride=4, train__base="1 steps"), tmp_path)
     assert result.metrics["semantic"]["accuracy"] > 0
     facts = json.loads((result.directory / "segment.json").read_text())
     assert facts["classes"]["ids"][-1] == 0 and facts["classes"]["names"][-1] == "background"
@@ -137,11 +103,11 @@ def test_scratch_or_pretrained_can_be_asked_of_pixels(scenes, tmp_path):
 
     rule = {"metric": "semantic.mIoU", "baseline": "pretrained", "candidate": "scratch", "margin": 0.05, "level": 0.9}
     rule |= {"test": "t", "min_seeds": 2, "kind": "equivalence"}
-    weights = train(recipe_of(scenes, seed=3), tmp_path / "other").checkpoint
+    weights = train(tiny_segmenter(scenes, seed=3), tmp_path / "other").checkpoint
     study = {
         "name": "pixels",
         "recipe": "base_segment",
-        "set": {**SEGMENTER, **paths(scenes), "train.base": "2 steps", "train.warmup": "0 steps"},
+        "set": {**SEGMENTER, **pixel_paths(scenes), "train.base": "2 steps", "train.warmup": "0 steps"},
         "arms": {
             "scratch": {"start.kind": "random"},
             "pretrained": {"start.kind": "backbone", "start.weights": str(weights)},
@@ -163,7 +129,7 @@ def test_scratch_or_pretrained_can_be_asked_of_pixels(scenes, tmp_path):
 
 
 def test_a_model_of_other_classes_keeps_all_but_the_predictor(finished, scenes, tmp_path):
-    recipe = recipe_of(
+    recipe = tiny_segmenter(
         scenes, maps=False, start__kind="detector", start__weights=str(finished.checkpoint), train__base="1 steps"
     )
     other = json.loads((scenes / "train.json").read_text())

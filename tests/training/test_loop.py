@@ -10,10 +10,11 @@ import torch
 from headstart.hardware import choose_device
 from headstart.recipe.recipe import digest
 from headstart.recipe.schedule import Schedule
+from headstart.tasks import make_task
 from headstart.training import loop
 from headstart.training.lineage import Span
 from headstart.training.rows import read_rows
-from headstart.training.run import make_task, train
+from headstart.training.run import train
 from headstart.training.start import settings_of
 from headstart.training.verify import state_differences
 from headstart.weights import checkpoint

@@ -13,7 +13,7 @@ from headstart.batch import InputSpec
 from headstart.model.backbones.timm_net import TimmNet
 from headstart.model.classifier import Classifier
 from headstart.model.norm import FrozenBatchNorm
-from headstart.training.run import make_task
+from headstart.tasks import make_task
 from headstart.training.start import prepare_start
 from headstart.weights.audit import audit, tensor_digests
 from headstart.weights.freeze import POLICIES, freeze, set_train_mode

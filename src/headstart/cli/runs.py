@@ -1,12 +1,12 @@
 """Verbs that train a recipe and use what came out."""
 
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from headstart.cli.console import Overrides, bar, describe_run, patch_of, resolved, say, show, show_metrics, step_bar
-from headstart.files import json_text, write_whole
 
 Out = Annotated[Path, typer.Option(help="Where run directories go.")]
 
@@ -18,7 +18,7 @@ def train(
 ) -> None:
     """Train a recipe; a finished run is found again, a killed one continues."""
     from headstart.ops import processes as distributed
-    from headstart.training.lineage import num_training_images
+    from headstart.tasks import num_training_images
     from headstart.training.run import train as train_run
 
     found, origins = resolved(recipe, overrides)
@@ -71,26 +71,17 @@ def evaluate(
 
     Overrides such as evaluate.tta.enabled=true, device=cpu, train.precision=fp32.
     """
-    from headstart.data.read import open_dataset
-    from headstart.tasks.detection import training_data, validation_data
-    from headstart.tasks.predict import evaluate as evaluate_trained
+    from headstart.tasks import TASKS
     from headstart.tasks.predict import load_trained
 
     trained = load_trained(checkpoint, patch_of(overrides))
     _say_if_slow(trained.recipe.train.precision, trained.device.type)
-    if trained.recipe.task == "segmentation":
-        _evaluate_pixels(trained, data, images, split, labels, save, per_class)
-        return
-    if labels is not None:
-        raise ValueError(f"--labels: {checkpoint} is a detector, which has no use for label maps; expected none")
-    chosen = {None: validation_data, "train": training_data}.get(data)
-    dataset = chosen(trained.recipe) if chosen else open_dataset(data, images, split)
-    result, predictions = evaluate_trained(trained, dataset)
+    functions = TASKS[trained.recipe.task].trained_functions()
+    result = functions.evaluate_files(trained, data, images, split, labels, save)
     show_metrics(result.metrics)
     if per_class:
         _show_classes(result.per_class)
     if save is not None:
-        predictions.to_json(save)
         say(f"predictions: {save}")
 
 
@@ -114,61 +105,6 @@ def _show_classes(per_class: dict[str, dict[str, dict[str, float]]]) -> None:
         )
 
 
-def _evaluate_pixels(
-    trained: Any,
-    data: str | None,
-    images: Path | None,
-    split: str | None,
-    labels: Path | None,
-    save: Path | None,
-    per_class: bool,
-) -> None:
-    """`evaluate` for a segmentation model; without label maps a given COCO file's instances are the truth."""
-    from headstart.data.read.coco import read
-    from headstart.metrics.pixels import class_ious, pixel_metrics
-    from headstart.tasks.predict_pixels import evaluate_labels
-    from headstart.tasks.segmentation import label_maps, training_pixels, validation_pixels
-
-    if split is not None or save is not None:
-        given = "--split" if split is not None else "--save"
-        raise ValueError(f"{given}: means nothing for a segmentation model; `headstart predict` writes label maps")
-    recipe = trained.recipe
-    if data in (None, "train"):
-        if labels is not None or images is not None:
-            raise ValueError("--images, --labels: given without --data; expected the COCO JSON that they belong to")
-        train = data == "train"
-        maps = (
-            label_maps(training_pixels(recipe), recipe.data.train_labels, recipe)
-            if train
-            else validation_pixels(recipe)
-        )
-    else:
-        maps = label_maps(read(data, images), labels, recipe)
-    maps.check(recipe.data.num_workers)
-    records = evaluate_labels(trained, maps)
-    show_metrics({"semantic": pixel_metrics(records)})
-    if per_class:
-        ious = zip(records.class_names, class_ious(records).tolist())
-        _show_classes({"semantic": {name: {"IoU": iou} for name, iou in ious}})
-
-
-def _predict_pixels(trained: Any, files: list[Path], out: Path) -> None:
-    """`predict` for a segmentation model: a label map and a picture of each image."""
-    from headstart.data.images import load_image
-    from headstart.tasks.predict_pixels import draw_labels, predict_labels, save_labels
-
-    with bar() as progress:
-        task = progress.add_task("predict", total=len(files), note="")
-        for path in files:
-            pixels = load_image(path)
-            ids = predict_labels(trained, pixels)
-            save_labels(ids, out / f"{path.stem}-labels.png")
-            draw_labels(pixels, ids).save(out / f"{path.stem}.png")
-            progress.update(task, advance=1)
-    names = ", ".join(f"{own} {name}" for own, name in zip(trained.class_ids, trained.class_names))
-    say(f"{len(files)} label maps: {out} (values: {names})")
-
-
 def predict(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint or a run directory.")],
     images: Annotated[
@@ -179,64 +115,19 @@ def predict(
     score: Annotated[float, typer.Option(help="Lowest score that is drawn and written.", min=0.0, max=1.0)] = 0.5,
 ) -> None:
     """Draw detections on images, and write them as COCO JSON; label maps (PNG) of a segmentation model."""
-
-    from headstart.data.images import load_image
-    from headstart.tasks.draw import draw
+    from headstart.tasks import TASKS
     from headstart.tasks.predict import image_files, load_trained
-    from headstart.tasks.predict import predict as predict_one
 
     overrides = [text for text in images if "=" in text and not Path(text).exists()]
     files = image_files([text for text in images if text not in overrides])
     trained = load_trained(checkpoint, patch_of(overrides))
     _say_if_slow(trained.recipe.train.precision, trained.device.type)
     out.mkdir(parents=True, exist_ok=True)
-    if trained.recipe.task == "segmentation":
-        _predict_pixels(trained, files, out)
-        return
-    results: list[dict[str, Any]] = []
+    functions = TASKS[trained.recipe.task].trained_functions()
     with bar() as progress:
         task = progress.add_task("predict", total=len(files), note="")
-        for number, path in enumerate(files, start=1):
-            pixels = load_image(path)
-            found = predict_one(trained, pixels, score_threshold=score)
-            picture = draw(
-                pixels,
-                found.boxes,
-                found.labels,
-                found.category_ids,
-                scores=found.scores,
-                masks=found.masks,
-                keypoints=found.keypoints,
-                skeleton=found.skeleton,
-                scale=max(1, 384 // max(pixels.shape[:2])),
-            )
-            picture.save(out / f"{path.stem}.png")
-            for index, (x1, y1, x2, y2) in enumerate(found.boxes.tolist()):
-                mask = (
-                    {}
-                    if found.masks is None
-                    else {
-                        "segmentation": {
-                            "size": list(found.masks[index]["size"]),
-                            "counts": found.masks[index]["counts"].decode(),
-                        }
-                    }
-                )
-                points = {} if found.keypoints is None else {"keypoints": found.keypoints[index].ravel().tolist()}
-                results.append(
-                    {
-                        "image_id": number,
-                        "file_name": str(path),
-                        "category_id": found.category_ids[index],
-                        "bbox": [x1, y1, x2 - x1, y2 - y1],
-                        "score": float(found.scores[index]),
-                        **mask,
-                        **points,
-                    }
-                )
-            progress.update(task, advance=1)
-    write_whole(out / "predictions.json", json_text(results))
-    say(f"{len(files)} images, {len(results)} detections: {out}")
+        summary = functions.predict_files(trained, files, out, score=score, advance=partial(progress.advance, task))
+    say(summary)
 
 
 def export(
@@ -250,12 +141,12 @@ def export(
         typer.Option(help="Image or folder to compare a program on; by default images of the validation set."),
     ] = None,
 ) -> None:
-    """Write a trained model for others, on the CPU and in fp32; a program only if it finds what the model finds."""
+    """Export a trained model, on the CPU in fp32; a program is written only if its detections equal the model's."""
     from headstart.tasks.export import export_program, export_weights, parse_size
 
     if out.suffix in (".pt2", ".onnx"):
         count = export_program(checkpoint, out, size=parse_size(size), images=check or ())
-        say(f"{out}: finds the same {count} detections as one look of the model")
+        say(f"{out}: its {count} detections equal those of the model without test-time augmentation")
         return
     if size or check:
         raise ValueError(f"{out}: --size and --check are for programs (.pt2, .onnx) and have no effect on weights")

@@ -40,7 +40,7 @@ def import_weights(
 ) -> None:
     """Try weights on a recipe: what loads, what is left out, and the initialisation audit."""
     from headstart.recipe.load import settle
-    from headstart.training.run import make_task
+    from headstart.tasks import make_task
     from headstart.training.start import prepare_start
 
     found, _ = resolved(

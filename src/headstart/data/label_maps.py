@@ -1,20 +1,23 @@
-"""A class for each pixel, from PNGs or from annotated instances, and its sampling for a batch.
+"""A class for each pixel, from PNGs or from annotated instances, and its training stream.
 
 Labels are 0..C-1, or IGNORE_LABEL where the class is unknown: ignored in loss and metrics.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
-from headstart.batch import IGNORE_LABEL
+from headstart.batch import IGNORE_LABEL, InputSpec, PixelBatch
 from headstart.data.dataset import NO_SEGMENT, Dataset, data_digest, file_digests
 from headstart.data.masks import annotation_mask
-from headstart.data.views import View
+from headstart.data.order import slot_generator
+from headstart.data.stream import Augmentation, Cache, Raw, Stream
+from headstart.data.views import View, stack_images, to_device
 
 MODES = ("L", "P")  # 8-bit grey and palette; in both the stored number is the id, whatever its colour
 
@@ -157,6 +160,59 @@ def _sources(size: int, side: int, stride: int) -> np.ndarray:
     """
     twice_centre = np.arange(stride, 2 * size, 2 * stride)
     return twice_centre * side // (2 * size)
+
+
+class PixelStream:
+    """Batches of images with the label of each pixel, by step; rank, num_ranks and errors as in `Stream`.
+
+    stride: input pixels a label cell.
+    """
+
+    def __init__(
+        self,
+        maps: LabelMaps,
+        augmentation: Augmentation,
+        spec: InputSpec,
+        *,
+        stride: int,
+        batch: int,
+        seed: int,
+        cache: bool,
+        num_workers: int,
+        rank: int = 0,
+        num_ranks: int = 1,
+    ):
+        self.augmentation, self.spec, self.stride = augmentation, spec, stride
+        self.labels = Cache(maps, keep=cache)
+        groups = augmentation.groups(maps.dataset, smallest=batch)
+        options = {"batch": batch, "seed": seed, "cache": cache, "num_workers": num_workers}
+        self.stream = Stream(maps.dataset, groups, **options, rank=rank, num_ranks=num_ranks)
+
+    def _view(self, slot: int, index: int) -> View:
+        return self.augmentation.view(*self.stream.size(index), slot_generator(self.stream.seed, 3, slot))
+
+    def _raw(self, step: int) -> Raw:
+        indices, slots = self.stream.own(step)
+        images = [self.stream.images(i) for i in indices.tolist()]
+        views = [self._view(slot, i) for slot, i in zip(slots.tolist(), indices.tolist())]
+        labels = [self.labels(i) for i in indices.tolist()]
+        return Raw(images, views, self.stream.bucket(step), indices, slots, labels=labels)
+
+    def counts(self, step: int) -> tuple[int, int]:
+        """Images (each one instance) and pixels before padding of a whole step, all processes together."""
+        indices, slots = self.stream.step(step)
+        views = [self._view(slot, i) for slot, i in zip(slots.tolist(), indices.tolist())]
+        return len(views), sum(view.size[0] * view.size[1] for view in views)
+
+    def batches(self, start: int, stop: int, device: torch.device | str) -> Iterator[PixelBatch]:
+        """Batches of steps start..stop-1, decoded by prefetching threads."""
+        for raw in self.stream.prefetch(self._raw, start, stop):
+            maps = [sample_labels(one, view, raw.bucket, self.stride) for one, view in zip(raw.labels, raw.views)]
+            yield PixelBatch(
+                stack_images(raw.images, raw.views, raw.bucket, self.spec, device),
+                to_device(np.stack(maps), device).long(),
+                to_device(self.stream.dataset.image_ids[raw.indices].astype(np.int64), device),
+            )
 
 
 def _read(path: Path) -> np.ndarray:

@@ -1,20 +1,80 @@
-"""Which image stands in which slot of which step: a pure function of (seed, step, slot).
+"""Order of images: padded sizes (buckets), and the image of each slot as a pure function of (seed, step, slot).
 
-The order does not depend on workers, processes, or the length of the schedule, so that a resumed, branched or
-differently split run sees the same images. I images, B slots a step.
+The order is independent of workers, processes, and the length of the schedule, so that a resumed, branched or
+differently split run sees the same images. B slots a step.
 """
 
 import threading
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
 from headstart.ops.random import fold
 
+STRIDE = 32  # padded sides are multiples of the coarsest backbone stride
+# Pixels between two sizes of the longer side: few enough shapes that compiling a graph for each is affordable, and
+# 10-19 % less work than with one shape (1088/1216/1344 against 1344 at 800 x 1333).
+RUNG = 128
 # Step t takes its bucket at position frac(offset + t * golden) of the line of bucket shares: a low-discrepancy
 # sequence, so that every bucket advances through its epochs at the same pace.
 _GOLDEN = 0.6180339887498949
 _BLOCK = 1 << 14
+
+
+@dataclass(frozen=True)
+class Resize:
+    """Fit an image to `short` pixels on its shorter side, but to no more than `long` on the longer."""
+
+    short: int
+    long: int
+
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        """Size after resizing, in whole pixels, at least 1."""
+        scale = min(self.short / min(height, width), self.long / max(height, width))
+        return max(round(height * scale), 1), max(round(width * scale), 1)
+
+
+def _up(value: float, multiple: int) -> int:
+    return int(-(-value // multiple) * multiple)
+
+
+def bucket_of(height: int, width: int, resize: Resize) -> tuple[int, int]:
+    """Padded (height, width) of an image of this size: the short side, and the longer side rounded up to a rung."""
+    short, long = _up(resize.short, STRIDE), _up(resize.long, STRIDE)
+    new_height, new_width = resize.size(height, width)
+    longest = max(new_height, new_width)
+    rung = long - RUNG * int((long - longest) // RUNG) if longest <= long else long
+    rung = max(rung, short)
+    return (short, rung) if width >= height else (rung, short)
+
+
+def group_by_bucket(
+    heights: np.ndarray, widths: np.ndarray, resize: Resize, *, smallest: int
+) -> dict[tuple[int, int], np.ndarray]:
+    """Image indices by bucket, {(H, W): indices}, where no group is smaller than `smallest` unless there is only one.
+
+    A small group joins the group whose common bucket costs the fewest pixels. Deterministic.
+    """
+    groups: dict[tuple[int, int], list[int]] = {}
+    for index, (height, width) in enumerate(zip(heights.tolist(), widths.tolist())):
+        groups.setdefault(bucket_of(height, width, resize), []).append(index)
+    while len(groups) > 1:
+        small = min(groups, key=lambda bucket: (len(groups[bucket]), bucket))
+        if len(groups[small]) >= smallest:
+            break
+        members = groups.pop(small)
+        host = min(groups, key=lambda bucket: (_joined_cost(bucket, groups[bucket], small, members), bucket))
+        joined = (max(host[0], small[0]), max(host[1], small[1]))
+        members += groups.pop(host)
+        groups[joined] = groups.get(joined, []) + members
+    return {bucket: np.array(sorted(groups[bucket])) for bucket in sorted(groups)}
+
+
+def _joined_cost(host: tuple[int, int], host_members: list[int], small: tuple[int, int], members: list[int]) -> int:
+    """Pixels that joining two groups adds."""
+    area = max(host[0], small[0]) * max(host[1], small[1])
+    return len(host_members) * (area - host[0] * host[1]) + len(members) * (area - small[0] * small[1])
 
 
 class Order:
@@ -35,7 +95,7 @@ class Order:
         self._extending = threading.Lock()  # workers that cross a block's edge together must not shrink the table
 
     def group(self, step: int) -> int:
-        """The group that `step` draws from."""
+        """Group of `step`."""
         self._extend(step)
         return int(self._group_of_step[step])
 
@@ -52,7 +112,7 @@ class Order:
         return out
 
     def _extend(self, step: int) -> None:
-        """Know the group of every step up to `step`, and how many earlier steps drew from the same."""
+        """Extend the tables to `step`: the group of each step, and the number of earlier steps of the same group."""
         if step < len(self._group_of_step):
             return
         with self._extending:
@@ -76,5 +136,5 @@ class Order:
 
 
 def slot_generator(seed: int, *place: int) -> np.random.Generator:
-    """The random numbers of one place (step and slot, or epoch): made afresh from the key, never remembered."""
+    """Random generator of one place (step and slot, or epoch), a function of the key alone."""
     return np.random.Generator(np.random.PCG64(fold(seed, *place)))

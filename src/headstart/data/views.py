@@ -1,6 +1,6 @@
-"""From decoded images to a batch, on the device: resize, flip, normalise, pad.
+"""Decoded images to a batch on the device: resize, crop, flip, normalise, pad; boxes and keypoints move along.
 
-B images, G ground-truth slots, M mask frame side. Masks are in the box frame, so that only boxes move.
+B images, n objects, K keypoints. Masks are in the box frame, so that only boxes move.
 """
 
 from collections.abc import Sequence
@@ -12,16 +12,27 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from headstart.batch import InputSpec
-from headstart.data.buckets import Resize
-from headstart.data.upload import to_device
+from headstart.data.order import Resize
+
+
+def to_device(values: np.ndarray, device: torch.device | str) -> Tensor:
+    """An array as a tensor on a device; on a CPU it shares the array's memory.
+
+    For a GPU the copy is from page-locked memory: from pageable memory it would wait for all queued work (CUDA's
+    rule), and the host could never be a step ahead.
+    """
+    tensor = torch.from_numpy(values)
+    if torch.device(device).type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)
 class View:
-    """How one image is shown: the size (height, width) of what is seen of it, and whether that is mirrored.
+    """Geometry of one image in a batch: its visible size (height, width), and whether it is mirrored.
 
-    The whole image is resized to `whole` (None: to `size`) and seen through a window of `size` with its upper left
-    corner at (top, left) `corner`; mirrored last.
+    The image is resized to `whole` (None: to `size`), cut to the window of `size` with its upper left corner at
+    (top, left) `corner`, then mirrored.
     """
 
     size: tuple[int, int]
@@ -40,10 +51,10 @@ class Jitter:
 
 
 def draw_window(height: int, width: int, jitter: Jitter, flip: float, generator: np.random.Generator) -> View:
-    """A random view under large-scale jitter: ratio, then the place of the window where the image is larger, then flip.
+    """Random view under large-scale jitter: ratio, window position where the image is larger, flip.
 
-    Ratio and fit as in Detectron2 (ResizeScale, FixedSizeCrop); the window's place is drawn for each direction by
-    itself, as in TensorFlow's original (resize_and_crop_image). Always draws four numbers.
+    Ratio and fit as in Detectron2 (ResizeScale, FixedSizeCrop); the window's position is drawn for each direction
+    separately, as in TensorFlow's original (resize_and_crop_image). Always draws four numbers.
     """
     crop = jitter.crop
     scale = generator.uniform(jitter.low, jitter.high) * crop / max(height, width)
@@ -56,7 +67,7 @@ def draw_window(height: int, width: int, jitter: Jitter, flip: float, generator:
 def draw_view(
     height: int, width: int, shorts: Sequence[int], long: int, flip: float, generator: np.random.Generator
 ) -> View:
-    """A random view; always draws the same number of random numbers, so that streams stay aligned."""
+    """Random view of a whole image; always draws two numbers, so that streams stay aligned."""
     short = shorts[int(generator.integers(len(shorts)))]
     return View(Resize(short, long).size(height, width), bool(generator.random() < flip))
 
@@ -65,7 +76,7 @@ def stack_images(
     images: Sequence[np.ndarray],
     views: Sequence[View],
     bucket: tuple[int, int],
-    convention: InputSpec,
+    spec: InputSpec,
     device: torch.device | str,
 ) -> Tensor:
     """Images uint8 [h,w,3] RGB as a float batch [B,3,H,W]: resized (bilinear, antialiased), normalised, zero-padded.
@@ -73,10 +84,10 @@ def stack_images(
     In memory the channels come last, as decoders give them and convolutions take them. Rows of pixels are normalised as
     rows of numbers, because a loop over three channels at a time is slow.
     """
-    channels, (height, width) = len(convention.mean), bucket
+    channels, (height, width) = len(spec.mean), bucket
     batch = torch.zeros((len(images), height, width * channels), device=device)
-    mean = to_device(np.array(convention.mean, dtype=np.float32), device).repeat(width)
-    scale = 1.0 / to_device(np.array(convention.std, dtype=np.float32), device).repeat(width)
+    mean = to_device(np.array(spec.mean, dtype=np.float32), device).repeat(width)
+    scale = 1.0 / to_device(np.array(spec.std, dtype=np.float32), device).repeat(width)
     for rows, image, view in zip(batch, images, views):
         pixels = to_device(image, device)
         whole = view.whole or view.size
@@ -87,7 +98,7 @@ def stack_images(
         if whole != view.size:
             (top, left), (rows_seen, columns_seen) = view.corner, view.size
             pixels = pixels[top : top + rows_seen, left : left + columns_seen]
-        if convention.order == "bgr":
+        if spec.order == "bgr":
             pixels = pixels.flip(2)
         if view.flip:
             pixels = pixels.flip(1)
@@ -133,17 +144,3 @@ def move_keypoints(
         for a, b in left_right:
             moved[:, [a, b]] = moved[:, [b, a]]
     return moved
-
-
-def crop_images(
-    images: Sequence[np.ndarray],
-    crops: Sequence[tuple[int, int, int, int, bool]],
-    size: int,
-    convention: InputSpec,
-    device: torch.device | str,
-) -> Tensor:
-    """Crops (top, left, height, width, flip) of images uint8 [h,w,3], resized to [B,3,size,size] and normalised."""
-    cut = [
-        image[top : top + height, left : left + width] for image, (top, left, height, width, _) in zip(images, crops)
-    ]
-    return stack_images(cut, [View((size, size), crop[4]) for crop in crops], (size, size), convention, device)

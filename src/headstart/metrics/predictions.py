@@ -67,8 +67,8 @@ class Predictions:
     def __len__(self) -> int:
         return len(self.image_ids)
 
-    def to_json(self, path: str | Path) -> None:
-        """Write COCO results, one object a detection, replacing `path` in one step.
+    def rows(self) -> list[dict[str, Any]]:
+        """COCO results: one object a detection.
 
         A box survives the way to [x, y, width, height] and back to within one rounding of x + width.
         """
@@ -83,7 +83,11 @@ class Predictions:
         if self.keypoints is not None:
             for row, points in zip(rows, self.keypoints.reshape(len(self), -1).tolist()):
                 row["keypoints"] = points
-        write_whole(path, orjson.dumps(rows))
+        return rows
+
+    def to_json(self, path: str | Path) -> None:
+        """Write `rows` as JSON, replacing `path` in one step."""
+        write_whole(path, orjson.dumps(self.rows()))
 
     @classmethod
     def from_json(cls, path: str | Path) -> "Predictions":

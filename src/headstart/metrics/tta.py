@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from headstart.batch import Detections
-from headstart.data.buckets import Resize
+from headstart.data.order import Resize
 from headstart.model.detector import AnyDetector
 from headstart.ops.boxes import iou
 from headstart.ops.nms import nms_by_label

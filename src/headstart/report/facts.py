@@ -18,16 +18,18 @@ from headstart.files import replacing
 from headstart.report.cost import COUNTERS, WAYS, CellCost, Cost, StartCost, mean_costs, study_costs
 from headstart.study.folder import NAN, TRAIN, Run, StudyFolder, final_row
 from headstart.study.plan import Cell
+from headstart.tasks import METRIC_KINDS
 from headstart.training.rows import training_rows
 
 Row = dict[str, Any]
 Key = tuple[str, str, float]  # arm, schedule, fraction
 
 AXES = ("images", "pixels", "seconds")  # besides steps
-KINDS = ("box", "mask", "keypoints", "class", "semantic")
-_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "top1", "mIoU", "accuracy")
+KINDS = tuple(kind for kind, own in METRIC_KINDS.items() if own.per_class)
 # In the order offered to a reader; recalls are in the CSV only.
-CURVE_METRICS = (*(f"{kind}.{name}" for kind in KINDS for name in _NAMES), "voc.AP", "voc.AP07")
+CURVE_METRICS = tuple(
+    f"{kind}.{name}" for kind, own in METRIC_KINDS.items() for name in own.metrics if not name.startswith("AR")
+)
 # Error types of metrics/errors.py in the order of a reader's interest, with their meaning.
 ERROR_TYPES = {
     "classification": "found, but called another class",

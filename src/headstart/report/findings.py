@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from headstart.metrics import pixels
-from headstart.metrics.records import Records, ap_from_records, bootstrap_ap
 from headstart.report.answers import Answer, Comparison, EqualEffort, equal_efforts, find_answers, find_crossover
 from headstart.report.differences import starts_differ, undeclared
 from headstart.report.facts import Facts
 from headstart.study.folder import NAN, Run, StudyFolder, final_row, metric_of
+from headstart.tasks import METRIC_KINDS, RecordsReader
 from headstart.verdict import words
 from headstart.verdict.curves import Crossover
 from headstart.verdict.numbers import counted, fraction_name
@@ -20,8 +19,6 @@ from headstart.verdict.verdict import Verdict, judge
 
 NUM_RESAMPLES = 1_000  # a 95 % percentile interval then rests on 25 values a side
 # Recomputed from the records of a kind: which metrics, and how.
-_BOXES = (("AP", "AP50", "AP75"), Records, ap_from_records, bootstrap_ap)
-_PIXELS = (pixels.COLUMNS, pixels.PixelRecords, pixels.pixel_metrics, pixels.bootstrap_pixels)
 
 
 @dataclass(frozen=True)
@@ -132,30 +129,29 @@ def resampled_differences(folder: StudyFolder, schedule: str, fraction: float) -
     computed from match records, or a finished run has none. ValueError for records that do not give the run's score.
     """
     kind, _, name = folder.metric.rpartition(".")
-    columns, _, _, bootstrap = _PIXELS if kind == "semantic" else _BOXES
-    if name not in columns or not kind:
+    reader = METRIC_KINDS[kind].records if kind in METRIC_KINDS else None
+    if reader is None or name not in reader.columns:
         return None
     cells = [folder.cells_at(arm, schedule, fraction) for arm in (folder.baseline, folder.candidate)]
     pairs = [[folder.tail(own[seed]) if seed in own else None for own in cells] for seed in folder.seeds]
     used = [all(run and run.end for run in pair) for pair in pairs]
     runs = [run for pair, ok in zip(pairs, used) if ok for run in pair]
-    records = [_records(run, kind, name) for run in runs]
+    records = [_records(run, kind, name, reader) for run in runs]
     if not records or None in records:
         return None
-    resampled = bootstrap(records, num_resamples=NUM_RESAMPLES, generator=np.random.default_rng(0))
-    scores = resampled[:, :, columns.index(name)].T.reshape(-1, 2, NUM_RESAMPLES)
+    resampled = reader.bootstrap(records, num_resamples=NUM_RESAMPLES, generator=np.random.default_rng(0))
+    scores = resampled[:, :, reader.columns.index(name)].T.reshape(-1, 2, NUM_RESAMPLES)
     differences = np.full((len(folder.seeds), NUM_RESAMPLES), NAN)
     differences[used] = scores[:, 1] - scores[:, 0]
     return differences, len(records[0].image_ids)
 
 
-def _records(run: Run, kind: str, name: str) -> Records | pixels.PixelRecords | None:
+def _records(run: Run, kind: str, name: str, reader: RecordsReader) -> Any:
     path = run.directory / f"records-{kind}-{run.segment.stop}.npz"
     if not path.is_file():
         return None
-    _, form, measure, _ = _PIXELS if kind == "semantic" else _BOXES
-    records = form.load(path)
-    logged, found = metric_of(final_row(run) or {}, f"{kind}.{name}"), measure(records)[name]
+    records = reader.load(path)
+    logged, found = metric_of(final_row(run) or {}, f"{kind}.{name}"), reader.measure(records)[name]
     if not abs(logged - found) < 1e-6:
         raise ValueError(
             f"{path}: gives a {kind} {name} of {found:.4f}, expected the {logged:.4f} of the rows beside it"

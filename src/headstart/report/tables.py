@@ -11,6 +11,7 @@ import numpy as np
 from headstart.report.facts import ERROR_TYPES, KINDS, Facts, Row
 from headstart.report.paper import paper_rows
 from headstart.study.folder import NAN
+from headstart.tasks import METRIC_KINDS
 
 # The metrics of the paper's tables, in its order; a study without boxes has its own first.
 TABLE_METRICS = (
@@ -18,7 +19,6 @@ TABLE_METRICS = (
     *("box.AP50", "box.AP75", "mask.AP50", "mask.AP75", "keypoints.AP50", "keypoints.AP75"),
 )
 SIZES = tuple(f"{kind}.AP{size}" for kind in KINDS[:3] for size in "sml")
-CLASS_METRICS = {"class": "top1", "semantic": "IoU"}  # of kinds whose classes have no AP
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ def class_tables(facts: Facts) -> dict[str, list[Row]]:
     for row in facts.classes:
         place = (row["arm"], row["schedule"], row["fraction"], row["seed"])
         if place in headline and row["kind"] in found:
-            value = row.get(CLASS_METRICS.get(row["kind"], "AP"))
+            value = row.get(METRIC_KINDS[row["kind"]].per_class)
             found[row["kind"]].setdefault(row["class"], {})[place] = value
     tables = {}
     for kind, classes in found.items():

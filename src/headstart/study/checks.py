@@ -12,20 +12,12 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, m
 from headstart.recipe.dotted import flatten
 from headstart.recipe.recipe import EVALUATION_FIELDS, TRAINING_FIELDS
 from headstart.recipe.schedule import duration, parse_schedule
+from headstart.tasks import METRIC_KINDS
 
 # The metrics that evaluation rows hold. A rule that names another would end in "not decidable" after days of runs.
 METRICS = (
-    *(
-        f"{kind}.{name}"
-        for kind in ("box", "mask")
-        for name in ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100")
-    ),
-    *(f"keypoints.{name}" for name in ("AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl")),
-    "voc.AP",
-    "voc.AP07",
     "top1",
-    "semantic.mIoU",
-    "semantic.accuracy",
+    *(f"{kind}.{name}" for kind, own in METRIC_KINDS.items() if kind != "class" for name in own.metrics),
 )
 
 # The tables of report/paper.py.

@@ -17,7 +17,8 @@ from headstart.study.forecast import load_key
 from headstart.study.plan import Plan, Segment, expand, schedule_names
 from headstart.study.spec import PRETRAIN_PREFIX, StudySpec
 from headstart.study.variants import check_variants
-from headstart.training.lineage import RunResult, Span, num_training_images
+from headstart.tasks import num_training_images
+from headstart.training.lineage import RunResult, Span
 from headstart.weights.public import find_training
 
 Patch = dict[str, Any]

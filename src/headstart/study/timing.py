@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from headstart.data.buckets import Resize, bucket_of
 from headstart.files import json_text, write_whole
 from headstart.model.build import build
 from headstart.model.flops import num_parameters, predict_macs
@@ -22,9 +21,9 @@ from headstart.study.prepare import Prepared
 from headstart.study.spec import PRETRAIN_PREFIX
 from headstart.study.variants import variants_worth
 from headstart.study.workers import worker_pool
+from headstart.tasks import TASKS, input_size, make_task
 from headstart.tasks.task import Task, parameter_groups
 from headstart.training import memory
-from headstart.training.run import make_task
 from headstart.training.start import settings_of
 
 WARM_UP, TIMED = 2, 10  # steps; the first two pay for caches and memory
@@ -116,14 +115,9 @@ def measure_loads(prepared: Prepared) -> dict[str, Load]:
 
 def model_costs(recipe: AnyRecipe) -> dict[str, str]:
     """Parameters and multiply-adds of a recipe's model, for COCO's or ImageNet's number of classes."""
-    num_channels = len(recipe.input.mean)
+    num_channels, size, num = len(recipe.input.mean), input_size(recipe), TASKS[recipe.task].num_classes
     # Some of timm's constructors compute with values; ours only need shapes.
     with torch.device("cpu" if recipe.model.backbone.kind == "timm" else "meta"):
-        if recipe.task == "classification":
-            size, num = (recipe.input.size,) * 2, 1000
-        else:
-            short, long = recipe.input.test_short, recipe.input.test_long
-            size, num = bucket_of(short, long, Resize(short, long)), 80
         model = build(recipe, num, num_keypoints=17)
     macs = predict_macs(model, *size, num_channels=num_channels)
     return {

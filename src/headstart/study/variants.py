@@ -16,6 +16,7 @@ from headstart.recipe.dotted import flatten, unflatten
 from headstart.recipe.load import validate
 from headstart.recipe.recipe import AnyRecipe, Recipe
 from headstart.study.results import VARIANTS_FILE
+from headstart.tasks import TASKS
 from headstart.tasks.detection import validation_data
 from headstart.tasks.predict import evaluate, load_trained
 from headstart.training.rows import Row, line_of, read_rows
@@ -25,7 +26,7 @@ Variants = Mapping[str, Mapping[str, Any]]
 
 def check_variants(variants: Variants, recipe: AnyRecipe, *, source: str) -> None:
     """ValueError unless this recipe can be evaluated in all these ways."""
-    if variants and not isinstance(recipe, Recipe):
+    if variants and not TASKS[recipe.task].has_variants:
         name = next(iter(variants))
         raise ValueError(
             f"{source}: also_evaluate.{name}: only detections can be evaluated in other ways, this study is about "

@@ -15,14 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from headstart.batch import Detections
-from headstart.data.buckets import STRIDE, Resize, bucket_of
 from headstart.data.images import load_image
+from headstart.data.order import STRIDE
 from headstart.data.views import View, stack_images
 from headstart.files import replacing
 from headstart.model.build import input_spec
 from headstart.model.detector import Detector
-from headstart.tasks.detection import validation_data
-from headstart.tasks.predict import Trained, image_files, load_trained
+from headstart.tasks.detection import input_size, validation_data
+from headstart.tasks.predict import image_files, load_trained
+from headstart.tasks.task import Trained
 from headstart.weights import checkpoint
 from headstart.weights.input import input_text, parse_input_spec
 
@@ -77,10 +78,10 @@ def export_program(
     ValueError, and no file, where it cannot be exported, finds anything else than the model, or nothing to compare.
     """
     out, trained = _writable(out), load_trained(source, {"device": "cpu", "train.precision": "fp32"})
-    if not isinstance(trained, Trained):
-        raise ValueError(f"{source}: finds no objects; a program is of a detector's predict, expected .safetensors")
+    if trained.recipe.task != "detection":
+        raise ValueError(f"{source}: is no detector, and a program is a detector's predict; expected .safetensors")
     _require_packages(out)
-    size = size or _own_size(trained)
+    size = size or input_size(trained.recipe)
     inputs = [_input(trained, pixels, size) for pixels in _check_images(trained, images)]
     with torch.no_grad():  # before the export: what a call computes once and keeps must be made of real numbers
         expected = [tensors_of(trained.model.predict(*pair)) for pair in inputs]
@@ -144,12 +145,6 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
     if len(sides) != 2 or any(side < STRIDE or side % STRIDE for side in sides):
         raise ValueError(f"size: {text!r}, expected HEIGHTxWIDTH in multiples of {STRIDE}, such as 800x1344")
     return sides[0], sides[1]
-
-
-def _own_size(trained: Trained) -> tuple[int, int]:
-    """The padded size of a landscape image with the recipe's two sides."""
-    part = trained.recipe.input
-    return bucket_of(part.test_short, part.test_long, Resize(part.test_short, part.test_long))
 
 
 def _check_images(trained: Trained, images: Sequence[str | Path]) -> list[np.ndarray]:

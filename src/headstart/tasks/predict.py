@@ -1,59 +1,50 @@
-"""From a checkpoint alone: the model, evaluation on any data set, predictions on any images."""
+"""Use of a trained model from its checkpoint alone; for a detector evaluation on any data set and predictions."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from PIL import Image
 
-from headstart.data.buckets import Resize
 from headstart.data.dataset import Dataset, left_right
-from headstart.data.eval_images import show
 from headstart.data.images import SUFFIXES, load_image
-from headstart.data.keypoints import require_keypoints, sigmas_of
-from headstart.data.rle import paste_rle
+from headstart.data.order import Resize
+from headstart.data.read import open_dataset
+from headstart.data.stream import make_batch
+from headstart.data.targets import require_keypoints, sigmas_of
+from headstart.files import json_text, write_whole
 from headstart.metrics.coco import Evaluation
-from headstart.metrics.coco import evaluate as evaluate_predictions
 from headstart.metrics.predictions import Predictions
-from headstart.metrics.voc import with_voc
-from headstart.model.build import build, input_spec
-from headstart.model.detector import Detector
+from headstart.model.build import input_spec
 from headstart.ops import processes as distributed
 from headstart.recipe.load import settle, stored_recipe
-from headstart.recipe.recipe import EVALUATION_FIELDS, TRAINING_FIELDS, Recipe
-from headstart.tasks.detection import eval_images, keypoints_of, look_at, predict_all, tta_of
-from headstart.tasks.predict_pixels import TrainedSegmenter, segmenter_of
+from headstart.recipe.recipe import EVALUATION_FIELDS, TRAINING_FIELDS
+from headstart.tasks import TASKS
+from headstart.tasks.detection import (
+    measure,
+    predict_all,
+    predict_batch,
+    to_original,
+    training_data,
+    tta_of,
+    validation_data,
+)
+from headstart.tasks.draw import draw
+from headstart.tasks.task import Trained, eval_images, make_model
 from headstart.weights import checkpoint
 
-
-@dataclass(frozen=True)
-class Trained:
-    """A trained detector (an ordinary nn.Module in eval mode), its recipe, and the categories it knows."""
-
-    model: Detector
-    recipe: Recipe
-    category_ids: tuple[int, ...]
-    class_names: tuple[str, ...]
-    step: int
-    skeleton: tuple[tuple[int, int], ...] = ()
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        return next(self.model.parameters()).device
-
-
-# What may be said of a trained detector anew: how it is looked at and judged, and on what.
+# Fields of a trained model that may be changed: evaluation, data loading, device and precision.
 FREE_FIELDS = (*EVALUATION_FIELDS, "data.num_workers", "data.cache", "device", "train.precision")
 
 
-def load_trained(path: str | Path, overrides: dict[str, Any] | None = None) -> Trained | TrainedSegmenter:
+def load_trained(path: str | Path, overrides: dict[str, Any] | None = None) -> Trained:
     """The detector or segmentation model of a checkpoint file or of a run directory (its newest checkpoint).
 
-    overrides {dotted field: value} change how it evaluates and predicts, nothing else.
+    overrides {dotted field: value} change evaluation and prediction only; ValueError for any other field, and for a
+    checkpoint of another task.
     """
     for field in overrides or {}:
         if not field.startswith(FREE_FIELDS) or field in TRAINING_FIELDS:
@@ -63,62 +54,43 @@ def load_trained(path: str | Path, overrides: dict[str, Any] | None = None) -> T
             )
     path = checkpoint.newest(path)
     state = checkpoint.load(path)
-    if state["recipe"].get("task") == "segmentation":
-        return segmenter_of(state, path, overrides or {})
-    if state["recipe"].get("task") != "detection":
-        raise ValueError(f"{path}: was made by a {state['recipe'].get('task')} recipe, expected a detection checkpoint")
+    task = state["recipe"].get("task")
+    if task not in TASKS or TASKS[task].trained is None:
+        raise ValueError(f"{path}: was made by a {task} recipe, expected a detection checkpoint")
     recipe, _ = settle(stored_recipe(state["recipe"], str(path), overrides))
     classes = state["classes"]
     names = tuple(classes.get("keypoints", ()))
-    model = build(recipe, len(classes["names"]), len(names), left_right(names))
+    model = make_model(recipe, len(classes["names"]), len(names), left_right(names))
     model.load_state_dict(state["model"] | state.get("statistics", {}))
     model.to(distributed.device(recipe.device)).eval()
-    if recipe.train.channels_last:
-        model = model.to(memory_format=torch.channels_last)
     skeleton = tuple(tuple(pair) for pair in classes.get("skeleton", ()))
     return Trained(model, recipe, tuple(classes["ids"]), tuple(classes["names"]), state["step"], skeleton)
 
 
-def evaluate(trained: Trained | TrainedSegmenter, data: Dataset) -> tuple[Evaluation, Predictions]:
+_INSTEAD = "predict_labels and evaluate_labels take a segmentation model"
+
+
+def evaluate(trained: Trained, data: Dataset) -> tuple[Evaluation, Predictions]:
     """COCO metrics (and VOC's) of a trained detector on a data set with the same categories, and its predictions.
 
-    ValueError for a segmentation model, which `load_trained` may give too: that is for `evaluate_labels`.
+    ValueError for other categories, and for a segmentation model: use `evaluate_labels` for that.
     """
-    trained = _detector(trained)
-    if tuple(data.category_ids.tolist()) != trained.category_ids:
-        raise ValueError(
-            f"{data.path}: has categories {data.category_ids.tolist()[:10]}, "
-            f"the checkpoint was trained on {list(trained.category_ids)[:10]}"
-        )
-    part = trained.recipe.evaluate
-    if "keypoints" in trained.model.kinds:
+    trained.require("detection", _INSTEAD)
+    trained.require_classes(data.path, tuple(data.category_ids.tolist()))
+    part, model = trained.recipe.evaluate, trained.model
+    if "keypoints" in model.kinds:
         require_keypoints(data)
         sigmas_of(part.keypoint_sigmas, data)
-    predictions = predict_all(
-        trained.model,
-        eval_images(trained.recipe, data),
-        trained.device,
-        bf16=trained.recipe.train.bf16,
-        tta=tta_of(trained.recipe),
-    )
-    limits = {"max_detections": part.detections, "sigmas": part.keypoint_sigmas}
-    result = evaluate_predictions(data, predictions, kinds=trained.model.kinds, **limits)
-    return with_voc(result, data, predictions) if part.voc else result, predictions
-
-
-def _detector(trained: Trained | TrainedSegmenter) -> Trained:
-    if isinstance(trained, TrainedSegmenter):
-        raise ValueError(
-            "this is a segmentation model, expected a detector: predict_labels and evaluate_labels take the former"
-        )
-    return trained
+    bf16, tta = trained.recipe.train.bf16, tta_of(trained.recipe)
+    predictions = predict_all(model, eval_images(trained.recipe, data), trained.device, bf16=bf16, tta=tta)
+    return measure(model, data, predictions, voc=part.voc, sigmas=part.keypoint_sigmas), predictions
 
 
 @dataclass(frozen=True)
 class ImagePrediction:
     """Detections on one image: boxes [n,4] XYXY pixels, scores [n], class names and ids, COCO RLE masks or None.
 
-    keypoints [n,K,3] (x, y, score) or None, as COCO counts pixels; skeleton: pairs of them that a drawing joins.
+    keypoints [n,K,3] (x, y, score) or None, as COCO counts pixels; skeleton: pairs of keypoints that a drawing joins.
     """
 
     path: Path
@@ -134,7 +106,7 @@ class ImagePrediction:
 def image_files(paths: Iterable[str | Path]) -> list[Path]:
     """Image files among the given files and folders (not below them), sorted within a folder.
 
-    ValueError for what is not there.
+    ValueError for a missing path, and for a folder without images.
     """
     files: list[Path] = []
     for path in map(Path, paths):
@@ -151,41 +123,88 @@ def image_files(paths: Iterable[str | Path]) -> list[Path]:
 
 
 @torch.no_grad()
-def predict(
-    trained: Trained | TrainedSegmenter, image: str | Path | np.ndarray, *, score_threshold: float = 0.0
-) -> ImagePrediction:
+def predict(trained: Trained, image: str | Path | np.ndarray, *, score_threshold: float = 0.0) -> ImagePrediction:
     """Detections on one image (a file, or uint8 [H,W,3] RGB), best first, in its own pixels and its run's precision.
 
-    ValueError for a segmentation model, which `load_trained` may give too: that is for `predict_labels`.
+    ValueError for an unreadable image, and for a segmentation model: use `predict_labels` for that.
     """
-    trained = _detector(trained)
+    trained.require("detection", _INSTEAD)
     pixels = image if isinstance(image, np.ndarray) else load_image(image)
-    height, width = pixels.shape[:2]
-    own, convention = trained.recipe.input, input_spec(trained.recipe)
+    own, spec = trained.recipe.input, input_spec(trained.recipe)
 
-    def look(resize: Resize | None = None, *, flip: bool = False) -> tuple[Tensor, Tensor]:
+    def view(resize: Resize | None = None, *, flip: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
         resize = resize or Resize(own.test_short, own.test_long)
-        return show([pixels], resize, convention, trained.device, flip=flip)
+        return make_batch([pixels], resize, spec, trained.device, flip=flip)
 
     with torch.autocast(trained.device.type, dtype=torch.bfloat16, enabled=trained.recipe.train.bf16):
-        found, sizes = look_at(trained.model, look, tta_of(trained.recipe))
-    size = sizes[0].tolist()
-    keep = found.valid[0] & (found.scores[0] >= score_threshold)
-    scale = np.array([width / size[1], height / size[0]] * 2)
-    boxes = found.boxes[0, keep].cpu().double().numpy() * scale
-    labels = found.labels[0, keep].tolist()
-    masks = (
-        None
-        if found.masks is None
-        else tuple(paste_rle(found.masks[0, keep].float().cpu().numpy(), boxes, height, width))
-    )
+        detections, sizes = predict_batch(trained.model, view, tta_of(trained.recipe))
+    ids = np.array(trained.category_ids, np.int64)
+    found = to_original(detections, sizes, 0, pixels.shape[:2], 0, ids, score_threshold=score_threshold)
+    names = dict(zip(trained.category_ids, trained.class_names))
     return ImagePrediction(
         path=Path("array") if isinstance(image, np.ndarray) else Path(image),
-        boxes=boxes,
-        scores=found.scores[0, keep].cpu().double().numpy(),
-        labels=tuple(trained.class_names[label] for label in labels),
-        category_ids=tuple(trained.category_ids[label] for label in labels),
-        masks=masks,
-        keypoints=None if found.heat_maps is None else keypoints_of(found, 0, keep, scale),
+        boxes=found.boxes,
+        scores=found.scores,
+        labels=tuple(names[number] for number in found.category_ids.tolist()),
+        category_ids=tuple(found.category_ids.tolist()),
+        masks=found.masks,
+        keypoints=found.keypoints,
         skeleton=trained.skeleton,
     )
+
+
+def draw_prediction(image: str | Path | np.ndarray, found: ImagePrediction, *, scale: int = 1) -> Image.Image:
+    """Picture of an image (a file, or uint8 [H,W,3] RGB) with its detections; `scale` enlarges small images."""
+    return draw(
+        image if isinstance(image, np.ndarray) else load_image(image),
+        found.boxes,
+        found.labels,
+        found.category_ids,
+        scores=found.scores.tolist(),
+        masks=found.masks,
+        keypoints=found.keypoints,
+        skeleton=found.skeleton,
+        scale=scale,
+    )
+
+
+def evaluate_files(
+    trained: Trained,
+    data: str | None,
+    images: Path | None,
+    split: str | None,
+    labels: Path | None,
+    save: Path | None,
+) -> Evaluation:
+    """`headstart eval` of a detector: on its validation images (data None), its training images ("train"), or a file.
+
+    save: file for the predictions as COCO JSON. ValueError for `labels`, which a detector has no use for.
+    """
+    if labels is not None:
+        raise ValueError("--labels: the checkpoint is a detector, which has no use for label maps; expected none")
+    chosen = {None: validation_data, "train": training_data}.get(data)
+    result, predictions = evaluate(trained, chosen(trained.recipe) if chosen else open_dataset(data, images, split))
+    if save is not None:
+        predictions.to_json(save)
+    return result
+
+
+def predict_files(trained: Trained, files: list[Path], out: Path, *, score: float, advance: Callable[[], None]) -> str:
+    """`headstart predict` of a detector: a picture of each image and predictions.json in `out`; returns a summary."""
+    results: list[dict[str, Any]] = []
+    for number, path in enumerate(files, start=1):
+        pixels = load_image(path)
+        found = predict(trained, pixels, score_threshold=score)
+        draw_prediction(pixels, found, scale=max(1, 384 // max(pixels.shape[:2]))).save(out / f"{path.stem}.png")
+        rows = Predictions(
+            image_ids=np.full(len(found.boxes), number, np.int64),
+            category_ids=np.array(found.category_ids, np.int64),
+            boxes=found.boxes,
+            scores=found.scores,
+            masks=found.masks,
+            keypoints=found.keypoints,
+        ).rows()
+        results += [{"image_id": number, "file_name": str(path), **row} for row in rows]
+        advance()
+    write_whole(out / "predictions.json", json_text(results))
+    return f"{len(files)} images, {len(results)} detections: {out}"

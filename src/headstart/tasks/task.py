@@ -1,20 +1,28 @@
-"""What the loop needs to know of a task: a model, its batches by step, and how it is judged."""
+"""Parts that all tasks share: a task as the loop sees it, a trained model, and checks of data against each other."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from headstart.data.dataset import Dataset, nested_fraction
+from headstart.data.order import Resize, bucket_of
+from headstart.data.stream import EvalImages
+from headstart.model.build import build, input_spec
+from headstart.model.detector import Detector
 from headstart.model.flops import step_flops
+from headstart.model.semantic_head import Segmenter
 from headstart.ops.processes import num_processes
+from headstart.recipe.recipe import AnyRecipe
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """One evaluation: metrics by kind, per class by kind, and `save(directory, step)` for its evidence."""
+class EvalResult:
+    """One evaluation: metrics by kind, metrics of each class by kind; `save(directory, step)` writes its evidence."""
 
     metrics: dict[str, dict[str, float]]
     per_class: dict[str, dict[str, dict[str, float]]]
@@ -25,12 +33,12 @@ class Judgement:
 class Task:
     """A model and its data, ready for the loop.
 
-    losses(model, batch) gives a dict of scalar losses (the model may be wrapped for several processes). batches(start,
-    stop, device) yields the batches of those steps; counts(step) gives the instances and pixels of a whole step,
-    flops(batch) the floating-point operations of the step of a batch, of all processes.
-    evaluate(device) judges the model (all processes call it); evaluate_train does so on some of the training images,
-    evaluate_first(device, n) on the first n images, for a timing (None: evaluate takes seconds).
-    describe says which images a step held, for messages. classes and num_images describe the training data.
+    losses(model, batch) gives scalar losses by name (the model may be wrapped for several processes). batches(start,
+    stop, device) yields the batches of those steps; counts(step) gives instances and pixels of a whole step,
+    flops(batch) the floating-point operations of a training step on a batch, both over all processes.
+    evaluate(device) evaluates the model (all processes call it); evaluate_train does so on some training images,
+    evaluate_first(device, n) on the first n validation images, for a timing (None: evaluate takes seconds).
+    describe(batch) names the images of a batch, for messages. classes and num_images describe the training data.
     """
 
     model: nn.Module
@@ -38,7 +46,7 @@ class Task:
     batches: Callable[[int, int, torch.device], Iterator[Any]]
     counts: Callable[[int], tuple[int, int]]
     flops: Callable[[Any], int]
-    evaluate: Callable[[torch.device], Judgement]
+    evaluate: Callable[[torch.device], EvalResult]
     describe: Callable[[Any], str]
     classes: dict[str, Any]
     num_images: int
@@ -46,13 +54,97 @@ class Task:
     fingerprint: str
     image_ids: list[Any]
     notes: list[str] = field(default_factory=list)
-    evaluate_train: Callable[[torch.device], Judgement] | None = None
+    evaluate_train: Callable[[torch.device], EvalResult] | None = None
     num_eval_train_images: int = 0
-    evaluate_first: Callable[[torch.device, int], Judgement] | None = None
+    evaluate_first: Callable[[torch.device, int], EvalResult] | None = None
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained detector or segmentation model (an nn.Module in eval mode), its recipe, and its categories.
+
+    category_ids and class_names are those of labels 0..C-1; skeleton: pairs of keypoints that a drawing joins.
+    """
+
+    model: Detector | Segmenter
+    recipe: AnyRecipe
+    category_ids: tuple[int, ...]
+    class_names: tuple[str, ...]
+    step: int
+    skeleton: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the model."""
+        return next(self.model.parameters()).device
+
+    def require(self, task: str, instead: str) -> None:
+        """ValueError unless the model was trained for `task`; `instead` names what takes the others."""
+        if self.recipe.task != task:
+            raise ValueError(f"this is a {self.recipe.task} model, expected a {task} model; {instead}")
+
+    def require_classes(self, path: Path | str, ids: tuple[int, ...]) -> None:
+        """ValueError unless the data set at `path` has the categories that the model was trained on."""
+        if ids != self.category_ids:
+            raise ValueError(
+                f"{path}: has categories {list(ids)[:10]}, the checkpoint was trained on {list(self.category_ids)[:10]}"
+            )
+
+
+def make_model(recipe: AnyRecipe, num_classes: int, *keypoints: Any) -> Any:
+    """The recipe's model, in its memory format; further arguments as for `build`."""
+    model = build(recipe, num_classes, *keypoints)
+    return model.to(memory_format=torch.channels_last) if recipe.train.channels_last else model
+
+
+def take_fraction(recipe: AnyRecipe, data: Dataset, most: int | None = None) -> Dataset:
+    """The recipe's fraction of a data set, in the data set's order.
+
+    most: only the first so many images of the nested order, which every larger fraction has too.
+    """
+    if recipe.data.fraction == 1.0 and most is None:
+        return data
+    chosen = nested_fraction(data.num_images, recipe.data.fraction, recipe.data.fraction_seed)
+    return data.take(np.sort(chosen[:most]))
+
+
+def eval_images(recipe: Any, data: Dataset) -> EvalImages:
+    """Images of a data set at the recipe's evaluation size."""
+    return EvalImages(
+        data,
+        Resize(recipe.input.test_short, recipe.input.test_long),
+        input_spec(recipe),
+        batch=recipe.evaluate.batch,
+        cache=recipe.data.cache,
+        num_workers=recipe.data.num_workers,
+    )
+
+
+def padded_size(recipe: Any) -> tuple[int, int]:
+    """Padded (height, width) of a landscape image with the recipe's two evaluation sides."""
+    short, long = recipe.input.test_short, recipe.input.test_long
+    return bucket_of(short, long, Resize(short, long))
+
+
+def check_same_classes(train: Path | str, known: Mapping[Any, str], val: Path | str, found: Mapping[Any, str]) -> None:
+    """ValueError naming the first category, {id: name}, in which the validation set differs from the training set."""
+    if dict(known) == dict(found):
+        return
+    odd = next(key for key in sorted({*known, *found}) if known.get(key) != found.get(key))
+    ours, theirs = (repr(each[odd]) if odd in each else "missing" for each in (known, found))
+    raise ValueError(
+        f"{val}: classes differ from {train}: category {odd} is {theirs}, there it is {ours}; "
+        "expected the same categories in both"
+    )
+
+
+def describe_images(batch: Any) -> str:
+    """Image ids of a batch, for messages."""
+    return f"images {', '.join(str(i) for i in batch.image_ids.tolist())}"
 
 
 def forward_losses(model: nn.Module, batch: Any) -> dict[str, Tensor]:
-    """The losses of a model that computes them itself, through its forward so that DDP sees it."""
+    """Losses of a model that computes them itself, through its forward so that DDP sees it."""
     return model(batch)
 
 
@@ -60,9 +152,9 @@ _counted: dict[tuple[str, tuple[int, ...]], int] = {}  # tracing a model takes a
 
 
 class StepFlops:
-    """Floating-point operations of a step by the shape of its images, counted when a shape is first met.
+    """Floating-point operations of a step by the shape of its images, counted when a shape first occurs.
 
-    `losses` as in Task; `key` tells models apart: whatever decides their shapes, and what of them is frozen.
+    losses as in `Task`; `key` identifies the model: its shapes and its frozen parts.
     """
 
     def __init__(self, model: nn.Module, losses: Callable[[nn.Module, Any], dict[str, Tensor]], key: str):
@@ -79,7 +171,7 @@ class StepFlops:
 def parameter_groups(model: nn.Module, *, weight_decay: float, norm_weight_decay: float) -> list[dict[str, Any]]:
     """Two groups of trainable parameters: weights; and scales, shifts and biases, with `norm_weight_decay`.
 
-    They are named, so that a checkpoint says whose momentum it holds.
+    Parameters are named, so that a checkpoint says whose momentum it holds.
     """
     plain: list[tuple[str, Tensor]] = []
     special: list[tuple[str, Tensor]] = []

@@ -12,12 +12,10 @@ from typing import Any
 
 from headstart.recipe.recipe import AnyRecipe, digest
 from headstart.recipe.schedule import Schedule
-from headstart.tasks import classification, detection, segmentation
+from headstart.tasks import data_fingerprint
 from headstart.training.rows import Row, Rows, end_row, evaluations, read_rows, work_rows
 from headstart.weights import checkpoint
 from headstart.weights.files import read_weights, tensors_digest
-
-TASKS = {"detection": detection, "classification": classification, "segmentation": segmentation}
 
 
 @dataclass(frozen=True)
@@ -65,16 +63,6 @@ class RunResult:
     directory: Path
     checkpoint: Path
     metrics: dict[str, dict[str, float]]
-
-
-def num_training_images(recipe: AnyRecipe) -> int:
-    """Images that a recipe trains on, without building its model."""
-    return TASKS[recipe.task].num_training_images(recipe)
-
-
-def data_fingerprint(recipe: AnyRecipe) -> str:
-    """The content of a recipe's training and validation data, as its digest takes it in; no model is built."""
-    return TASKS[recipe.task].data_fingerprint(recipe)
 
 
 def run_digest(recipe: AnyRecipe, fingerprint: str, weights: str | None, span: Span) -> str:

@@ -17,9 +17,7 @@ from headstart.ops import processes as distributed
 from headstart.ops.processes import num_processes
 from headstart.recipe.load import Provenance, choices_of, settle
 from headstart.recipe.recipe import AnyRecipe, schedule_of, to_dict
-from headstart.tasks.classification import classification_task
-from headstart.tasks.detection import detection_task
-from headstart.tasks.segmentation import segmentation_task
+from headstart.tasks import make_task
 from headstart.tasks.task import Task
 from headstart.training import loop, memory
 from headstart.training.launch import Send, run_processes
@@ -37,12 +35,6 @@ from headstart.training.start import prepare_run, settings_of
 from headstart.version import __version__
 from headstart.weights import checkpoint
 from headstart.weights.audit import Audit
-
-
-def make_task(recipe: AnyRecipe) -> Task:
-    """The task of a recipe of any kind."""
-    makers = {"detection": detection_task, "classification": classification_task, "segmentation": segmentation_task}
-    return makers[recipe.task](recipe)
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ import torch
 from headstart.ops import processes as distributed
 from headstart.recipe.load import stored_recipe
 from headstart.recipe.recipe import AnyRecipe
+from headstart.tasks import make_task
 from headstart.tasks.task import Task
 from headstart.training import loop
 from headstart.training.lineage import Span
 from headstart.training.rows import Row, read_rows, work_rows
-from headstart.training.run import make_task
 from headstart.training.start import prepare_branch, prepare_start, settings_of
 from headstart.weights import checkpoint
 from headstart.weights.files import bits

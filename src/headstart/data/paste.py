@@ -1,16 +1,24 @@
-"""What a window of an image, and objects pasted over it, leave of its objects: boxes, mask frames and keypoints.
+"""Objects that a crop or pasted objects leave visible, and copy-paste augmentation (Ghiasi et al. 2021).
 
-n objects, M side of a mask frame, K keypoints; H, W of the padded image. Masks are rasterised again over what is left
-of their box, straight from the annotation, so that a cut costs no precision.
+n objects, M side of a mask frame, K keypoints; H, W of the padded image. Masks are rasterised again over the visible
+part of their box, straight from the annotation, so that a cut costs no precision.
+
+Copy-paste: objects of one image, cut out by their masks, are pasted onto another; both images are under large-scale
+jitter first. A random part of the objects is pasted, its size uniform between none and all (as in MMDetection), without
+blending (the paper: "simply composing without any blending has similar performance").
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from headstart.batch import InputSpec
 from headstart.data.dataset import Dataset
 from headstart.data.masks import FrameTable
-from headstart.data.views import View, move_boxes, move_boxes_back, move_keypoints
+from headstart.data.views import View, move_boxes, move_boxes_back, move_keypoints, stack_images, to_device
 
 # An object is left out when a side of its visible box is not longer than this (pixels), or nothing of its mask is
 # visible. MMDetection's large-scale jitter has the same bound (FilterAnnotations, min_gt_bbox_wh 1e-2).
@@ -22,8 +30,8 @@ COVERED_SIDE, COVERED_AREA, COVERED_IMAGE = 10.0, 300.0, 1024
 
 @dataclass(frozen=True)
 class Objects:
-    """Objects of one image as a view shows them: annotation indices [n], boxes [n,4] in pixels of the view, frames
-    [n,M,M] over these (M = 0 without masks), keypoints [n,K,3] or None.
+    """Visible objects of one image in a view: annotation indices [n], boxes [n,4] in pixels of the view, mask frames
+    [n,M,M] over these boxes (M = 0 without masks), keypoints [n,K,3] or None.
     """
 
     indices: np.ndarray
@@ -41,7 +49,7 @@ def in_window(boxes: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.
 def visible_objects(
     data: Dataset, table: FrameTable | None, indices: np.ndarray, view: View, cover: np.ndarray | None = None
 ) -> Objects:
-    """What a view shows of the annotations `indices` of one image; cover [H,W] bool: pixels that others hide.
+    """Visible part of the annotations `indices` of one image in a view; cover [H,W] bool: pixels under pasted objects.
 
     A box that is cut or covered becomes the tight box around what is visible of its mask, to one cell of the frame (an
     object without a segmentation only has its box cut). Rules for leaving out: MIN_SIDE, COVERED_SIDE, COVERED_AREA.
@@ -67,7 +75,7 @@ def visible_objects(
 def _visible(
     table: FrameTable, n: int, box: np.ndarray, original: tuple[int, int], view: View, cover: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """The tight box of what is visible of one mask within `box`, and its frame; None where too little is."""
+    """Tight box around the visible part of one mask within `box`, and its frame; None if too little is visible."""
     cells = _frame(table, n, box, original, view, cover)
     if not cells.any():
         return None
@@ -125,3 +133,49 @@ def _visible_keypoints(
         columns, rows = moved[..., 0].astype(int), moved[..., 1].astype(int)
         moved[..., 2] = np.where(cover[rows, columns], np.minimum(moved[..., 2], 1), moved[..., 2])
     return moved
+
+
+@dataclass(frozen=True)
+class Paste:
+    """Objects to paste onto an image: the decoded source image, its view, the objects, and their pixels [H,W] bool."""
+
+    image: np.ndarray
+    view: View
+    objects: Objects
+    alpha: np.ndarray
+
+
+def choose(candidates: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """A random part of the candidates, in their order; its size is uniform between none and all."""
+    count = int(generator.integers(len(candidates) + 1))
+    return candidates[np.sort(generator.permutation(len(candidates))[:count])]
+
+
+def alpha_of(objects: Objects, shape: tuple[int, int]) -> np.ndarray:
+    """The pixels [H,W] bool that any of the objects covers.
+
+    A pixel is covered where the frame, sampled bilinearly at its centre and zero outside, is at least one half: the
+    rule by which predicted masks are pasted (`data.rle`).
+    """
+    alpha = np.zeros(shape, bool)
+    for box, frame in zip(objects.boxes, objects.frames):
+        low, high = np.floor(box[:2]).astype(int), np.ceil(box[2:]).astype(int)
+        rows = _weights(low[1], high[1], box[1], box[3], len(frame))
+        columns = _weights(low[0], high[0], box[0], box[2], len(frame))
+        alpha[low[1] : high[1], low[0] : high[0]] |= rows @ frame.astype(np.float32) @ columns.T >= 0.5
+    return alpha
+
+
+def _weights(first: int, last: int, low: float, high: float, side: int) -> np.ndarray:
+    """Weights [P,M] of a frame's cells, from low to high, at the centres of the pixels first..last-1."""
+    cell = (np.arange(first, last) + 0.5 - low) / (high - low) * side - 0.5
+    return np.clip(1 - np.abs(cell[:, None] - np.arange(side)), 0, None).astype(np.float32)
+
+
+def paste_images(batch: Tensor, pastes: Sequence[Paste | None], spec: InputSpec) -> Tensor:
+    """The batch [B,3,H,W] with the pixels of each paste in place of its own; changed in place."""
+    for canvas, paste in zip(batch, pastes):
+        if paste is not None:
+            other = stack_images([paste.image], [paste.view], batch.shape[2:], spec, batch.device)[0]
+            canvas.copy_(torch.where(to_device(paste.alpha, batch.device), other, canvas))
+    return batch

@@ -1,0 +1,102 @@
+"""Training stream of a detection data set: augmented images with their ground truth, by step."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from headstart.batch import Batch, InputSpec
+from headstart.data.dataset import Dataset
+from headstart.data.order import slot_generator
+from headstart.data.paste import Paste, alpha_of, choose, paste_images, visible_objects
+from headstart.data.stream import Augmentation, Raw, Stream
+from headstart.data.targets import Targets
+from headstart.data.views import View, stack_images, to_device
+
+
+class TrainStream:
+    """Batches of a training run by step; rank, num_ranks and errors as in `Stream`."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        augmentation: Augmentation,
+        spec: InputSpec,
+        *,
+        batch: int,
+        seed: int,
+        mask_frame: int,
+        max_objects: int | None,
+        cache: bool,
+        num_workers: int,
+        rank: int = 0,
+        num_ranks: int = 1,
+    ):
+        self.augmentation, self.spec = augmentation, spec
+        groups = augmentation.groups(dataset, smallest=batch)
+        options = {"batch": batch, "seed": seed, "cache": cache, "num_workers": num_workers}
+        self.stream = Stream(dataset, groups, **options, rank=rank, num_ranks=num_ranks)
+        copies = 2 if augmentation.copy_paste else 1
+        self.targets = Targets(dataset, mask_frame=mask_frame, max_objects=max_objects, copies=copies)
+
+    def raw(self, step: int) -> Raw:
+        """This process's part of a step, decoded; a pure function of (seed, step)."""
+        indices, slots = self.stream.own(step)
+        views = [self._view(slot, i) for slot, i in zip(slots.tolist(), indices.tolist())]
+        images, bucket = [self.stream.images(int(i)) for i in indices], self.stream.bucket(step)
+        pastes = [self._paste(slot, bucket) for slot in slots.tolist()] if self.augmentation.copy_paste else ()
+        return Raw(images, views, bucket, indices, slots, pastes)
+
+    def _view(self, slot: int, index: int) -> View:
+        return self.augmentation.view(*self.stream.size(index), slot_generator(self.stream.seed, 3, slot))
+
+    def _chosen_paste(self, slot: int) -> tuple[int, View, np.ndarray]:
+        """Source image of a slot's paste, its view, and the objects to paste: a function of the slot alone.
+
+        Every image of the data set is equally likely. Crowds, difficult objects and those without a segmentation are
+        not pasted.
+        """
+        data, generator = self.stream.dataset, slot_generator(self.stream.seed, 4, slot)
+        index = int(generator.integers(data.num_images))
+        view = self.augmentation.view(*self.stream.size(index), generator)
+        shown = self.targets.in_view(index, view)
+        fit = (data.segment_kind[shown] != 0) & ~data.crowd[shown] & ~data.difficult[shown]
+        return index, view, choose(shown[fit], generator)
+
+    def _paste(self, slot: int, bucket: tuple[int, int]) -> Paste | None:
+        index, view, chosen = self._chosen_paste(slot)
+        if not len(chosen):
+            return None
+        objects = visible_objects(self.targets.dataset, self.targets.frames, chosen, view)
+        return Paste(self.stream.images(index), view, objects, alpha_of(objects, bucket))
+
+    def counts(self, step: int) -> tuple[int, int]:
+        """Instances and pixels (before padding) of a whole step, all processes together.
+
+        Under jitter every object counts whose box is partly in the window, whatever its mask shows there.
+        """
+        instances, pixels = 0, 0
+        for index, slot in zip(*(values.tolist() for values in self.stream.step(step))):
+            view = self._view(slot, index)
+            size = view.size
+            instances += len(self.targets.in_view(index, view))
+            if self.augmentation.copy_paste:
+                _, other, chosen = self._chosen_paste(slot)
+                instances += len(chosen)
+                size = tuple(map(max, size, other.size)) if len(chosen) else size
+            pixels += size[0] * size[1]
+        return instances, pixels
+
+    def batches(self, start: int, stop: int, device: torch.device | str = "cpu") -> Iterator[Batch]:
+        """Batches of steps start..stop-1, decoded by prefetching threads, resized and normalised on the device."""
+        ids = self.stream.dataset.image_ids
+        for raw in self.stream.prefetch(self.raw, start, stop):
+            targets = {name: to_device(array, device) for name, array in self.targets.fill(raw).items()}
+            images = stack_images(raw.images, raw.views, raw.bucket, self.spec, device)
+            yield Batch(
+                images=paste_images(images, raw.pastes, self.spec),
+                sizes=to_device(np.array(raw.sizes()), device),
+                image_ids=to_device(ids[raw.indices].astype(np.int64), device),
+                slots=to_device(raw.slots.astype(np.int64), device),
+                **targets,
+            )
