@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from headstart.files import write_csv
 from headstart.recipe.recipe import schedule_of
 from headstart.report.cost import Cost, public_cost, seen
-from headstart.report.facts import write_csv
 from headstart.study.prepare import arm_recipe
 from headstart.study.spec import Study
 from headstart.weights.public import find_training
