@@ -17,8 +17,10 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 # Naming Files, Paths, and Namespaces, learn.microsoft.com/windows/win32/fileio/naming-a-file
-_REFUSED = re.compile(r'[<>:"/\\|?*\x00-\x1f]|[. ]\Z|\A(con|prn|aux|nul|(com|lpt)[1-9¹²³])(\.|\Z)', re.IGNORECASE)
-MOST_BYTES = 200  # of a name: file systems take 255, and a digest or a suffix may follow
+_REFUSED = re.compile(
+    r'[<>:"/\\|?*\x00-\x1f\x7f-\x9f\ud800-\udfff]|[. ]\Z|\A(con|prn|aux|nul|(com|lpt)[1-9¹²³])(\.|\Z)', re.IGNORECASE
+)
+MOST_BYTES = 100  # of a name: file systems take 255, encryption leaves 143 of them (eCryptfs), and a digest may follow
 # With their full-width forms: owasp.org/www-community/attacks/CSV_Injection.
 FORMULA_SIGNS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 PATIENCE = 2.0  # seconds for which a rename is tried again: Windows refuses it while a reader has the target open
@@ -55,7 +57,7 @@ def remove_unfinished(folder: Path) -> None:
 
 def is_file_name(name: str) -> bool:
     """Whether every platform takes this as the name of a file or folder: Windows refuses some signs and CON, NUL …"""
-    return 0 < len(name.encode()) <= MOST_BYTES and not _REFUSED.search(name)
+    return 0 < len(name) <= MOST_BYTES and not _REFUSED.search(name) and len(name.encode()) <= MOST_BYTES
 
 
 @contextmanager

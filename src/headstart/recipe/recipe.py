@@ -6,13 +6,14 @@ Every value lives in `recipes/base.yaml` (or `base_classify.yaml`, `base_segment
 
 import hashlib
 import json
+import reprlib
 from fractions import Fraction
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from headstart.files import is_file_name
+from headstart.files import MOST_BYTES, is_file_name
 from headstart.recipe.fields import (
     AnyBackbone,
     Input,
@@ -204,7 +205,10 @@ class AnyRecipe(Part):
     def _can_be_run(self) -> "AnyRecipe":
         check_precise_bn(self.evaluate.precise_bn, self.model.norm)
         if not is_file_name(self.name):
-            raise ValueError(f"name: {self.name!r} cannot name a folder on every platform, expected letters and digits")
+            raise ValueError(
+                f"name: {reprlib.repr(self.name)} cannot name a folder on every platform, expected letters and digits, "
+                f"at most {MOST_BYTES} bytes"
+            )
         if self.train.batch % self.processes:
             raise ValueError(f"train.batch: {self.train.batch} images do not divide among {self.processes} processes")
         if self.device == "mps" and self.processes > 1:
