@@ -6,12 +6,13 @@ Every value is in `recipes/base.yaml` (or `base_classify.yaml`, `base_segment.ya
 
 import hashlib
 import json
+import reprlib
 from fractions import Fraction
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from headstart.files import is_file_name
+from headstart.files import MOST_BYTES, is_file_name
 from headstart.recipe.detection import Data, Evaluate, Input, Model
 from headstart.recipe.dotted import flatten
 from headstart.recipe.fields import (
@@ -99,7 +100,10 @@ class AnyRecipe(Part):
                 "batches; expected 0, or model.norm batch or sync_batch"
             )
         if not is_file_name(self.name):
-            raise ValueError(f"name: {self.name!r} cannot name a folder on every platform, expected letters and digits")
+            raise ValueError(
+                f"name: {reprlib.repr(self.name)} cannot name a folder on every platform, expected letters and digits, "
+                f"at most {MOST_BYTES} bytes"
+            )
         if self.train.batch % self.processes:
             raise ValueError(f"train.batch: {self.train.batch} images do not divide among {self.processes} processes")
         if self.device == "mps" and self.processes > 1:
