@@ -8,8 +8,8 @@ import time
 from math import sqrt
 
 import numpy as np
+from simulate import Setting, crossover_coverage, simulate, wrong_for_other_images
 
-from headstart.study.simulate import Setting, crossover_coverage, simulate, wrong_for_other_images
 from headstart.verdict.verdict import Rule, fewest_seeds
 
 MARGIN = 0.01

@@ -13,12 +13,12 @@ from dataclasses import asdict
 from math import exp
 from pathlib import Path
 
-import yaml
-
+from headstart.recipe.schedule import Schedule, multiple_of
 from headstart.report.build import build_report
+from headstart.study.folder import write_study
 from headstart.study.forecast import Load, totals
-from headstart.study.plan import Plan, Segment, expand, make_schedules, schedule_names
-from headstart.study.spec import Study, parse_study
+from headstart.study.plan import Plan, Segment, expand, schedule_names
+from headstart.study.spec import StudySpec, parse_study
 
 BASE, BATCH, LOG_EVERY, EVAL_EVERY = 900, 16, 10, 100
 REPORT_SECONDS, PLAN_SECONDS = 5.0, 2.0
@@ -28,13 +28,14 @@ LOSSES = ("rpn_objectness", "rpn_box", "box_class", "box_delta", "mask")
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100")
 
 
-def plan_of(study: Study) -> Plan:
+def plan_of(study: StudySpec) -> Plan:
     """The plan of a study at a base of 900 steps."""
-    schedules = make_schedules(schedule_names(study), base=BASE, base_rate=0.02, warmup=50, warmup_from=0.1)
+    options = {"base_rate": 0.02, "warmup": 50, "warmup_from": 0.1}
+    schedules = {name: Schedule.nx(multiple_of(name, BASE), BASE, **options) for name in schedule_names(study)}
     return expand(study, schedules)
 
 
-def large_study() -> Study:
+def large_study() -> StudySpec:
     """64 cells."""
     return parse_study(
         {
@@ -50,17 +51,14 @@ def large_study() -> Study:
     )
 
 
-def write(study: Study, path: Path) -> int:
+def write(study: StudySpec, path: Path) -> int:
     """The study's folder as a finished run leaves it; returns the number of rows."""
     plan, num_rows = plan_of(study), 0
-    path.mkdir(parents=True)
-    (path / "study.yaml").write_text(yaml.safe_dump(study.model_dump(mode="json")), encoding="utf-8")
-    segments = [asdict(s) | {"directory": f"{s.name}-0123456789ab", "finished": True} for s in plan.segments]
-    content = {"cells": [asdict(cell) for cell in plan.cells], "segments": segments, "batch": BATCH}
-    content |= {"num_images": {"1.0": 8000, "0.1": 800}, "differences": []}
-    (path / "plan.json").write_text(json.dumps(content), encoding="utf-8")
+    places = {segment.name: path / f"{segment.name}-0123456789ab" for segment in plan.segments}
+    images = {1.0: 8000, 0.1: 800}
+    write_study(path, study.model_dump(mode="json"), plan, num_images=images, batch=BATCH, finished=places)
     for segment in plan.segments:
-        directory = path / f"{segment.name}-0123456789ab"
+        directory = places[segment.name]
         directory.mkdir()
         rows = rows_of(segment)
         (directory / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

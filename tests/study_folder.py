@@ -15,13 +15,19 @@ from headstart.data.read import coco
 from headstart.metrics.coco import evaluate
 from headstart.metrics.errors import error_types
 from headstart.metrics.predictions import Predictions
-from headstart.study.plan import Plan, Segment, expand, make_schedules, schedule_names
-from headstart.study.spec import Study, parse_study
+from headstart.study.folder import write_study
+from headstart.study.plan import Segment, expand, schedule_names
+from headstart.study.spec import parse_study
+from schedules import make_schedules
 
 CLASSES = ("circle", "<b>bold</b>", "</script><script>alert(1)</script>", "\"quoted\" & 'more'", "étoile ★", "=1+1")
 FILE_NAME = "<img src=x onerror=alert({})>.png"
 IMAGES = {1.0: 800, 0.5: 400, 0.1: 80, 0.05: 40}
 BATCH = 8
+SHEET = [
+    {"field": "start.kind", "values": {"pretrained": "backbone", "scratch": "random"}, "declared": True},
+    {"field": "start.weights", "values": {"pretrained": "pretrain:shapes", "scratch": None}, "declared": True},
+]
 # Where box AP ends and how many steps it takes to get there, by arm and fraction.
 ENDS = {
     ("pretrained", 1.0): (0.47, 250),
@@ -50,13 +56,17 @@ def build_study(
     made = make_schedules(schedule_names(study), base=300, base_rate=0.04, warmup=50, warmup_from=0.3)
     plan = expand(study, made, pretrain_steps={"shapes": 900})
     path = root / "runs" / study.name
-    path.mkdir(parents=True)
-    (path / "study.yaml").write_text(
-        yaml.safe_dump(study.model_dump(mode="json") | {"rule": asdict(study.rule)} if study.rule else {})
-    )
     begun = plan.segments[:num_begun]
     dataset = _write_dataset(root / "data") if pictures else None
-    _write_plan(path, study, plan, {segment.name for segment in begun}, differences)
+    write_study(
+        path,
+        study.model_dump(mode="json"),
+        plan,
+        num_images={entry.fraction: IMAGES[entry.fraction] for entry in study.fractions},
+        batch=BATCH,
+        differences=SHEET if differences is None else differences,
+        finished={segment.name: path / directory_of(segment) for segment in begun},
+    )
     for segment in begun:
         _write_run(
             path, root, segment, dataset, log_every=log_every, eval_every=eval_every, judge_training=judge_training
@@ -84,23 +94,6 @@ def _settings(seeds: int, schedules: tuple[str, ...], fractions: tuple[float, ..
         "pretrain": {"shapes": {"recipe": "demo_pretrain"}},
         "rule": {"metric": "box.AP", "baseline": "pretrained", "candidate": "scratch", "margin": 0.01},
     }
-
-
-def _write_plan(path: Path, study: Study, plan: Plan, begun: set[str], differences: list[dict] | None) -> None:
-    segments = [asdict(s) | {"directory": directory_of(s) if s.name in begun else None} for s in plan.segments]
-    sheet = [
-        {"field": "start.kind", "values": {"pretrained": "backbone", "scratch": "random"}, "declared": True},
-        {"field": "start.weights", "values": {"pretrained": "pretrain:shapes", "scratch": None}, "declared": True},
-    ]
-    content = {
-        "cells": [asdict(cell) for cell in plan.cells],
-        "segments": segments,
-        "notes": list(plan.notes),
-        "num_images": {str(entry.fraction): IMAGES[entry.fraction] for entry in study.fractions},
-        "batch": BATCH,
-        "differences": sheet if differences is None else differences,
-    }
-    (path / "plan.json").write_text(json.dumps(content))
 
 
 def directory_of(segment: Segment) -> str:

@@ -5,13 +5,14 @@ import re
 import sys
 import tomllib
 from importlib.metadata import packages_distributions
+from itertools import chain
 from pathlib import Path
 
 import headstart
 
 ROOT = Path(headstart.__file__).parent
 PROJECT = Path(__file__).parents[1] / "pyproject.toml"
-TOOLS = {"pytest", "pytest-xdist", "ruff"}  # of the extra `test`, run and not imported
+TOOLS = {"pytest", "pytest-xdist", "ruff", "mypy", "setuptools"}  # of the extra `test`, run and not imported
 # Imported by torch.onnx and torch.utils.tensorboard.
 THROUGH_TORCH = {"onnx", "onnxscript", "tensorboard"}
 
@@ -23,7 +24,7 @@ def normal(name):
 def declared():
     """Names of the packages that the program needs, and of those in extras."""
     project = tomllib.loads(PROJECT.read_text(encoding="utf-8"))["project"]
-    needed, extra = project["dependencies"], sum(project["optional-dependencies"].values(), [])
+    needed, extra = project["dependencies"], chain.from_iterable(project["optional-dependencies"].values())
     return tuple({normal(re.match(r"[\w.-]+", line)[0]) for line in lines} for lines in (needed, extra))
 
 

@@ -26,16 +26,7 @@ ROWS = (
 # Files of the lowest row that the others of it may import: they import nothing of the package but one another.
 GROUND = ("version", "batch", "files", "names", "hardware")
 # What must be importable without torch: planning, statistics and reports start fast and run where torch is not used.
-TORCH_FREE = (
-    "hardware",
-    "verdict",
-    "report.build",
-    "study.spec",
-    "study.plan",
-    "study.forecast",
-    "study.folder",
-    "recipe",
-)
+TORCH_FREE = ("hardware", "verdict", "report", "study.spec", "study.plan", "study.forecast", "study.folder", "recipe")
 KNOW_RECIPES = ("tasks", "model.build")  # of rows 2 to 4, what may import the room recipe
 
 FILES = {

@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     from headstart.api import Study
     from headstart.data.read import open_dataset
     from headstart.recipe.load import load_recipe
-    from headstart.recipe.recipe import ClassifyRecipe, Recipe
-    from headstart.recipe.segment import SegmentRecipe
+    from headstart.recipe.recipe import ClassifyRecipe, Recipe, SegmentRecipe
     from headstart.tasks.predict import draw_prediction, evaluate, load_trained, predict
     from headstart.tasks.segmentation import evaluate_labels, predict_labels
     from headstart.training.run import train
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "ClassifyRecipe": "headstart.recipe.recipe",
     "Recipe": "headstart.recipe.recipe",
-    "SegmentRecipe": "headstart.recipe.segment",
+    "SegmentRecipe": "headstart.recipe.recipe",
     "Study": "headstart.api",
     "draw_prediction": "headstart.tasks.predict",
     "evaluate": "headstart.tasks.predict",

@@ -8,40 +8,29 @@ from headstart.report.build import build_report
 from headstart.study.plan import Plan
 from headstart.study.prepare import Prepared, prepare, refuse_undeclared
 from headstart.study.run import run_study
-from headstart.study.spec import Study as Definition
-from headstart.study.spec import read_study
-
-# Overrides of these change the study, and those of arms.NAME.FIELD and rule.FIELD; all others change its recipes.
-STUDY_FIELDS = ("seeds", "fractions", "schedules", "name")
+from headstart.study.spec import define_study
 
 
 @dataclass(frozen=True)
 class Study:
-    """A study ready to run: its definition, its plan, and where it will lie."""
+    """A study ready to run: its plan, and the folder of its directory."""
 
     prepared: Prepared
     out: Path
 
     @classmethod
     def read(cls, name: str | Path, overrides: dict[str, Any] | None = None, *, out: str | Path = "runs") -> "Study":
-        """A shipped study or a YAML file; ValueError if it cannot be.
+        """A shipped study or a YAML file; ValueError for one that could not run.
 
         overrides such as {"size": "small", "seeds": 3, "arms.scratch.train.rate": 0.01, "train.batch": 4}.
         """
-        study, patch = cls.define(name, overrides)
+        study, patch = define_study(name, overrides)
         if study.account is not None:
             raise ValueError(
                 f"study {study.name}: account: it only counts what its arms would see, so it has no segments; "
                 "expected `study plan` or `study run`"
             )
         return cls(prepare(study, patch), Path(out))
-
-    @staticmethod
-    def define(name: str | Path, overrides: dict[str, Any] | None = None) -> tuple[Definition, dict[str, Any]]:
-        """The definition with the overrides that are its own, and those left for its recipes; no data is read."""
-        patch = dict(overrides or {})
-        own = {key: patch.pop(key) for key in list(patch) if _is_of_study(key)}
-        return read_study(name, size=patch.pop("size", None), changes=own), patch
 
     @property
     def plan(self) -> Plan:
@@ -50,7 +39,7 @@ class Study:
 
     @property
     def directory(self) -> Path:
-        """Where the study lies."""
+        """The study's directory."""
         return self.out / self.prepared.study.name
 
     def run(self, *, jobs: int = 1) -> Path:
@@ -62,7 +51,3 @@ class Study:
     def report(self) -> Path:
         """Write the report of what is there so far; returns its path."""
         return build_report(self.directory)
-
-
-def _is_of_study(key: str) -> bool:
-    return key in STUDY_FIELDS or key.startswith(("arms.", "rule."))

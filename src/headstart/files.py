@@ -81,17 +81,18 @@ def plain(value: Any, *, digits: int | None = None) -> Any:
 
     With `digits` floats keep so many significant ones.
     """
-    if isinstance(value, dict):
-        return {str(key): plain(item, digits=digits) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item, digits=digits) for item in value]
-    if hasattr(value, "item"):
-        value = value.item()
-    if not isinstance(value, float):
-        return value
+    if not isinstance(value, float):  # asked first: nearly all values are
+        if isinstance(value, dict):
+            return {str(key): plain(item, digits=digits) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(item, digits=digits) for item in value]
+        if hasattr(value, "item"):
+            value = value.item()
+        if not isinstance(value, float):
+            return value
     if not math.isfinite(value):
         return None
-    return value if digits is None else float(f"{value:.{digits}g}")
+    return float(value) if digits is None else float(f"{value:.{digits}g}")
 
 
 def json_text(value: Any, *, indent: int | None = None, digits: int | None = None) -> str:

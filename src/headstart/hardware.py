@@ -55,14 +55,14 @@ def memory() -> int | None:
         return None
     whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     group = Path("/sys/fs/cgroup/memory.max")
-    limit = group.read_text().strip() if group.is_file() else "max"
+    limit = group.read_text(encoding="utf-8").strip() if group.is_file() else "max"
     return min(whole, int(limit)) if limit.isdecimal() else whole
 
 
 def processor() -> str:
     """The processor's own name, or the architecture where the system does not tell it."""
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return next(iter(names), platform.processor() or platform.machine())
 

@@ -283,6 +283,11 @@ BAD = {
     "box as text": (change("annotations", 0, "bbox", "1234"), "annotation 12: bbox = '1234': expected four numbers"),
     "box as dict": (change("annotations", 0, "bbox", {"x": 1}), "annotation 12: bbox = {'x': 1}: expected four"),
     "box far away": (change("annotations", 0, "bbox", [1, 2, 1e9, 4]), "annotation 12: bbox = [1, 2, 1000000000.0, 4]"),
+    "box very far away": (
+        change("annotations", 0, "bbox", [1, 2, 10**30, 4]),
+        "expected coordinates within ±1000000 pixels",
+    ),
+    "box of true": (change("annotations", 0, "bbox", [1, 2, True, 4]), "annotation 12: bbox = [1, 2, True, 4]: exp"),
     "box misspelt": (
         lambda c: c["annotations"][0].update(bboxes=c["annotations"][0].pop("bbox")),
         "annotation 12: field 'bbox' is missing: expected four numbers [x, y, width, height] in pixels (nearest name"

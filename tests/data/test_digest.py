@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import time
 
 import pytest
 
@@ -76,12 +75,11 @@ def test_a_torn_cache_and_a_folder_that_cannot_be_written_are_no_trouble(scenes,
     assert data_digest(data) == before
 
 
-def test_fifteen_thousand_known_images_take_less_than_two_seconds(tmp_path):
-    names = tuple(f"{i:05d}.png" for i in range(15_000))
+def test_known_images_are_not_read_again(tmp_path, monkeypatch):
+    names = tuple(f"{i:03d}.png" for i in range(300))
     for name in names:
         (tmp_path / name).write_bytes(name.encode())
         os.utime(tmp_path / name, ns=(OLD, OLD))
     first = file_digests(tmp_path, names)
-    since = time.perf_counter()
-    assert file_digests(tmp_path, names) == first and len(set(first)) == 15_000
-    assert time.perf_counter() - since < 2
+    monkeypatch.setattr("headstart.data.dataset.file_digest", None)
+    assert file_digests(tmp_path, names) == first and len(set(first)) == 300

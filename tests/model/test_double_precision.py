@@ -4,11 +4,11 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from test_detector import static
 from test_semantic_head import segmenter
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from devices import static
 from headstart.batch import PixelBatch
 from headstart.model.classifier import Classifier, mean_cross_entropy
 from headstart.model.keypoint_head import peaks

@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel
 
 from headstart.recipe import load as resolve_module
+from headstart.recipe.dotted import flatten, unflatten
 from headstart.recipe.load import (
     find,
     load_recipe,
@@ -21,18 +22,16 @@ from headstart.recipe.load import (
     validate,
 )
 from headstart.recipe.recipe import (
-    CLERICAL,
-    REPLACED,
+    DIGESTED_BY_CONTENT,
+    NOT_IN_DIGEST,
     ClassifyRecipe,
     Recipe,
+    SegmentRecipe,
     digest,
-    flatten,
     scaled_rate,
     schedule_of,
     to_dict,
-    unflatten,
 )
-from headstart.recipe.segment import SegmentRecipe
 
 KINDS = {"base": Recipe, "base_classify": ClassifyRecipe, "base_segment": SegmentRecipe}
 
@@ -202,6 +201,21 @@ def test_provenance_names_the_layer_of_every_value(tmp_path):
     assert recipe.train.rate == 0.3 and recipe.seed == 4
 
 
+@pytest.mark.parametrize("name", KINDS)
+def test_values_of_a_base_recipe_need_no_origin_in_a_run(name):
+    _, origins = resolve(name, [("override", {"train.rate": 0.5})])
+    assert len(origins) > 40 and origins.beyond_base() == {"train.rate": "override"}
+
+
+def test_a_key_named_like_a_backbone_stays_in_the_path_of_an_error():
+    from headstart.study.spec import parse_study
+
+    with pytest.raises(ValueError, match=r"^mine: arms\.vgg: 3 is not valid"):
+        parse_study({"name": "a", "recipe": "demo", "arms": {"vgg": 3}, "schedules": ["2x"]}, source="mine")
+    with pytest.raises(ValueError, match=r"model\.backbone\.width: 0 is not valid"):
+        load_recipe("base", {"model.backbone.width": 0})
+
+
 def test_a_recipe_extends_at_most_one_level(tmp_path):
     for name, parent in (("a", "demo"), ("b", tmp_path / "a.yaml")):
         (tmp_path / f"{name}.yaml").write_text(f"extends: {parent}\nname: {name}\n")
@@ -229,7 +243,7 @@ def test_the_digest_ignores_clerical_fields_and_changes_with_every_other(name):
     recipe = load_recipe(name)
     values, seen = flatten(to_dict(recipe)), {digest(recipe): "nothing"}
     for field, value in values.items():
-        if field in REPLACED or field == "task":
+        if field in DIGESTED_BY_CONTENT or field == "task":
             continue
         changed = recipe.model_copy(deep=True)
         part = changed
@@ -238,7 +252,7 @@ def test_the_digest_ignores_clerical_fields_and_changes_with_every_other(name):
             part = getattr(part, parent)
         object.__setattr__(part, leaf, other_value(value))
         assert flatten(to_dict(changed))[field] != value, field
-        if field in CLERICAL:
+        if field in NOT_IN_DIGEST:
             assert digest(changed) == digest(recipe), field
         else:
             assert digest(changed) not in seen, (field, seen.get(digest(changed)))
@@ -248,8 +262,8 @@ def test_the_digest_ignores_clerical_fields_and_changes_with_every_other(name):
 
 def test_clerical_and_replaced_fields_exist():
     known = {field for model in KINDS.values() for field in model_fields(model)}
-    assert set(CLERICAL) | set(REPLACED) <= known
-    assert "train.threads" not in CLERICAL
+    assert set(NOT_IN_DIGEST) | set(DIGESTED_BY_CONTENT) <= known
+    assert "train.threads" not in NOT_IN_DIGEST
 
 
 def test_the_digest_takes_what_stands_for_files_and_schedules():

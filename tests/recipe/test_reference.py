@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from headstart.recipe.dotted import flatten
 from headstart.recipe.load import read_yaml, shipped
-from headstart.recipe.recipe import flatten
 from headstart.recipe.reference import comments_of, reference
 
 DOCS = Path(__file__).parents[2] / "docs"

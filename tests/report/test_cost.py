@@ -4,9 +4,10 @@ import pytest
 
 from headstart.report.cost import Cost, cell_costs, counters, public_cost, segment_costs
 from headstart.report.paper import sample_figure
-from headstart.study.plan import expand, make_schedules, schedule_names
+from headstart.study.plan import expand, schedule_names
 from headstart.study.spec import parse_study
 from headstart.weights.public import find_training, trainings
+from schedules import make_schedules
 
 STUDY = {
     "name": "s",

@@ -20,13 +20,13 @@ from PIL import Image
 from headstart.metrics.records import Records, ap_from_records
 from headstart.report import build as report
 from headstart.report import findings, plots
-from headstart.report.build import build_report, is_current
+from headstart.report.build import build_report
 from headstart.report.facts import ERROR_TYPES, Facts
 from headstart.report.findings import find
 from headstart.report.page import MOST_BYTES, script_json
 from headstart.report.paper import table_1
 from headstart.report.pictures import MIN_SCORE, make_gallery
-from headstart.study.folder import metric_of, read_study_folder
+from headstart.study.folder import is_current, metric_of, read_study_folder
 from headstart.verdict.verdict import judge
 from headstart.verdict.words import sentence
 from study_folder import CLASSES, FILE_NAME, box_ap, build_study, hash_of

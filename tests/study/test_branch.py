@@ -13,16 +13,18 @@ from headstart.report.build import build_report
 from headstart.report.cost import study_costs
 from headstart.study.folder import read_study_folder
 from headstart.study.forecast import Load, cell_rows
-from headstart.study.plan import expand, make_schedules, schedule_names
-from headstart.study.prepare import arm_recipe, difference_sheet, prepare, refuse_undeclared
+from headstart.study.plan import expand, schedule_names
+from headstart.study.prepare import prepare, refuse_undeclared
 from headstart.study.run import run_study
 from headstart.study.spec import parse_study
 from headstart.tasks import make_task
 from headstart.training.lineage import Span, run_digest
 from headstart.training.rows import read_rows
-from headstart.training.run import prepare_branch, train
+from headstart.training.run import train
+from headstart.training.start import prepare_branch
 from headstart.training.verify import recipe_of, verify
 from headstart.weights import checkpoint
+from schedules import make_schedules
 from tiny import outcome, tiny_recipe, tiny_study, without_clock
 
 COCO = {"base": 90_000, "base_rate": 0.02, "warmup": 500, "warmup_from": 1 / 3}
@@ -286,7 +288,7 @@ def test_the_digest_of_a_branch_holds_its_recipe_and_its_parent(study):
     run = study / outcome(study)[LATE_NAME][0]
     kept = checkpoint.load(checkpoint.path_of(run, 12))
     recipe, span = recipe_of(kept, run), Span.from_facts(kept["span"], study)
-    assert span.carries and span.parent == checkpoint.path_of(study / outcome(study)[TRUNK][0], 8)
+    assert span.partial_restore and span.parent == checkpoint.path_of(study / outcome(study)[TRUNK][0], 8)
     fingerprint = make_task(recipe).fingerprint
     assert run.name == f"{recipe.name}-{run_digest(recipe, fingerprint, None, span)}"
     other = recipe.model_copy(update={"train": recipe.train.model_copy(update={"weight_decay": 0.5})})
@@ -332,10 +334,10 @@ def test_the_report_of_a_branch_says_what_it_took_over(study):
 def test_the_difference_sheet_says_that_an_arm_is_a_branch(data_root):
     prepared = prepare(parse_study(branched(data_root), source="tiny"))
     refuse_undeclared(prepared)
-    rows = {row["field"]: row["values"] for row in difference_sheet(prepared)}
+    rows = {row["field"]: row["values"] for row in prepared.differences}
     assert rows["branch_of"] == {"scratch": None, "late": "scratch, until the last 4 steps"}
     assert set(rows) == {"branch_of", *CHANGES}
-    assert arm_recipe(prepared.study, "late", {})[0].model.cascade.enabled
+    assert prepared.recipes["late"][0].model.cascade.enabled
 
 
 def test_last_may_be_given_in_bases(data_root):

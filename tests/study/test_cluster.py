@@ -15,7 +15,7 @@ import pytest
 
 from cli_call import call
 from headstart.study import slurm
-from headstart.study.prepare import ancestors, needs, prepare
+from headstart.study.prepare import prepare
 from headstart.study.ray import Cluster
 from headstart.study.run import run_named, run_study
 from headstart.study.slurm import Job, levels_of, write_jobs
@@ -107,12 +107,12 @@ def test_levels_come_after_what_they_need(begun):
     where = {name: number for number, names in enumerate(levels) for name in names}
     assert len(where) == len(prepared.plan.segments) - 1
     for segment in prepared.plan.segments:
-        before = [where[name] for name in needs(segment) if name in where]
+        before = [where[name] for name in segment.needs if name in where]
         if segment.name in where:
             assert where[segment.name] == max((number + 1 for number in before), default=0)
     assert levels_of(prepared.plan.segments, {segment.name for segment in prepared.plan.segments}) == ()
     last = next(segment for segment in prepared.plan.segments if segment.name == "pretrained-f1-s0-3x-9-12")
-    assert [segment.name for segment in ancestors(prepared.plan, last)] == [
+    assert [segment.name for segment in prepared.plan.ancestors(last)] == [
         "pretrain-forms", "pretrained-f1-s0-trunk-0-5", "pretrained-f1-s0-trunk-5-9",
     ]  # fmt: skip
 

@@ -126,7 +126,7 @@ def test_a_study_expands_to_the_papers_steps_drops_and_counts(counted, name):
     assert prepared.plan.notes == ()
     refuse_undeclared(prepared)
     for arm, schedules in arms.items():
-        recipe = arm_recipe(prepared.study, arm, {})[0]
+        recipe = prepared.recipes[arm][0]
         assert recipe.train.batch == 16 and recipe.train.momentum == 0.9 and recipe.train.weight_decay == 1e-4
         assert {field: value_of(recipe, field) for field in FIELDS.get(name, {})} == FIELDS.get(name, {})
         if recipe.start.kind == "random":
@@ -145,7 +145,7 @@ def test_the_cascade_is_switched_on_for_the_last_270k_steps(counted, name):
     assert late and {segment.steps for segment in late} == {270_000}
     for segment in late:
         assert segments[segment.parent].arm == segment.arm.removeprefix("cascade_")
-        plain, cascade = (arm_recipe(prepared.study, arm, {})[0] for arm in (segments[segment.parent].arm, segment.arm))
+        plain, cascade = (prepared.recipes[arm][0] for arm in (segments[segment.parent].arm, segment.arm))
         assert (plain.model.cascade.enabled, cascade.model.cascade.enabled) == (False, True)
         assert plain.model.backbone == cascade.model.backbone and plain.start == cascade.start
 
@@ -169,18 +169,22 @@ def test_the_studies_of_table_1_and_2_share_their_segments(counted):
     assert segments["e01"] | segments["e02"] == segments["e04"]
     assert {prepared.study.runs for prepared in plans.values()} == {"paper"}
     for name, arm in (("e01", "scratch"), ("e01", "pretrained"), ("e02", "deep_scratch"), ("e02", "deep_pretrained")):
-        own, again = (arm_recipe(plans[study].study, arm, {})[0] for study in (name, "e04"))
+        own, again = (plans[study].recipes[arm][0] for study in (name, "e04"))
         assert own.model_copy(update={"name": ""}) == again.model_copy(update={"name": ""})
+
+
+def account_of(study):
+    return account(study, {arm: arm_recipe(study, arm, {})[0] for arm in study.arms})
 
 
 def test_the_account_of_samples_is_the_papers_figure_2():
     """1.309e8 against 8.64e6 images, 1.482e8 against 6.05e7 instances, 9.49e12 against 9.21e12 pixels."""
-    scratch, pretrained = account(read_study("paper/e17"))
-    assert [scratch.total(count) for count in ("images", "instances", "pixels")] == [8.64e6, 6.048e7, 8.64e6 * 1066400]
-    images, instances, pixels = (pretrained.total(count) for count in ("images", "instances", "pixels"))
+    scratch, pretrained = account_of(read_study("paper/e17"))
+    assert [scratch[count] for count in ("images", "instances", "pixels")] == [8.64e6, 6.048e7, 8.64e6 * 1066400]
+    images, instances, pixels = (pretrained[count] for count in ("images", "instances", "pixels"))
     assert (images, instances) == (1.28e8 + 2.88e6, 1.28e8 + 2.016e7)
     assert pixels == pytest.approx(9.49e12, rel=1e-3)
-    assert (images / 8.64e6, instances / 6.048e7, pixels / scratch.total("pixels")) == pytest.approx(
+    assert (images / 8.64e6, instances / 6.048e7, pixels / scratch["pixels"]) == pytest.approx(
         (15.1, 2.45, 1.03), abs=0.05
     )
 
@@ -199,7 +203,7 @@ def test_the_account_is_printed_and_written_without_any_data(monkeypatch, capsys
 def test_an_account_needs_the_cost_of_weights():
     study = read_study("paper/e17", changes={"public_weights": {}})
     with pytest.raises(ValueError, match=r"account: arm 'pretrained' starts from 'data/weights/R-50-GN\.pkl'"):
-        account(study)
+        account_of(study)
 
 
 def test_tables_of_the_paper_are_those_that_a_study_may_name():

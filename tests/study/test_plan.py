@@ -7,9 +7,10 @@ import pytest
 
 from headstart.data.dataset import nested_fraction
 from headstart.recipe.schedule import Schedule, due
-from headstart.study.forecast import Load, cell_rows, makespan, num_evaluations, segment_rows, totals
-from headstart.study.plan import Segment, expand, make_schedules, schedule_names
-from headstart.study.spec import Study, parse_study, read_study
+from headstart.study.forecast import Load, WorkDone, cell_rows, makespan, num_evaluations, segment_rows, totals
+from headstart.study.plan import Segment, expand, schedule_names
+from headstart.study.spec import StudySpec, parse_study, read_study
+from schedules import make_schedules
 
 COCO = {"base": 90_000, "base_rate": 0.02, "warmup": 500, "warmup_from": 1 / 3}
 SMALL = {"base": 90, "base_rate": 0.02, "warmup": 5, "warmup_from": 0.1}
@@ -25,11 +26,11 @@ GOOD = {
 }
 
 
-def study_of(**changes) -> Study:
+def study_of(**changes) -> StudySpec:
     return parse_study({**copy.deepcopy(GOOD), **changes}, source="study.yaml")
 
 
-def one_arm(*names, **changes) -> Study:
+def one_arm(*names, **changes) -> StudySpec:
     simple = {"name": "s", "recipe": "r", "arms": {"scratch": {}}, "schedules": list(names)}
     return parse_study({**simple, **changes}, source="study.yaml")
 
@@ -367,3 +368,9 @@ def test_a_rule_may_be_about_a_variant():
         study_of(rule=rule)
     with pytest.raises(ValueError, match=r"rule\.metric 'mask\.APx' is not known, did you mean"):
         study_of(also_evaluate={"tta": {"input.test_short": 64}}, rule={**rule, "metric": "tta:mask.APx"})
+
+
+def test_work_done_is_weighted_by_expected_seconds():
+    work = WorkDone({"a": 10.0, "b": 30.0, "c": 0.0})
+    assert [work.update("a", 0.5), work.update("b", 1.0), work.update("a", 1.0)] == [12.5, 87.5, 100.0]
+    assert work.update("b", 0.5) == 62.5  # a segment that starts again

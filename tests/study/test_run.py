@@ -1,6 +1,7 @@
 """A tiny study end to end: however it is run, stopped or extended, its segments end with the same weights."""
 
 import copy
+import importlib
 import json
 import multiprocessing
 import os
@@ -8,8 +9,10 @@ import re
 
 import pytest
 
+from cli_call import call
 from headstart.recipe.schedule import Schedule
-from headstart.study.prepare import arm_recipe, difference_sheet, prepare, refuse_undeclared
+from headstart.study.folder import is_finished, note_segment, read_plan, read_study_folder, write_study
+from headstart.study.prepare import prepare, refuse_undeclared, segment_recipe
 from headstart.study.run import lock, run_study
 from headstart.study.spec import parse_study
 from headstart.training.rows import read_rows
@@ -17,6 +20,7 @@ from headstart.training.run import train
 from headstart.training.verify import verify
 from headstart.weights import checkpoint
 from tiny import outcome, tiny_study, without_clock
+from tiny import write_study as write_file
 
 SEGMENTS = {
     "pretrain-forms",
@@ -73,13 +77,88 @@ def test_a_cell_of_the_study_equals_a_straight_run(study, data_root, tmp_path):
 
 def test_a_second_call_reuses_everything_and_builds_no_model(study, data_root, monkeypatch):
     before = {path: path.stat().st_mtime_ns for path in study.rglob("*") if path.is_file() and path.name != "lock"}
-    monkeypatch.setattr("headstart.study.prepare.train", None)
+    monkeypatch.setattr("headstart.study.run.train", None)
     told = []
     again = run_study(
         prepared_study(data_root), study.parent, progress=lambda *step: told.append(step), finished=told.append
     )
     assert again == study and set(told) == SEGMENTS
     assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+@pytest.mark.parametrize("verb", ["plan", "run"])
+def test_a_command_reads_the_study_and_resolves_its_recipes_once(data_root, tmp_path, monkeypatch, capsys, verb):
+    """Two arms and one pre-training: three recipes, whatever the number of segments."""
+    file = write_file(tmp_path / "tiny.yaml", tiny_study(data_root))
+    calls = []
+    for module, name in (("prepare", "resolve"), ("spec", "read_yaml"), ("spec", "validate")):
+        honest = getattr(importlib.import_module(f"headstart.study.{module}"), name)
+
+        def counted(*given, name=name, honest=honest):
+            calls.append((name, str(given[0])) if name != "validate" else (name, given[0].__name__))
+            return honest(*given)
+
+        monkeypatch.setattr(f"headstart.study.{module}.{name}", counted)
+    out = ["--out", str(tmp_path)] if verb == "run" else []
+    answer = call(monkeypatch, capsys, "study", verb, str(file), *out, "--jobs", "1")
+    assert answer.code == 0, answer.err
+    assert calls == [
+        ("read_yaml", str(file)), ("validate", "StudySpec"),
+        ("resolve", "base"), ("resolve", "base"), ("resolve", "base_classify"),
+    ]  # fmt: skip
+
+
+def test_the_plan_is_written_twice_and_changes_of_segments_in_one_line_each(study, data_root, tmp_path, monkeypatch):
+    """What has begun and what is finished can be read at any time, and takes a line, not the whole plan."""
+    whole, seen = [], {}
+
+    def counted(directory, *given, **named):
+        whole.append(directory)
+        write_study(directory, *given, **named)
+
+    def progress(segment, step, values):
+        folder = read_study_folder(tmp_path / "tiny")
+        states = {
+            entry["name"]: entry["finished"] for entry in read_plan(folder.path)["segments"] if entry["directory"]
+        }
+        lines = (folder.path / "segments.jsonl").read_text().splitlines()
+        assert folder.runs[segment.name].directory.is_dir() and len(whole) == 1
+        seen[segment.name] = (states, len(lines))
+
+    monkeypatch.setattr("headstart.study.run.write_study", counted)
+    prepared = prepared_study(data_root)
+    directory = run_study(prepared, tmp_path, progress=progress)
+    names = [segment.name for segment in prepared.plan.segments]
+    assert seen == {
+        name: ({**dict.fromkeys(names[:place], True), name: False}, 2 * place + 1) for place, name in enumerate(names)
+    }
+    assert len(whole) == 2 and not (directory / "segments.jsonl").exists()
+    assert is_finished(directory, prepared.plan) and outcome(directory) == outcome(study)
+
+
+def test_changes_of_segments_outlive_a_kill_and_end_with_the_next_plan(data_root, tmp_path):
+    plan = prepared_study(data_root).plan
+    first, second, *_ = (segment.name for segment in plan.segments)
+    facts = {"num_images": {1.0: 6}, "batch": 2}
+    write_study(tmp_path, {"name": "tiny"}, plan, **facts)
+    assert not is_finished(tmp_path, plan)
+    note_segment(tmp_path, first, tmp_path / "a", finished=False)
+    note_segment(tmp_path, first, tmp_path / "a", finished=True)
+    note_segment(tmp_path, second, tmp_path / "b", finished=False)
+    note_segment(tmp_path, "of another plan", tmp_path / "c", finished=True)
+    states = {e["name"]: (e["directory"], e["finished"]) for e in read_plan(tmp_path)["segments"]}
+    assert states == {segment.name: (None, False) for segment in plan.segments} | {
+        first: ("a", True), second: ("b", False),
+    }  # fmt: skip
+    for segment in plan.segments:
+        note_segment(tmp_path, segment.name, tmp_path / "a", finished=True)
+    assert is_finished(tmp_path, plan)
+    with (tmp_path / "segments.jsonl").open("a") as file:
+        file.write('{"name": "torn')
+    assert is_finished(tmp_path, plan)
+    write_study(tmp_path, {"name": "tiny"}, plan, **facts, begun={second: tmp_path / "b"})
+    assert not is_finished(tmp_path, plan) and not (tmp_path / "segments.jsonl").exists()
+    assert [e["directory"] for e in read_plan(tmp_path)["segments"] if e["directory"]] == ["b"]
 
 
 def test_two_jobs_give_the_same(study, data_root, tmp_path):
@@ -209,7 +288,7 @@ def test_a_killed_holder_holds_nothing(study):
 
 
 def test_the_difference_sheet_lists_what_arms_declare(data_root):
-    rows = {row["field"]: row for row in difference_sheet(prepared_study(data_root))}
+    rows = {row["field"]: row for row in prepared_study(data_root).differences}
     assert set(rows) == {"start.kind", "start.weights"}
     assert all(row["declared"] for row in rows.values())
     assert rows["start.kind"]["values"] == {"scratch": "random", "pretrained": "backbone"}
@@ -219,16 +298,17 @@ def test_the_difference_sheet_lists_an_undeclared_difference(data_root, monkeypa
     """A difference that no arm declares cannot be written down; here it slips in while recipes are resolved."""
     from headstart.study import prepare as run
 
-    prepared, honest = prepared_study(data_root), run.arm_recipe
+    honest = run.arm_recipe
 
-    def slipped(study, arm, overrides, *rest):
-        recipe, origins = honest(study, arm, overrides, *rest)
+    def slipped(study, arm, overrides):
+        recipe, origins = honest(study, arm, overrides)
         if arm == "scratch":
             recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"rate": 0.5})})
         return recipe, origins
 
     monkeypatch.setattr(run, "arm_recipe", slipped)
-    rows = {row["field"]: row for row in difference_sheet(prepared)}
+    prepared = prepared_study(data_root)
+    rows = {row["field"]: row for row in prepared.differences}
     assert rows["train.rate"] == {
         "field": "train.rate", "values": {"scratch": 0.5, "pretrained": 0.01}, "declared": False,
     }  # fmt: skip
@@ -240,10 +320,9 @@ def test_arms_may_differ_in_their_seeds_alone(data_root):
     """A/A: the arm's seed is added to the study's, and the sheet has nothing else."""
     prepared = prepared_study(data_root, arms={"one": {}, "other": {"seed": 1000}}, pretrain={}, seeds=2)
     refuse_undeclared(prepared)
-    assert difference_sheet(prepared) == [{"field": "seed", "values": {"one": 0, "other": 1000}, "declared": True}]
+    assert prepared.differences == [{"field": "seed", "values": {"one": 0, "other": 1000}, "declared": True}]
     seeds = {
-        (segment.arm, segment.seed): arm_recipe(prepared.study, segment.arm, {}, segment)[0].seed
-        for segment in prepared.plan.segments
+        (segment.arm, segment.seed): segment_recipe(prepared, segment)[0].seed for segment in prepared.plan.segments
     }
     assert seeds == {("one", 0): 0, ("one", 1): 1, ("other", 0): 1000, ("other", 1): 1001}
 
@@ -266,7 +345,7 @@ def test_an_arm_that_declares_another_rate_says_so(data_root):
     arms["scratch"]["train.rate"] = 0.02
     prepared = prepared_study(data_root, arms=arms)
     refuse_undeclared(prepared)
-    assert {row["field"] for row in difference_sheet(prepared)} == {"start.kind", "start.weights", "train.rate"}
+    assert {row["field"] for row in prepared.differences} == {"start.kind", "start.weights", "train.rate"}
     assert prepared.schedules["scratch"]["2x"].base_rate == 2 * prepared.schedules["pretrained"]["2x"].base_rate
 
 

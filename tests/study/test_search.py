@@ -8,7 +8,7 @@ import yaml
 from headstart.api import Study
 from headstart.recipe.load import shipped
 from headstart.study.folder import read_study_folder
-from headstart.study.prepare import difference_sheet, prepare
+from headstart.study.prepare import prepare
 from headstart.study.search import Trial, best_of, combinations, trial_study, trials_of, write_tuned
 from headstart.study.spec import parse_study
 from headstart.training.rows import read_rows
@@ -66,7 +66,7 @@ def test_the_best_is_picked_and_written_with_the_effort(data_root, tmp_path, mon
     assert (directory / "plan.json").stat().st_mtime_ns == before
     content = yaml.safe_load(path.read_text())
     content |= {"tuning": tuned["tuning"], "set": {**content["set"], **tuned["set"]}}
-    sheet = difference_sheet(Study.read(write_study(tmp_path / "tuned.yaml", content)).prepared)
+    sheet = Study.read(write_study(tmp_path / "tuned.yaml", content)).prepared.differences
     assert {"field": "tuning: trials", "values": {"scratch": 2, "other": 0}, "declared": True} in sheet
     assert {"field": "tuning: steps", "values": {"scratch": 16, "other": 0}, "declared": True} in sheet
 

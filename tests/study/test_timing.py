@@ -5,7 +5,7 @@ import torch
 
 from headstart.study import timing
 from headstart.study.forecast import Load
-from headstart.study.prepare import arm_recipe, prepare
+from headstart.study.prepare import prepare
 from headstart.study.spec import parse_study
 from headstart.study.timing import kept_loads, measure_apart, measure_loads
 from headstart.tasks import make_task
@@ -25,7 +25,7 @@ def test_loads_are_those_of_the_recipes_however_many_measure(data_root):
 
 def test_the_first_images_are_judged_like_all(data_root):
     prepared = prepare(parse_study(tiny_study(data_root), source="tiny"), None)
-    recipe = arm_recipe(prepared.study, "scratch", {})[0]
+    recipe = prepared.recipes["scratch"][0]
     device = torch.device("cpu")
     task = make_task(recipe)
     first, whole = task.evaluate_first(device, task.num_eval_images + 9), task.evaluate(device)

@@ -123,6 +123,9 @@ def test_scratch_or_pretrained_can_be_asked_of_pixels(scenes, tmp_path):
     told = folder.scores(rule["metric"], "scratch", "1x", 1.0) - folder.scores(rule["metric"], "pretrained", "1x", 1.0)
     assert num_images == 5 and drawn.shape == (2, NUM_RESAMPLES) and (drawn.std(axis=1) > 0).all()
     assert np.abs(drawn.mean(axis=1) - told).max() < drawn.std(axis=1).max()
+    for recipe in (run.directory / "recipe.yaml" for run in folder.runs.values()):
+        origins = [line for line in recipe.read_text().splitlines() if line.startswith("#")]
+        assert "# train.base: study" in origins and not any("base_segment.yaml" in line for line in origins)
 
 
 def test_a_model_of_other_classes_keeps_all_but_the_predictor(finished, scenes, tmp_path):

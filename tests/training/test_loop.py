@@ -14,7 +14,8 @@ from headstart.tasks import make_task
 from headstart.training import loop
 from headstart.training.lineage import Span
 from headstart.training.rows import read_rows
-from headstart.training.run import settings_of, train
+from headstart.training.run import train
+from headstart.training.start import settings_of
 from headstart.training.verify import state_differences
 from headstart.weights import checkpoint
 from headstart.weights.freeze import set_train_mode

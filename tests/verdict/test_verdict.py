@@ -6,8 +6,8 @@ import itertools
 import numpy as np
 import pytest
 from scipy import stats
+from simulate import Setting, crossover_coverage, draw, is_wrong, simulate, wrong_for_other_images
 
-from headstart.study.simulate import Setting, crossover_coverage, draw, is_wrong, simulate, wrong_for_other_images
 from headstart.verdict.curves import Curve, compare_at, crossover, images_worth, overfit_onset
 from headstart.verdict.paired import p_above, t_half_width, t_power
 from headstart.verdict.verdict import Rule, decide, fewest_seeds, judge, seeds_needed

@@ -14,7 +14,7 @@ from headstart.model.backbones.timm_net import TimmNet
 from headstart.model.classifier import Classifier
 from headstart.model.norm import FrozenBatchNorm
 from headstart.tasks import make_task
-from headstart.training.run import prepare_start
+from headstart.training.start import prepare_start
 from headstart.weights.audit import audit, tensor_digests
 from headstart.weights.freeze import POLICIES, freeze, set_train_mode
 from headstart.weights.input import DETECTRON, IMAGENET

@@ -6,7 +6,6 @@ import typer
 import yaml
 
 from headstart.cli.console import Overrides, patch_of, say, show
-from headstart.recipe.recipe import AnyRecipe
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -32,36 +31,22 @@ def show_recipe(
     say(yaml.safe_dump(to_dict(load_recipe(recipe, patch_of(overrides))), sort_keys=False).rstrip())
 
 
-def costs(recipe: AnyRecipe) -> dict[str, str]:
-    """Parameters and multiply-adds of a recipe's model, for COCO's or ImageNet's number of classes."""
-    import torch
-
-    from headstart.model.build import build
-    from headstart.model.flops import num_parameters, predict_macs
-    from headstart.tasks import TASKS, input_size
-
-    num_channels, size, num = len(recipe.input.mean), input_size(recipe), TASKS[recipe.task].num_classes
-    # Some of timm's constructors compute with values; ours only need shapes.
-    with torch.device("cpu" if recipe.model.backbone.kind == "timm" else "meta"):
-        model = build(recipe, num, num_keypoints=17)
-    macs = predict_macs(model, *size, num_channels=num_channels)
-    return {
-        f"parameters ({num} classes)": f"{num_parameters(model):,}",
-        f"GMAC of an image of {size[0]} x {size[1]} ({num} classes)": f"{macs / 1e9:.2f}",
-    }
-
-
 @app.command()
 def explain(
     recipe: Annotated[str, typer.Argument(help="A shipped recipe or a YAML file.")], overrides: Overrides = None
 ) -> None:
     """Every value and where it comes from: base file, recipe, override, or derived; and what it is on this machine."""
+    from headstart.recipe.dotted import flatten
     from headstart.recipe.load import choices_of, resolve, settle
-    from headstart.recipe.recipe import derived, flatten, to_dict
+    from headstart.recipe.recipe import digest, scaled_rate, to_dict
+    from headstart.study.timing import model_costs
 
     found, origins = resolve(recipe, [("override", patch_of(overrides))])
     rows = [[key, value, origins.get(key, "model default")] for key, value in flatten(to_dict(found)).items()]
-    rows += [[key, value, "derived"] for key, value in {**derived(settle(found)[0]), **costs(found)}.items()]
+    part = found.train
+    rate = f"{scaled_rate(found):g} = {part.rate:g} x {part.batch}/{part.reference_batch}"
+    derived = {"train.rate (actual)": rate, "digest": digest(settle(found)[0]), **model_costs(found)}
+    rows += [[key, value, "derived"] for key, value in derived.items()]
     show(f"{recipe}, resolved", ["field", "value", "from"], rows)
     say("on this machine:")
     for field, choice in choices_of(found).items():

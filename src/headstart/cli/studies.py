@@ -23,23 +23,28 @@ def prepared_study(name: str, overrides: list[str] | None) -> Any:
     return Study.read(name, patch_of(overrides)).prepared
 
 
-def is_account(name: str, overrides: list[str] | None, out: Path | None = None) -> bool:
-    """Whether a study only counts what its arms would see: then that is printed, and written below `out`."""
-    from headstart.api import Study
-    from headstart.report.account import COUNTS, account, write_account
+def prepared_or_account(name: str, overrides: list[str] | None, out: Path | None = None) -> Any:
+    """A study with its plan; None for one that only counts samples: these are printed, and written below `out`."""
+    from headstart.report.account import COUNTED, account
+    from headstart.report.facts import write_csv
+    from headstart.study.prepare import arm_recipe, prepare
+    from headstart.study.spec import define_study
 
-    study, patch = Study.define(name, patch_of(overrides))
+    study, patch = define_study(name, patch_of(overrides))
     if study.account is None:
-        return False
-    rows = account(study, patch) if out is None else write_account(study, out / study.name, patch)
-    lines = [[r.arm, r.schedule, f"{r.steps:,}", *(f"{r.total(count):.4g}" for count in COUNTS)] for r in rows]
-    show(f"study {study.name}: seen, pre-training included", ["arm", "schedule", "steps", *COUNTS], lines)
+        return prepare(study, patch)
+    rows = account(study, {arm: arm_recipe(study, arm, patch)[0] for arm in study.arms})
+    if out is not None:
+        (out / study.name).mkdir(parents=True, exist_ok=True)
+        write_csv(out / study.name / "account.csv", rows)
+    lines = [[r["arm"], r["schedule"], f"{r['steps']:,}", *(f"{r[counted]:.4g}" for counted in COUNTED)] for r in rows]
+    show(f"study {study.name}: seen, pre-training included", ["arm", "schedule", "steps", *COUNTED], lines)
     first, *others = rows
     for row in others:
-        ratios = ", ".join(f"{row.total(count) / first.total(count):.3g} times the {count}" for count in COUNTS)
-        say(f"{row.arm} {row.schedule} sees {ratios} of {first.arm} {first.schedule}")
+        ratios = ", ".join(f"{row[counted] / first[counted]:.3g} times the {counted}" for counted in COUNTED)
+        say(f"{row['arm']} {row['schedule']} sees {ratios} of {first['arm']} {first['schedule']}")
     say("nothing is trained: the counts follow from schedules, batch and the documented cost of public weights")
-    return True
+    return None
 
 
 @app.command("list")
@@ -58,10 +63,11 @@ def plan(study: Name, overrides: Overrides = None, jobs: Jobs = None) -> None:
 
     Says on which device and in which precision, and why. Runs nothing but a short timing.
     """
-    if is_account(study, overrides):
-        return
-    prepared = prepared_study(study, overrides)
-    show_plan(prepared, jobs or default_jobs(prepared))
+    from headstart.study.run import default_jobs
+
+    prepared = prepared_or_account(study, overrides)
+    if prepared is not None:
+        show_plan(prepared, jobs or default_jobs(prepared))
 
 
 def show_plan(prepared: Any, jobs: int, directory: Path | None = None) -> dict[str, float]:
@@ -72,11 +78,20 @@ def show_plan(prepared: Any, jobs: int, directory: Path | None = None) -> dict[s
     for line in hardware_lines(prepared):
         say(line)
     loads = kept_loads(directory / "timing.json", prepared, jobs) if directory else measure_apart(prepared, jobs)
-    rows = [
-        [row["segment"], f"{row['steps']:,}", f"{row['images']:,}", f"{row['epochs']:.1f}", f"{row['seconds']:,.0f}"]
-        for row in segment_rows(prepared.plan, loads)
-    ]
-    show(f"study {prepared.study.name}: segments", ["segment", "steps", "images", "epochs", "seconds (expected)"], rows)
+    rows = segment_rows(prepared.plan, loads)
+    show(
+        f"study {prepared.study.name}: segments",
+        ["segment", "steps", "images", "epochs", "seconds (expected)"],
+        [
+            [
+                r["segment"],
+                *(f"{r[name]:,}" for name in ("steps", "images")),
+                f"{r['epochs']:.1f}",
+                f"{r['seconds']:,.0f}",
+            ]
+            for r in rows
+        ],
+    )
     found = totals(prepared.plan, loads)
     seconds = makespan(prepared.plan, loads, jobs)
     say(
@@ -90,20 +105,7 @@ def show_plan(prepared: Any, jobs: int, directory: Path | None = None) -> dict[s
     )
     for note in prepared.plan.notes:
         say(f"note: {note}")
-    return {row["segment"]: row["seconds"] for row in segment_rows(prepared.plan, loads)}
-
-
-def is_finished(directory: Path, prepared: Any) -> bool:
-    """Whether an earlier call says that every segment of this plan has been run."""
-    import json
-
-    path = directory / "plan.json"
-    if not path.exists():
-        return False
-    known = {
-        entry["name"] for entry in json.loads(path.read_text(encoding="utf-8"))["segments"] if entry.get("finished")
-    }
-    return all(segment.name in known for segment in prepared.plan.segments)
+    return {row["segment"]: row["seconds"] for row in rows}
 
 
 @app.command()
@@ -122,13 +124,15 @@ def run(
     ] = None,
 ) -> None:
     """Run every segment that is missing, then write the report. Stop it anywhere; the same command continues."""
-    from headstart.report.build import build_report, is_current
+    from headstart.report.build import build_report
+    from headstart.study.folder import is_current
     from headstart.study.prepare import refuse_undeclared
+    from headstart.study.ray import cluster_of
 
     cluster = cluster_of(executor, jobs, {"cpus": cpus, "gpus": gpus, "retries": retries})
-    if is_account(study, overrides, out):
+    prepared = prepared_or_account(study, overrides, out)
+    if prepared is None:
         return
-    prepared = prepared_study(study, overrides)
     refuse_undeclared(prepared)
     directory = run_prepared(prepared, out, jobs, cluster)
     say_verdict(directory / "report.html" if is_current(directory) else build_report(directory))
@@ -164,48 +168,26 @@ def search(
 
 def run_prepared(prepared: Any, out: Path, jobs: int | None, cluster: Any = None) -> Path:
     """Print the plan, unless all is done, and run it under a progress bar; the study's directory."""
-    from headstart.study.run import run_study
+    from headstart.study.folder import is_finished
+    from headstart.study.forecast import WorkDone
+    from headstart.study.run import default_jobs, run_study
 
     jobs = jobs or default_jobs(prepared)
-    segments = {segment.name: segment for segment in prepared.plan.segments}
-    expected, directory = dict.fromkeys(segments, 1.0), out / prepared.study.name
-    if not is_finished(directory, prepared):
+    expected, directory = {segment.name: 1.0 for segment in prepared.plan.segments}, out / prepared.study.name
+    if not is_finished(directory, prepared.plan):
         expected = show_plan(prepared, jobs, directory)
+    work = WorkDone(expected)
     with bar() as progress:
         whole = progress.add_task(f"study {prepared.study.name}", total=100, note="")
-        shares = dict.fromkeys(segments, 0.0)
-
-        def move(name: str, share: float, note: str) -> None:
-            shares[name] = share
-            done = sum(expected[key] * value for key, value in shares.items()) / sum(expected.values())
-            progress.update(whole, completed=round(100 * done, 1), note=note)
 
         def update(segment: Any, step: int, values: dict[str, Any]) -> None:
-            share = (step - segment.start) / segment.steps
-            move(segment.name, share, f"{segment.name} loss {values['loss']:.3f}")
+            done = work.update(segment.name, (step - segment.start) / segment.steps)
+            progress.update(whole, completed=done, note=f"{segment.name} loss {values['loss']:.3f}")
 
-        def reuse(name: str) -> None:
-            move(name, 1.0, f"{name} done")
+        def finish(name: str) -> None:
+            progress.update(whole, completed=work.update(name, 1.0), note=f"{name} done")
 
-        return run_study(prepared, out, jobs=jobs, cluster=cluster, progress=update, finished=reuse)
-
-
-def cluster_of(executor: str, jobs: int | None, given: dict[str, int | None]) -> Any:
-    """What the options say about a cluster; None for this machine. ValueError for an option without effect."""
-    from headstart.study.ray import Cluster
-    from headstart.study.spec import check_names
-
-    check_names([executor], ("local", "ray"), "executor")
-    chosen = {name: value for name, value in given.items() if value is not None}
-    if executor == "ray":
-        if jobs is not None:
-            raise ValueError(
-                f"jobs: {jobs} has no effect with --executor ray, which runs what its machines have room for"
-            )
-        return Cluster(**chosen)
-    for name, value in chosen.items():
-        raise ValueError(f"{name}: {value} has no effect with --executor local, expected --executor ray")
-    return None
+        return run_study(prepared, out, jobs=jobs, cluster=cluster, progress=update, finished=finish)
 
 
 @app.command()
@@ -248,15 +230,6 @@ def slurm(
     for number, names in enumerate(found.levels):
         say(f"level {number}: {len(names)} segments, from {names[0]} on")
     say(f"submit with: bash {found.script}")
-
-
-def default_jobs(prepared: Any) -> int:
-    """As many segments at a time as there are cores, where the recipe asks for one thread."""
-    from headstart.hardware import usable_cores
-    from headstart.study.prepare import arm_recipe
-
-    recipe = arm_recipe(prepared.study, next(iter(prepared.study.arms)), prepared.overrides)[0]
-    return usable_cores() if recipe.train.threads == 1 else 1
 
 
 def say_verdict(page: Path) -> None:

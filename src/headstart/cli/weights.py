@@ -41,7 +41,7 @@ def import_weights(
     """Try weights on a recipe: what loads, what is left out, and the initialisation audit."""
     from headstart.recipe.load import settle
     from headstart.tasks import make_task
-    from headstart.training.run import prepare_start
+    from headstart.training.start import prepare_start
 
     found, _ = resolved(
         recipe,

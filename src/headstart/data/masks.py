@@ -24,8 +24,8 @@ def annotation_rle(dataset: Dataset, n: int) -> dict:
 
 
 def annotation_mask(dataset: Dataset, n: int) -> np.ndarray:
-    """Bool [H, W] of annotation index n on its whole image, through pycocotools: for evaluation and drawing."""
-    return coco_mask.decode(annotation_rle(dataset, n)).astype(bool)
+    """Bool [H, W] of annotation index n on its whole image, for evaluation and drawing."""
+    return rle.decode(annotation_rle(dataset, n))
 
 
 def pack(frames: np.ndarray) -> np.ndarray:

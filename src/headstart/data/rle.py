@@ -71,6 +71,13 @@ def area(rle: dict) -> int:
     return int(runs(rle["counts"])[1::2].sum())
 
 
+def decode(rle: dict) -> np.ndarray:
+    """Bool [H, W] of a checked RLE."""
+    height, width = rle["size"]
+    lengths = runs(rle["counts"])
+    return np.repeat(np.arange(len(lengths)) % 2 == 1, lengths).reshape(width, height).T
+
+
 def sample(rle: dict, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
     """Bool [R, C]: the mask at integer pixel rows [R] and columns [C]; outside the image False."""
     height, width = rle["size"]

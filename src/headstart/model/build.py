@@ -23,10 +23,8 @@ from headstart.model.regions import RegionPooler
 from headstart.model.rpn import ProposalLimits, Rpn
 from headstart.model.semantic_head import Segmenter, SemanticHead
 from headstart.ops.random import fold
-from headstart.recipe.fields import KeypointPart
-from headstart.recipe.recipe import AnyRecipe, ClassifyRecipe, MaskPart, Model, Recipe
-from headstart.recipe.recipe import Classifier as ClassifyModel
-from headstart.recipe.segment import SegmentModel, SegmentRecipe
+from headstart.recipe.fields import ConvHead, Model
+from headstart.recipe.recipe import AnyRecipe, ClassifyModel, ClassifyRecipe, Recipe, SegmentModel, SegmentRecipe
 
 WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # of box deltas: the inverse of their spread (R-CNN; Detectron: BBOX_REG_WEIGHTS)
 
@@ -202,7 +200,7 @@ def _keypoint_head(
     return KeypointHead(num_keypoints=num_keypoints, left_right=left_right, **options)
 
 
-def _conv_head(model: Model, part: MaskPart | KeypointPart, pyramid: Pyramid | LastMap) -> dict[str, Any]:
+def _conv_head(model: Model, part: ConvHead, pyramid: Pyramid | LastMap) -> dict[str, Any]:
     """Arguments that mask and keypoint head share."""
     return {
         "channels": pyramid.channels,

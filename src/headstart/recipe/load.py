@@ -1,7 +1,7 @@
-"""From files, arms and overrides to a resolved recipe, remembering where each value came from.
+"""Recipes resolved from files, arms and overrides, with the origin of each value.
 
-A recipe file is a short patch on `recipes/base.yaml`, an arm of a study a short patch on a recipe, and `key.path=value`
-on the command line the last word. Unknown keys are errors that name the nearest field.
+A recipe file is a patch on the base recipe of its task, an arm of a study a patch on a recipe, and `key.path=value` on
+the command line the last patch. Unknown keys are errors that name the nearest field.
 """
 
 import re
@@ -15,10 +15,9 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from headstart.hardware import Choice, choices, choose_device, choose_precision
-from headstart.recipe.recipe import AnyRecipe, ClassifyRecipe, Recipe, flatten, unflatten
-from headstart.recipe.segment import SegmentRecipe
+from headstart.recipe.dotted import flatten, unflatten
+from headstart.recipe.recipe import AnyRecipe, ClassifyRecipe, Recipe, SegmentRecipe
 
-BACKBONE_KINDS = ("resnet", "timm", "detnet", "vgg")  # which pydantic puts into the paths of their fields
 # The model and the base recipe of each task.
 KINDS: dict[str, tuple[type[AnyRecipe], str]] = {
     "detection": (Recipe, "base"),
@@ -28,7 +27,7 @@ KINDS: dict[str, tuple[type[AnyRecipe], str]] = {
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # libyaml where PyYAML has it: it is faster
-    """YAML 1.1 reads 1e-4 as text; this loader reads it as the number everybody means."""
+    """YAML in which 1e-4 is a number: YAML 1.1 reads it as text."""
 
 
 _Loader.add_implicit_resolver(
@@ -41,7 +40,7 @@ class _WrongKey(yaml.YAMLError):
 
 
 def _mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-    """YAML itself would keep the last of two equal keys and say nothing."""
+    """The mapping of a node; refuses a repeated key, of which YAML would keep the last."""
     loader.flatten_mapping(node)
     seen: dict[Any, Any] = {}
     for key_node, value_node in node.value:
@@ -78,7 +77,7 @@ def read_yaml(path: Path | str, text: str | None = None) -> dict[str, Any]:
 
 
 def shipped(folder: str = "recipes") -> dict[str, Path]:
-    """Names and files of everything shipped in a folder of the package."""
+    """{name: file} of all YAML files shipped in a folder of the package."""
     root = Path(str(files("headstart"))) / folder
     return {path.relative_to(root).with_suffix("").as_posix(): path for path in sorted(root.rglob("*.yaml"))}
 
@@ -104,7 +103,12 @@ def parse_override(text: str) -> tuple[str, Any]:
 
 
 class Provenance(dict[str, str]):
-    """Where each value of a recipe comes from: {dotted path: "base.yaml" | file | "override" | ...}."""
+    """The origin of each value of a recipe: {dotted path: "base.yaml" | file | "override" | ...}."""
+
+    def beyond_base(self) -> dict[str, str]:
+        """Origins of the values that do not come from the base recipe of any task."""
+        bases = {shipped()[base].name for _, base in KINDS.values()}
+        return {path: origin for path, origin in self.items() if origin not in bases}
 
 
 def load_recipe(name: str | Path, overrides: dict[str, Any] | None = None) -> AnyRecipe:
@@ -189,16 +193,16 @@ def _replace_backbone(values: dict[str, Any], origins: Provenance, patch: dict[s
 
 
 def validate(model: type[BaseModel], values: dict[str, Any], source: str, origins: Provenance | None = None) -> Any:
-    """Build a pydantic model.
+    """A pydantic model of plain values.
 
-    The first problem becomes one line with the source, the layer above it that gave the value where `origins` knows of
-    one, the field, the value and the nearest valid name.
+    ValueError for the first problem, in one line: source, the patch that gave the value where `origins` has one, field,
+    value and the nearest valid name.
     """
     try:
         return model.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        path = ".".join(str(part) for part in first["loc"] if part not in BACKBONE_KINDS)
+        path = _path_of(first["loc"], values)
         layer = (origins or {}).get(path)
         if layer is not None and not layer.endswith(".yaml"):
             source = f"{source} ({layer})"
@@ -212,6 +216,17 @@ def validate(model: type[BaseModel], values: dict[str, Any], source: str, origin
         raise ValueError(
             f"{source}: {path}: {first['input']!r} is not valid: {message[0].lower()}{message[1:]}"
         ) from None
+
+
+def _path_of(location: tuple[str | int, ...], values: Any) -> str:
+    """The dotted path of a pydantic error: its location without the tags of unions, which are no keys of the values."""
+    path: list[str] = []
+    for place, key in enumerate(location, start=1):
+        if isinstance(values, dict) and key not in values and place < len(location):
+            continue
+        path.append(str(key))
+        values = values.get(key) if isinstance(values, dict) else None
+    return ".".join(path)
 
 
 def field_names(model: type[BaseModel], prefix: str = "") -> list[str]:

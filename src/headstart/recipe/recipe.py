@@ -1,36 +1,44 @@
-"""Recipes: what a run is, as data. Frozen, complete, comparable, hashable.
+"""Recipes: everything a run is, as data. Frozen, complete, comparable, hashable.
 
-Every value lives in `recipes/base.yaml` (or `base_classify.yaml`, `base_segment.yaml`), which comments each field;
-`resolve.py` makes recipes from files, arms and overrides. Nothing below `build` and `task` functions has seen one.
+Every value is in `recipes/base.yaml` (or `base_classify.yaml`, `base_segment.yaml`), which comments each field;
+`load.py` makes recipes from files, arms and overrides. Nothing below `build` and `task` functions knows recipes.
 """
 
 import hashlib
 import json
 from fractions import Fraction
-from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from headstart.files import is_file_name
+from headstart.recipe.dotted import flatten
 from headstart.recipe.fields import (
-    AnyBackbone,
+    Channels,
+    Count,
+    Data,
+    DataShare,
+    DetNetPart,
+    Deviations,
+    Evaluate,
     Input,
-    KeypointPart,
-    Norm,
+    Model,
+    Net,
+    Order,
     Part,
     Positive,
-    RpnPart,
+    ResNetPart,
+    Seed,
+    Share,
+    Sizes,
     Start,
+    TimmPart,
     Train,
-    TtaPart,
-    check_norm,
-    check_precise_bn,
 )
 from headstart.recipe.schedule import Schedule, duration, multiple_of
 
-# Fields that change how a run is carried out, not what comes out of it: left out of the digest.
-CLERICAL = (
+# Fields that change how a run is carried out, not its result.
+NOT_IN_DIGEST = (
     "name",
     "evaluate.every",
     "evaluate.train_images",
@@ -41,8 +49,8 @@ CLERICAL = (
     "processes",
     "device",
 )
-# Where things lie, and what the digest takes in another form: the content of data and weights, the schedule in steps.
-REPLACED = (
+# Paths and durations: the digest takes the content of data and weights, and the schedule in steps.
+DIGESTED_BY_CONTENT = (
     "data.train",
     "data.train_images",
     "data.val",
@@ -56,128 +64,13 @@ REPLACED = (
 )
 # What may change between two evaluations of one checkpoint.
 EVALUATION_FIELDS = ("evaluate.", "input.test_")
-TRAINING_FIELDS = ("evaluate.every", "evaluate.train_images", "evaluate.precise_bn")  # of these, those of runs alone
+TRAINING_FIELDS = ("evaluate.every", "evaluate.train_images", "evaluate.precise_bn")  # of these, only a run's own
 
 
-class Data(Part):
-    train: str
-    train_images: str | None
-    train_split: str | None
-    val: str
-    val_images: str | None
-    val_split: str | None
-    fraction: float = Field(gt=0, le=1)
-    fraction_seed: int = Field(ge=0)
-    mask_frame: int = Field(ge=4, multiple_of=4)
-    max_objects: int | None = Field(ge=1)
-    num_workers: int = Field(ge=0)
-    cache: bool
-
-
-class BoxPart(Part):
-    convs: int = Field(ge=0)
-    conv_channels: int = Field(ge=1)
-    fcs: int = Field(ge=1)
-    fc_width: int = Field(ge=1)
-    norm: bool
-    class_agnostic: bool
-    num_regions: int = Field(ge=1)
-    positive_fraction: float = Field(ge=0, le=1)
-    iou_threshold: float
-    smooth_l1_beta: float = Field(ge=0)
-    pool: int = Field(ge=1)
-
-
-class CascadePart(Part):
-    enabled: bool
-    iou: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(min_length=2)
-    weights: tuple[tuple[Positive, Positive, Positive, Positive], ...]
-
-    @model_validator(mode="after")
-    def _complete(self) -> "CascadePart":
-        if any(a >= b for a, b in pairwise(self.iou)):
-            raise ValueError(f"model.cascade.iou: {list(self.iou)}, expected ascending thresholds")
-        if len(self.weights) != len(self.iou):
-            raise ValueError(
-                f"model.cascade.weights: {len(self.weights)} given, expected {len(self.iou)}, one a stage of "
-                "model.cascade.iou"
-            )
-        return self
-
-
-class MaskPart(Part):
-    enabled: bool
-    convs: int = Field(ge=0)
-    conv_channels: int = Field(ge=1)
-    norm: bool
-    slots: int = Field(ge=1)
-    pool: int = Field(ge=1)
-
-
-class Model(Part):
-    backbone: AnyBackbone
-    norm: Norm
-    norm_groups: int = Field(ge=1)
-    pyramid: bool
-    pyramid_channels: int = Field(ge=1)
-    pyramid_norm: bool
-    canonical_size: float = Field(gt=0)
-    aligned: bool
-    rpn: RpnPart
-    box: BoxPart
-    cascade: CascadePart
-    mask: MaskPart
-    keypoint: KeypointPart
-
-    @model_validator(mode="after")
-    def _consistent(self) -> "Model":
-        check_norm(self.backbone, self.norm)
-        if self.backbone.kind == "vgg" and self.pyramid:
-            raise ValueError("model.pyramid: true for a vgg backbone, which gives one map; expected false")
-        if self.cascade.enabled and not self.box.class_agnostic:
-            raise ValueError(
-                "model.box.class_agnostic: false, expected true with model.cascade.enabled: a stage hands one box a "
-                "region to the next"
-            )
-        if self.cascade.enabled and self.cascade.iou[0] != self.box.iou_threshold:
-            raise ValueError(
-                f"model.cascade.iou: {self.cascade.iou[0]} first, expected {self.box.iou_threshold}, the value of "
-                "model.box.iou_threshold"
-            )
-        return self
-
-
-class Classifier(Part):
-    backbone: AnyBackbone
-    norm: Norm
-    norm_groups: int = Field(ge=1)
-    pool: int = Field(ge=1)
-    hidden: tuple[Annotated[int, Field(ge=1)], ...]
-    dropout: float = Field(ge=0, lt=1)
-
-    @model_validator(mode="after")
-    def _consistent(self) -> "Classifier":
-        check_norm(self.backbone, self.norm)
-        return self
-
-
-class ClassifyEvaluate(Part):
+class EvaluatePart(Part):
     every: int | str
-    batch: int = Field(ge=1)
+    batch: Count
     precise_bn: int = Field(ge=0)
-
-
-class Evaluate(Part):
-    every: int | str
-    train_images: int = Field(ge=0)
-    batch: int = Field(ge=1)
-    precise_bn: int = Field(ge=0)
-    score_threshold: float = Field(ge=0, lt=1)
-    nms_threshold: float = Field(ge=0, le=1)
-    detections: int = Field(ge=1)
-    keypoint_sigmas: tuple[Positive, ...] | None
-    voc: bool
-    tta: TtaPart
 
 
 class Checkpoint(Part):
@@ -185,12 +78,12 @@ class Checkpoint(Part):
 
 
 class AnyRecipe(Part):
-    """What recipes of every task have; those of segmentation are in recipe_segment.py."""
+    """The fields that recipes of all tasks have."""
 
     task: str
     name: str
-    seed: int = Field(ge=0)
-    processes: int = Field(ge=1)
+    seed: Seed
+    processes: Count
     device: Literal["auto", "cpu", "cuda", "mps"]
     data: Part
     input: Part
@@ -202,7 +95,12 @@ class AnyRecipe(Part):
 
     @model_validator(mode="after")
     def _can_be_run(self) -> "AnyRecipe":
-        check_precise_bn(self.evaluate.precise_bn, self.model.norm)
+        num_batches, norm = self.evaluate.precise_bn, self.model.norm
+        if num_batches and norm not in ("batch", "sync_batch"):
+            raise ValueError(
+                f"evaluate.precise_bn: {num_batches}, but model.norm is {norm!r}, which keeps no statistics of "
+                "batches; expected 0, or model.norm batch or sync_batch"
+            )
         if not is_file_name(self.name):
             raise ValueError(f"name: {self.name!r} cannot name a folder on every platform, expected letters and digits")
         if self.train.batch % self.processes:
@@ -216,15 +114,10 @@ class Recipe(AnyRecipe):
     """A detection run, resolved."""
 
     task: Literal["detection"]
-    name: str
-    seed: int = Field(ge=0)
     data: Data
     input: Input
     model: Model
-    start: Start
-    train: Train
     evaluate: Evaluate
-    checkpoint: Checkpoint
 
     @model_validator(mode="after")
     def _consistent(self) -> "Recipe":
@@ -238,8 +131,8 @@ class Recipe(AnyRecipe):
 class ClassifyData(Part):
     train: str
     val: str
-    fraction: float = Field(gt=0, le=1)
-    fraction_seed: int = Field(ge=0)
+    fraction: DataShare
+    fraction_seed: Seed
     num_workers: int = Field(ge=0)
     cache: bool
     cache_features: bool
@@ -247,69 +140,95 @@ class ClassifyData(Part):
 
 class ClassifyInput(Part):
     size: int = Field(gt=0)
-    min_area: float = Field(gt=0, le=1)
-    flip: float = Field(ge=0, le=1)
-    mean: tuple[float, float, float]
-    std: tuple[Positive, Positive, Positive]
-    order: Literal["rgb", "bgr"]
+    min_area: DataShare
+    flip: Share
+    mean: Channels
+    std: Deviations
+    order: Order
+
+
+class ClassifyModel(Net):
+    pool: Count
+    hidden: tuple[Count, ...]
+    dropout: float = Field(ge=0, lt=1)
 
 
 class ClassifyRecipe(AnyRecipe):
     """A classification run (pre-training, or a study of its own), resolved."""
 
     task: Literal["classification"]
-    name: str
-    seed: int = Field(ge=0)
     data: ClassifyData
     input: ClassifyInput
-    model: Classifier
-    start: Start
-    train: Train
-    evaluate: ClassifyEvaluate
-    checkpoint: Checkpoint
+    model: ClassifyModel
+    evaluate: EvaluatePart
 
     @model_validator(mode="after")
     def _features_can_be_kept(self) -> "ClassifyRecipe":
-        if not self.data.cache_features:
-            return self
-        wanted = (
-            ("start.freeze", self.start.freeze, "backbone"),
-            ("input.min_area", self.input.min_area, 1.0),
-            ("input.flip", self.input.flip, 0.0),
-        )
-        for field, found, expected in wanted:
-            if found != expected:
+        required = {"start.freeze": "backbone", "input.min_area": 1.0, "input.flip": 0.0}
+        values = flatten(to_dict(self))
+        for field, expected in required.items() if self.data.cache_features else ():
+            if values[field] != expected:
                 raise ValueError(
-                    f"data.cache_features: true keeps one feature vector an image, but {field} is {found!r}, "
+                    f"data.cache_features: true keeps one feature vector an image, but {field} is {values[field]!r}, "
                     f"so that features change; expected {field} {expected!r}, or data.cache_features: false"
                 )
         return self
 
 
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested mapping as {dotted path: value}."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        path = f"{prefix}{key}"
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{path}.")
-        else:
-            flat[path] = value
-    return flat
+class SegmentData(Part):
+    train: str
+    train_images: str | None
+    train_labels: str | None
+    val: str
+    val_images: str | None
+    val_labels: str | None
+    ignore: tuple[Annotated[int, Field(ge=0, le=255)], ...]
+    fraction: DataShare
+    fraction_seed: Seed
+    num_workers: int = Field(ge=0)
+    cache: bool
+
+    @model_validator(mode="after")
+    def _same_kind_of_labels(self) -> "SegmentData":
+        if (self.train_labels is None) != (self.val_labels is None):
+            name, other = ("train", "val") if self.train_labels is None else ("val", "train")
+            raise ValueError(f"data.{name}_labels: missing, but data.{other}_labels is given; expected both or neither")
+        return self
 
 
-def unflatten(flat: dict[str, Any]) -> dict[str, Any]:
-    """The inverse of `flatten`."""
-    tree: dict[str, Any] = {}
-    for path, value in flat.items():
-        *parents, leaf = str(path).split(".")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-            if not isinstance(node, dict):
-                raise ValueError(f"{path}: {parent!r} holds a value, it has no fields")
-        node[leaf] = unflatten(value) if isinstance(value, dict) else value
-    return tree
+class SegmentInput(Part):
+    short: Sizes
+    long: int = Field(gt=0)
+    test_short: int = Field(gt=0)
+    test_long: int = Field(gt=0)
+    flip: Share
+    mean: Channels
+    std: Deviations
+    order: Order
+
+
+class SemanticPart(Part):
+    channels: Count
+    norm: bool
+    loss_stride: Literal[1, 2, 4]
+    weight: Positive
+
+
+class SegmentModel(Net):
+    backbone: Annotated[ResNetPart | TimmPart | DetNetPart, Field(discriminator="kind")]
+    pyramid_channels: Count
+    pyramid_norm: bool
+    semantic: SemanticPart
+
+
+class SegmentRecipe(AnyRecipe):
+    """A segmentation run, resolved: a class for each pixel, from label maps or from the instances of a COCO file."""
+
+    task: Literal["segmentation"]
+    data: SegmentData
+    input: SegmentInput
+    model: SegmentModel
+    evaluate: EvaluatePart
 
 
 def to_dict(recipe: AnyRecipe) -> dict[str, Any]:
@@ -318,17 +237,17 @@ def to_dict(recipe: AnyRecipe) -> dict[str, Any]:
 
 
 def digest(recipe: AnyRecipe, *extra: str) -> str:
-    """Twelve hex digits of all in a recipe that can change the result, and of `extra` (data, weights, parent).
+    """Twelve hex digits of all fields that can change the result, and of `extra` (data, weights, parent).
 
     ValueError for a recipe whose precision is not settled: the same name would stand for two results.
     """
     flat = flatten(to_dict(recipe)) | {"train.precision": "bf16" if recipe.train.bf16 else "fp32"}
-    flat = {key: value for key, value in flat.items() if key not in CLERICAL + REPLACED}
+    flat = {key: value for key, value in flat.items() if key not in NOT_IN_DIGEST + DIGESTED_BY_CONTENT}
     return hashlib.sha256(json.dumps([flat, *extra], sort_keys=True).encode()).hexdigest()[:12]
 
 
 def schedule_of(recipe: AnyRecipe, num_images: int, name: str | None = None) -> Schedule:
-    """The learning-rate schedule of a recipe on `num_images` images, its rate scaled linearly by the batch."""
+    """The learning rate schedule of a recipe on `num_images` images, scaled linearly with the batch."""
     train, name = recipe.train, name or recipe.train.schedule
     options = {"batch": train.batch, "num_images": num_images}
     base = duration(train.base, field="train.base", **options)
@@ -347,14 +266,5 @@ def schedule_of(recipe: AnyRecipe, num_images: int, name: str | None = None) -> 
 
 
 def scaled_rate(recipe: AnyRecipe) -> float:
-    """The base rate of the actual batch: linear scaling from the reference batch (Goyal et al. 2017)."""
+    """The base learning rate at the actual batch: linear scaling from the reference batch (Goyal et al. 2017)."""
     return recipe.train.rate * recipe.train.batch / recipe.train.reference_batch
-
-
-def derived(recipe: AnyRecipe) -> dict[str, Any]:
-    """Values that follow from others, with their derivation."""
-    train = recipe.train
-    return {
-        "train.rate (actual)": f"{scaled_rate(recipe):g} = {train.rate:g} x {train.batch}/{train.reference_batch}",
-        "digest": digest(recipe),
-    }

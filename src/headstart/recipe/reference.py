@@ -1,4 +1,4 @@
-"""The recipe reference, made from the models and the comments of the base recipes: `python -m headstart.reference`."""
+"""The recipe reference, made from models and base recipes: `python -m headstart.recipe.reference`."""
 
 import re
 import types
@@ -7,8 +7,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from headstart.recipe.dotted import flatten
 from headstart.recipe.load import KINDS, read_yaml, shipped
-from headstart.recipe.recipe import flatten
 
 _LINE = re.compile(r"^(?P<indent> *)(?P<key>\w+):(?P<value>[^#]*)(?:#\s?(?P<comment>.*))?$")
 
@@ -43,7 +43,7 @@ def reference() -> str:
 
 
 def first_line(text: str) -> str:
-    """What a shipped file says of itself: its header up to the first full stop."""
+    """The first sentence of a shipped file's header."""
     header = " ".join(
         line.removeprefix("#").strip() for line in text.split("\n\n")[0].splitlines() if line.startswith("# ")
     )
@@ -51,7 +51,7 @@ def first_line(text: str) -> str:
 
 
 def comments_of(text: str) -> dict[str, str]:
-    """{dotted field: comment} of a YAML file whose fields stand one a line."""
+    """{dotted field: comment} of a YAML file with one field a line."""
     comments: dict[str, str] = {}
     path: list[tuple[int, str]] = []
     for line in text.splitlines():

@@ -29,7 +29,7 @@ _MULTIPLES = {"": 1, "k": 1_000, "M": 1_000_000}
 class Schedule:
     """Linear warm-up to `base_rate`, then constant, then `factor` at each drop.
 
-    total, drops and warmup are steps; drops are absolute and ascend, and the rate falls at step >= drop.
+    total, drops and warmup are steps; drops are absolute and ascend, and the learning rate falls at step >= drop.
     warmup_from is the share of base_rate at step 0. No drops and no warm-up are both fine.
     Raises ValueError when the drops do not fit between the end of the warm-up and the total.
     """
@@ -166,7 +166,7 @@ def shared_until(a: Schedule, b: Schedule) -> int:
 
 
 def due(step: int, every: int, total: int) -> bool:
-    """Whether periodic work falls on `step` finished updates: each `every` steps and always at the end.
+    """True if periodic work falls on `step` finished updates: each `every` steps and always at the end.
 
     Never at step 0, where nothing has been done; `every` = 0 means at the end only.
     A segment that stops before its total passes its own stop as `total` if it wants the work there.

@@ -1,46 +1,27 @@
-"""What the arms of a study would see by their recipes, pre-training included: no data is read, nothing is trained."""
+"""Samples that the arms of a study would see by their recipes, pre-training included; no data is read."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
-from headstart.recipe.recipe import schedule_of
+from headstart.recipe.recipe import AnyRecipe, schedule_of
 from headstart.report.cost import Cost, public_cost, seen
-from headstart.report.facts import write_csv
-from headstart.study.prepare import arm_recipe
-from headstart.study.spec import Study
+from headstart.study.spec import StudySpec
 from headstart.weights.public import find_training
 
-COUNTS = ("images", "instances", "pixels")
+COUNTED = ("images", "instances", "pixels")
 
 
-@dataclass(frozen=True)
-class Seen:
-    """What one arm sees in one schedule: itself, and its share of the pre-training of its weights."""
+def account(study: StudySpec, recipes: Mapping[str, AnyRecipe]) -> list[dict[str, Any]]:
+    """One row an arm and schedule, in the order of the study, by its section `account`; recipes by arm.
 
-    arm: str
-    schedule: str
-    steps: int
-    own: Cost
-    pretraining: Cost
-
-    def total(self, count: str) -> float:
-        """Images, instances or pixels, pre-training included."""
-        return getattr(self.own, count) + getattr(self.pretraining, count)
-
-
-def account(study: Study, overrides: dict[str, Any] | None = None) -> list[Seen]:
-    """One entry an arm and schedule, in the order of the study, by its section `account`.
-
-    ValueError for an arm whose weights have no documented cost.
+    Rows have arm, schedule, steps, and COUNTED three times: the arm's own, those of its weights' pre-training, and
+    both. ValueError for an arm whose weights have no documented cost.
     """
-    part = study.account
+    rows, part = [], study.account
     assert part is not None
-    rows = []
-    for arm in study.arms:
-        recipe = arm_recipe(study, arm, overrides or {})[0]
+    for arm, recipe in recipes.items():
         before = _pretraining(study, arm)
         for name in study.schedules_of(arm, study.fractions[0]):
             steps = schedule_of(recipe, part.num_images, name).total
@@ -49,11 +30,14 @@ def account(study: Study, overrides: dict[str, Any] | None = None) -> list[Seen]
                 instances_per_image=part.instances_per_image,
                 pixels_per_image=part.pixels_per_image,
             )
-            rows.append(Seen(arm, name, steps, own, before))
+            row = {"arm": arm, "schedule": name, "steps": steps}
+            row |= {f"{counted}_own": getattr(own, counted) for counted in COUNTED}
+            row |= {f"{counted}_pretraining": getattr(before, counted) for counted in COUNTED}
+            rows.append(row | {counted: getattr(own.plus(before), counted) for counted in COUNTED})
     return rows
 
 
-def _pretraining(study: Study, arm: str) -> Cost:
+def _pretraining(study: StudySpec, arm: str) -> Cost:
     declared = study.public_weights.get(arm)
     if declared is not None:
         return public_cost(find_training(declared.name, f"public_weights.{arm}.name")).times(1 / declared.uses)
@@ -63,22 +47,3 @@ def _pretraining(study: Study, arm: str) -> Cost:
             f"expected public_weights.{arm}"
         )
     return Cost()
-
-
-def table(rows: list[Seen]) -> list[dict[str, Any]]:
-    """Flat rows: counts of the arm itself, of the pre-training, and of both."""
-    return [
-        {"arm": row.arm, "schedule": row.schedule, "steps": row.steps}
-        | {f"{count}_own": getattr(row.own, count) for count in COUNTS}
-        | {f"{count}_pretraining": getattr(row.pretraining, count) for count in COUNTS}
-        | {count: row.total(count) for count in COUNTS}
-        for row in rows
-    ]
-
-
-def write_account(study: Study, directory: Path, overrides: dict[str, Any] | None = None) -> list[Seen]:
-    """The account of a study, written to account.csv in its directory too."""
-    rows = account(study, overrides)
-    directory.mkdir(parents=True, exist_ok=True)
-    write_csv(directory / "account.csv", table(rows))
-    return rows

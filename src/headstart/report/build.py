@@ -7,7 +7,6 @@ not begun, is running, or is finished.
 from __future__ import annotations
 
 import gc
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,7 +30,7 @@ from headstart.report.sections import (
     trace,
     verdict,
 )
-from headstart.study.folder import VARIANTS_FILE, StudyFolder, read_study_folder
+from headstart.study.folder import StudyFolder, read_study_folder
 
 # In the order of the page. Each takes the facts and findings, and has a template of its name in templates/sections.
 SECTIONS = (verdict, answers, curves, schedules, data, cost, classes, mistakes, pictures, audit, plan, trace)
@@ -68,20 +67,6 @@ def _build(folder: StudyFolder) -> Path:
     page = render(facts, findings, sections)
     assert len(page.encode()) <= MOST_BYTES, f"the page has {len(page.encode()):,} bytes"
     return write_whole(folder.path / "report.html", page)
-
-
-def is_current(study_dir: str | Path) -> bool:
-    """Whether a study's report is younger than all that it was made from."""
-    directory = Path(study_dir)
-    page, plan = directory / "report.html", directory / "plan.json"
-    if not page.exists() or not plan.exists():
-        return False
-    runs = [
-        entry["directory"] for entry in json.loads(plan.read_text(encoding="utf-8"))["segments"] if entry["directory"]
-    ]
-    rows = [directory / run / name for run in runs for name in ("rows.jsonl", VARIANTS_FILE)]
-    sources = (plan, directory / "study.yaml", *(path for path in rows if path.exists()))
-    return all(page.stat().st_mtime_ns >= source.stat().st_mtime_ns for source in sources)
 
 
 @contextmanager

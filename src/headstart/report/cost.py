@@ -17,9 +17,9 @@ import numpy as np
 
 from headstart.study.folder import StudyFolder
 from headstart.study.plan import Segment, lineage_name
+from headstart.training.rows import WORK
 from headstart.weights.public import Training, find_training
 
-SECONDS = ("train", "eval", "other")
 WAYS = ("alone", "whole", "as_spent", "whole_as_spent")
 
 
@@ -122,7 +122,7 @@ def counters(rows: Sequence[Mapping[str, Any]], *, since: Cost | None = None) ->
                 {"flops": nan} | {k: row[k] for k in ("images", "instances", "pixels", "flops") if k in row} | found
             )
         if "seconds" in row:
-            found |= {f"seconds_{k}": value for k, value in row["seconds"].items() if k in SECONDS} | found
+            found |= {f"seconds_{k}": value for k, value in row["seconds"].items() if k in WORK} | found
         if len(found) == len(COUNTERS):
             break
     return Cost(**{name: found.get(name, getattr(since or Cost(), name)) for name in COUNTERS})
@@ -236,5 +236,5 @@ def _added(name: str, reached: Cost, before: Cost) -> Cost:
                 f"segment {name}: {counter} end at {getattr(reached, counter):g}, expected at least the "
                 f"{getattr(before, counter):g} of the segment it continues"
             )
-    seconds = {f"seconds_{kind}": max(0.0, getattr(added, f"seconds_{kind}")) for kind in SECONDS}
+    seconds = {f"seconds_{kind}": max(0.0, getattr(added, f"seconds_{kind}")) for kind in WORK}
     return Cost(images=added.images, instances=added.instances, pixels=added.pixels, flops=added.flops, **seconds)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from headstart.recipe.recipe import flatten
+from headstart.recipe.dotted import flatten
 from headstart.study.folder import Run, StudyFolder
 
 # What an arm must declare for its runs to differ in these, by the beginning of a declared field.

@@ -19,6 +19,7 @@ from headstart.report.cost import COUNTERS, WAYS, CellCost, Cost, StartCost, mea
 from headstart.study.folder import NAN, TRAIN, Run, StudyFolder, final_row
 from headstart.study.plan import Cell
 from headstart.tasks import METRIC_KINDS
+from headstart.training.rows import training_rows
 
 Row = dict[str, Any]
 Key = tuple[str, str, float]  # arm, schedule, fraction
@@ -89,7 +90,7 @@ class Facts:
             metrics = (final_row(run, variant) or {}).get("metrics") or {}
             prefix = f"{variant}:" if variant else ""
             row |= {f"{prefix}{kind}.{name}": v for kind, values in metrics.items() for name, v in values.items()}
-        logged = [row["loss"] for row in run.rows if row["kind"] == "train"] if end else []
+        logged = [row["loss"] for row in training_rows(run.rows)] if end else []
         ends = [folder.runs[name].end for name in cell.segments]
         memory = max((own["memory"] for own in ends if own and own.get("memory")), default=None)
         row |= {"train.loss": logged[-1] if logged else None, "memory": memory}
@@ -261,7 +262,7 @@ def _curve_row(run: Run, row: Row, seen: dict[int, Row]) -> Row:
 
 
 def _loss_rows(run: Run) -> list[Row]:
-    logged = [row for row in run.rows if row["kind"] == "train"]
+    logged = training_rows(run.rows)
     kept = logged[:: max(1, len(logged) // MOST_LOSS_POINTS)]
     return [
         {"step": row["step"], "loss": NAN if row.get("loss") is None else row["loss"]} | _positions(row) for row in kept

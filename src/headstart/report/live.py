@@ -26,6 +26,7 @@ from headstart.report.plots import STYLE
 from headstart.study.folder import Run, StudyFolder, read_study_folder
 from headstart.study.forecast import time_to_finish
 from headstart.study.plan import Segment
+from headstart.training.rows import work_rows
 from headstart.verdict import numbers
 from headstart.version import __version__
 
@@ -133,7 +134,7 @@ def _progress(run: Run, pace: float | None, now: float) -> SegmentProgress:
 
 def _pace(run: Run) -> float | None:
     """Seconds a step of a lineage up to a segment's last row, evaluation included; None before the first such row."""
-    timed = [row for row in run.rows if row["kind"] in ("train", "eval") and row["step"] and row.get("seconds")]
+    timed = [row for row in work_rows(run.rows, after=0) if row.get("seconds")]
     return sum(timed[-1]["seconds"].values()) / timed[-1]["step"] if timed else None
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from pycocotools import mask as coco_mask
 
+from headstart.data import rle
 from headstart.data.dataset import Dataset
 from headstart.data.masks import annotation_mask
 from headstart.data.read import open_dataset
@@ -190,7 +190,7 @@ def _predicted_shapes(
         if right:
             overlaps[:, own.argmax()] = 0  # an annotation is taken once
         name = f"{_short(dataset.class_names[label])} {found.scores[k]:.2f}"
-        mask = None if found.masks is None else coco_mask.decode(found.masks[k]).astype(bool)
+        mask = None if found.masks is None else rle.decode(found.masks[k])
         shapes.append(Shape(found.boxes[k], name, int(label), mask, dashed=not right))
     return shapes
 

@@ -168,7 +168,7 @@ def _png(pixels: np.ndarray) -> bytes:
 
     height, width, _ = pixels.shape
     rows = np.zeros((height, 1 + 3 * width), np.uint8)  # a row begins with its filter, 0: none
-    rows[:, 1:] = pixels.reshape(height, -1)
+    rows[:, 1:].reshape(height, width, 3)[:] = pixels  # a view: one copy
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)  # 8 bits a channel, RGB
     density = struct.pack(">IIB", *[round(PNG_DPI / 0.0254)] * 2, 1)  # pixels a metre
     parts = ((b"IHDR", header), (b"pHYs", density), (b"IDAT", zlib.compress(rows, 1)), (b"IEND", b""))

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from headstart.report import figures
 from headstart.report.cost import Cost, StartCost
 from headstart.report.differences import compared, difference_rows, starts_differ, tuning_rows
-from headstart.report.facts import KINDS, Facts, Row, Stretch, resample_rows
+from headstart.report.facts import Facts, Row, Stretch, resample_rows
 from headstart.report.findings import Findings
 from headstart.report.page import Section
 from headstart.report.paper import SOURCE, sample_figure, table_1
 from headstart.report.tables import (
-    class_table,
+    class_tables,
     cost_lines,
     error_tables,
     fraction_table,
@@ -57,14 +58,11 @@ def curves(facts: Facts, findings: Findings) -> Section:
     """Learning curves and training loss."""
     folder, drawn = facts.folder, {}
     for fraction in folder.fractions:
-        own = [stretch for stretch in facts.stretches if stretch.fraction == fraction]
-        logged = [stretch for stretch in facts.losses if stretch.fraction == fraction]
+        own, logged = ([s for s in every if s.fraction == fraction] for every in (facts.stretches, facts.losses))
         if own:
-            drawn[f"curves-{file_part(fraction)}"] = lambda own=own: figures.curve_figure(facts, own)
+            drawn[f"curves-{file_part(fraction)}"] = partial(figures.curve_figure, facts, own)
         if own and logged:
-            drawn[f"training-{file_part(fraction)}"] = lambda own=own, logged=logged: figures.training_figure(
-                facts, own, logged
-            )
+            drawn[f"training-{file_part(fraction)}"] = partial(figures.training_figure, facts, own, logged)
     names = (*facts.metrics, *facts.train_metrics)
     schedules = list(dict.fromkeys(name for fraction in folder.fractions for name in folder.schedules(fraction)))
     return Section(
@@ -106,12 +104,10 @@ def data(facts: Facts, findings: Findings) -> Section:
         for arm, number in row["longest"].items()
         if number and row["images"]
     ]
-    known, drawn = [row for row in rows if row["gap"]], {}
-    if known:
-        drawn["metrics"] = lambda: figures.metric_figure(facts)
+    known, several = [row for row in rows if row["gap"]], len({point["images"] for point in points}) > 1
+    drawn = {"metrics": partial(figures.metric_figure, facts)} if known else {}
     if len(known) > 1:
-        drawn["fractions"] = lambda: figures.fraction_figure(facts, known)
-    several = len({point["images"] for point in points}) > 1
+        drawn["fractions"] = partial(figures.fraction_figure, facts, known)
     return Section("data", "Data", context={"rows": rows, "several": several}, data={"few": points}, figures=drawn)
 
 
@@ -119,14 +115,13 @@ def cost(facts: Facts, findings: Findings) -> Section:
     """Samples, operations and time of every cell in four ways, and of the pre-training."""
     folder = facts.folder
     settled = {arm: {f"{f:g}": settled_schedule(facts, arm, f) for f in folder.fractions} for arm in folder.arms}
-    drawn: dict[str, Any] = {}
-    bars = []
+    drawn, bars = {}, []
     for arm in (folder.baseline, folder.candidate) if folder.baseline else ():
         schedule = settled[arm][f"{folder.fractions[0]:g}"]
         if mean := facts.mean_costs.get((arm, schedule, folder.fractions[0])):
             bars.append((arm, f"{arm} {schedule}", mean["alone"], mean["pretraining"]))
     if bars:
-        drawn["cost"] = lambda: figures.cost_figure(facts, bars)
+        drawn["cost"] = partial(figures.cost_figure, facts, bars)
     papers = sample_figure() if folder.settings.get("paper") else None
     if papers:
         drawn["paper-samples"] = figures.paper_samples_figure
@@ -153,12 +148,7 @@ def cost(facts: Facts, findings: Findings) -> Section:
 
 def classes(facts: Facts, findings: Findings) -> Section:
     """AP of both arms by class and by size of objects."""
-    tables = {kind: class_table(facts, kind) for kind in KINDS}
-    return Section(
-        "classes",
-        "Classes",
-        context={"classes": {kind: rows for kind, rows in tables.items() if rows}, "sizes": size_table(facts)},
-    )
+    return Section("classes", "Classes", context={"classes": class_tables(facts), "sizes": size_table(facts)})
 
 
 def mistakes(facts: Facts, findings: Findings) -> Section:
@@ -176,9 +166,9 @@ def mistakes(facts: Facts, findings: Findings) -> Section:
         ]
         for kind, rows in tables.items()
     }
-    drawn = {"errors": lambda: figures.error_figure(facts, tables)} if tables else {}
-    link = "Mistakes" if tables else None
-    return Section("mistakes", link, context={"mistakes": tables}, data={"mistakes": shown}, figures=drawn)
+    drawn = {"errors": partial(figures.error_figure, facts, tables)} if tables else {}
+    context, data = {"mistakes": tables}, {"mistakes": shown}
+    return Section("mistakes", "Mistakes" if tables else None, context=context, data=data, figures=drawn)
 
 
 def audit(facts: Facts, findings: Findings) -> Section:
@@ -204,7 +194,7 @@ def trace(facts: Facts, findings: Findings) -> Section:
     rows = {"cells": facts.cells, "curves": facts.curves, "classes": facts.classes, "errors": facts.errors}
     if findings.resampled is not None:
         rows["resamples"] = resample_rows(facts.folder, findings.resampled)
-    summary = {"cells": facts.cells, "errors": facts.errors}
+    summary = {name: rows[name] for name in ("cells", "errors")}
     return Section("trace", "Trace", context={"cells": facts.cells}, summary=summary, tables=rows)
 
 
@@ -263,14 +253,10 @@ def _audits(facts: Facts) -> list[Row]:
         if content := run.fact("audit.json"):
             label = f"pre-training {run.segment.arm}" if run.segment.kind == "pretrain" else run.segment.arm
             found.setdefault(label, []).append((run, content))
-    path = facts.folder.path
-    return [
-        {
-            "label": label,
-            "run": entries[0][0].place(path),
-            "audit": entries[0][1],
-            "num": len(entries),
-            "others": [run.place(path) for run, content in entries if content["rows"] != entries[0][1]["rows"]],
-        }
-        for label, entries in found.items()
-    ]
+    made = []
+    for label, entries in found.items():
+        first, content = entries[0]
+        others = [run.place(facts.folder.path) for run, other in entries if other["rows"] != content["rows"]]
+        own = {"label": label, "run": first.place(facts.folder.path), "audit": content}
+        made.append(own | {"num": len(entries), "others": others})
+    return made

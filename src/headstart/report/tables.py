@@ -180,22 +180,33 @@ def cost_lines(facts: Facts) -> list[Row]:
     ]
 
 
-def class_table(facts: Facts, kind: str) -> list[Row]:
-    """AP of each class at the headline cell in both arms, the candidate's largest lead first, undefined ones last."""
-    folder, column = facts.folder, METRIC_KINDS[kind].per_class
+def class_tables(facts: Facts) -> dict[str, list[Row]]:
+    """By kind: AP of each class at the headline cell in both arms, the candidate's largest lead first.
+
+    Undefined ones come last.
+    """
+    folder = facts.folder
     if folder.headline_cell is None:
-        return []
-    cells = {arm: _seeds_at_headline(facts, arm) for arm in (folder.baseline, folder.candidate)}
-    values: dict[str, dict[tuple, Any]] = {}
+        return {}
+    cells = [_seeds_at_headline(facts, arm) for arm in (folder.baseline, folder.candidate)]
+    headline = {place for places in cells for place in places}
+    found: dict[str, dict[str, dict[tuple, Any]]] = {kind: {} for kind in KINDS}
     for row in facts.classes:
         place = (row["arm"], row["schedule"], row["fraction"], row["seed"])
-        if row["kind"] == kind and any(place in own for own in cells.values()):
-            values.setdefault(row["class"], {})[place] = row.get(column)
-    rows = []
-    for name, found in values.items():
-        base, own = (_array([found.get(place) for place in places]) for places in cells.values())
-        rows.append(_compared("class", name, base, own))
-    return sorted(rows, key=lambda row: (row["gap"] is None, -row["gap"].mean if row["gap"] else 0, row["class"]))
+        if place in headline and row["kind"] in found:
+            value = row.get(METRIC_KINDS[row["kind"]].per_class)
+            found[row["kind"]].setdefault(row["class"], {})[place] = value
+    tables = {}
+    for kind, classes in found.items():
+        rows = [
+            _compared("class", name, *(_array([values.get(place) for place in places]) for places in cells))
+            for name, values in classes.items()
+        ]
+        if rows:
+            tables[kind] = sorted(
+                rows, key=lambda row: (row["gap"] is None, -row["gap"].mean if row["gap"] else 0, row["class"])
+            )
+    return tables
 
 
 def size_table(facts: Facts) -> list[Row]:

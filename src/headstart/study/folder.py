@@ -1,221 +1,45 @@
-"""A study's folder as plain data: what was planned, what is finished, and every row of it. Nothing is written."""
+"""A study's folder: study.yaml and plan.json, written and read here, and its results as one object.
+
+plan.json holds cells and segments, each with its directory and whether it is finished. While a study runs, changes of
+segments are appended to segments.jsonl, which readers put on top and the next whole plan.json replaces.
+"""
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
-from functools import cached_property
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import yaml
 
+from headstart.files import json_text, write_whole
+from headstart.recipe.dotted import flatten
 from headstart.recipe.load import read_yaml
-from headstart.recipe.recipe import flatten
 from headstart.study.plan import Cell, Plan, Segment
-from headstart.study.spec import WEIGHTS_FIELD, check_names
+from headstart.study.results import NAN, TRAIN, VARIANTS_FILE, Run, StudyFolder, final_row, metric_of, read_json
+from headstart.study.spec import check_names
 from headstart.training.rows import read_rows
-from headstart.verdict.numbers import TRAIN
 from headstart.verdict.verdict import Rule
 
-NAN = float("nan")
-VARIANTS_FILE = "variants.jsonl"  # in the directory of a tail: how it was judged in other ways
-_AGAINST = " against "
+STUDY_FILE, PLAN_FILE, CHANGES_FILE = "study.yaml", "plan.json", "segments.jsonl"
 
-DEFAULT_METRIC = "box.AP"  # what is asked about where a study has no rule
-
-
-@dataclass(frozen=True, eq=False)
-class Run:
-    """What a segment left behind. directory is None, and rows are empty, for one that has not begun."""
-
-    segment: Segment
-    directory: Path | None
-    rows: tuple[dict[str, Any], ...]
-    variants: dict[str, dict[str, Any]] = field(default_factory=dict)  # the evaluation at the end, by variant
-
-    @property
-    def end(self) -> dict[str, Any] | None:
-        """The row that says that the segment reached its last step, with checkpoint and hash; None before that."""
-        return next((r for r in reversed(self.rows) if r["kind"] == "end" and r["step"] == self.segment.stop), None)
-
-    @cached_property
-    def evaluations(self) -> list[dict[str, Any]]:
-        """Rows of evaluations on the validation images, in order of steps."""
-        return _evaluations(self.rows, "val")
-
-    @cached_property
-    def train_evaluations(self) -> list[dict[str, Any]]:
-        """Rows of evaluations on training images, in order of steps; none where a recipe does not ask for them."""
-        return _evaluations(self.rows, "train")
-
-    def place(self, folder: Path) -> str | None:
-        """The directory as seen from the study's folder; None for one that has not begun."""
-        return None if self.directory is None else Path(os.path.relpath(self.directory, folder)).as_posix()
-
-    @property
-    def last_step(self) -> int:
-        """The last step that any row speaks of; where the segment starts if there is none."""
-        return max((row["step"] for row in self.rows), default=self.segment.start)
-
-    def fact(self, name: str) -> Any:
-        """The content of a JSON or YAML file of the run (audit.json, recipe.yaml ...); None where there is no such."""
-        path = None if self.directory is None else self.directory / name
-        if path is None or not path.is_file():
-            return None
-        return read_yaml(path) if path.suffix == ".yaml" else _read_json(path)
-
-
-@dataclass(frozen=True, eq=False)
-class StudyFolder:
-    """One study: its settings (study.yaml), its plan, and one Run a segment, by segment name.
-
-    num_images are training images by fraction; differences are the rows of the difference sheet, each with field,
-    values by arm, and declared.
-    """
-
-    path: Path
-    settings: dict[str, Any]
-    rule: Rule | None
-    plan: Plan
-    runs: dict[str, Run]
-    num_images: dict[float, int]
-    batch: int | None
-    differences: tuple[dict[str, Any], ...]
-
-    @property
-    def name(self) -> str:
-        return str(self.settings.get("name", self.path.name))
-
-    @cached_property
-    def arms(self) -> tuple[str, ...]:
-        """Arms in the order of the study file."""
-        return tuple(self.settings.get("arms") or dict.fromkeys(cell.arm for cell in self.plan.cells))
-
-    @cached_property
-    def seeds(self) -> tuple[int, ...]:
-        return tuple(dict.fromkeys(cell.seed for cell in self.plan.cells))
-
-    @cached_property
-    def fractions(self) -> tuple[float, ...]:
-        """Fractions, the largest first."""
-        return tuple(sorted({cell.fraction for cell in self.plan.cells}, reverse=True))
-
-    @cached_property
-    def random_arms(self) -> tuple[str, ...]:
-        """Arms that start without any weights: by the difference sheet, else by what the study file says of them."""
-        sheet = next((row["values"] for row in self.differences if row["field"] == "start.kind"), None)
-        if sheet is not None:
-            return tuple(arm for arm in self.arms if sheet.get(arm) == "random")
-        common, arms = flatten(self.settings.get("set") or {}), self.settings.get("arms") or {}
-        below = {arm: arms.get((patch or {}).get("branch_of")) for arm, patch in arms.items()}  # a branch's parent
-        patches = {arm: common | flatten(below[arm] or {}) | flatten(patch or {}) for arm, patch in arms.items()}
-        return tuple(
-            arm
-            for arm, patch in patches.items()
-            if patch.get("start.kind", "random") == "random" and not patch.get(WEIGHTS_FIELD)
-        )
-
-    @property
-    def baseline(self) -> str | None:
-        """The arm that others are held against: the rule's, else the first with weights; None with a single arm."""
-        if self.rule:
-            return self.rule.baseline
-        return None if len(self.arms) < 2 else next((a for a in self.arms if a not in self.random_arms), self.arms[0])
-
-    @property
-    def candidate(self) -> str | None:
-        """The arm that the question is about: the rule's, else the first other than the baseline."""
-        if self.rule:
-            return self.rule.candidate
-        others = [arm for arm in self.arms if arm != self.baseline]
-        return next((a for a in others if a in self.random_arms), others[0]) if self.baseline else None
-
-    @property
-    def num_finished(self) -> int:
-        """Segments that reached their last step."""
-        return sum(run.end is not None for run in self.runs.values())
-
-    @property
-    def is_finished(self) -> bool:
-        return self.num_finished == len(self.runs) > 0
-
-    def schedules(self, fraction: float, *arms: str) -> tuple[str, ...]:
-        """Names of the schedules that all these arms (default: any arm) have at a fraction, shortest first."""
-        # Of these arms alone: another arm's 2x may be longer than their 3x.
-        cells = [c for c in self.plan.cells if c.fraction == fraction and (not arms or c.arm in arms)]
-        totals = {c.schedule: c.total for c in cells}
-        common = [{c.schedule for c in cells if c.arm == arm} for arm in arms]
-        return tuple(name for name in sorted(totals, key=totals.get) if all(name in names for names in common))
-
-    @cached_property
-    def _cells(self) -> dict[tuple[str, str, float, int], Cell]:
-        return {(c.arm, c.schedule, c.fraction, c.seed): c for c in self.plan.cells}
-
-    @property
-    def metric(self) -> str:
-        """The metric that the study is about: the rule's, else box AP."""
-        return self.rule.metric if self.rule else DEFAULT_METRIC
-
-    def common_schedules(self, fraction: float) -> tuple[str, ...]:
-        """Schedules that both arms of the question have at a fraction, shortest first; none with a single arm.
-
-        Arms without a common one are held against each other at the longest that each has: "9x against 6x", the
-        candidate's first. `own_schedule` takes such a name apart.
-        """
-        if not self.baseline:
-            return ()
-        common = self.schedules(fraction, self.baseline, self.candidate)
-        longest = [self.schedules(fraction, arm)[-1:] for arm in (self.candidate, self.baseline)]
-        return common or ((_AGAINST.join(name for (name,) in longest),) if all(longest) else ())
-
-    def own_schedule(self, arm: str, schedule: str, fraction: float) -> str:
-        """The schedule that a name of `common_schedules` means for an arm; other arms have their longest."""
-        candidate, _, baseline = schedule.partition(_AGAINST)
-        if not baseline or arm == self.candidate:
-            return candidate
-        return baseline if arm == self.baseline else next(reversed(self.schedules(fraction, arm)), schedule)
-
-    def cells_at(self, arm: str, schedule: str, fraction: float) -> dict[int, Cell]:
-        """The cells of an arm at a schedule and fraction, by seed."""
-        own = self.own_schedule(arm, schedule, fraction)
-        found = {seed: self._cells.get((arm, own, fraction, seed)) for seed in self.seeds}
-        return {seed: cell for seed, cell in found.items() if cell}
-
-    @property
-    def headline_cell(self) -> tuple[str, float] | None:
-        """The schedule and fraction that the headline speaks of: the longest that both arms have, on the most data."""
-        names = self.common_schedules(self.fractions[0]) if self.fractions else ()
-        return (names[-1], self.fractions[0]) if names else None
-
-    def total(self, arm: str, schedule: str, fraction: float) -> int | None:
-        """Steps of a schedule; None where the arm does not have it."""
-        return next((cell.total for cell in self.cells_at(arm, schedule, fraction).values()), None)
-
-    def tail(self, cell: Cell) -> Run:
-        """The last segment of a cell, in which its schedule ends."""
-        return self.runs[cell.segments[-1]]
-
-    def final_rows(self, arm: str, schedule: str, fraction: float, variant: str = "") -> list[dict[str, Any] | None]:
-        """For each seed the evaluation at the end of a finished schedule; None where there is none yet."""
-        cells = self.cells_at(arm, schedule, fraction)
-        return [final_row(self.tail(cells[seed]), variant) if seed in cells else None for seed in self.seeds]
-
-    def scores(self, metric: str, arm: str, schedule: str, fraction: float) -> np.ndarray:
-        """The metric at the end of a schedule, float [S] in 0..1; nan where it is not there yet.
-
-        "tta:box.AP" is box.AP of the variant "tta", "train:box.AP" that on training images.
-        """
-        variant, _, name = metric.rpartition(":")
-        rows = self.final_rows(arm, schedule, fraction, variant)
-        return np.array([NAN if row is None else metric_of(row, name) for row in rows], float)
-
-    @property
-    def variants(self) -> tuple[str, ...]:
-        """Names of the ways in which the ends of schedules are judged besides the plain one."""
-        return tuple(self.settings.get("also_evaluate") or ())
+__all__ = [
+    "NAN",
+    "TRAIN",
+    "VARIANTS_FILE",
+    "Run",
+    "StudyFolder",
+    "final_row",
+    "is_current",
+    "is_finished",
+    "metric_of",
+    "note_segment",
+    "read_plan",
+    "read_study_folder",
+    "write_study",
+]
 
 
 def read_study_folder(path: str | Path) -> StudyFolder:
@@ -224,24 +48,31 @@ def read_study_folder(path: str | Path) -> StudyFolder:
     A study of which nothing has run yet is fine. ValueError naming the file for what is missing or otherwise wrong.
     """
     path = Path(path)
-    settings, plan = read_yaml(path / "study.yaml"), _read_json(path / "plan.json")
+    settings, plan = read_yaml(path / STUDY_FILE), read_plan(path)
     try:
-        segments = [_segment(entry) for entry in plan["segments"]]
-        cells = tuple(_cell(entry) for entry in plan["cells"])
-        directories = {entry["name"]: entry.get("directory") for entry in plan["segments"]}
+        segments = [Segment(**{f.name: entry[f.name] for f in fields(Segment)}) for entry in plan["segments"]]
+        cells = tuple(
+            Cell(**{f.name: entry[f.name] for f in fields(Cell)} | {"segments": tuple(entry["segments"])})
+            for entry in plan["cells"]
+        )
+        places = {
+            entry["name"]: path / entry["directory"] if entry.get("directory") else None for entry in plan["segments"]
+        }
         num_images = {float(key): int(value) for key, value in (plan.get("num_images") or {}).items()}
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{path / 'plan.json'}: {error!s} is missing or not what a plan holds; plan the study again"
+            f"{path / PLAN_FILE}: {error!s} is missing or not what a plan holds; plan the study again"
         ) from None
     asked = {name: flatten(patch) for name, patch in (settings.get("also_evaluate") or {}).items()}
-    runs = {segment.name: _run(path, segment, directories[segment.name], asked) for segment in segments}
+    runs = {segment.name: read_run(segment, places[segment.name], asked) for segment in segments}
     for cell in cells:
-        check_names(cell.segments, runs, f"{path / 'plan.json'}: cell {cell.name}: segment")
+        check_names(cell.segments, runs, f"{path / PLAN_FILE}: cell {cell.name}: segment")
+    if settings.get("rule"):
+        check_names(settings["rule"], Rule.__dataclass_fields__, f"{path / STUDY_FILE}: rule key")
     return StudyFolder(
         path=path,
         settings=settings,
-        rule=_rule(settings, path / "study.yaml"),
+        rule=Rule(**settings["rule"]) if settings.get("rule") else None,
         plan=Plan(tuple(segments), cells, tuple(plan.get("notes") or ())),
         runs=runs,
         num_images=num_images,
@@ -250,55 +81,83 @@ def read_study_folder(path: str | Path) -> StudyFolder:
     )
 
 
-def metric_of(row: Mapping[str, Any], metric: str) -> float:
-    """ "box.AP" of an evaluation row, or "top1" of whichever kind has it; nan where it is absent or undefined."""
-    kind, _, name = metric.rpartition(".")
-    metrics = row.get("metrics") or {}
-    found = [values.get(name) for key, values in metrics.items() if not kind or key == kind]
-    return next((float(value) for value in found if value is not None), NAN)
-
-
-def final_row(run: Run, variant: str = "") -> dict[str, Any] | None:
-    """The evaluation at the last step of a finished segment, plain or a variant; None before that."""
-    if run.end is None:
-        return None
-    if variant and variant != TRAIN:
-        return run.variants.get(variant)
-    rows = run.train_evaluations if variant else run.evaluations
-    return next((row for row in reversed(rows) if row["step"] == run.segment.stop), None)
-
-
-def _evaluations(rows: Iterable[dict[str, Any]], split: str) -> list[dict[str, Any]]:
-    return [row for row in rows if row["kind"] == "eval" and row.get("split", "val") == split]
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror}); expected a file that a study writes") from None
-    except ValueError as error:
-        raise ValueError(f"{path}: is not JSON ({error})") from None
-
-
-def _segment(entry: Mapping[str, Any]) -> Segment:
-    return Segment(**{f.name: entry[f.name] for f in fields(Segment)})
-
-
-def _cell(entry: Mapping[str, Any]) -> Cell:
-    return Cell(**{f.name: entry[f.name] for f in fields(Cell)} | {"segments": tuple(entry["segments"])})
-
-
-def _rule(settings: Mapping[str, Any], path: Path) -> Rule | None:
-    if not settings.get("rule"):
-        return None
-    check_names(settings["rule"], Rule.__dataclass_fields__, f"{path}: rule key")
-    return Rule(**settings["rule"])
-
-
-def _run(path: Path, segment: Segment, directory: str | None, asked: Mapping[str, Mapping[str, Any]]) -> Run:
-    if directory is None or not (path / directory).is_dir():
+def read_run(segment: Segment, directory: Path | None, asked: Mapping[str, Mapping[str, Any]]) -> Run:
+    """The results of a segment in its directory; of its variants those that are asked for as {name: flat patch}."""
+    if directory is None or not directory.is_dir():
         return Run(segment, None, ())
-    rows = read_rows(path / directory / VARIANTS_FILE)  # of other studies too, where runs are shared
+    rows = read_rows(directory / VARIANTS_FILE)  # of other studies too, where runs are shared
     variants = {row["variant"]: row for row in rows if row["patch"] == asked.get(row["variant"])}
-    return Run(segment, path / directory, tuple(read_rows(path / directory / "rows.jsonl")), variants)
+    return Run(segment, directory, tuple(read_rows(directory / "rows.jsonl")), variants)
+
+
+def read_plan(directory: Path) -> dict[str, Any]:
+    """The content of plan.json with the segments as they are now; ValueError where there is none."""
+    plan = read_json(directory / PLAN_FILE)
+    changes = {change["name"]: change for change in read_rows(directory / CHANGES_FILE)}
+    if changes and isinstance(plan, dict):
+        plan["segments"] = [entry | changes.get(entry["name"], {}) for entry in plan["segments"]]
+    return plan
+
+
+def is_finished(directory: Path, plan: Plan) -> bool:
+    """True if every segment of a plan has been run, by plan.json."""
+    if not (directory / PLAN_FILE).exists():
+        return False
+    known = {entry["name"] for entry in read_plan(directory)["segments"] if entry.get("finished")}
+    return all(segment.name in known for segment in plan.segments)
+
+
+def is_current(directory: Path, page: str = "report.html") -> bool:
+    """True if a page in a study's folder is younger than everything it was made from."""
+    made = directory / page
+    if not made.exists() or not (directory / PLAN_FILE).exists():
+        return False
+    runs = [entry["directory"] for entry in read_plan(directory)["segments"] if entry["directory"]]
+    rows = [directory / run / name for run in runs for name in ("rows.jsonl", VARIANTS_FILE)]
+    sources = [directory / name for name in (STUDY_FILE, PLAN_FILE, CHANGES_FILE)] + rows
+    return all(made.stat().st_mtime_ns >= source.stat().st_mtime_ns for source in sources if source.exists())
+
+
+def write_study(
+    directory: Path,
+    settings: Mapping[str, Any],
+    plan: Plan,
+    *,
+    num_images: Mapping[float, int],
+    batch: int,
+    differences: Sequence[Mapping[str, Any]] = (),
+    data: Mapping[str, Any] | None = None,
+    begun: Mapping[str, Path] | None = None,
+    finished: Mapping[str, Path] | None = None,
+) -> None:
+    """Write study.yaml and plan.json whole; a file with the same content keeps its time.
+
+    settings are the study's fields, data the paths of the validation data; begun and finished are the directories of
+    segments by name. A segment that has not begun has none.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    found = {**(begun or {}), **(finished or {})}
+    places = {name: Path(os.path.relpath(place, directory)).as_posix() for name, place in found.items()}
+    content = {
+        "cells": [asdict(cell) for cell in plan.cells],
+        "segments": [
+            asdict(s) | {"directory": places.get(s.name), "finished": s.name in (finished or {})} for s in plan.segments
+        ],
+        "notes": list(plan.notes),
+        "num_images": {str(fraction): count for fraction, count in num_images.items()},
+        "batch": batch,
+        "differences": list(differences),
+        "data": data,
+    }
+    (directory / CHANGES_FILE).unlink(missing_ok=True)
+    study = yaml.safe_dump(dict(settings), sort_keys=False)
+    for path, text in {directory / STUDY_FILE: study, directory / PLAN_FILE: json_text(content, indent=1)}.items():
+        if not path.exists() or path.read_text(encoding="utf-8") != text:  # else it keeps its time: see is_current
+            write_whole(path, text)
+
+
+def note_segment(directory: Path, name: str, place: Path, *, finished: bool) -> None:
+    """Append that a segment has begun in a directory, or is finished there: readers see it at once."""
+    change = {"name": name, "directory": Path(os.path.relpath(place, directory)).as_posix(), "finished": finished}
+    with (directory / CHANGES_FILE).open("a", encoding="utf-8", newline="\n") as file:
+        file.write(json_text(change) + "\n")

@@ -1,4 +1,4 @@
-"""What a plan will cost before anything runs: steps, images, epochs and expected seconds, alone and shared."""
+"""Forecast of a plan before anything runs: steps, images, epochs and expected seconds, alone and shared."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ from headstart.study.spec import PRETRAIN_PREFIX
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """What one arm, or one pre-training, does in a step and in an evaluation.
+    """The work of one arm, or one pre-training, in a step and in an evaluation.
 
-    num_images are training images by fraction (a pre-training has {1.0: n}). Seconds are those measured on this
-    machine, seconds_to_start those before the first step; num_eval_images 0 means that nothing is evaluated, eval_every
-    0 that only the end of a run is. variants is how many plain evaluations the other ways of judging the end of a
-    schedule are worth.
+    num_images are training images by fraction (a pre-training has {1.0: n}). Seconds are measured on this machine,
+    seconds_to_start before the first step. With num_eval_images 0 nothing is evaluated, with eval_every 0 only the end
+    of a run. variants is the cost of all evaluation variants of a final checkpoint, in plain evaluations.
     """
 
     batch: int
@@ -31,7 +30,7 @@ class Load:
 
 
 def load_key(segment: Segment) -> str:
-    """Under which name a segment's load is given: its arm, or "pretrain:NAME"."""
+    """The name of a segment's load and recipe: its arm, or "pretrain:NAME"."""
     return f"{PRETRAIN_PREFIX}{segment.arm}" if segment.kind == "pretrain" else segment.arm
 
 
@@ -93,15 +92,15 @@ def cell_rows(plan: Plan, loads: Mapping[str, Load]) -> list[dict[str, Any]]:
 
 
 def _alone(cell: Cell, segments: list[Segment], loads: Mapping[str, Load]) -> dict[str, float]:
-    """Steps, images, epochs and seconds of a cell; a branch is its parent until it begins, and is not judged there."""
+    """Steps, images, epochs and seconds of a cell; a branch is its parent until it begins, without an evaluation."""
     own, parent = loads[cell.arm], loads[segments[0].arm]
     begin = next(segment.start for segment in segments if segment.arm == cell.arm)
     work, before = _work(cell.total - begin, cell.fraction, own), _work(begin, cell.fraction, parent)
-    judged = parent.num_eval_images * (begin // parent.eval_every if parent.eval_every else 0)
+    evaluated = parent.num_eval_images * (begin // parent.eval_every if parent.eval_every else 0)
     seconds = expected_seconds(begin, cell.total, own) + begin * parent.seconds_per_step
     return {
         **{name: value + before[name] for name, value in work.items()},
-        "seconds": seconds + judged * parent.seconds_per_eval_image + variant_seconds(own),
+        "seconds": seconds + evaluated * parent.seconds_per_eval_image + variant_seconds(own),
     }
 
 
@@ -140,9 +139,7 @@ def time_to_finish(plan: Plan, seconds: Mapping[str, float], jobs: int) -> float
     assert jobs >= 1
     waiting, ends, running, now = list(plan.segments), {}, [], 0.0
     while waiting or running:
-        ready = [
-            s for s in waiting if all(ends.get(need, now + 1) <= now for need in (s.parent, s.weights_from) if need)
-        ]
+        ready = [s for s in waiting if all(ends.get(need, now + 1) <= now for need in s.needs)]
         for segment in ready[: jobs - len(running)]:
             waiting.remove(segment)
             ends[segment.name] = now + seconds[segment.name]
@@ -150,3 +147,16 @@ def time_to_finish(plan: Plan, seconds: Mapping[str, float], jobs: int) -> float
         now = min(ends[name] for name in running)
         running = [name for name in running if ends[name] > now]
     return now
+
+
+class WorkDone:
+    """Share of a study's expected seconds that is done, in percent."""
+
+    def __init__(self, seconds: Mapping[str, float]):
+        self.seconds, self.shares = dict(seconds), dict.fromkeys(seconds, 0.0)
+
+    def update(self, segment: str, share: float) -> float:
+        """Percent of the whole study, now that `share` (0..1) of a segment is done."""
+        self.shares[segment] = share
+        done = sum(self.seconds[name] * part for name, part in self.shares.items())
+        return round(100 * done / sum(self.seconds.values()), 1)

@@ -1,20 +1,20 @@
-"""From a study to what is actually run: cells, and segments with shared trunks, in the order to run them.
+"""Plans of studies: cells, and segments with shared trunks, in the order in which they run.
 
-While the rate is constant the length of a schedule changes nothing, so the schedules of one arm, fraction and seed
-share one trunk up to the first drop of each. A cell is then the trunk up to there plus its own tail, bit for bit the
-same as a run of its own. An arm that is a branch of another leaves that one's trunk and ends in tails of its own. Pure:
-no files, no model.
+While the learning rate is constant the length of a schedule changes nothing, so the schedules of one arm, fraction and
+seed share one trunk up to the first drop of each. A cell is then the trunk up to there plus its own tail, bit for bit
+the same as a run of its own. An arm that is a branch of another leaves that one's trunk and ends in tails of its own.
+Pure: no files, no model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal
 
-from headstart.recipe.schedule import Schedule, multiple_of, shared_until
-from headstart.study.spec import Study, check_names
+from headstart.recipe.schedule import Schedule, shared_until
+from headstart.study.spec import StudySpec, check_names
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,11 @@ class Segment:
     def steps(self) -> int:
         return self.stop - self.start
 
+    @property
+    def needs(self) -> frozenset[str]:
+        """The segments that must be finished before this one begins."""
+        return frozenset(name for name in (self.parent, self.weights_from) if name)
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -88,6 +93,14 @@ class Plan:
         """Share of the steps that sharing trunks saves, 0..1."""
         return 1 - self.steps_shared / self.steps_alone
 
+    def ancestors(self, segment: Segment) -> list[Segment]:
+        """All segments that must be finished before one begins, in the order of the plan."""
+        needed = set(segment.needs)
+        for other in reversed(self.segments):
+            if other.name in needed:
+                needed |= other.needs
+        return [other for other in self.segments if other.name in needed]
+
     def cells_of(self) -> dict[str, list[Cell]]:
         """The cells that need each segment, by segment name; pre-training counts for every cell that began with it."""
         by_name = {segment.name: segment for segment in self.segments}
@@ -99,34 +112,14 @@ class Plan:
         return users
 
 
-def make_schedules(
-    names: Iterable[str], *, base: int, base_rate: float, warmup: int, warmup_from: float, factor: float = 0.1
-) -> dict[str, Schedule]:
-    """The schedules of these names; a ValueError names the field and the schedule that cannot be made."""
-    made = {}
-    for name in names:
-        try:
-            made[name] = Schedule.nx(
-                multiple_of(name, base),
-                base,
-                base_rate=base_rate,
-                warmup=warmup,
-                warmup_from=warmup_from,
-                factor=factor,
-            )
-        except ValueError as error:
-            raise ValueError(f"schedules: {name} with a base of {base} steps: {error}") from None
-    return made
-
-
-def schedule_names(study: Study) -> tuple[str, ...]:
+def schedule_names(study: StudySpec) -> tuple[str, ...]:
     """Every schedule that any arm and fraction of the study uses, each once, in order of first use."""
     used = (name for entry in study.fractions for arm in study.arms for name in study.schedules_of(arm, entry))
     return tuple(dict.fromkeys(used))
 
 
 def expand(
-    study: Study,
+    study: StudySpec,
     schedules: Mapping[str, Schedule],
     *,
     arm_schedules: Mapping[str, Mapping[str, Schedule]] | None = None,
@@ -135,7 +128,7 @@ def expand(
 ) -> Plan:
     """The plan of a study, given its schedules by name and the steps of each pre-training that an arm uses.
 
-    Numbers of images must be shares by now (`Study.on`).
+    Numbers of images must be shares by now (`StudySpec.on`).
     arm_schedules replaces `schedules` for arms whose patch changes rate, warm-up or base length. branch_steps are the
     steps that each branch runs by itself.
     Pre-training comes first, then seed by seed, so that one whole seed is soon there; then by fraction and arm,
@@ -147,10 +140,11 @@ def expand(
     cells: list[Cell] = []
     for seed in study.seeds:
         for entry in study.fractions:
-            chosen = {
-                arm: _chosen(study.schedules_of(arm, entry), (arm_schedules or {}).get(arm, schedules))
-                for arm in study.arms
-            }
+            chosen: dict[str, dict[str, Schedule]] = {}
+            for arm in study.arms:
+                names, known = study.schedules_of(arm, entry), (arm_schedules or {}).get(arm, schedules)
+                check_names(names, known, "schedules:")
+                chosen[arm] = {name: known[name] for name in names}
             cuts = _cuts(study, entry.fraction, chosen, branch_steps or {})
             trunks = {arm: _trunk(study, arm, entry.fraction, seed, cuts) for arm in study.arms}
             for arm in sorted(study.arms, key=lambda arm: study.branch_of(arm) is not None):
@@ -158,7 +152,9 @@ def expand(
                 trunk = trunks[branch.parent if branch else arm]
                 tails = _tails(study, arm, entry.fraction, seed, chosen[arm], cuts[arm], trunk)
                 segments += sorted([*trunks[arm], *tails], key=_order)
-                cells += [_cell(tail, trunk) for tail in tails]
+                for tail in tails:
+                    parts = (*_names(trunk, tail.start), tail.name)
+                    cells.append(Cell(arm, tail.schedule, tail.fraction, tail.seed, tail.stop, parts))
     unused = [name for name in study.pretrain if name not in {study.pretraining_of(arm) for arm in study.arms}]
     notes = tuple(f"pretrain.{name} has no effect: no arm starts from it" for name in unused)
     return Plan(tuple(segments), tuple(cells), notes)
@@ -169,23 +165,20 @@ def lineage_name(arm: str, fraction: float, seed: int) -> str:
     return f"{arm}-f{fraction:.6g}-s{seed}"
 
 
-def _pretraining(study: Study, steps: Mapping[str, int]) -> list[Segment]:
+def _pretraining(study: StudySpec, steps: Mapping[str, int]) -> list[Segment]:
     used = dict.fromkeys(name for arm in study.arms if (name := study.pretraining_of(arm)))
     check_names(used, steps, "pretrain: steps of")
     return [Segment(f"pretrain-{name}", "pretrain", name, 1.0, 0, None, 0, steps[name]) for name in used]
 
 
-def _chosen(names: tuple[str, ...], known: Mapping[str, Schedule]) -> dict[str, Schedule]:
-    check_names(names, known, "schedules:")
-    return {name: known[name] for name in names}
-
-
-def _weights_from(study: Study, arm: str) -> str | None:
+def _weights_from(study: StudySpec, arm: str) -> str | None:
     name = study.pretraining_of(arm)
     return f"pretrain-{name}" if name else None
 
 
-def _trunk(study: Study, arm: str, fraction: float, seed: int, cuts: Mapping[str, Mapping[str, int]]) -> list[Segment]:
+def _trunk(
+    study: StudySpec, arm: str, fraction: float, seed: int, cuts: Mapping[str, Mapping[str, int]]
+) -> list[Segment]:
     """The trunk of an arm in parts: one ends wherever a schedule of it first drops or a branch leaves it."""
     if study.branch_of(arm):
         return []
@@ -200,7 +193,7 @@ def _trunk(study: Study, arm: str, fraction: float, seed: int, cuts: Mapping[str
 
 
 def _tails(
-    study: Study,
+    study: StudySpec,
     arm: str,
     fraction: float,
     seed: int,
@@ -223,11 +216,6 @@ def _names(trunk: list[Segment], stop: int) -> tuple[str, ...]:
     return tuple(segment.name for segment in trunk if segment.stop <= stop)
 
 
-def _cell(tail: Segment, trunk: list[Segment]) -> Cell:
-    names = (*_names(trunk, tail.start), tail.name)
-    return Cell(tail.arm, tail.schedule, tail.fraction, tail.seed, tail.stop, names)
-
-
 def _order(segment: Segment) -> tuple[int, bool, int]:
     """A tail follows the part of the trunk that it leaves, so that the first schedule is soon there."""
     is_tail = segment.kind == "tail"
@@ -235,9 +223,9 @@ def _order(segment: Segment) -> tuple[int, bool, int]:
 
 
 def _cuts(
-    study: Study, fraction: float, chosen: Mapping[str, Mapping[str, Schedule]], branch_steps: Mapping[str, int]
+    study: StudySpec, fraction: float, chosen: Mapping[str, Mapping[str, Schedule]], branch_steps: Mapping[str, int]
 ) -> dict[str, dict[str, int]]:
-    """Where each schedule of each arm leaves the trunk: its first drop, or where the branch begins."""
+    """Steps at which each schedule of each arm leaves the trunk: its first drop, or the beginning of the branch."""
     branches = {arm: branch.parent for arm in study.arms if (branch := study.branch_of(arm))}
     check_names(branches, branch_steps, "arms: steps of the branch")
     cuts = {

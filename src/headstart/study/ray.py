@@ -1,6 +1,6 @@
-"""Segments as tasks of a Ray cluster whose machines share the file system that the study lies on.
+"""Calls as tasks of a Ray cluster whose machines share the file system of the study.
 
-A worker that is lost takes nothing with it: its task is started again and continues at the last checkpoint.
+The task of a lost worker is started again, and its segment continues at the last checkpoint.
 """
 
 import importlib.util
@@ -15,14 +15,13 @@ from typing import Any
 
 from headstart.ops import processes as distributed
 from headstart.study.plan import Segment
-from headstart.study.prepare import Prepared, run_segment, segment_run
-from headstart.study.workers import run_as_ready
-from headstart.training.lineage import RunResult
+from headstart.study.prepare import Prepared, segment_recipe
+from headstart.study.spec import check_names
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """What the task of a segment asks of Ray: CPUs, GPUs, and how often a lost worker is replaced.
+    """Resources of a segment's task on Ray: CPUs, GPUs, and how often a lost worker is replaced.
 
     With several GPUs a segment runs as that many processes, one a GPU, on one machine.
     """
@@ -32,39 +31,48 @@ class Cluster:
     retries: int = 3
 
 
-def run_on_ray(
-    prepared: Prepared,
-    segments: list[Segment],
-    directory: Path,
-    done: dict[str, RunResult],
-    cluster: Cluster,
-    *,
-    began: Callable[[Segment], None],
-    finished: Callable[[Segment, RunResult], None],
-) -> None:
-    """Run segments as Ray tasks, each as soon as what it needs is in `done`; the first error stops the rest.
+def cluster_of(executor: str, jobs: int | None, given: dict[str, int | None]) -> Cluster | None:
+    """The cluster of an executor and the options given for it; None for this machine.
 
-    The cluster is the one that Ray finds (RAY_ADDRESS), else this machine. Where a segment lands, and how often it is
-    started again, does not change its result. ValueError where Ray is not installed, where no machine has what a task
+    ValueError for an unknown executor and for an option without effect.
+    """
+    check_names([executor], ("local", "ray"), "executor")
+    chosen = {name: value for name, value in given.items() if value is not None}
+    if executor == "ray":
+        if jobs is not None:
+            raise ValueError(
+                f"jobs: {jobs} has no effect with --executor ray, which runs what its machines have room for"
+            )
+        return Cluster(**chosen)
+    for name, value in chosen.items():
+        raise ValueError(f"{name}: {value} has no effect with --executor local, expected --executor ray")
+    return None
+
+
+@contextmanager
+def ray_calls(cluster: Cluster, study: str) -> Iterator[Callable[..., Future[Any]]]:
+    """A function that submits a call `work(prepared, segment, ...)` as a Ray task; the first error stops the rest.
+
+    The cluster is the one that Ray finds (RAY_ADDRESS), else this machine. The machine of a segment, and how often it
+    is started again, do not change its result. ValueError where Ray is not installed, where no machine has what a task
     asks for, and for a segment whose workers were lost more often than `retries`.
     """
     with _connected(cluster) as ray:
         task = ray.remote(num_cpus=cluster.cpus, num_gpus=cluster.gpus, max_retries=cluster.retries)(_work)
-
         started = []
 
-        def submit(segment: Segment, needed: dict[str, RunResult]) -> Future[RunResult]:
+        def submit(work: Callable[..., Any], prepared: Any, segment: Any, *given: Any) -> Future[Any]:
             own = task.options(name=segment.name)
-            started.append(own.remote(prepared, segment, directory, needed, str(Path.cwd()), cluster.gpus))
+            started.append(own.remote(str(Path.cwd()), cluster.gpus, segment.name, work, prepared, segment, *given))
             return started[-1].future()
 
         try:
-            run_as_ready(segments, done, submit, began=began, finished=finished)
+            yield submit
         except ray.exceptions.RayTaskError as error:
             raise error.cause from None
         except ray.exceptions.RayError as error:
             raise ValueError(
-                f"study {prepared.study.name}: the workers of a segment were lost more than {cluster.retries} times "
+                f"study {study}: the workers of a segment were lost more than {cluster.retries} times "
                 f"({type(error).__name__}); the same command continues at the last checkpoint"
             ) from None
         finally:
@@ -74,7 +82,7 @@ def run_on_ray(
 
 @contextmanager
 def _connected(cluster: Cluster) -> Iterator[Any]:
-    """Ray, connected to a cluster that can run these tasks; what is left of them is stopped at the end."""
+    """Ray, connected to a cluster that can run these tasks; disconnected at the end."""
     if importlib.util.find_spec("ray") is None:
         raise ValueError(
             "executor: ray is not installed, expected pip install 'headstart[cluster]', or --executor local"
@@ -102,10 +110,8 @@ def _most(machines: list[dict[str, float]], kind: str) -> float:
     return max((has.get(kind, 0) for has in machines), default=0)
 
 
-def _work(
-    prepared: Prepared, segment: Segment, directory: Path, done: dict[str, RunResult], folder: str, gpus: int
-) -> RunResult:
-    """One segment, on whichever machine this is; paths are relative to the folder that the study was started in."""
+def _work(folder: str, gpus: int, name: str, work: Callable[..., Any], *given: Any) -> Any:
+    """A call on one of the cluster's machines; paths are relative to the folder that the study was started in."""
     try:
         os.chdir(folder)
     except OSError:
@@ -113,17 +119,17 @@ def _work(
             f"{folder}: not there on {platform.node()}, expected a file system that all machines share"
         ) from None
     if gpus < 2:
-        return run_segment(prepared, segment, directory, done)
+        return work(*given)
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     # what torchrun does, for a function
-    config = LaunchConfig(1, 1, gpus, run_id=segment.name, rdzv_backend="c10d", rdzv_endpoint="localhost:0")
-    return elastic_launch(config, _one_of_several)(prepared, segment, directory, done)[0]
+    config = LaunchConfig(1, 1, gpus, run_id=name, rdzv_backend="c10d", rdzv_endpoint="localhost:0")
+    return elastic_launch(config, _one_of_several)(work, *given)[0]
 
 
-def _one_of_several(prepared: Prepared, segment: Segment, directory: Path, done: dict[str, RunResult]) -> RunResult:
-    distributed.start_processes(segment_run(prepared, segment, done)[0].device)
+def _one_of_several(work: Callable[..., Any], prepared: Prepared, segment: Segment, *given: Any) -> Any:
+    distributed.start_processes(segment_recipe(prepared, segment)[0].device)
     try:
-        return run_segment(prepared, segment, directory, done)
+        return work(prepared, segment, *given)
     finally:
         distributed.stop_processes()

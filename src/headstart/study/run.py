@@ -1,35 +1,162 @@
-"""Run what is missing of a study, in order, on this machine or a cluster; or one segment of it, as a task does."""
+"""Run what is missing of a study, on this machine or a cluster; or one segment of it, as a cluster's task does."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
 from math import inf
 from pathlib import Path
+from typing import Any
 
 from headstart.files import locked
-from headstart.hardware import choose_device
+from headstart.hardware import choose_device, usable_cores
 from headstart.ops import processes as distributed
+from headstart.study.folder import note_segment, write_study
 from headstart.study.plan import Segment
-from headstart.study.prepare import (
-    Prepared,
-    Progress,
-    ancestors,
-    asked_recipes,
-    find_segments,
-    needs,
-    run_segment,
-    segment_run,
-    segments_folder,
-    write_plan,
-)
-from headstart.study.ray import Cluster, run_on_ray
+from headstart.study.prepare import Prepared, segment_run
+from headstart.study.ray import Cluster, ray_calls
 from headstart.study.spec import check_names
-from headstart.study.workers import run_parallel
+from headstart.study.variants import evaluate_variants, missing_variants
+from headstart.study.workers import tell, worker_calls
 from headstart.training.lineage import Finder, RunResult
+from headstart.training.run import train
+
+Progress = Callable[[Segment, int, dict[str, Any]], None]
+
+
+def run_study(
+    prepared: Prepared,
+    out: str | Path = "runs",
+    *,
+    jobs: int = 1,
+    cluster: Cluster | None = None,
+    progress: Progress | None = None,
+    finished: Callable[[str], None] | None = None,
+) -> Path:
+    """Run every segment that is not finished, `jobs` at a time here, or on a `cluster`; returns the study's directory.
+
+    `progress` is called at every step (on a cluster never), `finished` with the name of every segment that is finished
+    or found finished. Kill it anywhere and call it again: finished segments are found by their digest, begun ones
+    continue at their last checkpoint. The first error stops the segments that are running.
+    """
+    if jobs > 1 or (cluster and not cluster.gpus):
+        check_threads(prepared)
+    if cluster:
+        refuse_auto(prepared)
+    directory = Path(out) / prepared.study.name
+    folder, finder = segments_folder(prepared, directory), Finder()
+    if cluster:
+        calls, listener = ray_calls(cluster, prepared.study.name), None
+    elif jobs > 1:
+        calls, listener = worker_calls(jobs, progress), tell
+    else:
+        calls, listener = nullcontext(_call_here), progress
+    with lock(directory):
+        done, begun = find_segments(prepared, directory, finder)
+        _write(prepared, directory, done, begun)
+        for name in done if finished else ():
+            finished(name)
+        waiting = [segment for segment in prepared.plan.segments if segment.name not in done]
+        running: dict[Future[RunResult], Segment] = {}
+        most = len(waiting) if cluster else jobs
+        try:
+            with calls if waiting else nullcontext() as call:
+                while waiting or running:
+                    ready = [segment for segment in waiting if segment.needs <= done.keys()]  # in the plan's order
+                    for segment in ready[: most - len(running)]:
+                        waiting.remove(segment)
+                        recipe, _, span = segment_run(prepared, segment, done)
+                        begun[segment.name] = finder.place(recipe, folder, span)
+                        _note(directory, segment, begun[segment.name], finished=False)
+                        needed = {name: done[name] for name in segment.needs}
+                        running[call(run_segment, prepared, segment, directory, needed, listener)] = segment
+                    for future in wait(running, return_when=FIRST_COMPLETED).done:
+                        segment, result = running.pop(future), future.result()
+                        done[segment.name] = result
+                        _note(directory, segment, result.directory, finished=True)
+                        if finished:
+                            finished(segment.name)
+        finally:
+            _write(prepared, directory, done, begun)
+    return directory
+
+
+def run_segment(
+    prepared: Prepared,
+    segment: Segment,
+    directory: Path,
+    done: Mapping[str, RunResult],
+    progress: Progress | None = None,
+) -> RunResult:
+    """Run one segment whose parent and weights are in `done`, or find it finished."""
+    recipe, origins, span = segment_run(prepared, segment, done)
+    report = None if progress is None else (lambda step, values: progress(segment, step, values))
+    out = segments_folder(prepared, directory)
+    result = train(recipe, out, span=span, label=asdict(segment), provenance=origins, progress=report)
+    if segment.kind == "tail":
+        evaluate_variants(prepared.study.also_evaluate, result.directory, result.checkpoint)
+    return result
+
+
+def run_named(prepared: Prepared, name: str, out: str | Path = "runs") -> RunResult:
+    """Run one segment of a study by its name, as a task of a cluster does, or find it finished.
+
+    Other segments may run at the same time; those that this one needs must be finished. ValueError says which is not,
+    and for an unknown name which is nearest. Under torchrun it joins the other processes.
+    """
+    directory, segments = Path(out) / prepared.study.name, {each.name: each for each in prepared.plan.segments}
+    check_names([name], segments, "segment")
+    segment, finder = segments[name], Finder()
+    done, _ = find_segments(prepared, directory, finder, segments=prepared.plan.ancestors(segment))
+    for needed in sorted(segment.needs - done.keys()):
+        raise ValueError(f"segment {name}: needs {needed}, which is not finished in {directory}; run that one first")
+    recipe, _, span = segment_run(prepared, segment, done)
+    distributed.start_processes(recipe.device)
+    _update_plan(prepared, directory, {name: finder.place(recipe, segments_folder(prepared, directory), span)})
+    result = run_segment(prepared, segment, directory, done)
+    _update_plan(prepared, directory, {})
+    return result
+
+
+def find_segments(
+    prepared: Prepared,
+    directory: Path,
+    finder: Finder | None = None,
+    *,
+    segments: Iterable[Segment] | None = None,
+) -> tuple[dict[str, RunResult], dict[str, Path]]:
+    """The finished segments and the directories of those only begun, by name, found by digest; no model is built.
+
+    A tail is finished when all variants of the study have been evaluated too. `segments` (all by default) come after
+    what they need.
+    """
+    finder, done, begun = finder or Finder(), {}, {}
+    out, variants = segments_folder(prepared, directory), prepared.study.also_evaluate
+    for segment in prepared.plan.segments if segments is None else segments:
+        if segment.needs <= done.keys():
+            recipe, _, span = segment_run(prepared, segment, done)
+            found, place = finder.find(recipe, out, span), finder.place(recipe, out, span)
+            is_tail = segment.kind == "tail"
+            if found is not None and not (is_tail and missing_variants(variants, found.directory)):
+                done[segment.name] = found
+            elif place.is_dir():
+                begun[segment.name] = place
+    return done, begun
+
+
+def segments_folder(prepared: Prepared, directory: Path) -> Path:
+    """The folder of a study's segments: its own directory, or one that several studies share."""
+    return directory if prepared.study.runs is None else directory.parent / prepared.study.runs
+
+
+def default_jobs(prepared: Prepared) -> int:
+    """As many segments at a time as there are cores, where the recipe asks for one thread."""
+    return usable_cores() if prepared.first_recipe.train.threads == 1 else 1
 
 
 def check_threads(prepared: Prepared) -> None:
     """ValueError where the number of jobs would change results: sums on a CPU depend on the threads that share them."""
-    for recipe in asked_recipes(prepared).values():
+    for recipe in prepared.asked.values():
         if recipe.train.threads is None and choose_device(recipe.device).value == "cpu":
             raise ValueError(
                 f"study {prepared.study.name}: train.threads of {recipe.name} is null, expected a number such as 1 for "
@@ -39,7 +166,7 @@ def check_threads(prepared: Prepared) -> None:
 
 def refuse_auto(prepared: Prepared) -> None:
     """ValueError where the machines of a cluster would settle the precision of segments, each by its own hardware."""
-    for name, recipe in asked_recipes(prepared).items():
+    for name, recipe in prepared.asked.items():
         if recipe.train.precision == "auto":
             raise ValueError(
                 f"study {prepared.study.name}: train.precision of {name} is auto, expected fp32 or bf16 on a cluster: "
@@ -57,85 +184,36 @@ def plan_lock(directory: Path) -> AbstractContextManager[None]:
     return locked(directory / "plan.lock", taken="the plan is being written", wait=inf)
 
 
-def run_named(prepared: Prepared, name: str, out: str | Path = "runs") -> RunResult:
-    """Run one segment of a study by its name, as a task of a cluster does, or find it finished.
+def _call_here(work: Callable[..., RunResult], *given: Any) -> Future[RunResult]:
+    """The result of a call in this process; an error is raised at once."""
+    future: Future[RunResult] = Future()
+    future.set_result(work(*given))
+    return future
 
-    Other segments may run at the same time; those that this one needs must be finished. ValueError says which is not,
-    and for an unknown name which is nearest. Under torchrun it joins the other processes.
-    """
-    directory, segments = Path(out) / prepared.study.name, {each.name: each for each in prepared.plan.segments}
-    check_names([name], segments, "segment")
-    segment, finder = segments[name], Finder()
-    done, _ = find_segments(prepared, directory, finder, segments=ancestors(prepared.plan, segment))
-    for needed in sorted(needs(segment) - set(done)):
-        raise ValueError(f"segment {name}: needs {needed}, which is not finished in {directory}; run that one first")
-    recipe, _, span = segment_run(prepared, segment, done)
-    distributed.start_processes(recipe.device)
-    _update_plan(prepared, directory, {name: finder.place(recipe, segments_folder(prepared, directory), span)})
-    result = run_segment(prepared, segment, directory, done)
-    _update_plan(prepared, directory, {})
-    return result
+
+def _note(directory: Path, segment: Segment, place: Path, *, finished: bool) -> None:
+    with plan_lock(directory):
+        note_segment(directory, segment.name, place, finished=finished)
 
 
 def _update_plan(prepared: Prepared, directory: Path, begun: dict[str, Path]) -> None:
-    """Write plan.json as the study is now, whoever else works on it; `begun` is what has no directory yet."""
+    """Write plan.json as the study is now, with other processes at work on it; `begun` has no directories yet."""
     if distributed.is_writer():
-        with plan_lock(directory):
-            done, known = find_segments(prepared, directory)
-            write_plan(prepared, directory, done, begun | known)
+        done, known = find_segments(prepared, directory)
+        _write(prepared, directory, done, begun | known)
 
 
-def run_study(
-    prepared: Prepared,
-    out: str | Path = "runs",
-    *,
-    jobs: int = 1,
-    cluster: Cluster | None = None,
-    progress: Progress | None = None,
-    finished: Callable[[str], None] | None = None,
-) -> Path:
-    """Run every segment that is not finished, `jobs` at a time here, or on a `cluster`; returns the study's directory.
-
-    `progress` is told of every step (on a cluster of none), `finished` of every segment that is done (or was found
-    done). Kill it anywhere and call it again: finished segments are found by their digest, those in work continue at
-    their last checkpoint.
-    """
-    if jobs > 1 or (cluster and not cluster.gpus):
-        check_threads(prepared)
-    if cluster:
-        refuse_auto(prepared)
-    directory = Path(out) / prepared.study.name
-    finder = Finder()
-
-    def write() -> None:
-        with plan_lock(directory):
-            write_plan(prepared, directory, done, begun)
-
-    def begin(segment: Segment) -> None:
-        recipe, _, span = segment_run(prepared, segment, done)
-        begun[segment.name] = finder.place(recipe, segments_folder(prepared, directory), span)
-        write()
-
-    def record(segment: Segment, result: RunResult) -> None:
-        done[segment.name] = result
-        write()
-        if finished:
-            finished(segment.name)
-
-    with lock(directory):
-        done, begun = find_segments(prepared, directory, finder)
-        write()
-        for name in done if finished else ():
-            finished(name)
-        missing = [segment for segment in prepared.plan.segments if segment.name not in done]
-        if cluster and missing:
-            run_on_ray(prepared, missing, directory, dict(done), cluster, began=begin, finished=record)
-        elif jobs > 1 and missing:
-            run_parallel(
-                prepared, missing, directory, dict(done), jobs, progress=progress, began=begin, finished=record
-            )
-        else:
-            for segment in missing:
-                begin(segment)
-                record(segment, run_segment(prepared, segment, directory, done, progress=progress))
-    return directory
+def _write(prepared: Prepared, directory: Path, done: Mapping[str, RunResult], begun: Mapping[str, Path]) -> None:
+    recipe = prepared.first_recipe
+    with plan_lock(directory):
+        write_study(
+            directory,
+            prepared.study.model_dump(mode="json"),
+            prepared.plan,
+            num_images=prepared.num_images,
+            batch=recipe.train.batch,
+            differences=prepared.differences,
+            data={"val": recipe.data.val, "val_images": getattr(recipe.data, "val_images", None)},
+            begun=begun,
+            finished={name: result.directory for name, result in done.items()},
+        )

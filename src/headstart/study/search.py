@@ -14,9 +14,9 @@ from typing import Any
 import yaml
 
 from headstart.files import json_text, write_whole
-from headstart.recipe.recipe import flatten
+from headstart.recipe.dotted import flatten
 from headstart.study.folder import StudyFolder
-from headstart.study.spec import Study, parse_study
+from headstart.study.spec import StudySpec, parse_study
 from headstart.verdict.numbers import metric_name, score
 
 
@@ -30,7 +30,7 @@ class Trial:
     score: float
 
 
-def trial_study(study: Study) -> Study:
+def trial_study(study: StudySpec) -> StudySpec:
     """The study of a search: one arm a combination of the grid, at one schedule, amount of data and seed."""
     search = study.search
     if search is None:
@@ -52,14 +52,14 @@ def trial_study(study: Study) -> Study:
     )
 
 
-def combinations(study: Study) -> dict[str, dict[str, Any]]:
+def combinations(study: StudySpec) -> dict[str, dict[str, Any]]:
     """{trial name: {dotted field: value}}, the last field's values changing fastest."""
     grid = study.search.grid
     values = [dict(zip(grid, chosen)) for chosen in itertools.product(*grid.values())]
     return {f"trial{number:02d}": chosen for number, chosen in enumerate(values, start=1)}
 
 
-def trials_of(study: Study, folder: StudyFolder) -> list[Trial]:
+def trials_of(study: StudySpec, folder: StudyFolder) -> list[Trial]:
     """The trials of a search with what they reached so far, in the order of the grid."""
     (fraction,), found = folder.fractions, []
     for name, values in combinations(study).items():
@@ -76,7 +76,7 @@ def best_of(trials: list[Trial]) -> Trial:
     return max(trials, key=lambda trial: trial.score)
 
 
-def write_tuned(study: Study, trials: list[Trial], directory: Path) -> Path:
+def write_tuned(study: StudySpec, trials: list[Trial], directory: Path) -> Path:
     """search.json with all trials; tuned.yaml with the patch that was picked and the effort, to be put into a study."""
     picked, search = best_of(trials), study.search
     effort = {

@@ -1,4 +1,4 @@
-"""A study as job arrays of Slurm: one array a level of the segment graph, one task a segment, and what submits them."""
+"""A study as job arrays of Slurm: one array a level of the segment graph, one task a segment, one submit script."""
 
 import shlex
 import sys
@@ -8,15 +8,15 @@ from pathlib import Path
 
 from headstart.files import write_whole
 from headstart.study.plan import Segment
-from headstart.study.prepare import Prepared, find_segments, needs
-from headstart.study.run import check_threads, refuse_auto
+from headstart.study.prepare import Prepared
+from headstart.study.run import check_threads, find_segments, refuse_auto
 
 
 @dataclass(frozen=True)
 class Job:
-    """What each task asks of Slurm; several GPUs mean as many processes, started by torchrun on one machine.
+    """Resources of each task on Slurm; several GPUs mean as many processes, started by torchrun on one machine.
 
-    `time` and `partition` are Slurm's own words, left to its defaults where None.
+    `time` and `partition` are passed to Slurm as they are; None leaves its defaults.
     """
 
     cpus: int = 1
@@ -27,7 +27,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Submission:
-    """What was written: the script that submits everything, and the segments of each level in their order."""
+    """The script that submits all job arrays, and the segments of each level in their order."""
 
     script: Path
     levels: tuple[tuple[str, ...], ...]
@@ -68,7 +68,7 @@ def levels_of(segments: Sequence[Segment], done: set[str]) -> tuple[tuple[str, .
     level: dict[str, int] = {}
     for segment in segments:  # in an order in which each comes after what it needs
         if segment.name not in done:
-            level[segment.name] = max((level[name] + 1 for name in needs(segment) if name in level), default=0)
+            level[segment.name] = max((level[name] + 1 for name in segment.needs if name in level), default=0)
     return tuple(
         tuple(name for name, own in level.items() if own == number)
         for number in range(max(level.values(), default=-1) + 1)

@@ -1,6 +1,6 @@
-"""A study as a user writes it: what is compared, on how much data, for how long, and the rule that decides.
+"""A study as a user writes it: arms, amounts of data, schedules, seeds, and the rule that decides.
 
-Everything a plan needs is checked here, before anything runs; no model is imported.
+Everything that a plan needs is checked here, before anything runs; no model is imported.
 """
 
 from __future__ import annotations
@@ -8,132 +8,61 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BeforeValidator, Field, StrictInt, model_validator
+from pydantic import Field, model_validator
 
 from headstart.files import is_file_name
+from headstart.recipe.dotted import flatten
 from headstart.recipe.load import find, read_yaml, validate
-from headstart.recipe.recipe import flatten
 from headstart.recipe.schedule import parse_schedule
-from headstart.study.branches import Branch, branch_of, check_branch, patch_of
 from headstart.study.checks import (
     METRICS,
     Account,
+    Branch,
+    DataFraction,
+    Fractions,
     PaperTable,
-    Part,
+    Patch,
+    Pretraining,
+    PublicStart,
+    Schedules,
     Search,
+    Seeds,
+    StudySection,
+    Tunings,
+    branch_of,
+    check_branch,
     check_distinct,
     check_names,
     check_search,
     check_variant,
+    patch_of,
 )
-from headstart.study.study_file import changed, sized
 from headstart.verdict.verdict import Rule, fewest_seeds
 
 PRETRAIN_PREFIX = "pretrain:"  # "start.weights: pretrain:NAME" means the result of this study's own pre-training
 WEIGHTS_FIELD = "start.weights"
+SMALL = "small"  # the one size besides a study as written, and the folder that the segments of all small twins share
+# Overrides of these fields, of arms.NAME.FIELD and of rule.FIELD change the study; all others change its recipes.
+STUDY_FIELDS = ("seeds", "fractions", "schedules", "name")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")  # names become parts of folder names
 
 
-def _none_is_empty(value: object) -> object:
-    return {} if value is None else value
+class StudySpec(StudySection):
+    """A paired comparison: arms, schedules, fractions and seeds, and the rule written before the first run.
 
-
-def _seeds(value: object) -> object:
-    if isinstance(value, int) and not isinstance(value, bool):
-        if value < 1:
-            raise ValueError(f"seeds: {value}, expected at least one")
-        return tuple(range(value))
-    return value
-
-
-def _schedules(value: object) -> object:
-    if isinstance(value, str):
-        raise ValueError(f"schedules: {value!r}, expected a list such as [{value}]")
-    return value
-
-
-def _tuning(value: object) -> object:
-    return {"note": value} if isinstance(value, str) else value
-
-
-def _fractions(value: object) -> object:
-    if isinstance(value, list | tuple):
-        return tuple({"fraction": v} if isinstance(v, int | float | str) else v for v in value)
-    return value
-
-
-Patch = Annotated[dict[str, Any], BeforeValidator(_none_is_empty)]
-Schedules = Annotated[tuple[str, ...] | dict[str, tuple[str, ...]], BeforeValidator(_schedules)]
-
-
-class DataFraction(Part):
-    """A share of the training images, or their number; its own schedules, if any, replace the study's.
-
-    Plans know shares only: `Study.on` turns numbers into shares.
-    """
-
-    section = "fractions"
-    fraction: float | None = Field(default=None, gt=0, le=1)
-    images: StrictInt | None = Field(default=None, ge=1)
-    schedules: Schedules = ()
-
-    @model_validator(mode="after")
-    def _one_amount(self) -> DataFraction:
-        if (self.fraction is None) == (self.images is None):
-            raise ValueError("fractions: each entry takes one of fraction (0 to 1) and images (a number)")
-        return self
-
-    @property
-    def amount(self) -> str:
-        """How much data this is, in words."""
-        return f"{self.images:,} images" if self.fraction is None else f"fraction {self.fraction:g}"
-
-
-class Pretraining(Part):
-    """A run of this study that makes weights; arms take them with `start.weights: pretrain:NAME`.
-
-    uses: for how many trainings these weights are meant to serve; the "whole" cost of one counts that share of them.
-    """
-
-    section = "pretrain"
-    recipe: str
-    set: Patch = Field(default_factory=dict)
-    uses: float = Field(default=1, ge=1)
-
-
-class PublicStart(Part):
-    """Which documented public weights an arm starts from (a name in weights/public.yaml), and for how many uses."""
-
-    section = "public_weights"
-    name: str
-    uses: float = Field(default=1, ge=1)
-
-
-class Tuning(Part):
-    """How much an arm was tuned before the study: trials, their steps in all, what was tried; a text is the note."""
-
-    section = "tuning"
-    trials: StrictInt | None = Field(default=None, ge=0)
-    steps: StrictInt | None = Field(default=None, ge=0)
-    note: str = ""
-
-
-class Study(Part):
-    """Arms, schedules, fractions and seeds of one paired comparison, and the rule written before the first run.
-
-    arms are patches on the recipe, by dotted field. An arm with `branch_of: ARM` and `last: DURATION` is that arm until
-    so long before the end of each schedule, and has its own patch on top of that arm's from there. schedules are names
-    such as "2x", the same for all arms or a list an arm. fractions keep the given order. seeds N means 0..N-1.
+    arms are patches on the recipe, by dotted field. An arm with `branch_of: ARM` and `last: DURATION` continues that
+    arm's trunk for the last DURATION of each schedule, with its own patch on top. schedules are names such as "2x", the
+    same for all arms or a list an arm. fractions keep the given order. seeds N means 0..N-1.
     `share: false` runs every cell from its own start.
-    also_evaluate {variant: patch} judges the end of every schedule once more under each patch; "VARIANT:METRIC" is then
-    a metric. search is what `headstart study search` tries.
-    public_weights says, by arm, what weights made elsewhere have cost; tuning, by arm, what was spent on finding its
-    settings (shown, never judged). `runs` names a folder beside the study's own for its segments: studies that share it
-    share what is equal. `small` replaces whole fields where the study is asked for at size small (`sized`).
-    `paper` puts that table of the paper into the report's schedule table. A study with `account` trains nothing: it
-    counts what its arms would see.
+    also_evaluate {variant: patch} evaluates every final checkpoint again under each patch; "VARIANT:METRIC" is then a
+    metric. search is the grid of `headstart study search`.
+    public_weights gives, by arm, the documented cost of weights made elsewhere; tuning, by arm, the effort spent on its
+    settings (reported, no part of the verdict). `runs` names a folder beside the study's own for its segments: studies
+    with the same folder share equal segments. `small` replaces whole fields at size small (`sized`).
+    `paper` puts that table of the paper into the report's schedule table. A study with `account` trains nothing: the
+    samples that its arms would see are counted.
     Raises ValueError (one line of it through `parse_study`) for anything that could not run or not be decided.
     """
 
@@ -143,11 +72,11 @@ class Study(Part):
     set: Patch = Field(default_factory=dict)
     arms: dict[str, Patch] = Field(min_length=1)
     schedules: Schedules = ()
-    fractions: Annotated[tuple[DataFraction, ...], BeforeValidator(_fractions)] = (DataFraction(fraction=1.0),)
-    seeds: Annotated[tuple[StrictInt, ...], BeforeValidator(_seeds)] = (0,)
+    fractions: Fractions = (DataFraction(fraction=1.0),)
+    seeds: Seeds = (0,)
     pretrain: dict[str, Pretraining] = Field(default_factory=dict)
     public_weights: dict[str, PublicStart] = Field(default_factory=dict)
-    tuning: dict[str, Annotated[Tuning, BeforeValidator(_tuning)]] = Field(default_factory=dict)
+    tuning: Tunings = Field(default_factory=dict)
     rule: Rule | None = None
     also_evaluate: dict[str, Patch] = Field(default_factory=dict)
     search: Search | None = None
@@ -165,8 +94,10 @@ class Study(Part):
         return data
 
     @model_validator(mode="after")
-    def _consistent(self) -> Study:
-        check_names(self.small, [name for name in Study.model_fields if name not in ("name", "small")], "small: key")
+    def _consistent(self) -> StudySpec:
+        check_names(
+            self.small, [name for name in StudySpec.model_fields if name not in ("name", "small")], "small: key"
+        )
         runs = [] if self.runs is None else [self.runs]
         named = {"runs": runs, "arms": self.arms, "pretrain": self.pretrain, "also_evaluate": self.also_evaluate}
         for field, names in {"name": [self.name], **named}.items():
@@ -194,25 +125,25 @@ class Study(Part):
             check_variant(name, flatten(patch))
         if self.search is not None:
             check_search(self.search, self.arms)
-            if self.branch_of(self.search.arm):
-                raise ValueError(
-                    f"search.arm: {self.search.arm!r} is a branch, expected an arm with a start of its own"
-                )
         _check_rule(self)
         return self
 
-    def on(self, num_images: int) -> Study:
+    def on(self, num_images: int) -> StudySpec:
         """The study on a training set of so many images: every number of images becomes the share that it is.
 
         ValueError for more images than there are, and for two equal shares.
         """
-        entries = []
         for entry in self.fractions:
             if entry.images is not None and entry.images > num_images:
                 raise ValueError(f"fractions: {entry.images:,} images, but the training set has {num_images:,}")
-            share = entry.images / num_images if entry.fraction is None else entry.fraction
-            entries.append({"fraction": share, "schedules": entry.schedules})
-        return parse_study({**self.model_dump(), "fractions": entries}, source=f"study {self.name}")
+        shares = tuple(
+            entry
+            if entry.images is None
+            else DataFraction(fraction=entry.images / num_images, schedules=entry.schedules)
+            for entry in self.fractions
+        )
+        check_distinct(f"study {self.name}: fractions", [entry.fraction for entry in shares])
+        return self.model_copy(update={"fractions": shares})
 
     def schedules_of(self, arm: str, entry: DataFraction) -> tuple[str, ...]:
         """Names of the schedules of one arm at one amount of data, in the order given."""
@@ -223,7 +154,7 @@ class Study(Part):
         return chosen.get(arm, ())
 
     def branch_of(self, arm: str) -> Branch | None:
-        """Where an arm leaves another one's trunk; None for an arm with a start of its own."""
+        """The branch that an arm is; None for an arm with a start of its own."""
         return branch_of(self.arms, arm)
 
     def patch_of(self, arm: str) -> dict[str, Any]:
@@ -231,7 +162,7 @@ class Study(Part):
         return patch_of(self.arms, arm)
 
     def weights_of(self, arm: str) -> object:
-        """What the study file says of an arm's weights; None where it says nothing."""
+        """The weights of an arm in the study file; None where it gives none."""
         return {**flatten(self.set), **self.patch_of(arm)}.get(WEIGHTS_FIELD)
 
     def pretraining_of(self, arm: str) -> str | None:
@@ -244,12 +175,12 @@ class Study(Part):
         return name
 
 
-def parse_study(data: Mapping[str, Any], *, source: str) -> Study:
+def parse_study(data: Mapping[str, Any], *, source: str) -> StudySpec:
     """The study of a mapping; a ValueError is one line: source, field, value, what was expected."""
-    return validate(Study, dict(data), source)
+    return validate(StudySpec, dict(data), source)
 
 
-def read_study(name: str | Path, *, size: object = None, changes: Mapping[str, Any] | None = None) -> Study:
+def read_study(name: str | Path, *, size: object = None, changes: Mapping[str, Any] | None = None) -> StudySpec:
     """The study of a shipped name or a YAML file, at a size (`sized`) and with fields changed (`changed`).
 
     Raises ValueError, naming the file, for what cannot be read, a key given twice, or a study that could not run.
@@ -259,6 +190,46 @@ def read_study(name: str | Path, *, size: object = None, changes: Mapping[str, A
     return parse_study(changed(data, changes or {}, source=source), source=source)
 
 
+def define_study(name: str | Path, overrides: Mapping[str, Any] | None = None) -> tuple[StudySpec, dict[str, Any]]:
+    """The study with the overrides that are its own, and those left for its recipes; no data is read.
+
+    Its own are `size`, STUDY_FIELDS, and fields of its arms and rule.
+    """
+    patch = dict(overrides or {})
+    own = {key: patch.pop(key) for key in list(patch) if key in STUDY_FIELDS or key.startswith(("arms.", "rule."))}
+    return read_study(name, size=patch.pop("size", None), changes=own), patch
+
+
+def sized(data: Mapping[str, Any], size: object, *, source: str) -> dict[str, Any]:
+    """A study's mapping at a size: None as written; "small" its small twin, named NAME-small.
+
+    The section `small` replaces whole fields. ValueError for another size, and for a study without that section.
+    """
+    if size is None:
+        return dict(data)
+    if size != SMALL:
+        raise ValueError(f"{source}: size: {size!r} is not known, expected {SMALL!r}, or none for the study as written")
+    twin = data.get(SMALL)
+    if not isinstance(twin, Mapping) or not twin:
+        raise ValueError(f"{source}: size: this study has no small twin, expected a section {SMALL!r} in the file")
+    own = {key: value for key, value in data.items() if key != SMALL}
+    return {**own, "runs": SMALL, **twin, "name": f"{data.get('name')}-{SMALL}"}
+
+
+def changed(data: Mapping[str, Any], changes: Mapping[str, Any], *, source: str) -> dict[str, Any]:
+    """A study's mapping with fields of its own changed: "seeds", "arms.NAME.FIELD", "rule.FIELD" and the like."""
+    data = dict(data)
+    for key, value in changes.items():
+        section, _, field = key.partition(".")
+        if section == "arms":
+            arm, _, field = field.partition(".")
+            check_names([arm], data.get("arms") or {}, f"{source}: {key}: arm")
+            data["arms"] = {**data["arms"], arm: {**flatten(data["arms"][arm] or {}), field: value}}
+        else:
+            data[section] = {**(data.get(section) or {}), field: value} if field else value
+    return data
+
+
 def _check_schedules(names: tuple[str, ...], arm: str, amount: str) -> None:
     if not names:
         raise ValueError(f'schedules: none for arm {arm!r} at {amount}, expected names such as "2x"')
@@ -266,7 +237,7 @@ def _check_schedules(names: tuple[str, ...], arm: str, amount: str) -> None:
     check_distinct("schedules", [f"{float(n):g}x" if unit == "x" else f"{n} steps" for n, unit in lengths])
 
 
-def _check_public(study: Study) -> None:
+def _check_public(study: StudySpec) -> None:
     check_names(study.public_weights, study.arms, "public_weights: arm")
     for arm in study.public_weights:
         if study.weights_of(arm) is None or study.pretraining_of(arm):
@@ -276,7 +247,7 @@ def _check_public(study: Study) -> None:
             )
 
 
-def _check_rule(study: Study) -> None:
+def _check_rule(study: StudySpec) -> None:
     if study.rule is None:
         return
     variant, _, metric = study.rule.metric.rpartition(":")

@@ -1,4 +1,4 @@
-"""How long a step, an evaluated image and the start of a run take here: a few real steps of a throw-away model."""
+"""Costs of recipes on this machine: seconds of a step, an evaluated image and a start; parameters and multiply-adds."""
 
 import json
 import platform
@@ -11,18 +11,20 @@ from typing import Any
 import torch
 
 from headstart.files import json_text, write_whole
+from headstart.model.build import build
+from headstart.model.flops import num_parameters, predict_macs
 from headstart.ops import processes as distributed
 from headstart.recipe.load import choices_of
 from headstart.recipe.recipe import AnyRecipe
 from headstart.study.forecast import Load
-from headstart.study.prepare import Prepared, arm_recipe, asked_recipes, pretrain_recipe
+from headstart.study.prepare import Prepared
 from headstart.study.spec import PRETRAIN_PREFIX
 from headstart.study.variants import variants_worth
 from headstart.study.workers import worker_pool
-from headstart.tasks import make_task
+from headstart.tasks import TASKS, input_size, make_task
 from headstart.tasks.task import Task, parameter_groups
 from headstart.training import memory
-from headstart.training.run import settings_of
+from headstart.training.start import settings_of
 
 WARM_UP, TIMED = 2, 10  # steps; the first two pay for caches and memory
 EVALUATED = 128  # images at most
@@ -31,7 +33,7 @@ _SECONDS = ("seconds_per_step", "seconds_per_eval_image", "seconds_to_start")
 
 def hardware_lines(prepared: Prepared) -> list[str]:
     """What the recipes of a study come to on this machine, and why: one line a field, or one for each value."""
-    asked = {name: choices_of(recipe) for name, recipe in asked_recipes(prepared).items()}
+    asked = {name: choices_of(recipe) for name, recipe in prepared.asked.items()}
     lines: list[str] = []
     for field in next(iter(asked.values())):
         said: dict[str, list[str]] = {}
@@ -52,9 +54,9 @@ def measure_apart(prepared: Prepared, jobs: int = 1) -> dict[str, Load]:
 
 
 def kept_loads(path: Path, prepared: Prepared, jobs: int) -> dict[str, Load]:
-    """The loads that an earlier call of this very study measured on this machine; else measured now, and kept there.
+    """The loads that an earlier call of the same study measured on this machine; else measured now, and kept.
 
-    So a study that was stopped goes on without being timed again.
+    So a study that continues is not timed again.
     """
     asked = [prepared.study.model_dump_json(), repr(prepared.overrides), repr(prepared.num_images), jobs]
     asked += [platform.node(), torch.__version__]
@@ -83,12 +85,7 @@ def measure_loads(prepared: Prepared) -> dict[str, Load]:
     loads: dict[str, Load] = {}
     timed: dict[str, tuple[float, float, float]] = {}
     for name in prepared.plan_arms():
-        if name.startswith(PRETRAIN_PREFIX):
-            recipe = pretrain_recipe(prepared.study, name.removeprefix(PRETRAIN_PREFIX), prepared.overrides)[0]
-            num_images = {}
-        else:
-            recipe = arm_recipe(prepared.study, name, prepared.overrides)[0]
-            num_images = prepared.num_images
+        recipe, is_pretraining = prepared.recipes[name][0], name.startswith(PRETRAIN_PREFIX)
         # The start changes neither shapes nor costs, unless something is frozen.
         key = recipe.model_copy(update={"name": "", "start": None}).model_dump_json() + recipe.start.freeze
         if recipe.train.threads is not None:
@@ -105,19 +102,32 @@ def measure_loads(prepared: Prepared) -> dict[str, Load]:
         settings = settings_of(recipe, task)
         loads[name] = Load(
             batch=recipe.train.batch,
-            num_images=num_images or {1.0: task.num_images},
+            num_images={1.0: task.num_images} if is_pretraining else prepared.num_images,
             seconds_per_step=step,
             seconds_per_eval_image=image,
             seconds_to_start=start,
             num_eval_images=task.num_eval_images + task.num_eval_train_images,
             eval_every=settings.eval_every,
-            variants=0.0 if name.startswith(PRETRAIN_PREFIX) else variants_worth(prepared.study.also_evaluate, recipe),
+            variants=0.0 if is_pretraining else variants_worth(prepared.study.also_evaluate, recipe),
         )
     return loads
 
 
+def model_costs(recipe: AnyRecipe) -> dict[str, str]:
+    """Parameters and multiply-adds of a recipe's model, for COCO's or ImageNet's number of classes."""
+    num_channels, size, num = len(recipe.input.mean), input_size(recipe), TASKS[recipe.task].num_classes
+    # Some of timm's constructors compute with values; ours only need shapes.
+    with torch.device("cpu" if recipe.model.backbone.kind == "timm" else "meta"):
+        model = build(recipe, num, num_keypoints=17)
+    macs = predict_macs(model, *size, num_channels=num_channels)
+    return {
+        f"parameters ({num} classes)": f"{num_parameters(model):,}",
+        f"GMAC of an image of {size[0]} x {size[1]} ({num} classes)": f"{macs / 1e9:.2f}",
+    }
+
+
 def seconds_per_step(task: Task, recipe: AnyRecipe, device: torch.device) -> float:
-    """Mean seconds of a training step, loading included: what now and then takes longer takes part in a run too."""
+    """Mean seconds of a training step, loading included; the mean, because slow steps occur in runs too."""
     model = task.model.to(device).train()
     optimizer = torch.optim.SGD(parameter_groups(model, weight_decay=0.0, norm_weight_decay=0.0), lr=0.0, foreach=True)
     seconds, since = [], time.perf_counter()

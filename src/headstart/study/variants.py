@@ -1,4 +1,4 @@
-"""The end of a schedule judged once more in other ways, such as with test-time augmentation: `also_evaluate`.
+"""Evaluation variants: the final checkpoint evaluated again, e.g. with test-time augmentation (`also_evaluate`).
 
 A variant changes no training, so its rows lie beside the run's own, in variants.jsonl, one a variant.
 """
@@ -12,13 +12,14 @@ from typing import Any
 
 from headstart.files import write_whole
 from headstart.ops import processes as distributed
+from headstart.recipe.dotted import flatten, unflatten
 from headstart.recipe.load import validate
-from headstart.recipe.recipe import AnyRecipe, Recipe, flatten, unflatten
-from headstart.study.folder import VARIANTS_FILE
+from headstart.recipe.recipe import AnyRecipe, Recipe
+from headstart.study.results import VARIANTS_FILE
 from headstart.tasks import TASKS
 from headstart.tasks.detection import validation_data
 from headstart.tasks.predict import evaluate, load_trained
-from headstart.training.rows import line_of, read_rows
+from headstart.training.rows import Row, line_of, read_rows
 
 Variants = Mapping[str, Mapping[str, Any]]
 
@@ -28,7 +29,7 @@ def check_variants(variants: Variants, recipe: AnyRecipe, *, source: str) -> Non
     if variants and not TASKS[recipe.task].has_variants:
         name = next(iter(variants))
         raise ValueError(
-            f"{source}: also_evaluate.{name}: only detections can be judged in other ways, this study is about "
+            f"{source}: also_evaluate.{name}: only detections can be evaluated in other ways, this study is about "
             f"{recipe.task}; expected no also_evaluate"
         )
     own = flatten(recipe.model_dump(mode="json"))
@@ -39,9 +40,9 @@ def check_variants(variants: Variants, recipe: AnyRecipe, *, source: str) -> Non
 
 
 def variants_worth(variants: Variants, recipe: AnyRecipe) -> float:
-    """How many plain evaluations all variants together cost, by the pixels that they look at.
+    """The cost of all variants together in plain evaluations, by the pixels of their images.
 
-    With test-time augmentation masks and keypoints need a second pass of every look.
+    With test-time augmentation masks and keypoints need a second pass over every view.
     """
     worth = 0.0
     for patch in variants.values():
@@ -57,7 +58,7 @@ def variants_worth(variants: Variants, recipe: AnyRecipe) -> float:
 
 
 def missing_variants(variants: Variants, directory: Path) -> list[str]:
-    """The variants that a finished run has not been judged by yet.
+    """The variants that a finished run has not been evaluated by yet.
 
     A patch of the same name that differs is another variant: studies may share runs.
     """
@@ -66,22 +67,22 @@ def missing_variants(variants: Variants, directory: Path) -> list[str]:
 
 
 def evaluate_variants(variants: Variants, directory: Path, checkpoint: Path) -> None:
-    """Judge a finished run's last checkpoint by every variant that is missing; a row is there whole or not at all."""
+    """Evaluate a finished run's last checkpoint by every missing variant; a row is there whole or not at all."""
     for name in missing_variants(variants, directory):
         patch = flatten(dict(variants[name]))
         since = time.perf_counter()
         trained = load_trained(checkpoint, patch)
         result, _ = evaluate(trained, validation_data(trained.recipe))
-        row = {
-            "kind": "eval",
-            "variant": name,
-            "patch": patch,
-            "step": trained.step,
-            "split": "val",
-            "metrics": result.metrics,
-            "per_class": result.per_class,
-            "seconds": {"eval": round(time.perf_counter() - since, 3)},
-        }
+        row = Row(
+            kind="eval",
+            variant=name,
+            patch=patch,
+            step=trained.step,
+            split="val",
+            metrics=result.metrics,
+            per_class=result.per_class,
+            seconds={"eval": round(time.perf_counter() - since, 3)},
+        )
         if distributed.is_writer():
             path = directory / VARIANTS_FILE
             write_whole(path, "".join(map(line_of, [*read_rows(path), row])))

@@ -1,4 +1,4 @@
-"""Segments on several processes of this machine.
+"""Calls on several processes of this machine.
 
 On a small net one thread a process and several processes use a CPU better than several threads, and the result does not
 depend on how many there are.
@@ -7,47 +7,39 @@ depend on how many there are.
 import multiprocessing
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from headstart.study.plan import Segment
-from headstart.study.prepare import Prepared, Progress, needs, run_segment
 from headstart.training.launch import leave_with_parent
-from headstart.training.lineage import RunResult
 
 _STRIDE = 10  # steps between two messages of a worker
 _queue: Any = None
 
 
-def run_parallel(
-    prepared: Prepared,
-    segments: list[Segment],
-    directory: Path,
-    done: dict[str, RunResult],
-    jobs: int,
-    *,
-    progress: Progress | None,
-    began: Callable[[Segment], None],
-    finished: Callable[[Segment, RunResult], None],
-) -> None:
-    """Run segments, each as soon as what it needs is in `done`, `jobs` at a time; the first error stops the rest."""
+@contextmanager
+def worker_calls(
+    jobs: int, progress: Callable[[Segment, int, dict[str, Any]], None] | None
+) -> Iterator[Callable[..., Future[Any]]]:
+    """A function that submits a call to one of `jobs` processes of one thread each; what they `tell` is passed on.
+
+    An error inside the context ends the processes at once.
+    """
     queue = _context().Queue()
-    with (
-        _listening(queue, {segment.name: segment for segment in segments}, progress),
-        worker_pool(jobs, _start_worker, queue) as pool,
-    ):
-
-        def submit(segment: Segment, needed: dict[str, RunResult]) -> Future[RunResult]:
-            return pool.submit(_work, prepared, segment, directory, needed)
-
+    with _listening(queue, progress), worker_pool(jobs, _start_worker, queue) as pool:
         try:
-            run_as_ready(segments, done, submit, at_once=jobs, began=began, finished=finished)
+            yield pool.submit
         except BaseException:
             for process in list(pool._processes.values()):  # a segment may run for hours: do not wait for it
                 process.terminate()
             raise
+
+
+def tell(segment: Segment, step: int, values: dict[str, Any]) -> None:
+    """In a worker: send the progress of a segment to the parent, now and then."""
+    if step % _STRIDE == 0 or step == segment.stop:
+        _queue.put((segment, step, values))
 
 
 @contextmanager
@@ -58,41 +50,14 @@ def worker_pool(jobs: int, prepare: Callable[..., None] | None = None, *given: A
 
 
 def _context() -> multiprocessing.context.BaseContext:
-    """How worker processes begin: forked from one clean process that has imported everything, where the system can.
+    """Worker processes forked from one clean process that has imported everything, where the system can.
 
     So they share what the imports take, 0.4 GB each otherwise. A fork of this process would inherit its threads' locks.
     """
     can_fork = "forkserver" in multiprocessing.get_all_start_methods()  # not on Windows
     context = multiprocessing.get_context("forkserver" if can_fork else "spawn")
-    context.set_forkserver_preload(["headstart.study.workers"])
+    context.set_forkserver_preload(["headstart.study.run"])
     return context
-
-
-def run_as_ready(
-    segments: list[Segment],
-    done: dict[str, RunResult],
-    submit: Callable[[Segment, dict[str, RunResult]], Future[RunResult]],
-    *,
-    at_once: int | None = None,
-    began: Callable[[Segment], None],
-    finished: Callable[[Segment, RunResult], None],
-) -> None:
-    """Submit segments, each with the results that it needs as soon as they are in `done`, at most `at_once` at a time.
-
-    Results are added to `done`; the first error is raised while others may still run.
-    """
-    waiting = list(segments)
-    running: dict[Future[RunResult], Segment] = {}
-    most = len(segments) if at_once is None else at_once
-    while waiting or running:
-        for segment in [segment for segment in waiting if needs(segment) <= set(done)][: most - len(running)]:
-            waiting.remove(segment)
-            began(segment)
-            running[submit(segment, {name: done[name] for name in needs(segment)})] = segment
-        for future in wait(running, return_when=FIRST_COMPLETED).done:
-            segment = running.pop(future)
-            done[segment.name] = future.result()
-            finished(segment, done[segment.name])
 
 
 def _begin(prepare: Callable[..., None] | None, given: tuple[Any, ...]) -> None:
@@ -111,22 +76,14 @@ def _start_worker(queue: Any) -> None:
     torch.set_num_threads(1)
 
 
-def _work(prepared: Prepared, segment: Segment, directory: Path, done: dict[str, RunResult]) -> RunResult:
-    def tell(_: Segment, step: int, values: dict[str, Any]) -> None:
-        if step % _STRIDE == 0 or step == segment.stop:
-            _queue.put((segment.name, step, values))
-
-    return run_segment(prepared, segment, directory, done, progress=tell)
-
-
 @contextmanager
-def _listening(queue: Any, segments: dict[str, Segment], progress: Progress | None) -> Iterator[None]:
+def _listening(queue: Any, progress: Callable[[Segment, int, dict[str, Any]], None] | None) -> Iterator[None]:
     """Hand the workers' messages to `progress` in this process."""
 
     def listen() -> None:
-        for name, step, values in iter(queue.get, None):
+        for message in iter(queue.get, None):
             if progress:
-                progress(segments[name], step, values)
+                progress(*message)
 
     thread = threading.Thread(target=listen, daemon=True)
     thread.start()

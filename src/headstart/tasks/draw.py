@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-from pycocotools import mask as coco_mask
+
+from headstart.data import rle
 
 # Okabe and Ito 2008, distinct for all common kinds of colour vision; without black, which vanishes in photographs.
 PALETTE = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167))
@@ -63,7 +64,7 @@ def draw(
             box=box,
             label=label if scores is None else f"{label} {scores[n]:.2f}",
             category=int(category_ids[n]),
-            mask=None if masks is None else coco_mask.decode(masks[n]).astype(bool),
+            mask=None if masks is None else rle.decode(rle.checked(masks[n], *image.shape[:2])),
             keypoints=None if keypoints is None else keypoints[n],
         )
         for n, (box, label) in enumerate(zip(boxes, labels, strict=True))

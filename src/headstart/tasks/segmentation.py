@@ -19,7 +19,7 @@ from headstart.model.build import input_spec
 from headstart.model.semantic_head import Segmenter
 from headstart.ops import processes as distributed
 from headstart.ops.processes import num_processes
-from headstart.recipe.segment import SegmentRecipe
+from headstart.recipe.recipe import SegmentRecipe
 from headstart.tasks.draw import colour_of
 from headstart.tasks.task import (
     EvalResult,

@@ -1,6 +1,11 @@
-"""What a run is: its part of a lineage, its digest, and where a finished one is found again."""
+"""Lineages: the part of one that a run is, its digest, finished runs found again, and trunks reused.
+
+A trunk keeps checkpoints where schedules of a whole number of base lengths would leave it (`Span.marks`). A study
+planned again with another schedule continues from the last of them before its own cut.
+"""
 
 import json
+import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,25 +13,26 @@ from typing import Any
 from headstart.recipe.recipe import AnyRecipe, digest
 from headstart.recipe.schedule import Schedule
 from headstart.tasks import data_fingerprint
-from headstart.training.rows import read_rows
+from headstart.training.rows import Row, Rows, end_row, evaluations, read_rows, work_rows
 from headstart.weights import checkpoint
 from headstart.weights.files import read_weights, tensors_digest
 
 
 @dataclass(frozen=True)
 class Span:
-    """Which part of which lineage a run is, when it is a segment of a study.
+    """The part of a lineage that a run is, when it is a segment of a study.
 
-    It follows `schedule` up to `stop`, continuing the checkpoint `parent` where there is one. A trunk is not judged at
-    its end, because its rate has not dropped yet; it keeps its checkpoints at `marks` for schedules planned later. One
-    that `carries` has a recipe of its own and takes over what fits of the parent's; any other must fit as a whole.
+    It follows `schedule` up to `stop`, continuing the checkpoint `parent` if there is one. A trunk is not evaluated at
+    its end, because its learning rate has not dropped yet; it keeps its checkpoints at `marks` for schedules planned
+    later. With `partial_restore` it has a recipe of its own and restores what fits of the parent; otherwise all must
+    fit.
     """
 
     schedule: Schedule
     stop: int
     parent: Path | None = None
     is_trunk: bool = False
-    carries: bool = False
+    partial_restore: bool = False
     marks: tuple[int, ...] = ()
 
     def facts(self) -> dict[str, Any]:
@@ -36,7 +42,7 @@ class Span:
             "stop": self.stop,
             "parent": load_identity(self.parent) if self.parent else None,
             "is_trunk": self.is_trunk,
-            "carries": self.carries,
+            "carries": self.partial_restore,  # the key of files written so far
         }
 
     @classmethod
@@ -46,12 +52,13 @@ class Span:
         if facts["parent"] is not None:
             name, step = facts["parent"].rsplit("/", 1)
             parent = checkpoint.path_of(out / name, int(step))
-        return cls(Schedule(**facts["schedule"]), facts["stop"], parent, facts["is_trunk"], facts.get("carries", False))
+        partial = facts.get("carries", False)
+        return cls(Schedule(**facts["schedule"]), facts["stop"], parent, facts["is_trunk"], partial)
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """Where a run lies, its final checkpoint and the metrics of its last evaluation."""
+    """The directory of a run, its final checkpoint, and the metrics of its last evaluation."""
 
     directory: Path
     checkpoint: Path
@@ -73,21 +80,21 @@ def weights_digest(path: str | Path | None) -> str | None:
 
 
 def load_identity(path: Path) -> str:
-    """What a checkpoint is, for digests: its run directory's name and its step."""
+    """The identity of a checkpoint in digests: its run directory's name and its step."""
     return f"{path.parent.parent.name}/{path.stem}"
 
 
 def find_result(directory: Path, stop: int) -> RunResult | None:
     """The result of a finished run in this directory, or None."""
     final = checkpoint.path_of(directory, stop)
-    if not final.exists() or not any(row["kind"] == "end" for row in read_rows(directory / "rows.jsonl")):
+    if not final.exists() or end_row(read_rows(directory / "rows.jsonl")) is None:
         return None
     return RunResult(directory, final, last_metrics(directory))
 
 
 def last_metrics(directory: Path) -> dict[str, dict[str, float]]:
     """The metrics of the last evaluation of validation images; empty when there was none."""
-    rows = [row for row in read_rows(directory / "rows.jsonl") if row["kind"] == "eval" and row["split"] == "val"]
+    rows = evaluations(read_rows(directory / "rows.jsonl"))
     return rows[-1]["metrics"] if rows else {}
 
 
@@ -112,3 +119,68 @@ class Finder:
             self.weights[path] = weights_digest(recipe.start.weights)
         name = run_digest(recipe, self.data[key], self.weights[path], span)
         return Path(out) / f"{recipe.name}-{name}"
+
+
+def trunk_identity(recipe: AnyRecipe, fingerprint: str, weights: str | None, span: Span) -> list[str]:
+    """The recipe, data, weights and learning rate that parts of one trunk share, and what the first part continues.
+
+    The second entry, of what it continues, is "" for a lineage that begins at step 0.
+    """
+    rate = json.dumps([span.schedule.base_rate, span.schedule.warmup, span.schedule.warmup_from])
+    own = digest(recipe, fingerprint, str(weights), rate)
+    if span.parent is None:
+        return [own, ""]
+    before = _label(span.parent.parent.parent).get("trunk")
+    return [own, before[1] if before and before[0] == own else load_identity(span.parent)]
+
+
+def reuse_trunk(directory: Path, span: Span, identity: list[str], keep: dict[str, Any]) -> None:
+    """Give a trunk that has not begun the furthest checkpoint in its span that another run of its lineage kept.
+
+    The rows up to that step are copied too. The run then continues as after a kill, and ends the same bit for bit.
+    `keep` replaces the checkpoint's description of its run.
+    """
+    begin = int(span.parent.stem) if span.parent else 0
+    for step, source_run in _source_runs(directory, identity, begin, span.stop):
+        rows = _rows(source_run, begin, step)
+        if rows is None:
+            continue
+        try:
+            state = checkpoint.load(checkpoint.path_of(source_run, step))
+        except ValueError:  # torn: take the one before it
+            continue
+        source = Path(os.path.relpath(checkpoint.path_of(source_run, step), directory)).as_posix()
+        file = Rows(directory, after_step=None, tensorboard=False)
+        for row in (Row(kind="start", step=begin, source="trunk", path=source, stop=span.stop), *rows):
+            file.write(row)
+        file.close()
+        checkpoint.save(checkpoint.path_of(directory, step), state | keep)
+        return
+
+
+def _source_runs(directory: Path, identity: list[str], begin: int, stop: int) -> list[tuple[int, Path]]:
+    """(step, run directory) of all kept checkpoints of the lineage in begin+1..stop, the furthest first."""
+    found = []
+    for other in sorted(directory.parent.iterdir()):
+        if other != directory and _label(other).get("trunk") == identity:
+            found += [(step, other) for step in checkpoint.steps_saved(other) if begin < step <= stop]
+    return sorted(found, key=lambda pair: -pair[0])
+
+
+def _rows(run: Path, begin: int, step: int) -> list[Row] | None:
+    """Train and eval rows of the steps begin+1..step, collected along a run's parents; None where some are gone."""
+    rows: list[Row] = []
+    while True:
+        facts = _label(run).get("span")
+        if facts is None:
+            return None
+        rows = work_rows(read_rows(run / "rows.jsonl"), begin, step) + rows
+        parent = facts["parent"]
+        if parent is None or int(parent.rsplit("/", 1)[1]) <= begin:
+            return rows
+        run = run.parent / parent.rsplit("/", 1)[0]
+
+
+def _label(directory: Path) -> dict[str, Any]:
+    path = directory / "segment.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

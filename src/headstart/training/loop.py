@@ -14,7 +14,7 @@ from headstart.recipe.schedule import Schedule, due
 from headstart.tasks.task import Task, parameter_groups
 from headstart.training import memory
 from headstart.training.precise_bn import holding, precise_statistics
-from headstart.training.rows import Clock, Rows
+from headstart.training.rows import COUNTERS, Clock, Row, Rows
 from headstart.weights import checkpoint
 from headstart.weights.files import tensors_digest
 from headstart.weights.freeze import set_train_mode
@@ -45,7 +45,6 @@ class Settings:
 
 
 Progress = Callable[[int, dict[str, Any]], None]
-COUNTERS = ("images", "instances", "pixels", "flops")  # of training, in every row and checkpoint
 
 
 def run(
@@ -82,9 +81,9 @@ def run(
     rows = Rows(directory, after_step=step if own else None) if writer else None
     if rows and not own:
         path = None if start.path is None else start.path.as_posix()
-        row = {"kind": "start", "step": step, "source": start.source, "path": path}
         used = {"device": device.type, "precision": "bf16" if settings.bf16 else "fp32"}
-        rows.write(row | {"total": schedule.total, "stop": stop} | used)
+        span = {"source": start.source, "path": path, "total": schedule.total, "stop": stop}
+        rows.write(Row(kind="start", step=step, **span, **used))
     set_train_mode(task.model, settings.freeze)
     batches, evaluated, unread, values = task.batches(step, stop, device), (-1, {}), [], {}
     end = -1 if settings.is_trunk else stop
@@ -121,16 +120,16 @@ def run(
         if rows and logged:
             means = {name: math.fsum(series) / len(series) for name, series in window.items()}
             rows.write(
-                {
-                    "kind": "train",
-                    "step": step,
+                Row(
+                    kind="train",
+                    step=step,
                     **counters,
-                    "rate": rate,
-                    "loss": math.fsum(means.values()),
-                    "losses": means,
-                    "grad_norm": norm,
-                    "seconds": clock.read(),
-                }
+                    rate=rate,
+                    loss=math.fsum(means.values()),
+                    losses=means,
+                    grad_norm=norm,
+                    seconds=clock.read(),
+                )
             )
         if logged:
             window = {}
@@ -147,15 +146,15 @@ def run(
             evaluated = step, statistics
             for split, judgement in judged.items() if rows else ():
                 rows.write(
-                    {
-                        "kind": "eval",
-                        "step": step,
-                        "split": split,
+                    Row(
+                        kind="eval",
+                        step=step,
+                        split=split,
                         **counters,
-                        "metrics": judgement.metrics,
-                        "per_class": judgement.per_class,
-                        "seconds": clock.read(),
-                    }
+                        metrics=judgement.metrics,
+                        per_class=judgement.per_class,
+                        seconds=clock.read(),
+                    )
                 )
             if rows and step == stop:
                 judged["val"].save(directory, step)
@@ -175,15 +174,15 @@ def run(
     final = checkpoint.path_of(directory, stop)
     if rows:
         rows.write(
-            {
-                "kind": "end",
-                "step": stop,
+            Row(
+                kind="end",
+                step=stop,
                 **counters,
-                "checkpoint": final.relative_to(directory).as_posix(),
-                "hash": weights_digest(task.model),
-                "memory": memory.peak(device),
-                "seconds": clock.read(),
-            }
+                checkpoint=final.relative_to(directory).as_posix(),
+                hash=weights_digest(task.model),
+                memory=memory.peak(device),
+                seconds=clock.read(),
+            )
         )
         rows.close()
     distributed.barrier()

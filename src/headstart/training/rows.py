@@ -1,30 +1,96 @@
-"""What a run says of itself: one JSON row an event in rows.jsonl, and a clock that knows what the time went on.
+"""Rows of a run, one JSON line an event in rows.jsonl, and the clock of their seconds.
 
-Everything shown to a person is derived from rows and the recipe. TensorBoard, where installed, gets the same numbers.
+Everything shown to a person is derived from rows and the recipe. TensorBoard, where installed, gets the same
+numbers.
 """
 
 import math
 import time
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Required, TypedDict
 
 import orjson
 
 from headstart.files import json_text, write_whole
 
-KINDS = ("train", "eval", "other")
+COUNTERS = ("images", "instances", "pixels", "flops")  # of training, in every row and checkpoint
+WORK = ("train", "eval", "other")  # kinds of work that a clock tells apart
+
+
+class Row(TypedDict, total=False):
+    """One event of a run; which fields it has depends on its kind.
+
+    All but "start" have the counters of training up to `step` and the seconds up to it by kind of work. metrics are
+    {kind: {name: 0..1}}, per_class {kind: {class: {name: 0..1}}}; what is undefined is NaN, in the file null.
+    """
+
+    kind: Required[Literal["start", "train", "eval", "end"]]
+    step: Required[int]  # finished updates
+    images: int
+    instances: int
+    pixels: int
+    flops: int  # floating-point operations, gradients included
+    seconds: dict[str, float]
+    # start: what the run begins from, the length of its schedule, the step at which it ends, and what it computes on
+    source: str
+    path: str | None
+    total: int
+    stop: int
+    device: str
+    precision: Literal["fp32", "bf16"]
+    # train: means since the row before
+    rate: float
+    loss: float
+    losses: dict[str, float]
+    grad_norm: float | None
+    # eval: of validation or training images; variant and patch in variants.jsonl only
+    split: Literal["val", "train"]
+    variant: str
+    patch: dict[str, Any]
+    metrics: dict[str, dict[str, float]]
+    per_class: dict[str, dict[str, dict[str, float]]]
+    # end: the final checkpoint below the run directory, the SHA-256 of its weights, and peak memory in bytes
+    checkpoint: str
+    hash: str
+    memory: int | None
+
+
+def training_rows(rows: Iterable[Row]) -> list[Row]:
+    """Rows with training losses, in order of steps."""
+    return [row for row in rows if row["kind"] == "train"]
+
+
+def evaluations(rows: Iterable[Row], split: str = "val") -> list[Row]:
+    """Rows with metrics on validation or training images, in order of steps."""
+    return [row for row in rows if row["kind"] == "eval" and row.get("split", "val") == split]
+
+
+def work_rows(rows: Iterable[Row], after: int, until: int | None = None) -> list[Row]:
+    """Training and evaluation rows of the steps after+1..until, without an upper bound for None."""
+    return [
+        row
+        for row in rows
+        if row["kind"] in ("train", "eval") and after < row["step"] and (until is None or row["step"] <= until)
+    ]
+
+
+def end_row(rows: Iterable[Row], stop: int | None = None) -> Row | None:
+    """The last row of a run that reached its end, at step `stop` if given; None for a run that has not."""
+    ends = [row for row in rows if row["kind"] == "end" and stop in (None, row["step"])]
+    return ends[-1] if ends else None
 
 
 class Clock:
-    """Seconds by kind of work, continued across restarts: `with`-free, one kind at a time."""
+    """Seconds by kind of work, continued across restarts; one kind at a time."""
 
     def __init__(self, seconds: dict[str, float] | None = None):
-        self.seconds = dict.fromkeys(KINDS, 0.0) | (seconds or {})
+        self.seconds = dict.fromkeys(WORK, 0.0) | (seconds or {})
         self._kind, self._since = "other", time.perf_counter()
 
     def switch(self, kind: str) -> None:
-        """From now on the time goes to `kind`."""
-        assert kind in KINDS
+        """Count the time from now on for `kind`."""
+        assert kind in WORK
         now = time.perf_counter()
         self.seconds[self._kind] += now - self._since
         self._kind, self._since = kind, now
@@ -36,10 +102,10 @@ class Clock:
 
 
 class Rows:
-    """The rows of a run directory, appended as they happen; `after_step` is where a resumed run continues.
+    """Writer of a run's rows, appended as they happen; `after_step` is the step at which a resumed run continues.
 
-    Rows of later steps were written by a process that was killed before it could save: they are cut off, as is a torn
-    last line, so that the file ends up as if nothing had happened.
+    Rows of later steps come from a process that was killed before its checkpoint: they are cut off, as is a torn last
+    line, so that the file of a resumed run equals that of an uninterrupted one.
     """
 
     def __init__(self, directory: Path, *, after_step: int | None, tensorboard: bool = True):
@@ -54,7 +120,7 @@ class Rows:
         self._file = self.path.open("a", encoding="utf-8", newline="\n")
         self._board = _board(directory, after_step) if tensorboard else None
 
-    def write(self, row: dict[str, Any]) -> None:
+    def write(self, row: Row) -> None:
         """Append one row and hand it to the operating system at once."""
         self._file.write(line_of(row))
         self._file.flush()
@@ -69,12 +135,12 @@ class Rows:
             self._board.close()
 
 
-def line_of(row: dict[str, Any]) -> str:
+def line_of(row: Row) -> str:
     """A row as a line of JSON; what is undefined (the AP of a class without objects) is null."""
     return json_text(row) + "\n"
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
+def read_rows(path: Path) -> list[Row]:
     """All whole rows of a file; a torn last line is left out, an absent file has none.
 
     ValueError for a line in the middle that is not JSON: then somebody edited the file.
@@ -104,7 +170,7 @@ def _board(directory: Path, after_step: int | None) -> Any:
     return SummaryWriter(str(directory / "tensorboard"), purge_step=None if after_step is None else after_step + 1)
 
 
-def _scalars(row: dict[str, Any]) -> list[tuple[str, float]]:
+def _scalars(row: Row) -> list[tuple[str, float]]:
     """The numbers of a row that TensorBoard shows."""
     if row["kind"] == "train":
         losses = [(f"loss/{name}", value) for name, value in row["losses"].items()]

@@ -15,8 +15,8 @@ from headstart.tasks import make_task
 from headstart.tasks.task import Task
 from headstart.training import loop
 from headstart.training.lineage import Span
-from headstart.training.rows import read_rows
-from headstart.training.run import prepare_branch, prepare_start, settings_of
+from headstart.training.rows import Row, read_rows, work_rows
+from headstart.training.start import prepare_branch, prepare_start, settings_of
 from headstart.weights import checkpoint
 from headstart.weights.files import bits
 from headstart.weights.freeze import freeze
@@ -108,18 +108,14 @@ def _stretch_start(
         return checkpoint.StartPoint("weights" if recipe.start.weights else "random", None, 0, None)
     state = checkpoint.load(path)
     start = checkpoint.StartPoint("checkpoint", path, state["step"], state)
-    if span.carries and path == span.parent:
+    if span.partial_restore and path == span.parent:
         return prepare_branch(task, recipe, span.schedule, start)[0]
     freeze(task.model, recipe.start.freeze)
     return start
 
 
-def _compared(rows: list[dict[str, Any]], start: int, stop: int) -> list[dict[str, Any]]:
-    return [
-        {key: value for key, value in row.items() if key != "seconds"}
-        for row in rows
-        if row["kind"] in ("train", "eval") and start < row["step"] <= stop
-    ]
+def _compared(rows: list[Row], start: int, stop: int) -> list[dict[str, Any]]:
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in work_rows(rows, start, stop)]
 
 
 def _row_differences(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[str]:

@@ -1,6 +1,7 @@
 """Records of COCO JSON and their faults: messages with file, id, field, value and expectation."""
 
 import difflib
+import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import PureWindowsPath
@@ -177,13 +178,13 @@ def annotation_faults(record: Mapping, known: Known) -> list[Fault]:
         if field not in wrong and record[field] not in ids:
             nearest = f" (nearest: {min(ids, key=lambda own: abs(own - record[field]))})" if ids else ""
             found.append(Fault(field, record[field], _EXPECTED[field] + nearest))
-    if "bbox" not in wrong and any(np.isfinite(v) and abs(v) > MAX_COORDINATE for v in record["bbox"]):
+    if "bbox" not in wrong and any(math.isfinite(v) and abs(v) > MAX_COORDINATE for v in record["bbox"]):
         found.append(Fault("bbox", record["bbox"], f"coordinates within ±{MAX_COORDINATE:.0f} pixels"))
     for field in ("iscrowd", "difficult"):
         if field not in wrong and record.get(field) not in (0, 1, None):
             found.append(Fault(field, record[field], _EXPECTED[field]))
     area = record.get("area")
-    if "area" not in wrong and area is not None and not (area >= 0 and np.isfinite(area)):
+    if "area" not in wrong and area is not None and not (area >= 0 and math.isfinite(area)):
         found.append(Fault("area", area, _EXPECTED["area"]))
     if known.num_keypoints:
         try:

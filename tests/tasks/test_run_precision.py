@@ -15,9 +15,10 @@ from headstart.data.shapes.write import generate
 from headstart.hardware import Choice, choose_device
 from headstart.metrics.pixels import pixel_metrics
 from headstart.ops import processes as distributed
+from headstart.recipe.dotted import flatten
 from headstart.recipe.load import load_recipe, resolve, settle, stored_recipe
-from headstart.recipe.recipe import CLERICAL, REPLACED, digest, flatten, to_dict
-from headstart.study.prepare import arm_recipe, difference_sheet, prepare
+from headstart.recipe.recipe import DIGESTED_BY_CONTENT, NOT_IN_DIGEST, digest, to_dict
+from headstart.study.prepare import prepare
 from headstart.study.run import run_study
 from headstart.study.slurm import Job, write_jobs
 from headstart.study.spec import parse_study
@@ -87,7 +88,7 @@ def test_recipes_from_before_these_fields_are_what_they_were(data_root):
     del older["device"]
     assert stored_recipe(older, "a.pt") == recipe and recipe.device == "auto" and recipe.train.precision == "fp32"
     assert len({digest(tiny_recipe(data_root, device=kind)) for kind in ("auto", "cpu", "cuda", "mps")}) == 1
-    flat = {key: value for key, value in flatten(older).items() if key not in CLERICAL + REPLACED}
+    flat = {key: value for key, value in flatten(older).items() if key not in NOT_IN_DIGEST + DIGESTED_BY_CONTENT}
     assert digest(recipe) == hashlib.sha256(json.dumps([flat], sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -171,7 +172,9 @@ def test_pixels_are_judged_again_as_in_the_rows(pixels):
     records = evaluate_labels(trained, maps)
     assert plain({"semantic": pixel_metrics(records)}) == evaluations(pixels.directory)[-1]["metrics"]
     other = evaluate_labels(load_trained(pixels.directory, {"train.precision": "fp32"}), maps)
-    assert not np.array_equal(other.found, records.found) and pixel_metrics(other) != pixel_metrics(records)
+    assert not np.array_equal(other.num_predicted, records.num_predicted) and pixel_metrics(other) != pixel_metrics(
+        records
+    )
 
 
 def test_a_label_map_is_predicted_as_it_is_evaluated(pixels):
@@ -181,7 +184,7 @@ def test_a_label_map_is_predicted_as_it_is_evaluated(pixels):
     for index in range(maps.dataset.num_images):
         found = predict_labels(trained, maps.dataset.load_image(index))
         truth = np.append(maps.class_ids, -1)[np.minimum(maps(index), len(maps.class_ids))]
-        assert (found == truth).sum() == records.hits[index].sum()
+        assert (found == truth).sum() == records.true_positives[index].sum()
 
 
 def test_bf16_runs_are_verified_bit_for_bit(run, pixels):
@@ -297,15 +300,15 @@ def test_the_difference_sheet_compares_what_is_used(monkeypatch, data_root):
     study = parse_study(tiny_study(data_root, arms=arms, pretrain={}), source="tiny")
     machine(monkeypatch, native=True)
     prepared = prepare(study)
-    assert arm_recipe(study, "auto", {})[0].train.precision == "bf16"
+    assert prepared.recipes["auto"][0].train.precision == "bf16"
     row = {"field": "train.precision", "values": {"plain": "fp32", "auto": "bf16"}, "declared": True}
-    assert difference_sheet(prepared) == [row]
+    assert prepared.differences == [row]
     lines = hardware_lines(prepared)
     assert "plain: train.precision: fp32 (as given)" in lines
     assert "auto: train.precision: bf16 (auto: native is True)" in lines
     assert [line.split(":")[0] for line in lines] == ["device", "plain", "auto", "train.threads", "train.compile"]
     machine(monkeypatch, native=False)
-    assert difference_sheet(prepare(study)) == []
+    assert prepare(study).differences == []
 
 
 def test_the_plan_says_what_this_machine_takes(monkeypatch, capsys, data_root, tmp_path):

@@ -14,7 +14,7 @@ from headstart.recipe.schedule import Schedule
 from headstart.tasks import make_task
 from headstart.training import loop
 from headstart.training.precise_bn import holding, live_norms
-from headstart.training.run import settings_of
+from headstart.training.start import settings_of
 from headstart.weights import checkpoint
 from tiny import tiny_classifier, tiny_recipe, tiny_segmenter
 
@@ -69,7 +69,7 @@ def run_loop(root, kind, directory, monkeypatch):
     schedule = Schedule(total=STEPS, warmup=1, warmup_from=0.1, base_rate=0.01)
     start = checkpoint.StartPoint("random", None, 0, None)
     with fake_cuda(), Watch() as watch, pytest.raises(RuntimeError) as raised:
-        loop.run(task, schedule, settings, directory, start, stop=STEPS, keep={})
+        loop.run(task, schedule, settings, directory, start, device=CUDA, stop=STEPS, keep={})
     return watch.convolved, len(updates), raised
 
 

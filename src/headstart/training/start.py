@@ -1,0 +1,102 @@
+"""Starts of runs: settings of the loop, weights, frozen stages, a branch's partial restore, and their audit."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from headstart.model.build import build, input_spec
+from headstart.recipe.recipe import AnyRecipe
+from headstart.recipe.schedule import Schedule, duration
+from headstart.tasks.task import Task
+from headstart.training import loop
+from headstart.training.lineage import Span
+from headstart.training.precise_bn import live_norms
+from headstart.weights import checkpoint
+from headstart.weights.audit import Audit, audit, tensor_digests
+from headstart.weights.files import read_weights
+from headstart.weights.freeze import freeze, set_train_mode
+from headstart.weights.load import load_weights
+from headstart.weights.mismatch import LoadReport
+from headstart.weights.partial_restore import partial_restore
+
+
+def prepare_run(
+    task: Task, recipe: AnyRecipe, span: Span, directory: Path
+) -> tuple[checkpoint.StartPoint, Audit | None]:
+    """The point at which a run starts or resumes, its model ready; with an audit where weights were set."""
+    start = checkpoint.start_point(directory, branch=span.parent, weights=recipe.start.weights)
+    if span.parent is None:
+        return start, prepare_start(task, recipe)
+    if span.partial_restore and start.source == "branch":
+        return prepare_branch(task, recipe, span.schedule, start)
+    freeze(task.model, recipe.start.freeze)
+    return start, None
+
+
+def prepare_start(task: Task, recipe: AnyRecipe) -> Audit:
+    """Load weights, freeze, and audit the start; ValueError with the audit's errors, one a line."""
+    start, initial, report = recipe.start, tensor_digests(task.model), None
+    if start.kind != "random":
+        report = load_weights(task.model, read_weights(start.weights), scope=start.kind, input=input_spec(recipe))
+    freeze(task.model, start.freeze)
+    set_train_mode(task.model, start.freeze)
+    return _audited(task, recipe, start.kind, report, initial)
+
+
+def prepare_branch(
+    task: Task, recipe: AnyRecipe, schedule: Schedule, start: checkpoint.StartPoint
+) -> tuple[checkpoint.StartPoint, Audit]:
+    """A partial restore of a branch's parent, and its audit; ValueError with the audit's errors, one a line."""
+    initial = tensor_digests(task.model)
+    freeze(task.model, recipe.start.freeze)
+    set_train_mode(task.model, recipe.start.freeze)
+    optimizer = loop.make_optimizer(task.model, schedule, settings_of(recipe, task))
+    state, report = partial_restore(start.state, start.path, task.model, optimizer)
+    task.model.load_state_dict(state["model"])
+    return replace(start, state=state), _audited(task, recipe, "branch", report, initial)
+
+
+def _audited(task: Task, recipe: AnyRecipe, start: str, report: LoadReport | None, initial: dict[str, str]) -> Audit:
+    """The audit of a start without errors; ValueError otherwise."""
+    found = audit(
+        task.model,
+        start=start,
+        freeze=recipe.start.freeze,
+        input=input_spec(recipe),
+        report=report,
+        initial=initial,
+        other_seed=_built_with_another_seed(task, recipe),
+    )
+    found.check()
+    return found
+
+
+def _built_with_another_seed(task: Task, recipe: AnyRecipe) -> dict[str, str]:
+    """Digests of the task's model as another seed initialises it."""
+    num_classes, num_keypoints = (len(task.classes.get(name, ())) for name in ("names", "keypoints"))
+    return tensor_digests(build(recipe.model_copy(update={"seed": recipe.seed + 1}), num_classes, num_keypoints))
+
+
+def settings_of(recipe: AnyRecipe, task: Task, *, is_trunk: bool = False, marks: tuple[int, ...] = ()) -> loop.Settings:
+    """The loop's plain values of a recipe."""
+    if recipe.evaluate.precise_bn and not live_norms(task.model, recipe.start.freeze):
+        raise ValueError(
+            f"evaluate.precise_bn: {recipe.evaluate.precise_bn}, but start.freeze {recipe.start.freeze!r} leaves no "
+            "BatchNorm whose statistics follow the batches; expected 0"
+        )
+    part, options = recipe.train, {"batch": recipe.train.batch, "num_images": task.num_images}
+    return loop.Settings(
+        batch=part.batch,
+        momentum=part.momentum,
+        weight_decay=part.weight_decay,
+        norm_weight_decay=part.norm_weight_decay,
+        clip_norm=part.clip_norm,
+        bf16=part.bf16,
+        compile=part.compile,
+        log_every=part.log_every,
+        eval_every=duration(recipe.evaluate.every, field="evaluate.every", **options),
+        save_every=duration(recipe.checkpoint.every, field="checkpoint.every", **options),
+        freeze=recipe.start.freeze,
+        precise_bn=recipe.evaluate.precise_bn,
+        is_trunk=is_trunk,
+        marks=marks,
+    )
