@@ -120,7 +120,7 @@ def make_task(recipe: ClassifyRecipe) -> Task:
         losses=class_loss,
         batches=batches,
         counts=lambda step: (recipe.train.batch, recipe.train.batch * recipe.input.size**2),
-        flops=StepFlops(model, class_loss, key),
+        flops=StepFlops(model, key, class_loss),
         evaluate=partial(evaluate, model, held_out, features=features),
         describe=lambda batch: f"images {', '.join(train.file_names[i] for i in batch.indices)}",
         classes={"ids": list(range(len(train.class_names))), "names": list(train.class_names)},

@@ -37,9 +37,7 @@ from headstart.tasks.task import (
     StepFlops,
     Task,
     check_same_classes,
-    describe_images,
     eval_images,
-    forward_losses,
     make_model,
     padded_size,
     take_fraction,
@@ -120,18 +118,13 @@ def make_task(recipe: Recipe) -> Task:
         notes.append(
             f"evaluate.train_images is {recipe.evaluate.train_images}: all {num} training images are evaluated"
         )
+    key = f"{recipe.model.model_dump_json()} {data.num_classes} {stream.targets.num_slots} {recipe.start.freeze}"
     return Task(
         model=model,
-        losses=forward_losses,
         batches=stream.batches,
         counts=stream.counts,
-        flops=StepFlops(
-            model,
-            forward_losses,
-            f"{recipe.model.model_dump_json()} {data.num_classes} {stream.targets.num_slots} {recipe.start.freeze}",
-        ),
+        flops=StepFlops(model, key),
         evaluate=partial(full, images),
-        describe=describe_images,
         classes={"ids": data.category_ids.tolist(), "names": list(data.class_names), **keypoints},
         num_images=data.num_images,
         num_eval_images=held_out.num_images,

@@ -27,9 +27,7 @@ from headstart.tasks.task import (
     Task,
     Trained,
     check_same_classes,
-    describe_images,
     eval_images,
-    forward_losses,
     make_model,
     padded_size,
     take_fraction,
@@ -102,12 +100,10 @@ def make_task(recipe: SegmentRecipe) -> Task:
     key = f"{recipe.model.model_dump_json()} {len(maps.class_names)} {recipe.start.freeze}"
     return Task(
         model=model,
-        losses=forward_losses,
         batches=stream.batches,
         counts=stream.counts,
-        flops=StepFlops(model, forward_losses, key),
+        flops=StepFlops(model, key),
         evaluate=partial(evaluate, model, held_out, images, bf16=recipe.train.bf16),
-        describe=describe_images,
         classes={"ids": list(maps.class_ids), "names": list(maps.class_names)},
         num_images=maps.dataset.num_images,
         num_eval_images=held_out.dataset.num_images,

@@ -29,6 +29,16 @@ class EvalResult:
     save: Callable[[Path, int], None]
 
 
+def describe_images(batch: Any) -> str:
+    """Image ids of a batch, for messages."""
+    return f"images {', '.join(str(i) for i in batch.image_ids.tolist())}"
+
+
+def forward_losses(model: nn.Module, batch: Any) -> dict[str, Tensor]:
+    """Losses of a model that computes them itself, through its forward so that DDP sees it."""
+    return model(batch)
+
+
 @dataclass(frozen=True)
 class Task:
     """A model and its data, ready for the loop.
@@ -42,18 +52,18 @@ class Task:
     """
 
     model: nn.Module
-    losses: Callable[[nn.Module, Any], dict[str, Tensor]]
     batches: Callable[[int, int, torch.device], Iterator[Any]]
     counts: Callable[[int], tuple[int, int]]
     flops: Callable[[Any], int]
     evaluate: Callable[[torch.device], EvalResult]
-    describe: Callable[[Any], str]
     classes: dict[str, Any]
     num_images: int
     num_eval_images: int
     fingerprint: str
     image_ids: list[Any]
     notes: list[str] = field(default_factory=list)
+    losses: Callable[[nn.Module, Any], dict[str, Tensor]] = forward_losses
+    describe: Callable[[Any], str] = describe_images
     evaluate_train: Callable[[torch.device], EvalResult] | None = None
     num_eval_train_images: int = 0
     evaluate_first: Callable[[torch.device, int], EvalResult] | None = None
@@ -138,16 +148,6 @@ def check_same_classes(train: Path | str, known: Mapping[Any, str], val: Path | 
     )
 
 
-def describe_images(batch: Any) -> str:
-    """Image ids of a batch, for messages."""
-    return f"images {', '.join(str(i) for i in batch.image_ids.tolist())}"
-
-
-def forward_losses(model: nn.Module, batch: Any) -> dict[str, Tensor]:
-    """Losses of a model that computes them itself, through its forward so that DDP sees it."""
-    return model(batch)
-
-
 _counted: dict[tuple[str, tuple[int, ...]], int] = {}  # tracing a model takes a second
 
 
@@ -157,7 +157,9 @@ class StepFlops:
     losses as in `Task`; `key` identifies the model: its shapes and its frozen parts.
     """
 
-    def __init__(self, model: nn.Module, losses: Callable[[nn.Module, Any], dict[str, Tensor]], key: str):
+    def __init__(
+        self, model: nn.Module, key: str, losses: Callable[[nn.Module, Any], dict[str, Tensor]] = forward_losses
+    ):
         self.model, self.losses, self.key = model, losses, key
 
     def __call__(self, batch: Any) -> int:
