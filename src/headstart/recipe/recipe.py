@@ -100,10 +100,8 @@ class AnyRecipe(Part):
                 "batches; expected 0, or model.norm batch or sync_batch"
             )
         if not is_file_name(self.name):
-            raise ValueError(
-                f"name: {reprlib.repr(self.name)} cannot name a folder on every platform, expected letters and digits, "
-                f"at most {MOST_BYTES} bytes"
-            )
+            most = f"expected letters and digits, at most {MOST_BYTES} bytes"
+            raise ValueError(f"name: {reprlib.repr(self.name)} cannot name a folder on every platform, {most}")
         if self.train.batch % self.processes:
             raise ValueError(f"train.batch: {self.train.batch} images do not divide among {self.processes} processes")
         if self.device == "mps" and self.processes > 1:
