@@ -7,10 +7,10 @@ import time
 import pytest
 import torch
 
-from headstart.training.launch import run_processes
 from headstart.training.rows import read_rows
 from headstart.training.run import train
 from headstart.training.verify import verify
+from headstart.training.workers import run_processes
 from headstart.weights import checkpoint
 from shares import share
 from tiny import tiny_recipe

@@ -17,11 +17,12 @@ from headstart.study.prepare import Prepared, segment_run
 from headstart.study.ray import Cluster, ray_calls
 from headstart.study.spec import check_names
 from headstart.study.variants import evaluate_variants, missing_variants
-from headstart.study.workers import tell, worker_calls
 from headstart.training.lineage import Finder, RunResult
 from headstart.training.run import train
+from headstart.training.workers import send, worker_calls
 
 Progress = Callable[[Segment, int, dict[str, Any]], None]
+_STRIDE = 10  # steps between two progress messages of a worker
 
 
 def run_study(
@@ -48,7 +49,7 @@ def run_study(
     if cluster:
         calls, listener = ray_calls(cluster, prepared.study.name), None
     elif jobs > 1:
-        calls, listener = worker_calls(jobs, progress), tell
+        calls, listener = worker_calls(jobs, progress), _send_progress
     else:
         calls, listener = nullcontext(_call_here), progress
     with lock(directory):
@@ -182,6 +183,12 @@ def lock(directory: Path) -> AbstractContextManager[None]:
 def plan_lock(directory: Path) -> AbstractContextManager[None]:
     """Wait for one's turn to write plan.json: the tasks of a cluster may end at the same time."""
     return locked(directory / "plan.lock", taken="the plan is being written", wait=inf)
+
+
+def _send_progress(segment: Segment, step: int, values: dict[str, Any]) -> None:
+    """In a worker: send the progress of a segment to the parent, every few steps."""
+    if step % _STRIDE == 0 or step == segment.stop:
+        send(segment, step, values)
 
 
 def _call_here(work: Callable[..., RunResult], *given: Any) -> Future[RunResult]:

@@ -20,11 +20,11 @@ from headstart.study.forecast import Load
 from headstart.study.prepare import Prepared
 from headstart.study.spec import PRETRAIN_PREFIX
 from headstart.study.variants import variants_worth
-from headstart.study.workers import worker_pool
 from headstart.tasks import TASKS, input_size, make_task
 from headstart.tasks.task import Task, parameter_groups
 from headstart.training import memory
 from headstart.training.start import settings_of
+from headstart.training.workers import worker_pool
 
 WARM_UP, TIMED = 2, 10  # steps; the first two pay for caches and memory
 EVALUATED = 128  # images at most

@@ -20,7 +20,6 @@ from headstart.recipe.recipe import AnyRecipe, schedule_of, to_dict
 from headstart.tasks import make_task
 from headstart.tasks.task import Task
 from headstart.training import loop, memory
-from headstart.training.launch import Send, run_processes
 from headstart.training.lineage import (
     RunResult,
     Span,
@@ -32,6 +31,7 @@ from headstart.training.lineage import (
     weights_digest,
 )
 from headstart.training.start import prepare_run, settings_of
+from headstart.training.workers import Send, run_processes
 from headstart.version import __version__
 from headstart.weights import checkpoint
 from headstart.weights.audit import Audit
