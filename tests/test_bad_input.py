@@ -491,3 +491,84 @@ def test_searches_and_variants_that_cannot_be(say, tmp_path, data_root):
         refused(say("study", "run", tmp_path / "mine.yaml"), expected)
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(study))
     refused(say("study", "search", tmp_path / "mine.yaml"), "study tiny: has no search")
+
+
+@pytest.fixture
+def photos(data_root, tmp_path):
+    """A folder with three pictures of a user, as PNG."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for path in sorted((data_root / "scenes/val").iterdir())[:3]:
+        with Image.open(path) as image:
+            image.save(folder / f"{path.stem}.png")
+    return folder
+
+
+def test_predict_writes_over_no_picture(say, finished, photos, tmp_path):
+    def predict(*arguments):
+        return say("predict", finished["detector"], *arguments)
+
+    before, first = tree_digest(photos), sorted(photos.iterdir())[0]
+    (tmp_path / "link").symlink_to(photos)
+    for out in (photos, tmp_path / "link", photos / ".." / "photos"):
+        for force in ([], ["--force"]):
+            refused(predict(photos, "--out", out, *force), "--out", "is a folder of the images")
+            refused(predict(first, "--out", out, *force), f"{first.name}: is read here", "never replaced")
+    (tmp_path / "b").mkdir()
+    shutil.copy(first, tmp_path / "b")
+    refused(predict(first, tmp_path / "b", "--force"), first, tmp_path / "b" / first.name, "and again for")
+    assert not (tmp_path / "predictions").exists()
+
+    assert predict(photos, "--out", tmp_path / "out").code == 0
+    made = tree_digest(tmp_path / "out")
+    refused(predict(photos, "--out", tmp_path / "out", "--score", "0"), "exists already", "--force")
+    assert tree_digest(tmp_path / "out") == made
+    assert predict(photos, "--out", tmp_path / "out", "--score", "0", "--force").code == 0
+    assert tree_digest(tmp_path / "out") != made and tree_digest(photos) == before
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c/predictions.json").write_text("mine")
+    refused(predict(photos, "--out", tmp_path / "c"), "predictions.json: exists already")
+    assert [path.name for path in (tmp_path / "c").iterdir()] == ["predictions.json"]
+
+
+def test_eval_writes_over_no_annotations(say, finished, data_root, tmp_path):
+    annotations = tmp_path / "val.json"
+    shutil.copy(data_root / "scenes/val.json", annotations)
+    before, folder = annotations.read_bytes(), data_root / "scenes/val"
+    ask = ["eval", finished["detector"], "--data", annotations, "--images", folder, "--save"]
+    for force in ([], ["--force"]):
+        refused(say(*ask, annotations, *force), "val.json: is read here", "never replaced")
+        refused(say(*ask, finished["detector"], *force), "is read here", "never replaced")
+        refused(say(*ask, next(folder.iterdir()), *force), "is read here", "never replaced")
+    (tmp_path / "notes.json").write_text("mine")
+    refused(say(*ask, tmp_path / "notes.json"), "notes.json: exists already", "--force")
+    assert (tmp_path / "notes.json").read_text() == "mine" and annotations.read_bytes() == before
+    answer = say(*ask, tmp_path / "notes.json", "--force")
+    assert answer.code == 0 and isinstance(json.loads((tmp_path / "notes.json").read_text()), list)
+
+
+def test_conversions_and_exports_write_over_no_file(say, finished, data_root, tmp_path):
+    annotations, notes = tmp_path / "val.json", tmp_path / "notes.json"
+    content = json.loads((data_root / "scenes/val.json").read_text())
+    annotations.write_text(json.dumps(content, indent=1))
+    (tmp_path / "val").symlink_to(data_root / "scenes/val")
+    before = annotations.read_bytes()
+    for force in ([], ["--force"]):
+        refused(say("data", "convert", annotations, annotations, *force), "val.json: is read here", "never replaced")
+        refused(say("data", "convert", annotations, tmp_path / "val.xml", *force), "expected one that ends in .json")
+    notes.write_text("mine")
+    refused(say("data", "convert", annotations, notes), "notes.json: exists already", "--force")
+    assert notes.read_text() == "mine" and annotations.read_bytes() == before
+    assert say("data", "convert", annotations, notes, "--force").code == 0 and len(notes.read_bytes()) > 1000
+
+    weights, mine = tmp_path / "tiny.safetensors", tmp_path / "mine.safetensors"
+    mine.write_text("mine")
+    assert say("export", finished["detector"], weights).code == 0
+    held = weights.read_bytes()
+    refused(say("export", finished["detector"], mine), "mine.safetensors: exists already", "--force")
+    refused(say("weights", "convert", weights, mine), "mine.safetensors: exists already", "--force")
+    for verb in (["export"], ["weights", "convert"]):
+        refused(say(*verb, weights, weights, "--force"), "tiny.safetensors: is read here", "never replaced")
+    assert mine.read_text() == "mine" and weights.read_bytes() == held
+    assert say("export", finished["detector"], mine, "--force").code == 0
+    assert len(mine.read_bytes()) == len(held)  # metadata come in any order

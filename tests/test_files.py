@@ -253,3 +253,49 @@ def test_a_class_name_is_no_formula_in_a_spreadsheet_and_a_number_stays_one(tmp_
     assert header == ["class", "'-AP"]
     assert [row[0] for row in found[:14]] == [f"'{name}" for name in names[:11]] + names[11:]
     assert [row[0] for row in found[14:]] == ["-0.25", "3", "-7", "1e-09", "", "", "-inf", "True"]
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_what_is_read_is_never_written_over(tmp_path, force):
+    """By its own name, by a link of either kind, in another spelling, and as a further input."""
+    own, other = tmp_path / "own", tmp_path / "other"
+    own.write_text("own")
+    other.write_text("other")
+    os.link(own, tmp_path / "hard")
+    (tmp_path / "soft").symlink_to(own)
+    (tmp_path / "folder").mkdir()
+    for target in (own, tmp_path / "hard", tmp_path / "soft", tmp_path / "folder/../own", other):
+        with pytest.raises(ValueError, match=rf"^{target}: is read here .*, and is never replaced"):
+            files.refuse_overwrite([(target, own)], inputs=iter([other]), force=force)
+        with pytest.raises(ValueError, match=rf"^{target}: is read here .*, and is never replaced"):
+            files.refuse_overwrite([(tmp_path / "new", own), (target, other)], force=force)
+    files.refuse_overwrite([(tmp_path / "new", own), (tmp_path / "newer", tmp_path)], inputs=[tmp_path], force=force)
+
+
+def test_what_is_there_is_replaced_by_force_alone(tmp_path):
+    made, source = tmp_path / "made", tmp_path / "source"
+    made.write_text("made")
+    with pytest.raises(ValueError, match=r"made: exists already; expected the name of a new file, or --force"):
+        files.refuse_overwrite([(made, source)])
+    files.refuse_overwrite([(made, source)], force=True)
+    (tmp_path / "link").symlink_to(made)
+    (tmp_path / "dangling").symlink_to(tmp_path / "none")
+    (tmp_path / "folder").mkdir()
+    for name in ("link", "dangling", "folder"):
+        with pytest.raises(ValueError, match=rf"{name}: exists already"):
+            files.refuse_overwrite([(tmp_path / name, source)])
+        with pytest.raises(ValueError, match=rf"{name}: is a link or no file, which --force does not replace"):
+            files.refuse_overwrite([(tmp_path / name, source)], force=True)
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("name", ["1.png", "1.PNG"])
+def test_two_files_of_one_name_are_refused_with_both_sources(tmp_path, name, force):
+    pairs = [
+        (tmp_path / "1.png", Path("a/1.jpg")),
+        (tmp_path / "2.png", Path("a/2.jpg")),
+        (tmp_path / name, Path("b/1.jpg")),
+    ]
+    with pytest.raises(ValueError, match=rf"{name}: would be written for a/1\.jpg and again for b/1\.jpg"):
+        files.refuse_overwrite(pairs, force=force)
+    files.refuse_overwrite(pairs[:2], force=force)

@@ -49,6 +49,29 @@ def write_whole(path: str | Path, content: str | bytes) -> Path:
     return Path(path)
 
 
+def refuse_overwrite(targets: Iterable[tuple[Path, Path]], *, inputs: Iterable[Path] = (), force: bool = False) -> None:
+    """ValueError where a verb would write over a file that is there, over one that it reads, or over its own.
+
+    targets: (file to write, the file or folder that it is made of) each; inputs: other files that are read. `force`
+    allows to replace a plain file that is no input. Targets that differ in case alone count as one.
+    """
+    pairs, made = list(targets), {}
+    for path, source in pairs:
+        first = made.setdefault(str(path).casefold(), source)
+        if first is not source:
+            raise ValueError(f"{path}: would be written for {first} and again for {source}; expected a call for each")
+    there = [path for path, _ in pairs if os.path.lexists(path)]
+    known = _identities([source for _, source in pairs]) | _identities(inputs) if there else {}
+    for path in there:
+        own = known.get(_identity(path))
+        if own is not None:
+            raise ValueError(f"{path}: is read here ({own}), and is never replaced; expected the name of a new file")
+        if not force:
+            raise ValueError(f"{path}: exists already; expected the name of a new file, or --force to replace it")
+        if path.is_symlink() or not path.is_file():
+            raise ValueError(f"{path}: is a link or no file, which --force does not replace; expected another name")
+
+
 def remove_unfinished(folder: Path) -> None:
     """Remove what killed processes left of `replacing` in a folder; no other process may be writing there."""
     for path in folder.glob(".*.part"):
@@ -128,6 +151,20 @@ def file_digest(path: str | Path, kind: str = "sha256") -> str:
     """SHA-256 (or another digest by hashlib's name) of a file's bytes, as hex digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, kind).hexdigest()
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Device and number of the file that a path leads to; None where there is none."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _identities(paths: Iterable[Path]) -> dict[tuple[int, int], Path]:
+    """The files among the paths, by identity; folders left out."""
+    return {own: path for path in paths if path.is_file() and (own := _identity(path)) is not None}
 
 
 def _rename(temporary: Path, path: Path) -> None:

@@ -204,6 +204,30 @@ def test_other_data_are_left_alone(tmp_path):
     assert (tmp_path / "train.json").read_text() == '{"images": []}'
 
 
+def test_pictures_of_the_user_under_our_names_are_left_alone(tmp_path):
+    """A picture that was cut off is completed; one of another content, or a changed JSON, stays and is named."""
+    shapes.generate(tmp_path, 3, 2, 0, 32)
+    before, picture, marker = _digest(tmp_path), tmp_path / "train/000001.jpg", tmp_path / "train.json"
+    whole, text = picture.read_bytes(), marker.read_text()
+    marker.unlink()
+    picture.write_bytes(whole[:100])
+    shapes.generate(tmp_path, 3, 2, 0, 32)
+    assert _digest(tmp_path) == before
+    for content in (b"mine", whole + b"x", whole[:50] + b"\0" + whole[51:]):
+        picture.write_bytes(content)
+        marker.unlink(missing_ok=True)
+        with pytest.raises(ValueError, match=r"train/000001\.jpg: holds something else than what belongs there"):
+            shapes.generate(tmp_path, 3, 2, 0, 32)
+        assert picture.read_bytes() == content and not marker.exists()
+    picture.unlink()
+    changed = text.replace('"iscrowd":0', '"iscrowd":1', 1)
+    assert changed != text
+    marker.write_text(changed)
+    with pytest.raises(ValueError, match=r"train\.json: holds something else"):
+        shapes.generate(tmp_path, 3, 2, 0, 32)
+    assert marker.read_text() == changed
+
+
 def test_another_seed_in_the_same_place_is_refused(tmp_path):
     shapes.generate(tmp_path, 3, 2, 0, 32)
     with pytest.raises(ValueError, match="holds another data set"):

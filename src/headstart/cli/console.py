@@ -21,6 +21,8 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(help="key.path=value, any number of them", metavar="[KEY=VALUE]...")
 ]
 
+Force = Annotated[bool, typer.Option("--force", help="Replace files that are in the way; inputs never.")]
+
 
 def shown(text: str) -> Text:
     """Text as it is, without markup or emoji codes; what a terminal would obey is escaped as Python writes it."""

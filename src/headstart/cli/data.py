@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from headstart.cli.console import bar, say, show
+from headstart.cli.console import Force, bar, say, show
+from headstart.files import refuse_overwrite
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -113,12 +114,16 @@ def convert(
     path: Annotated[str, typer.Argument(help="VOC folder or YOLO data.yaml.")],
     out: Annotated[Path, typer.Argument(help="Output file, COCO JSON.")],
     split: Annotated[str | None, typer.Option(help="Split of the data set.")] = None,
+    force: Force = False,
 ) -> None:
     """Write a VOC or YOLO data set as COCO JSON (images stay where they are)."""
     from headstart.data.read import open_dataset
     from headstart.data.read.coco import write
 
+    if out.suffix.lower() != ".json":
+        raise ValueError(f"{out}: is not the name of a COCO file, expected one that ends in .json")
     data = open_dataset(path, None, split)
+    refuse_overwrite([(out, Path(data.path))], force=force)
     write(data, out)
     for line in data.notes:
         say(line)

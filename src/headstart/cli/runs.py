@@ -6,7 +6,19 @@ from typing import Annotated
 
 import typer
 
-from headstart.cli.console import Overrides, bar, describe_run, patch_of, resolved, say, show, show_metrics, step_bar
+from headstart.cli.console import (
+    Force,
+    Overrides,
+    bar,
+    describe_run,
+    patch_of,
+    resolved,
+    say,
+    show,
+    show_metrics,
+    step_bar,
+)
+from headstart.files import refuse_overwrite
 
 Out = Annotated[Path, typer.Option(help="Parent folder of run directories.")]
 
@@ -65,6 +77,7 @@ def evaluate(
     labels: Annotated[Path | None, typer.Option(help="Folder of label maps, for a segmentation model.")] = None,
     save: Annotated[Path | None, typer.Option(help="Write the predictions as COCO JSON.")] = None,
     per_class: Annotated[bool, typer.Option("--per-class", help="Also show the AP of each class.")] = False,
+    force: Force = False,
     overrides: Overrides = None,
 ) -> None:
     """COCO box, mask and keypoint AP, or mIoU, of a checkpoint, in its run's precision.
@@ -76,8 +89,10 @@ def evaluate(
 
     trained = load_trained(checkpoint, patch_of(overrides))
     _say_if_slow(trained.recipe.train.precision, trained.device.type)
+    if save is not None:
+        refuse_overwrite([(save, checkpoint)], force=True)  # never over the checkpoint; the task knows its other inputs
     functions = TASKS[trained.recipe.task].trained_functions()
-    result = functions.evaluate_files(trained, data, images, split, labels, save)
+    result = functions.evaluate_files(trained, data, images, split, labels, save, force=force)
     show_metrics(result.metrics)
     if per_class:
         _show_classes(result.per_class)
@@ -113,6 +128,7 @@ def predict(
     ],
     out: Annotated[Path, typer.Option(help="Output folder for drawings and predictions.json.")] = Path("predictions"),
     score: Annotated[float, typer.Option(help="Lowest score to draw and write.", min=0.0, max=1.0)] = 0.5,
+    force: Force = False,
 ) -> None:
     """Draw detections on images, and write them as COCO JSON; label maps (PNG) of a segmentation model."""
     from headstart.tasks import TASKS
@@ -122,6 +138,12 @@ def predict(
     files = image_files([text for text in images if text not in overrides])
     trained = load_trained(checkpoint, patch_of(overrides))
     _say_if_slow(trained.recipe.train.precision, trained.device.type)
+    if out.is_dir() and any(path.is_dir() and path.samefile(out) for path in map(Path, images)):
+        raise ValueError(f"--out: {out} is a folder of the images, which pictures must not join; expected another one")
+    targets = [(out / f"{path.stem}.png", path) for path in files]
+    is_segmentation = trained.recipe.task == "segmentation"
+    more = [(out / f"{path.stem}-labels.png", path) for path in files] if is_segmentation else []
+    refuse_overwrite([*targets, *(more or [(out / "predictions.json", checkpoint)])], force=force)
     out.mkdir(parents=True, exist_ok=True)
     functions = TASKS[trained.recipe.task].trained_functions()
     with bar() as progress:
@@ -140,10 +162,12 @@ def export(
         list[Path] | None,
         typer.Option(help="Image or folder to compare a program on; by default images of the validation set."),
     ] = None,
+    force: Force = False,
 ) -> None:
     """Export a trained model, on the CPU in fp32; a program is written only if its detections equal the model's."""
     from headstart.tasks.export import export_program, export_weights, parse_size
 
+    refuse_overwrite([(out, checkpoint)], inputs=check or (), force=force)
     if out.suffix in (".pt2", ".onnx"):
         count = export_program(checkpoint, out, size=parse_size(size), images=check or ())
         say(f"{out}: its {count} detections equal those of the model without test-time augmentation")

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from headstart.cli.console import Overrides, resolved, say, show
+from headstart.cli.console import Force, Overrides, resolved, say, show
+from headstart.files import refuse_overwrite
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -68,12 +69,14 @@ def convert(
     ] = None,
     std: Annotated[str | None, typer.Option(help="Standard deviation of the input, one number per channel.")] = None,
     order: Annotated[str | None, typer.Option(help="Channel order of the input: rgb or bgr.")] = None,
+    force: Force = False,
 ) -> None:
     """Write weights under headstart's names, with their input normalisation: that of the file, or as stated."""
     from headstart.weights.files import read_weights
     from headstart.weights.input import stated_input
     from headstart.weights.load import convert_weights
 
+    refuse_overwrite([(out, path)], force=force)
     names = convert_weights(read_weights(path), out, input=stated_input(mean, std, order))
     say(f"{out}: {len(names.found)} tensors")
     for name in (*names.left_out, *names.unknown):

@@ -15,7 +15,7 @@ from headstart.data.order import Resize
 from headstart.data.read import open_dataset
 from headstart.data.stream import make_batch
 from headstart.data.targets import require_keypoints, sigmas_of
-from headstart.files import json_text, write_whole
+from headstart.files import json_text, refuse_overwrite, write_whole
 from headstart.metrics.coco import Evaluation
 from headstart.metrics.predictions import Predictions
 from headstart.model.build import input_spec
@@ -175,15 +175,22 @@ def evaluate_files(
     split: str | None,
     labels: Path | None,
     save: Path | None,
+    *,
+    force: bool = False,
 ) -> Evaluation:
     """`headstart eval` of a detector: on its validation images (data None), its training images ("train"), or a file.
 
-    save: file for the predictions as COCO JSON. ValueError for `labels`, which a detector has no use for.
+    save: new file for the predictions as COCO JSON; `force` replaces one that is no input. ValueError for `labels`,
+    which a detector has no use for.
     """
     if labels is not None:
         raise ValueError("--labels: the checkpoint is a detector, which has no use for label maps; expected none")
     chosen = {None: validation_data, "train": training_data}.get(data)
-    result, predictions = evaluate(trained, chosen(trained.recipe) if chosen else open_dataset(data, images, split))
+    dataset = chosen(trained.recipe) if chosen else open_dataset(data, images, split)
+    if save is not None:
+        read = map(dataset.image_path, range(dataset.num_images))
+        refuse_overwrite([(save, Path(dataset.path))], inputs=read, force=force)
+    result, predictions = evaluate(trained, dataset)
     if save is not None:
         predictions.to_json(save)
     return result

@@ -187,11 +187,13 @@ def evaluate_files(
     split: str | None,
     labels: Path | None,
     save: Path | None,
+    *,
+    force: bool = False,
 ) -> EvalResult:
     """`headstart eval` of a segmentation model: on its validation or training images, or on a COCO file.
 
     data: None, "train", or the file; labels: a folder of label maps for it, without which its instances are the ground
-    truth. ValueError for split and save, which have no meaning here.
+    truth. ValueError for split and save, which have no meaning here; so `force` has no effect.
     """
     if split is not None or save is not None:
         given = "--split" if split is not None else "--save"

@@ -191,9 +191,22 @@ def _write(
     found = []
     drawn = _each(draw, split.num_images, split.processes, split.progress)
     for (content, annotations), file in zip(drawn, files):  # in this order: the generator runs to its end
-        file.write_bytes(content)
+        if _is_missing(file, content):
+            file.write_bytes(content)
         found.append(annotations)
-    write_whole(marker, text(found))
+    content = text(found).encode()
+    if _is_missing(marker, content):
+        write_whole(marker, content)
+
+
+def _is_missing(file: Path, content: bytes) -> bool:
+    """Whether a file is still to be written: absent, or cut off; ValueError where it holds anything else."""
+    if not file.exists():
+        return True
+    there = file.read_bytes()
+    if not content.startswith(there):
+        raise ValueError(f"{file}: holds something else than what belongs there; expected a new or empty folder")
+    return len(there) < len(content)
 
 
 def _each(function: Callable, num: int, processes: int, progress: Progress | None) -> Iterator:
