@@ -14,7 +14,7 @@ from headstart.recipe.schedule import Schedule
 from headstart.study.folder import is_finished, note_segment, read_plan, read_study_folder, write_study
 from headstart.study.prepare import prepare, refuse_undeclared, segment_recipe
 from headstart.study.run import lock, run_study
-from headstart.study.spec import parse_study
+from headstart.study.spec import parse_study, read_study
 from headstart.training.rows import read_rows
 from headstart.training.run import train
 from headstart.training.verify import verify
@@ -359,6 +359,19 @@ def test_fractions_are_nested_and_the_same_for_all_arms(data_root, tmp_path):
     assert {len(value) for value in ids.values()} == {3, 6}
     assert ids["scratch-f0.5-s0-2x-5-8"] == ids["pretrained-f0.5-s0-2x-5-8"]
     assert set(ids["scratch-f0.5-s0-2x-5-8"]) < set(ids["scratch-f1-s0-2x-5-8"])
+
+
+def test_a_study_file_of_the_user_in_the_place_of_ours_stays(data_root, tmp_path):
+    """`--out .` beside tiny/study.yaml, which the study itself was read from."""
+    path = tmp_path / "tiny/study.yaml"
+    path.parent.mkdir()
+    write_file(path, tiny_study(data_root))
+    before = path.read_bytes()
+    with pytest.raises(
+        ValueError, match=r"tiny/study\.yaml: was not written by a study, as no plan\.json is beside it"
+    ):
+        run_study(prepare(read_study(path)), tmp_path)
+    assert path.read_bytes() == before and not list(tmp_path.rglob("rows.jsonl"))
 
 
 def test_an_error_in_a_worker_stops_the_study_with_its_line(data_root, tmp_path):

@@ -130,8 +130,9 @@ def write_study(
     begun: Mapping[str, Path] | None = None,
     finished: Mapping[str, Path] | None = None,
 ) -> None:
-    """Write study.yaml and plan.json whole; a file with the same content keeps its time.
+    """Write plan.json and study.yaml whole; a file with the same content keeps its time.
 
+    ValueError for a study.yaml without a plan.json beside it, which was not written here and stays as it is.
     settings are the study's fields, data the paths of the validation data; begun and finished are the directories of
     segments by name. A segment that has not begun has none.
     """
@@ -149,9 +150,14 @@ def write_study(
         "differences": list(differences),
         "data": data,
     }
+    if (directory / STUDY_FILE).exists() and not (directory / PLAN_FILE).exists():
+        raise ValueError(
+            f"{directory / STUDY_FILE}: was not written by a study, as no {PLAN_FILE} is beside it; expected another "
+            "--out, or another name of the study"
+        )
     (directory / CHANGES_FILE).unlink(missing_ok=True)
     study = yaml.safe_dump(dict(settings), sort_keys=False)
-    for path, text in {directory / STUDY_FILE: study, directory / PLAN_FILE: json_text(content, indent=1)}.items():
+    for path, text in {directory / PLAN_FILE: json_text(content, indent=1), directory / STUDY_FILE: study}.items():
         if not path.exists() or path.read_text(encoding="utf-8") != text:  # else it keeps its time: see is_current
             write_whole(path, text)
 
