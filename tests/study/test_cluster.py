@@ -143,7 +143,9 @@ def test_slurm_takes_its_own_forms_of_time(begun, time):
 def test_other_words_for_slurm_are_refused(begun, field, value):
     prepared, out = begun
     if (field, value) != ("partition", "1-"):
-        with pytest.raises(ValueError, match=rf"^{field}: .* is not what Slurm's --{field} takes, expected") as error:
+        with pytest.raises(
+            ValueError, match=rf"^{field}: .*, expected one word, as Slurm's --{field} takes it: "
+        ) as error:
             write_jobs(prepared, "tiny", [], out, Job(**{field: value}))
         assert "\n" not in str(error.value)
 

@@ -52,7 +52,7 @@ def write_jobs(prepared: Prepared, study: str, overrides: Sequence[str], out: st
     for name, value in _given(job):
         form, example = _FORMS[name]
         if not form.fullmatch(value):
-            raise ValueError(f"{name}: {value!r} is not what Slurm's --{name} takes, expected {example}")
+            raise ValueError(f"{name}: {value!r}, expected one word, as Slurm's --{name} takes it: {example}")
     words = {"study": study, "out": str(out), "working directory": str(Path.cwd()), "Python": sys.executable}
     for name, value in [*words.items(), *(("override", text) for text in overrides)]:
         if _CONTROL.search(value):
