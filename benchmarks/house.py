@@ -106,7 +106,7 @@ def commands(folder: Path) -> dict[str, list[str]]:
     words = [f"{key}={value}" for key, value in (NARROW | data).items()]
     study = {"name": "hops", "recipe": "small", "set": NARROW | data, "arms": {"one": {}}, "schedules": ["1x"]}
     file = folder / "hops.yaml"
-    file.write_text(yaml.safe_dump(study))
+    file.write_text(yaml.safe_dump(study), encoding="utf-8")
     out = ["--out", str(folder / "runs")]
     return {
         "headstart train": calls_of("train", "small", *words, *out),
@@ -117,7 +117,10 @@ def commands(folder: Path) -> dict[str, list[str]]:
 
 def sizes(root: Path) -> dict[Path, int]:
     """{path below root: lines} of all Python files that are not empty."""
-    lines = {path.relative_to(root): len(path.read_text("utf-8").splitlines()) for path in sorted(root.rglob("*.py"))}
+    lines = {
+        path.relative_to(root): len(path.read_text(encoding="utf-8").splitlines())
+        for path in sorted(root.rglob("*.py"))
+    }
     return {path: number for path, number in lines.items() if number}
 
 

@@ -1,6 +1,7 @@
 """Files: whole or not there, one holder of a lock at a time, JSON without NaN, known digests, and one place for all."""
 
 import ast
+import csv
 import json
 import math
 import os
@@ -239,3 +240,16 @@ def test_files_are_replaced_and_hashed_in_one_place():
     assert set(found["data/shapes/write.py"]) == {".write_bytes"} and set(found["training/memory.py"]) == {
         ".write_text"
     }
+
+
+def test_a_class_name_is_no_formula_in_a_spreadsheet_and_a_number_stays_one(tmp_path):
+    signs = ["=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20"]
+    names = [*(f"{sign}1+A1" for sign in signs), "c=at", "'cat", ""]
+    numbers = [-0.25, 3, -7, 1e-9, float("nan"), None, float("-inf"), True]
+    rows = [{"class": name, "-AP": 1} for name in names] + [{"class": number} for number in numbers]
+    files.write_csv(tmp_path / "a.csv", rows)
+    with (tmp_path / "a.csv").open(newline="", encoding="utf-8") as file:
+        header, *found = csv.reader(file)
+    assert header == ["class", "'-AP"]
+    assert [row[0] for row in found[:14]] == [f"'{name}" for name in names[:11]] + names[11:]
+    assert [row[0] for row in found[14:]] == ["-0.25", "3", "-7", "1e-09", "", "", "-inf", "True"]

@@ -125,3 +125,20 @@ def test_planning_and_reports_need_no_torch(name):
                 seen.add(target)
                 queue.append(target)
     assert not {target.split(".")[0] for target in seen} & {"torch", "torchvision", "timm"}
+
+
+def test_sizes_and_names():
+    long = {file: lines for file, path in FILES.items() if (lines := len(path.read_text("utf-8").splitlines())) > 270}
+    assert long == {}
+    folders = [path.parent for path in FILES.values()]
+    assert {str(folder.relative_to(ROOT)): n for folder in set(folders) if (n := folders.count(folder)) > 15} == {}
+    assert sorted({room(file) for file in FILES} & set(headstart.__all__)) == [], (
+        "a room is named like a public function"
+    )
+    classes = [
+        node.name
+        for path in FILES.values()
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+    ]
+    assert sorted({name for name in classes if classes.count(name) > 1}) == [], "two public classes of one name"

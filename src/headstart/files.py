@@ -1,5 +1,6 @@
-"""Files: written whole or not at all, locked by one process at a time, hashed; JSON without NaN."""
+"""Files written whole or not at all, locked by one process at a time, and hashed; JSON has no NaN, CSV no formulas."""
 
+import csv
 import hashlib
 import json
 import math
@@ -8,7 +9,7 @@ import re
 import secrets
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,12 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 # Naming Files, Paths, and Namespaces, learn.microsoft.com/windows/win32/fileio/naming-a-file
-_REFUSED = re.compile(r'[<>:"/\\|?*\x00-\x1f]|[. ]\Z|\A(con|prn|aux|nul|(com|lpt)[1-9¹²³])(\.|\Z)', re.IGNORECASE)
-MOST_BYTES = 200  # of a name: file systems take 255, and a digest or a suffix may follow
+_REFUSED = re.compile(
+    r'[<>:"/\\|?*\x00-\x1f\x7f-\x9f\ud800-\udfff]|[. ]\Z|\A(con|prn|aux|nul|(com|lpt)[1-9¹²³])(\.|\Z)', re.IGNORECASE
+)
+MOST_BYTES = 100  # of a name: file systems take 255, encryption leaves 143 of them (eCryptfs), and a digest may follow
+# With their full-width forms: owasp.org/www-community/attacks/CSV_Injection.
+FORMULA_SIGNS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 PATIENCE = 2.0  # seconds for which a rename is tried again: Windows refuses it while a reader has the target open
 
 
@@ -52,7 +57,7 @@ def remove_unfinished(folder: Path) -> None:
 
 def is_file_name(name: str) -> bool:
     """Whether every platform takes this as the name of a file or folder: Windows refuses some signs and CON, NUL …"""
-    return 0 < len(name.encode()) <= MOST_BYTES and not _REFUSED.search(name)
+    return 0 < len(name) <= MOST_BYTES and not _REFUSED.search(name) and len(name.encode()) <= MOST_BYTES
 
 
 @contextmanager
@@ -98,6 +103,25 @@ def plain(value: Any, *, digits: int | None = None) -> Any:
 def json_text(value: Any, *, indent: int | None = None, digits: int | None = None) -> str:
     """JSON of `plain(value)`."""
     return json.dumps(plain(value, digits=digits), indent=indent, allow_nan=False)
+
+
+def write_csv(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write rows with all their columns, in order of first use; unknown values stay empty. Replaces the file whole.
+
+    A text that a spreadsheet would take for a formula begins with an apostrophe (OWASP, CSV Injection); numbers do not.
+    """
+
+    def cell(value: Any) -> Any:
+        if isinstance(value, str):
+            return f"'{value}" if value.startswith(FORMULA_SIGNS) else value
+        return None if value != value else value
+
+    rows = list(rows)
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(map(cell, columns))
+        writer.writerows([cell(row.get(name)) for name in columns] for row in rows)
 
 
 def file_digest(path: str | Path, kind: str = "sha256") -> str:

@@ -2,12 +2,15 @@
 
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
+import headstart
 from headstart.data import images
+from headstart.data.label_maps import _read
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (5, 7, 3), dtype=np.uint8)
@@ -170,3 +173,49 @@ def test_missing_file_folder_and_float_image_are_refused(tmp_path):
         images.load_image(save(tmp_path / "f.tif", np.ones((4, 4), np.float32)))
     with pytest.raises(ValueError, match=r"i\.tif: grey values .* 0 to 65535"):
         images.load_image(save(tmp_path / "i.tif", np.full((4, 4), 70_000, np.int32)))
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
+
+
+def test_a_postscript_file_called_jpg_starts_no_program(tmp_path, monkeypatch):
+    """A program called gs on the path leaves a file when it is run: Pillow alone runs it, `open_image` does not."""
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(EPS)
+    for read in (images.load_image, images.image_size, images.orientation_of, _read):
+        with pytest.raises(ValueError, match=r"photo\.jpg: not a readable .* JPEG, PNG, WEBP, TIFF, BMP, GIF"):
+            read(path)
+    assert not (tmp_path / "ran").exists()
+    with Image.open(path) as image, pytest.raises(OSError):
+        image.load()
+    assert (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("format", ["PPM", "ICO", "TGA", "PCX", "SGI", "DIB", "JPEG2000"])
+def test_formats_that_are_not_listed_are_refused_under_any_name(tmp_path, format):
+    Image.fromarray(np.full((16, 16, 3), 7, np.uint8)).save(tmp_path / "a.png", format)
+    with pytest.raises(ValueError, match=r"a\.png: not a readable image"):
+        images.load_image(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("format", [*images.FORMATS, "MPO"])
+def test_listed_formats_are_read_under_any_name(tmp_path, format):
+    """An MPO, as many cameras write, is a JPEG with further ones behind it; of a GIF the first frame counts."""
+    flat = [Image.fromarray(np.full((16, 16, 3), value, np.uint8)) for value in (80, 160)]
+    several = {"save_all": True, "append_images": flat[1:]} if format in ("GIF", "WEBP", "TIFF", "MPO") else {}
+    flat[0].save(tmp_path / "a.jpg", format, **several)
+    assert np.abs(images.load_image(tmp_path / "a.jpg").astype(int) - 80).max() <= 2
+
+
+def test_image_files_are_opened_in_one_place():
+    root = Path(headstart.__file__).parent
+    opened = {
+        path.relative_to(root).as_posix()
+        for path in root.rglob("*.py")
+        if "Image.open(" in path.read_text(encoding="utf-8")
+    }
+    assert opened == {"data/images.py"}

@@ -141,13 +141,17 @@ def test_yaml_means_the_same_with_and_without_libyaml(monkeypatch, libyaml):
         assert reader.read_yaml(path) == read_yaml(path)
 
 
-@pytest.mark.parametrize("name", ["a/b", "a:b", "con", "Nul.x", "a.", "a ", "", "a\nb", "x" * 201])
+@pytest.mark.parametrize(
+    "name",
+    ["a/b", "a:b", "con", "Nul.x", "a.", "a ", "", "a\nb", "x" * 201, "../../x", "/tmp/x", "..", ".",
+     "x" * 101, "ä" * 51, "x" * 10**6, "a\0b", "a\x1b[2J", "a\x7fb", "a\x9bb", "a\udcff", "..\\x"])  # fmt: skip
 def test_a_name_that_some_system_refuses_for_a_folder_is_refused(name):
-    with pytest.raises(ValueError, match=r"name: .* cannot name a folder on every platform"):
+    with pytest.raises(ValueError, match=r"name: .* cannot name a folder on every platform") as error:
         load_recipe("demo", {"name": name})
+    assert len(str(error.value)) < 300 and str(error.value).isprintable()
 
 
-@pytest.mark.parametrize("name", ["console", "a.b", "größe", "com", "con-1", "x" * 200])
+@pytest.mark.parametrize("name", ["console", "a.b", "größe", "com", "con-1", "x" * 100, "ä" * 50])
 def test_names_of_any_letters_are_kept(name):
     assert load_recipe("demo", {"name": name}).name == name
 

@@ -113,7 +113,7 @@ def test_public_weights_are_priced_by_their_documented_recipe(tmp_path):
 
 def test_the_guide_lists_the_public_weights():
     guide = (Path(__file__).parents[2] / "docs" / "guide.md").read_text()
-    table = guide.split("| name | images seen | where it says so |\n|---|---|---|\n")[1].split("\n\n")[0]
+    table = guide.split("| name | images seen | source |\n|---|---|---|\n")[1].split("\n\n")[0]
     known = [training for training in trainings().values() if training.images_seen]
     assert table.splitlines() == [f"| {each.name} | {large(each.images_seen)} | {each.source} |" for each in known]
     assert all(each.source and public_cost(each).images == each.images_seen > 0 for each in known)

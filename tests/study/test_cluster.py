@@ -127,6 +127,75 @@ def test_several_gpus_are_processes_of_torchrun(begun):
     assert re.search(rf"\nexec \S+ {command} \"\${{segments\[\$SLURM_ARRAY_TASK_ID\]}}\" train\.batch=8 --out ", script)
 
 
+@pytest.mark.parametrize("time", ["90", "90:30", "8:00:00", "1-12", "1-12:30", "1-12:30:15"])
+def test_slurm_takes_its_own_forms_of_time(begun, time):
+    prepared, out = begun
+    script = write_jobs(prepared, "tiny", [], out, Job(time=time, partition="long,gpu_1.a-b+c")).script
+    text = (script.parent / "level-0.sh").read_text()
+    assert f"\n#SBATCH --time={time}\n#SBATCH --partition=long,gpu_1.a-b+c\n" in text
+
+
+@pytest.mark.parametrize("field", ["time", "partition"])
+@pytest.mark.parametrize(
+    "value",
+    ["", "1\ntouch owned", "1;touch", "$(touch owned)", "1 #", "-1", "1:", "a\x1b", "\u0661", '"', "a,,b", "1-"],
+)
+def test_other_words_for_slurm_are_refused(begun, field, value):
+    prepared, out = begun
+    if (field, value) != ("partition", "1-"):
+        with pytest.raises(ValueError, match=rf"^{field}: .* is not what Slurm's --{field} takes, expected") as error:
+            write_jobs(prepared, "tiny", [], out, Job(**{field: value}))
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("sign", ["\n", "\r", "\x1b", "\x7f", "\x85", "\u2028"])
+@pytest.mark.parametrize("where", ["study", "out", "working directory", "override"])
+def test_control_characters_reach_no_job_script(monkeypatch, begun, tmp_path, where, sign):
+    prepared, _ = begun
+    hostile = f"x{sign}touch owned"
+    words = {"study": "tiny", "out": str(tmp_path / "runs"), "override": "seed=1"} | {where: hostile}
+    monkeypatch.chdir(tmp_path)
+    if where == "working directory":
+        (tmp_path / hostile).mkdir()
+        monkeypatch.chdir(tmp_path / hostile)
+    with pytest.raises(ValueError, match=rf"^{where}: .* holds control characters") as error:
+        write_jobs(prepared, words["study"], [words["override"]], words["out"], Job())
+    assert sign not in str(error.value) and not list(tmp_path.rglob("*.sh"))
+
+
+@pytest.mark.parametrize("sign", ['"', "\\", "\n"])
+def test_a_folder_that_an_sbatch_line_cannot_quote_is_refused(monkeypatch, begun, tmp_path, sign):
+    """The folder may be reached by a link too: what counts is where it lies."""
+    prepared, _ = begun
+    (tmp_path / f"a{sign}b").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / f"a{sign}b")
+    with pytest.raises(ValueError, match="which the #SBATCH line of the log cannot quote"):
+        write_jobs(prepared, "tiny", [], tmp_path / "link", Job())
+    assert not list(tmp_path.rglob("*.sh"))
+
+
+def test_every_word_of_a_job_is_quoted(monkeypatch, begun, tmp_path):
+    """bash runs the scripts; a word that it took for shell would leave a file. Scripts of others stay."""
+    prepared, _ = begun
+    folder = tmp_path / "a 'b' $(touch owned) `touch owned` ; touch owned & %j"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(slurm.sys, "executable", str(program(tmp_path / "python $(touch owned)", PYTHON)))
+    found = write_jobs(prepared, "tiny", ["name=$(touch owned);x"], "the 'runs' $(touch owned)", Job())
+    own = found.script.parent / "mine.sh"
+    own.write_text("mine")
+    found = write_jobs(prepared, "tiny", ["name=$(touch owned);x"], "the 'runs' $(touch owned)", Job())
+    assert own.read_text() == "mine"
+    _, commands = submitted(found.script, tmp_path)
+    words = shlex.split(commands[0].rpartition(" in ")[0])
+    assert words[-3:] == ["name=$(touch owned);x", "--out", "the 'runs' $(touch owned)"]
+    assert not list(tmp_path.rglob("owned"))
+    output = re.search(
+        r'^#SBATCH --output="(.*)/%x-%a-%A\.log"$', (found.script.parent / "level-0.sh").read_text(), re.M
+    )
+    assert output[1].replace("%%", "%") == str(found.script.parent.resolve()) and "%%j" in output[1]
+
+
 def test_a_segment_by_name_is_refused_before_its_trunk(monkeypatch, capsys, begun, data_root, tmp_path):
     prepared, out = begun
     plan = json.loads((out / "tiny/plan.json").read_text())

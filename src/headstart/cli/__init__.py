@@ -18,7 +18,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Do you need pre-training, or can you train from scratch? Train the same detector both ways, and know.",
+    help="Train the same detector from scratch and from pre-trained weights, and report which start to use.",
 )
 app.command("train")(runs.train)
 app.command("pretrain")(runs.pretrain)
@@ -27,10 +27,10 @@ app.command("predict")(runs.predict)
 app.command("export")(runs.export)
 app.command("verify")(runs.verify)
 app.command("env")(env.env)
-app.add_typer(data.app, name="data", help="Make, convert, check and count data sets.")
-app.add_typer(recipes.app, name="recipe", help="See what a run will be, and where each value comes from.")
-app.add_typer(weights.app, name="weights", help="List, look into, and (only when asked) download weights.")
-app.add_typer(studies.app, name="study", help="Compare starts: plan, run, report.")
+app.add_typer(data.app, name="data", help="Generate, convert, check and count data sets.")
+app.add_typer(recipes.app, name="recipe", help="List and show recipes, with the origin of each value.")
+app.add_typer(weights.app, name="weights", help="List, inspect, import, convert and download weights.")
+app.add_typer(studies.app, name="study", help="Compare starts: plan, run and report.")
 
 
 def main() -> None:

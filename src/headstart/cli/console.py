@@ -1,5 +1,6 @@
 """How the command line speaks: lines, tables, progress bars, and the shared reading of arguments."""
 
+import re
 import sys
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -12,30 +13,40 @@ from rich.text import Text
 
 out = Console(soft_wrap=True)
 err = Console(stderr=True, soft_wrap=True)
+# What a terminal obeys instead of showing: control codes (ECMA-48), line separators, changes of direction (UAX 9), and
+# halves of pairs, which no encoding has.
+_OBEYED = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="key.path=value, any number of them", metavar="[KEY=VALUE]...")
 ]
 
 
+def shown(text: str) -> Text:
+    """Text without markup or emoji codes; control characters are escaped as in Python."""
+    return Text(_OBEYED.sub(lambda match: repr(match[0])[1:-1], text))
+
+
 def fail(message: str, code: int) -> None:
-    """Print `headstart: message` on the error stream and exit."""
-    err.print(f"headstart: {message}", markup=False, highlight=False, style="red")
+    """Print `headstart: message` as one line on the error stream and exit."""
+    err.print(shown(f"headstart: {message}"), style="red")
     sys.exit(code)
 
 
-def say(line: str) -> None:
-    """One line for a person, as it is."""
-    out.print(line, markup=False, highlight=False)
+def say(text: str) -> None:
+    """Print lines, control characters escaped."""
+    out.print(Text("\n").join(map(shown, text.split("\n"))))
 
 
 def show(title: str, header: list[str], rows: list[list[Any]]) -> None:
-    """A table of texts; names from users' files are not read as markup."""
-    table = Table(title=title, title_justify="left", header_style="bold")
+    """Print a table; names from users' files are not read as markup."""
+    heading = shown(title)
+    heading.stylize("table.title")
+    table = Table(title=heading, title_justify="left", header_style="bold")
     for place, name in enumerate(header):
-        table.add_column(name, no_wrap=place == 0)  # names are to be copied: they stay in one piece
+        table.add_column(shown(name), no_wrap=place == 0)  # names are to be copied: they stay in one piece
     for row in rows:
-        table.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
+        table.add_row(*(shown("" if cell is None else str(cell)) for cell in row))
     out.print(table)
 
 
@@ -56,13 +67,13 @@ def resolved(recipe: str, overrides: list[str] | None) -> tuple[Any, Any]:
 def bar() -> Progress:
     """A progress bar with an ETA, on the error stream where that is a terminal."""
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TextColumn("{task.completed}/{task.total}"),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
     return Progress(*columns, console=err, disable=not err.is_terminal)  # in a log it would be one last, broken line
 

@@ -12,19 +12,19 @@ app = typer.Typer(no_args_is_help=True)
 
 @app.command()
 def shapes(
-    out: Annotated[Path, typer.Argument(help="Folder to write to.")],
-    images: Annotated[int, typer.Option(help="Training images.", min=1)] = 800,
-    val: Annotated[int, typer.Option(help="Validation images.", min=1)] = 200,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.", min=0)] = 0,
-    size: Annotated[int | None, typer.Option(help="Side in pixels; 96, or 64 with --classes.")] = None,
+    out: Annotated[Path, typer.Argument(help="Output folder.")],
+    images: Annotated[int, typer.Option(help="Number of training images.", min=1)] = 800,
+    val: Annotated[int, typer.Option(help="Number of validation images.", min=1)] = 200,
+    seed: Annotated[int, typer.Option(help="Seed; equal seeds give equal bytes.", min=0)] = 0,
+    size: Annotated[int | None, typer.Option(help="Side in pixels (default: 96, or 64 with --classes).")] = None,
     classes: Annotated[
         bool,
-        typer.Option("--classes", help="Write image folders of single objects of other classes, for pre-training."),
+        typer.Option("--classes", help="Write image folders of single objects, in other classes, for pre-training."),
     ] = False,
-    keypoints: Annotated[bool, typer.Option("--keypoints", help="Give one class (arrow) five keypoints.")] = False,
-    semantic: Annotated[bool, typer.Option("--semantic", help="Write a label map (PNG) of every image too.")] = False,
+    keypoints: Annotated[bool, typer.Option("--keypoints", help="Add five keypoints to one class (arrow).")] = False,
+    semantic: Annotated[bool, typer.Option("--semantic", help="Also write a label map (PNG) per image.")] = False,
 ) -> None:
-    """Generate the embedded data: procedural scenes as COCO JSON and images, or image folders for pre-training."""
+    """Generate the built-in data: procedural scenes as COCO JSON and images, or image folders for pre-training."""
     from headstart.data.shapes.write import generate, generate_classes
 
     if classes and (keypoints or semantic):
@@ -51,7 +51,7 @@ def check(
     paths: Annotated[
         list[str],
         typer.Argument(
-            help="One data set, or training and validation set: COCO JSON, VOC folder[:SPLIT], YOLO data.yaml[:SPLIT]."
+            help="Data set, or training and validation set: COCO JSON, VOC folder[:SPLIT], YOLO data.yaml[:SPLIT]."
         ),
     ],
     images: Annotated[
@@ -61,11 +61,13 @@ def check(
         list[Path] | None, typer.Option(help="Folder of label maps (PNG) of each data set, in the same order.")
     ] = None,
     ignore: Annotated[
-        list[int] | None, typer.Option(help="A value of label maps that stands for unknown; 255 where none is given.")
+        list[int] | None, typer.Option(help="Value of label maps to ignore; may be repeated (default: 255).")
     ] = None,
-    fix: Annotated[Path | None, typer.Option(help="Write a clean copy of the (one) data set here.")] = None,
+    fix: Annotated[
+        Path | None, typer.Option(help="Write a copy without unusable entries here; one data set only.")
+    ] = None,
 ) -> None:
-    """Name every problem of a data set (file, id, value); exit code 1 when there are errors."""
+    """List every problem of a data set by file, id and value; exit code 1 on errors."""
     from headstart.data.check import doctor
 
     named = doctor.sources(paths, images)
@@ -85,7 +87,7 @@ def check(
 def stats(
     path: Annotated[str, typer.Argument(help="COCO JSON, VOC folder or YOLO data.yaml.")],
     images: Annotated[Path | None, typer.Option(help="Image folder of a COCO JSON.")] = None,
-    split: Annotated[str | None, typer.Option(help="Split of a VOC or YOLO set.")] = None,
+    split: Annotated[str | None, typer.Option(help="Split of a VOC or YOLO data set.")] = None,
 ) -> None:
     """Count images, instances and pixels."""
     from headstart.data.check import doctor
@@ -109,8 +111,8 @@ def stats(
 @app.command()
 def convert(
     path: Annotated[str, typer.Argument(help="VOC folder or YOLO data.yaml.")],
-    out: Annotated[Path, typer.Argument(help="COCO JSON to write.")],
-    split: Annotated[str | None, typer.Option(help="Split of the set.")] = None,
+    out: Annotated[Path, typer.Argument(help="Output file, COCO JSON.")],
+    split: Annotated[str | None, typer.Option(help="Split of the data set.")] = None,
 ) -> None:
     """Write a VOC or YOLO data set as COCO JSON (images stay where they are)."""
     from headstart.data.read import open_dataset

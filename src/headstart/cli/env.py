@@ -10,8 +10,8 @@ from headstart.cli.console import say
 WIDTH, INDENT = 80, 11  # characters
 
 
-def env(as_json: Annotated[bool, typer.Option("--json", help="The same as JSON.")] = False) -> None:
-    """Versions, processor, GPUs, memory, what `auto` in a recipe is here and why, and the extras that are installed."""
+def env(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Show versions, processor, GPUs, memory, installed extras, and what `auto` in a recipe resolves to and why."""
     import json
 
     from headstart.hardware import report

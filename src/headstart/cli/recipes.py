@@ -12,7 +12,7 @@ app = typer.Typer(no_args_is_help=True)
 
 @app.command("list")
 def list_recipes() -> None:
-    """Shipped recipes and the first line of each."""
+    """List the shipped recipes."""
     from headstart.recipe.load import shipped
     from headstart.recipe.reference import first_line
 
@@ -24,7 +24,7 @@ def list_recipes() -> None:
 def show_recipe(
     recipe: Annotated[str, typer.Argument(help="A shipped recipe or a YAML file.")], overrides: Overrides = None
 ) -> None:
-    """The resolved recipe as YAML."""
+    """Print the resolved recipe as YAML."""
     from headstart.recipe.load import load_recipe
     from headstart.recipe.recipe import to_dict
 
@@ -35,7 +35,7 @@ def show_recipe(
 def explain(
     recipe: Annotated[str, typer.Argument(help="A shipped recipe or a YAML file.")], overrides: Overrides = None
 ) -> None:
-    """Every value and where it comes from: base file, recipe, override, or derived; and what it is on this machine."""
+    """Show the origin of every value (base file, recipe, override or derived), and what applies on this machine."""
     from headstart.recipe.dotted import flatten
     from headstart.recipe.load import choices_of, resolve, settle
     from headstart.recipe.recipe import digest, scaled_rate, to_dict

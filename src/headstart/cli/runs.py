@@ -1,4 +1,4 @@
-"""Verbs that train a recipe and use what came out."""
+"""Verbs that train a recipe, and evaluate, use, export and verify the result."""
 
 from functools import partial
 from pathlib import Path
@@ -8,7 +8,7 @@ import typer
 
 from headstart.cli.console import Overrides, bar, describe_run, patch_of, resolved, say, show, show_metrics, step_bar
 
-Out = Annotated[Path, typer.Option(help="Where run directories go.")]
+Out = Annotated[Path, typer.Option(help="Parent folder of run directories.")]
 
 
 def train(
@@ -16,7 +16,7 @@ def train(
     overrides: Overrides = None,
     out: Out = Path("runs"),
 ) -> None:
-    """Train a recipe; a finished run is found again, a killed one continues."""
+    """Train a recipe; a finished run is not repeated, and a killed one resumes."""
     from headstart.ops import processes as distributed
     from headstart.tasks import num_training_images
     from headstart.training.run import train as train_run
@@ -43,7 +43,7 @@ def pretrain(
     overrides: Overrides = None,
     out: Out = Path("runs"),
 ) -> None:
-    """Train a classifier on image folders, to start a detector from its backbone."""
+    """Train a classifier on image folders, to pre-train the backbone of a detector."""
     found, _ = resolved(recipe, overrides)
     if found.task != "classification":
         raise ValueError(
@@ -64,7 +64,7 @@ def evaluate(
     split: Annotated[str | None, typer.Option(help="Split of a VOC or YOLO set.")] = None,
     labels: Annotated[Path | None, typer.Option(help="Folder of label maps, for a segmentation model.")] = None,
     save: Annotated[Path | None, typer.Option(help="Write the predictions as COCO JSON.")] = None,
-    per_class: Annotated[bool, typer.Option("--per-class", help="AP of every class.")] = False,
+    per_class: Annotated[bool, typer.Option("--per-class", help="Also show the AP of each class.")] = False,
     overrides: Overrides = None,
 ) -> None:
     """COCO box, mask and keypoint AP, or mIoU, of a checkpoint, in its run's precision.
@@ -86,7 +86,7 @@ def evaluate(
 
 
 def _say_if_slow(precision: str, device: str) -> None:
-    """A line where bf16 is asked of hardware that has none."""
+    """Print a line if bf16 is requested on hardware without it."""
     from headstart.hardware import choose_precision, native_bf16
 
     if precision == "bf16" and not native_bf16(device).value:
@@ -111,8 +111,8 @@ def predict(
         list[str],
         typer.Argument(help="Image files or folders; and overrides such as evaluate.tta.enabled=true, device=cpu."),
     ],
-    out: Annotated[Path, typer.Option(help="Where pictures and predictions.json go.")] = Path("predictions"),
-    score: Annotated[float, typer.Option(help="Lowest score that is drawn and written.", min=0.0, max=1.0)] = 0.5,
+    out: Annotated[Path, typer.Option(help="Output folder for drawings and predictions.json.")] = Path("predictions"),
+    score: Annotated[float, typer.Option(help="Lowest score to draw and write.", min=0.0, max=1.0)] = 0.5,
 ) -> None:
     """Draw detections on images, and write them as COCO JSON; label maps (PNG) of a segmentation model."""
     from headstart.tasks import TASKS
@@ -160,7 +160,7 @@ def verify(
         list[str] | None, typer.Argument(help="device=cpu and the like; else as the run was", metavar="[device=VALUE]")
     ] = None,
 ) -> None:
-    """Run the last stretch of a run again and compare rows and weights bit for bit; exit code 1 if they differ."""
+    """Re-run the last stretch of a run and compare rows and weights bit for bit; exit code 1 if they differ."""
     from headstart.training.verify import verify as verify_run
 
     patch = patch_of(overrides)

@@ -9,10 +9,10 @@ from headstart.cli.console import Overrides, bar, patch_of, say, show
 
 app = typer.Typer(no_args_is_help=True)
 Name = Annotated[str, typer.Argument(help="A shipped study or a YAML file.")]
-Out = Annotated[Path, typer.Option(help="Where study directories go.")]
+Out = Annotated[Path, typer.Option(help="Parent folder of study directories.")]
 Jobs = Annotated[
     int | None,
-    typer.Option(help="Segments at a time; by default one a CPU core where train.threads is 1, else 1.", min=1),
+    typer.Option(help="Segments at a time (default: one per CPU core if train.threads is 1, else 1).", min=1),
 ]
 
 
@@ -25,8 +25,8 @@ def prepared_study(name: str, overrides: list[str] | None) -> Any:
 
 def prepared_or_account(name: str, overrides: list[str] | None, out: Path | None = None) -> Any:
     """A study with its plan; None for one that only counts samples: these are printed, and written below `out`."""
-    from headstart.report.account import COUNTED, account
-    from headstart.report.facts import write_csv
+    from headstart.files import write_csv
+    from headstart.report.paper import SAMPLES, account
     from headstart.study.prepare import arm_recipe, prepare
     from headstart.study.spec import define_study
 
@@ -37,11 +37,11 @@ def prepared_or_account(name: str, overrides: list[str] | None, out: Path | None
     if out is not None:
         (out / study.name).mkdir(parents=True, exist_ok=True)
         write_csv(out / study.name / "account.csv", rows)
-    lines = [[r["arm"], r["schedule"], f"{r['steps']:,}", *(f"{r[counted]:.4g}" for counted in COUNTED)] for r in rows]
-    show(f"study {study.name}: seen, pre-training included", ["arm", "schedule", "steps", *COUNTED], lines)
+    lines = [[r["arm"], r["schedule"], f"{r['steps']:,}", *(f"{r[counted]:.4g}" for counted in SAMPLES)] for r in rows]
+    show(f"study {study.name}: seen, pre-training included", ["arm", "schedule", "steps", *SAMPLES], lines)
     first, *others = rows
     for row in others:
-        ratios = ", ".join(f"{row[counted] / first[counted]:.3g} times the {counted}" for counted in COUNTED)
+        ratios = ", ".join(f"{row[counted] / first[counted]:.3g} times the {counted}" for counted in SAMPLES)
         say(f"{row['arm']} {row['schedule']} sees {ratios} of {first['arm']} {first['schedule']}")
     say("nothing is trained: the counts follow from schedules, batch and the documented cost of public weights")
     return None
@@ -49,7 +49,7 @@ def prepared_or_account(name: str, overrides: list[str] | None, out: Path | None
 
 @app.command("list")
 def list_studies() -> None:
-    """Shipped studies and the first line of each."""
+    """List the shipped studies."""
     from headstart.recipe.load import shipped
     from headstart.recipe.reference import first_line
 
@@ -59,9 +59,9 @@ def list_studies() -> None:
 
 @app.command()
 def plan(study: Name, overrides: Overrides = None, jobs: Jobs = None) -> None:
-    """Cells, segments, steps, images, epochs, expected time here, and what sharing trunks saves.
+    """Show segments, steps, images, epochs, expected time on this machine, and the saving by shared trunks.
 
-    Says on which device and in which precision, and why. Runs nothing but a short timing.
+    States device and precision, with the reason. Runs a short timing only.
     """
     from headstart.study.run import default_jobs
 
@@ -115,15 +115,16 @@ def run(
     out: Out = Path("runs"),
     jobs: Jobs = None,
     executor: Annotated[
-        str, typer.Option(help="Where segments run: local, or ray (RAY_ADDRESS says which cluster, else here).")
+        str,
+        typer.Option(help="Where segments run: local, or ray (RAY_ADDRESS selects the cluster; else this machine)."),
     ] = "local",
-    cpus: Annotated[int | None, typer.Option(help="On ray: CPUs a segment, 1 by default.", min=1)] = None,
-    gpus: Annotated[int | None, typer.Option(help="On ray: GPUs a segment, 0 by default.", min=0)] = None,
+    cpus: Annotated[int | None, typer.Option(help="On ray: CPUs per segment (default: 1).", min=1)] = None,
+    gpus: Annotated[int | None, typer.Option(help="On ray: GPUs per segment (default: 0).", min=0)] = None,
     retries: Annotated[
-        int | None, typer.Option(help="On ray: new workers for a lost one, 3 by default.", min=0)
+        int | None, typer.Option(help="On ray: how often a lost worker is replaced (default: 3).", min=0)
     ] = None,
 ) -> None:
-    """Run every segment that is missing, then write the report. Stop it anywhere; the same command continues."""
+    """Run every missing segment, then write the report. Stop it at any time; the same command resumes."""
     from headstart.report.build import build_report
     from headstart.study.folder import is_current
     from headstart.study.prepare import refuse_undeclared
@@ -145,7 +146,7 @@ def search(
     out: Out = Path("runs"),
     jobs: Jobs = None,
 ) -> None:
-    """Try every combination of a study's `search` on its arm, pick the best, and write it down with the effort."""
+    """Try every combination of a study's `search` on its arm; write the best one and the tuning effort."""
     from headstart.study.folder import read_study_folder
     from headstart.study.prepare import prepare
     from headstart.study.search import best_of, trial_study, trials_of, write_tuned
@@ -193,11 +194,11 @@ def run_prepared(prepared: Any, out: Path, jobs: int | None, cluster: Any = None
 @app.command()
 def segment(
     study: Name,
-    name: Annotated[str, typer.Argument(help="A segment as `study plan` names it.")],
+    name: Annotated[str, typer.Argument(help="Name of a segment, from `study plan`.")],
     overrides: Overrides = None,
     out: Out = Path("runs"),
 ) -> None:
-    """Run one segment whose trunk and weights are finished, as a cluster's task does; or find it finished."""
+    """Run one segment whose trunk and weights are finished, as the tasks of a cluster do."""
     from headstart.ops import processes as distributed
     from headstart.study.prepare import refuse_undeclared
     from headstart.study.run import run_named
@@ -215,12 +216,12 @@ def slurm(
     study: Name,
     overrides: Overrides = None,
     out: Out = Path("runs"),
-    cpus: Annotated[int, typer.Option(help="CPUs a segment.", min=1)] = 1,
-    gpus: Annotated[int, typer.Option(help="GPUs a segment: as many processes, by torchrun.", min=0)] = 0,
+    cpus: Annotated[int, typer.Option(help="CPUs per segment.", min=1)] = 1,
+    gpus: Annotated[int, typer.Option(help="GPUs per segment; torchrun starts one process each.", min=0)] = 0,
     time: Annotated[str | None, typer.Option(help="Time limit of a segment, such as 8:00:00.")] = None,
     partition: Annotated[str | None, typer.Option(help="Slurm partition.")] = None,
 ) -> None:
-    """Write Slurm job arrays that run the segments which are missing, level by level, and then the report."""
+    """Write Slurm job arrays that run the missing segments, level by level, and then the report."""
     from headstart.study.prepare import refuse_undeclared
     from headstart.study.slurm import Job, write_jobs
 
@@ -248,11 +249,12 @@ def say_verdict(page: Path) -> None:
 def report(
     directory: Annotated[Path, typer.Argument(help="A study's directory, such as runs/demo.")],
     live: Annotated[
-        bool, typer.Option("--live", help="Keep live.html up to date while the study runs; report at its end.")
+        bool,
+        typer.Option("--live", help="Keep live.html up to date while the study runs; write the report at its end."),
     ] = False,
-    every: Annotated[float, typer.Option(help="With --live: seconds between two looks.", min=1.0)] = 10.0,
+    every: Annotated[float, typer.Option(help="With --live: seconds between updates.", min=1.0)] = 10.0,
 ) -> None:
-    """Write the report of a study, finished or not; with --live follow it in live.html until it is finished."""
+    """Write the report of a study, finished or not; with --live keep live.html up to date until it is finished."""
     from headstart.report.build import build_report
     from headstart.report.live import PAGE, watch
 

@@ -12,7 +12,7 @@ app = typer.Typer(no_args_is_help=True)
 
 @app.command("list")
 def list_weights() -> None:
-    """Public weights that `download` knows: source, licence, documented cost."""
+    """List public weights for `download`, with source, licence and documented cost."""
     from headstart.weights.public import list_weights as known
 
     header, *rows = known()
@@ -20,8 +20,8 @@ def list_weights() -> None:
 
 
 @app.command()
-def inspect(path: Annotated[Path, typer.Argument(help="A weight file.")]) -> None:
-    """What a weight file holds, without executing anything in it."""
+def inspect(path: Annotated[Path, typer.Argument(help="Weight file.")]) -> None:
+    """List the tensors of a weight file, without executing code in it."""
     from headstart.weights.files import read_weights
 
     file = read_weights(path)
@@ -35,10 +35,10 @@ def inspect(path: Annotated[Path, typer.Argument(help="A weight file.")]) -> Non
 @app.command("import")
 def import_weights(
     path: Annotated[Path, typer.Argument(help="torchvision, timm, Detectron2 or headstart weights.")],
-    recipe: Annotated[str, typer.Argument(help="The recipe that is to start from them.")],
+    recipe: Annotated[str, typer.Argument(help="Recipe that starts from them.")],
     overrides: Overrides = None,
 ) -> None:
-    """Try weights on a recipe: what loads, what is left out, and the initialisation audit."""
+    """Load weights into the model of a recipe and print the initialisation audit and what was left out."""
     from headstart.recipe.load import settle
     from headstart.tasks import make_task
     from headstart.training.start import prepare_start
@@ -62,12 +62,14 @@ def import_weights(
 @app.command()
 def convert(
     path: Annotated[Path, typer.Argument(help="torchvision, timm, Detectron2 or headstart weights.")],
-    out: Annotated[Path, typer.Argument(help="The .safetensors file to write.")],
-    mean: Annotated[str | None, typer.Option(help="Of its input, a number a channel: 123.7,116.3,103.5.")] = None,
-    std: Annotated[str | None, typer.Option(help="Of its input, a number a channel.")] = None,
-    order: Annotated[str | None, typer.Option(help="Of its channels: rgb or bgr.")] = None,
+    out: Annotated[Path, typer.Argument(help="Output file, .safetensors.")],
+    mean: Annotated[
+        str | None, typer.Option(help="Mean of the input, one number per channel: 123.7,116.3,103.5.")
+    ] = None,
+    std: Annotated[str | None, typer.Option(help="Standard deviation of the input, one number per channel.")] = None,
+    order: Annotated[str | None, typer.Option(help="Channel order of the input: rgb or bgr.")] = None,
 ) -> None:
-    """Write weights under headstart's names, with their input normalisation: the file's, or as stated."""
+    """Write weights under headstart's names, with their input normalisation: that of the file, or as stated."""
     from headstart.weights.files import read_weights
     from headstart.weights.input import stated_input
     from headstart.weights.load import convert_weights
@@ -80,10 +82,10 @@ def convert(
 
 @app.command()
 def download(
-    name: Annotated[str, typer.Argument(help="A name of `weights list`.")],
-    out: Annotated[Path, typer.Argument(help="File to write.")],
+    name: Annotated[str, typer.Argument(help="Name from `weights list`.")],
+    out: Annotated[Path, typer.Argument(help="Output file.")],
 ) -> None:
-    """Download public weights: the only verb that reaches for the network."""
+    """Download public weights; the only command that uses the network."""
     from headstart.weights.public import download as fetch
 
     say(f"{fetch(name, out)}")

@@ -17,6 +17,8 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _GREY_16 = ("I;16", "I;16L", "I;16B", "I;16N", "I")  # "I": how some Pillow versions open a 16-bit PNG
+# What is decoded, whatever a file is called: Pillow knows more, among them EPS, which it hands to Ghostscript.
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")  # what counts as an image in a folder
 
 
@@ -26,9 +28,10 @@ def load_image(path: str | Path) -> np.ndarray:
     Grey is repeated three times; palette and CMYK are converted; alpha is dropped, not blended, so the colours under
     transparent pixels show. 16-bit grey is scaled by 255/65535, the same for every image: a 12-bit scan stays dark.
     Of an animation the first frame. ValueError naming the file: missing, truncated, not an image, a mode without a
-    fixed range (32-bit, float), or more than MAX_PIXELS pixels, which is refused before anything is decoded.
+    fixed range (32-bit, float), a format outside FORMATS, or more than MAX_PIXELS pixels, which is refused before
+    anything is decoded.
     """
-    with _open(path) as image:
+    with open_image(path) as image:
         try:
             image.load()
             pixels = _rgb(image, path)
@@ -41,24 +44,21 @@ def load_image(path: str | Path) -> np.ndarray:
 
 def image_size(path: str | Path) -> tuple[int, int]:
     """(height, width) in pixels after the EXIF orientation, from the header alone; errors as load_image."""
-    with _open(path) as image:
+    with open_image(path) as image:
         width, height = image.size
         return (width, height) if _orientation(image) >= 5 else (height, width)
 
 
 def orientation_of(path: str | Path) -> int:
     """EXIF orientation 1 to 8 of an image file (1: upright), from the header alone; errors as load_image."""
-    with _open(path) as image:
+    with open_image(path) as image:
         return _orientation(image)
 
 
-class _Refused(ValueError):
-    """A message that is already complete."""
-
-
-def _open(path: str | Path) -> Image.Image:
+def open_image(path: str | Path) -> Image.Image:
+    """Open an image file of one of FORMATS, nothing decoded yet; errors as load_image."""
     try:
-        image = Image.open(path)
+        image = Image.open(path, formats=FORMATS)
     except FileNotFoundError:
         raise _Refused(f"{path}: no such image file") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -72,13 +72,17 @@ def _open(path: str | Path) -> Image.Image:
     return image
 
 
+class _Refused(ValueError):
+    """A message that is already complete."""
+
+
 def _too_large(path: str | Path, found: str) -> ValueError:
     return _Refused(f"{path}: {found} pixels: expected at most {MAX_PIXELS} (refused as a decompression bomb)")
 
 
 def _unreadable(path: str | Path, error: Exception) -> ValueError:
     reason = " ".join(str(error).split()) or type(error).__name__
-    return _Refused(f"{path}: not a readable image ({reason}): expected a whole JPEG, PNG or other common image file")
+    return _Refused(f"{path}: not a readable image ({reason}): expected a whole file of {', '.join(FORMATS)}")
 
 
 def _orientation(image: Image.Image) -> int:

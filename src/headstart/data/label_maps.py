@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 from headstart.batch import IGNORE_LABEL, InputSpec, PixelBatch
 from headstart.data.dataset import NO_SEGMENT, Dataset, data_digest, file_digests
+from headstart.data.images import open_image
 from headstart.data.masks import annotation_mask
 from headstart.data.order import slot_generator
 from headstart.data.stream import Augmentation, Cache, Raw, Stream
@@ -217,13 +217,14 @@ class PixelStream:
 
 def _read(path: Path) -> np.ndarray:
     """The values uint8 [H,W] of an 8-bit grey or palette picture; ValueError naming the file for anything else."""
+    if not path.exists():
+        raise ValueError(f"{path}: no such label map; expected a PNG with the image's name")
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             mode, values = image.mode, np.asarray(image)
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such label map; expected a PNG with the image's name") from None
     except Exception as error:  # a decoder raises almost anything on a damaged file
-        raise ValueError(f"{path}: not a readable label map ({' '.join(str(error).split())})") from None
+        reason = " ".join(str(error).removeprefix(f"{path}: ").split())
+        raise ValueError(f"{path}: not a readable label map ({reason})") from None
     if mode not in MODES:
         raise ValueError(f"{path}: a label map of mode {mode}, expected 8-bit grey or palette")
     return values

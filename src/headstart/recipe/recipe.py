@@ -6,23 +6,21 @@ Every value is in `recipes/base.yaml` (or `base_classify.yaml`, `base_segment.ya
 
 import hashlib
 import json
+import reprlib
 from fractions import Fraction
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from headstart.files import is_file_name
+from headstart.files import MOST_BYTES, is_file_name
+from headstart.recipe.detection import Data, Evaluate, Input, Model
 from headstart.recipe.dotted import flatten
 from headstart.recipe.fields import (
     Channels,
     Count,
-    Data,
     DataShare,
     DetNetPart,
     Deviations,
-    Evaluate,
-    Input,
-    Model,
     Net,
     Order,
     Part,
@@ -102,7 +100,8 @@ class AnyRecipe(Part):
                 "batches; expected 0, or model.norm batch or sync_batch"
             )
         if not is_file_name(self.name):
-            raise ValueError(f"name: {self.name!r} cannot name a folder on every platform, expected letters and digits")
+            most = f"expected letters and digits, at most {MOST_BYTES} bytes"
+            raise ValueError(f"name: {reprlib.repr(self.name)} cannot name a folder on every platform, {most}")
         if self.train.batch % self.processes:
             raise ValueError(f"train.batch: {self.train.batch} images do not divide among {self.processes} processes")
         if self.device == "mps" and self.processes > 1:

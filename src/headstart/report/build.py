@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from headstart.files import json_text, write_whole
-from headstart.report.facts import Facts, write_csv
+from headstart.files import json_text, write_csv, write_whole
+from headstart.report.facts import Facts
 from headstart.report.findings import find
 from headstart.report.page import DIGITS, MOST_BYTES, render
 from headstart.report.pictures import pictures

@@ -5,16 +5,13 @@ Tables, figures, page, CSV and JSON are pivots of these rows.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from headstart.files import replacing
 from headstart.report.cost import COUNTERS, WAYS, CellCost, Cost, StartCost, mean_costs, study_costs
 from headstart.study.folder import NAN, TRAIN, Run, StudyFolder, final_row
 from headstart.study.plan import Cell
@@ -224,16 +221,6 @@ def resample_rows(folder: StudyFolder, differences: np.ndarray) -> list[Row]:
         {"resample": number} | {f"seed {seed}": float(value) for seed, value in zip(folder.seeds, values)}
         for number, values in enumerate(differences.T)
     ]
-
-
-def write_csv(path: Path, rows: Iterable[Row]) -> None:
-    """Write rows with all their columns, in order of first use; unknown values stay empty. Replaces the file whole."""
-    rows = list(rows)
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(columns)
-        writer.writerows([None if value != value else value for value in map(row.get, columns)] for row in rows)
 
 
 def _key(cell: Cell) -> Row:

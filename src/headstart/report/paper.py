@@ -1,13 +1,16 @@
-"""Results of the paper, for context beside a study's own: numbers from paper.yaml, and its count of samples."""
+"""The paper beside a study: its results, from paper.yaml, and its count of samples, for any study by its recipes."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from headstart.recipe.load import read_yaml
+from headstart.recipe.recipe import AnyRecipe, schedule_of
 from headstart.report.cost import Cost, public_cost, seen
-from headstart.study.spec import check_names
+from headstart.study.spec import StudySpec, check_names
 from headstart.weights.public import find_training
 
 SOURCE = "He, Girshick, Dollár: Rethinking ImageNet Pre-training, arXiv 1811.08883, table 1 (COCO train2017 to val2017)"
@@ -60,3 +63,39 @@ def sample_figure(
     tuned = before.plus(seen(fine_tune_steps * batch, **per_image))
     scratch = seen(scratch_steps * batch, **per_image)
     return {name: (getattr(tuned, name), getattr(scratch, name)) for name in SAMPLES}
+
+
+def account(study: StudySpec, recipes: Mapping[str, AnyRecipe]) -> list[dict[str, Any]]:
+    """One row an arm and schedule, in the order of the study, by its section `account`; recipes by arm.
+
+    Rows have arm, schedule, steps, and SAMPLES three times: the arm's own, those of its weights' pre-training, and
+    both. ValueError for an arm whose weights have no documented cost.
+    """
+    rows, part = [], study.account
+    assert part is not None
+    for arm, recipe in recipes.items():
+        before = _pretraining(study, arm)
+        for schedule in study.schedules_of(arm, study.fractions[0]):
+            steps = schedule_of(recipe, part.num_images, schedule).total
+            own = seen(
+                steps * recipe.train.batch,
+                instances_per_image=part.instances_per_image,
+                pixels_per_image=part.pixels_per_image,
+            )
+            row = {"arm": arm, "schedule": schedule, "steps": steps}
+            row |= {f"{name}_own": getattr(own, name) for name in SAMPLES}
+            row |= {f"{name}_pretraining": getattr(before, name) for name in SAMPLES}
+            rows.append(row | {name: getattr(own.plus(before), name) for name in SAMPLES})
+    return rows
+
+
+def _pretraining(study: StudySpec, arm: str) -> Cost:
+    declared = study.public_weights.get(arm)
+    if declared is not None:
+        return public_cost(find_training(declared.name, f"public_weights.{arm}.name")).times(1 / declared.uses)
+    if study.weights_of(arm) is not None:
+        raise ValueError(
+            f"account: arm {arm!r} starts from {study.weights_of(arm)!r}, whose cost is not declared; "
+            f"expected public_weights.{arm}"
+        )
+    return Cost()

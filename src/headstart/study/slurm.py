@@ -1,5 +1,6 @@
 """A study as job arrays of Slurm: one array a level of the segment graph, one task a segment, one submit script."""
 
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -10,6 +11,13 @@ from headstart.files import write_whole
 from headstart.study.plan import Segment
 from headstart.study.prepare import Prepared
 from headstart.study.run import check_threads, find_segments, refuse_auto
+
+# As sbatch(1) takes them: minutes, minutes:seconds, hours:minutes:seconds, days-hours[:minutes[:seconds]]; names.
+_FORMS = {
+    "time": (re.compile(r"[0-9]+(:[0-9]+){0,2}|[0-9]+-[0-9]+(:[0-9]+){0,2}"), "such as 90, 8:00:00 or 1-12"),
+    "partition": (re.compile(r"[A-Za-z0-9_][\w.+-]*(,[A-Za-z0-9_][\w.+-]*)*", re.ASCII), "one name, or several: a,b"),
+}
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 @dataclass(frozen=True)
@@ -38,11 +46,17 @@ def write_jobs(prepared: Prepared, study: str, overrides: Sequence[str], out: st
 
     `study` and `overrides` are the words of the command line, which every task repeats. A level begins when the one
     before has succeeded. Finished segments are left out, so that after a failure or a time limit the same call writes
-    what is still to do; a task that was begun continues at its last checkpoint. ValueError where nothing is left.
+    what is still to do; a task that was begun continues at its last checkpoint. ValueError where nothing is left, for
+    control characters anywhere, and for a folder whose name an #SBATCH line cannot quote.
     """
-    for name, value in (("time", job.time), ("partition", job.partition)):
-        if value is not None and (not value or any(sign.isspace() for sign in value)):
-            raise ValueError(f"{name}: {value!r}, expected one word, as Slurm's --{name} takes it")
+    for name, value in _given(job):
+        form, example = _FORMS[name]
+        if not form.fullmatch(value):
+            raise ValueError(f"{name}: {value!r} is not what Slurm's --{name} takes, expected {example}")
+    words = {"study": study, "out": str(out), "working directory": str(Path.cwd()), "Python": sys.executable}
+    for name, value in [*words.items(), *(("override", text) for text in overrides)]:
+        if _CONTROL.search(value):
+            raise ValueError(f"{name}: {value!r} holds control characters, which no job script should; expected none")
     if not job.gpus:
         check_threads(prepared)
     refuse_auto(prepared)
@@ -52,8 +66,11 @@ def write_jobs(prepared: Prepared, study: str, overrides: Sequence[str], out: st
     if not levels:
         raise ValueError(f"{directory}: every segment is finished, so there is nothing to submit; see study report")
     folder = directory / "slurm"
+    odd = re.search(r"[\"\\]", str(folder.resolve())) or _CONTROL.search(str(folder.resolve()))
+    if odd:
+        raise ValueError(f"{str(folder.resolve())!r}: holds {odd[0]!r}, which the #SBATCH line of the log cannot quote")
     folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("*.sh"):
+    for old in folder.glob("level-*.sh"):
         old.unlink()
     for number, names in enumerate(levels):
         write_whole(folder / f"level-{number}.sh", _array(prepared, names, number, study, overrides, out, job, folder))
@@ -114,12 +131,16 @@ def _submit(folder: Path, num_levels: int) -> str:
 
 
 def _header(name: str, folder: Path, options: Sequence[str], log: str) -> str:
-    """The first lines of a job: its name, its log beside it, and the folder in which it was written."""
-    lines = [f"--job-name={name}", f'--output="{folder.resolve()}/{log}"', *options]
+    """The first lines of a job: its name, its log beside it (%% stands for %), the folder in which it was written."""
+    place = str(folder.resolve()).replace("%", "%%")
+    lines = [f"--job-name={name}", f'--output="{place}/{log}"', *options]
     begin = "".join(f"#SBATCH {line}\n" for line in lines)
     return f"#!/bin/bash\n{begin}set -euo pipefail\ncd {shlex.quote(str(Path.cwd()))}\n"
 
 
+def _given(job: Job) -> list[tuple[str, str]]:
+    return [(name, value) for name, value in (("time", job.time), ("partition", job.partition)) if value is not None]
+
+
 def _options(job: Job) -> list[str]:
-    given = (("time", job.time), ("partition", job.partition))
-    return [f"--{name}={value}" for name, value in given if value is not None]
+    return [f"--{name}={value}" for name, value in _given(job)]

@@ -6,6 +6,7 @@ Everything that a plan needs is checked here, before anything runs; no model is 
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -104,8 +105,8 @@ class StudySpec(StudySection):
             for name in names:
                 if not _NAME.fullmatch(name) or not is_file_name(name):
                     raise ValueError(
-                        f"{field}: {name!r} is not a name: letters, digits, _ . + - and at most 64 of them, no dot at "
-                        "the end, nor a name that Windows keeps for itself, such as con"
+                        f"{field}: {reprlib.repr(name)} is not a name: letters, digits, _ . + - and at most 64 of "
+                        "them, no dot at the end, nor a name that Windows keeps for itself, such as con"
                     )
         check_distinct("seeds", self.seeds)
         if not self.seeds or min(self.seeds) < 0:
