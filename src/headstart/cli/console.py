@@ -25,7 +25,7 @@ Force = Annotated[bool, typer.Option("--force", help="Replace files that are in 
 
 
 def shown(text: str) -> Text:
-    """Text as it is, without markup or emoji codes; what a terminal would obey is escaped as Python writes it."""
+    """Text without markup or emoji codes; control characters are escaped as in Python."""
     return Text(_OBEYED.sub(lambda match: repr(match[0])[1:-1], text))
 
 
@@ -36,12 +36,12 @@ def fail(message: str, code: int) -> None:
 
 
 def say(text: str) -> None:
-    """Lines for a person, as they are but for what a terminal would obey."""
+    """Print lines, control characters escaped."""
     out.print(Text("\n").join(map(shown, text.split("\n"))))
 
 
 def show(title: str, header: list[str], rows: list[list[Any]]) -> None:
-    """A table of texts; names from users' files are not read as markup."""
+    """Print a table; names from users' files are not read as markup."""
     heading = shown(title)
     heading.stylize("table.title")
     table = Table(title=heading, title_justify="left", header_style="bold")

@@ -1,4 +1,4 @@
-"""Verbs that train a recipe and use what came out."""
+"""Verbs that train a recipe, and evaluate, use, export and verify the result."""
 
 from functools import partial
 from pathlib import Path
@@ -101,7 +101,7 @@ def evaluate(
 
 
 def _say_if_slow(precision: str, device: str) -> None:
-    """A line where bf16 is asked of hardware that has none."""
+    """Print a line if bf16 is requested on hardware without it."""
     from headstart.hardware import choose_precision, native_bf16
 
     if precision == "bf16" and not native_bf16(device).value:

@@ -127,7 +127,7 @@ class Order:
         for index in range(len(self.groups)):
             here = group == index
             turn[here] = np.arange(here.sum())
-        self._turn_of_step = turn  # before the groups, which other threads look at first
+        self._turn_of_step = turn  # before the groups, which other threads read first
         self._group_of_step = group
 
     @lru_cache(maxsize=8)  # noqa: B019 -- one Order lives as long as its run

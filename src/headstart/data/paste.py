@@ -108,7 +108,7 @@ def _turned(frame: np.ndarray, view: View) -> np.ndarray:
 
 
 def _tight(cells: np.ndarray, box: np.ndarray) -> np.ndarray:
-    """The box [4] around the set cells of a frame that covers `box`; a side that they reach stays what it is."""
+    """Box [4] around the set cells of a frame over `box`; a side that they reach is kept exactly."""
     rows, columns = np.flatnonzero(cells.any(1)), np.flatnonzero(cells.any(0))
     first = np.array([columns[0], rows[0]]) / len(cells)
     last = np.array([columns[-1] + 1, rows[-1] + 1]) / len(cells)

@@ -29,8 +29,8 @@ from headstart.weights.input import input_text, parse_input_spec
 
 SUFFIXES = (".safetensors", ".pt2", ".onnx")
 NUM_CHECKED = 4  # images of the validation set that a program is compared on
-# What counts as the same detection: other kernels add in another order, which moves a score in its last digits and a
-# box by a fraction of that times its size.
+# Tolerances within which two detections are the same: other kernels add in another order, which moves a score in its
+# last digits and a box by a fraction of that times its size.
 BOX_TOLERANCE, SCORE_TOLERANCE, MASK_TOLERANCE, HEAT_TOLERANCE = 0.05, 1e-3, 1e-2, 0.05
 OPSET = 18  # the lowest that torch's exporter writes without conversion
 Program = Callable[[Tensor, Tensor], dict[str, Tensor]]
@@ -59,7 +59,7 @@ class Predict(nn.Module):
 
 
 def tensors_of(found: Detections) -> dict[str, Tensor]:
-    """The fields of detections that there are."""
+    """Fields of detections that are not None, by name."""
     named = {field.name: getattr(found, field.name) for field in fields(found)}
     return {name: value for name, value in named.items() if isinstance(value, Tensor)}
 
@@ -75,7 +75,7 @@ def export_program(
 
     Before it is written it is compared with the model on `images` (files and folders), by default a few of the
     recipe's validation images; returns how many detections were compared.
-    ValueError, and no file, where it cannot be exported, finds anything else than the model, or nothing to compare.
+    ValueError, and no file, if it cannot be exported, gives other detections than the model, or has none to compare.
     """
     out, trained = _writable(out), load_trained(source, {"device": "cpu", "train.precision": "fp32"})
     if trained.recipe.task != "detection":
@@ -83,12 +83,12 @@ def export_program(
     _require_packages(out)
     size = size or input_size(trained.recipe)
     inputs = [_input(trained, pixels, size) for pixels in _check_images(trained, images)]
-    with torch.no_grad():  # before the export: what a call computes once and keeps must be made of real numbers
+    with torch.no_grad():  # before the export: values that a call computes once and keeps must be real numbers
         expected = [tensors_of(trained.model.predict(*pair)) for pair in inputs]
     count = sum(int(found["valid"].sum()) for found in expected)
     if not count:
         raise ValueError(
-            f"{source}: finds nothing on {len(inputs)} images, so that a program could not be compared with it; "
+            f"{source}: finds nothing on {len(inputs)} images to compare a program by; "
             "name images with objects by --check"
         )
     write = _write_onnx if out.suffix == ".onnx" else _write_torch
@@ -103,7 +103,7 @@ def export_program(
 
 
 def difference(expected: dict[str, Tensor], found: dict[str, Tensor]) -> str:
-    """What differs between the detections of one image, in any order; "" where nothing does beyond rounding."""
+    """First difference between two sets of detections of an image, in any order; "" if none is beyond rounding."""
     ours, theirs = (_valid(part) for part in (expected, found))
     if set(ours) != set(theirs) or len(ours["scores"]) != len(theirs["scores"]):
         return f"{len(theirs['scores'])} detections, expected {len(ours['scores'])}"
@@ -166,7 +166,7 @@ def _input(trained: Trained, pixels: np.ndarray, size: tuple[int, int]) -> tuple
 
 
 def _facts(trained: Trained, size: tuple[int, int]) -> dict[str, Any]:
-    """What whoever runs the program must know."""
+    """Metadata for users of the program: input normalisation, image shape, classes."""
     part = trained.recipe.input
     return {
         "input": {"mean": part.mean, "std": part.std, "order": part.order, "range": "0..255"},

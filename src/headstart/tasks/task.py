@@ -89,7 +89,7 @@ class Trained:
         return next(self.model.parameters()).device
 
     def require(self, task: str, instead: str) -> None:
-        """ValueError unless the model was trained for `task`; `instead` names what takes the others."""
+        """ValueError unless the model was trained for `task`; `instead` names the functions for others."""
         if self.recipe.task != task:
             raise ValueError(f"this is a {self.recipe.task} model, expected a {task} model; {instead}")
 

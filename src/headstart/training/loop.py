@@ -1,4 +1,4 @@
-"""The loop: batch, rate, forward, finite check, backward, clip, step, row. In view, without hooks."""
+"""Training loop: batch, learning rate, forward, finite check, backward, clip, step, row; in view, without hooks."""
 
 import math
 from collections.abc import Callable
@@ -22,10 +22,10 @@ from headstart.weights.freeze import set_train_mode
 
 @dataclass(frozen=True)
 class Settings:
-    """How the loop runs, as plain values; periods are in steps, 0 meaning at the end only.
+    """Settings of the loop as plain values; periods are in steps, 0 meaning at the end only.
 
-    A trunk's end is the end of nothing: no evaluation and no row that an unbroken run would not have. Checkpoints of
-    the steps `marks` are saved too, and stay.
+    A trunk stops without a final evaluation, so its rows equal those of an uninterrupted run. Checkpoints at the steps
+    `marks` are also saved, and kept.
     """
 
     batch: int
@@ -108,7 +108,7 @@ def run(
             unread = []
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        norm = _clipped_norm(task.model, settings.clip_norm, wanted=logged)
+        norm = _clipped_norm(task.model, settings.clip_norm, read=logged)
         optimizer.step()
         step += 1
 
@@ -139,25 +139,25 @@ def run(
             statistics = _precise(task, settings, step, device)
             with holding(task.model, statistics):
                 task.model.eval()
-                judged = {"val": task.evaluate(device)}
+                results = {"val": task.evaluate(device)}
                 if task.evaluate_train is not None:
-                    judged["train"] = task.evaluate_train(device)
+                    results["train"] = task.evaluate_train(device)
             set_train_mode(task.model, settings.freeze)
             evaluated = step, statistics
-            for split, judgement in judged.items() if rows else ():
+            for split, result in results.items() if rows else ():
                 rows.write(
                     Row(
                         kind="eval",
                         step=step,
                         split=split,
                         **counters,
-                        metrics=judgement.metrics,
-                        per_class=judgement.per_class,
+                        metrics=result.metrics,
+                        per_class=result.per_class,
                         seconds=clock.read(),
                     )
                 )
             if rows and step == stop:
-                judged["val"].save(directory, step)
+                results["val"].save(directory, step)
         if writer and saves:
             clock.switch("other")
             state = {
@@ -200,7 +200,7 @@ def make_optimizer(model: nn.Module, schedule: Schedule, settings: Settings) -> 
 
 
 def _precise(task: Task, settings: Settings, step: int, device: torch.device) -> dict[str, torch.Tensor]:
-    """Statistics to evaluate with, from the batches of the next steps; none where they are the model's own."""
+    """PreciseBN statistics for an evaluation, from the batches of the next steps; none if PreciseBN is off."""
     if not settings.precise_bn:
         return {}
 
@@ -213,12 +213,12 @@ def _precise(task: Task, settings: Settings, step: int, device: torch.device) ->
 
 
 def _read_at_once(device: torch.device) -> bool:
-    """Whether a number costs nothing to look at; elsewhere the host would wait for the device at every step."""
+    """Whether losses are read at every step: on a CPU; elsewhere the host would wait for the device."""
     return device.type == "cpu"
 
 
 def _finite(unread: list[torch.Tensor], names: list[str], last: int, task: Task) -> list[dict[str, float]]:
-    """The losses of the steps up to `last` as numbers, averaged over processes; all brought to the host at once.
+    """Losses of the steps up to `last`, averaged over processes; one transfer to the host for all.
 
     FloatingPointError naming step and images if one is not finite.
     """
@@ -232,14 +232,14 @@ def _finite(unread: list[torch.Tensor], names: list[str], last: int, task: Task)
     return read
 
 
-def _clipped_norm(model: nn.Module, limit: float | None, *, wanted: bool) -> float | None:
-    """L2 norm of all gradients before they are clipped to `limit` (None: not clipped); None where it is not wanted."""
-    if not wanted and limit is None:
+def _clipped_norm(model: nn.Module, limit: float | None, *, read: bool) -> float | None:
+    """L2 norm of all gradients before they are clipped to `limit` (None: not clipped); None unless `read`."""
+    if not read and limit is None:
         return None
     norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
     if limit is not None:
         nn.utils.clip_grads_with_norm_(model.parameters(), limit, norm)
-    return float(norm) if wanted else None
+    return float(norm) if read else None
 
 
 def weights_digest(model: nn.Module) -> str:

@@ -1,4 +1,4 @@
-"""The memory of a run: the most that it took, of the accelerator or else of this process, and how it is asked for."""
+"""Memory of a run: its peak on the accelerator or else in this process, and the C library's reuse of freed memory."""
 
 import ctypes
 import sys
@@ -13,8 +13,8 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 def keep_freed_memory() -> None:
     """Let this process's C library keep memory that is freed, where it is glibc; nothing happens elsewhere.
 
-    By default each large tensor is a mapping of its own, which the system fills with zeros page by page at every step:
-    a tenth of a step at 800 px, and as much more memory at the peak is its price (docs/performance.md).
+    By default each large tensor is a mapping of its own, which the system fills with zeros page by page at every step.
+    Keeping them saves a tenth of a step at 800 px, and raises the memory peak by as much (docs/performance.md).
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt:
@@ -23,7 +23,7 @@ def keep_freed_memory() -> None:
 
 
 def reset_peak(device: torch.device) -> None:
-    """Begin to watch; where the system cannot, a process's peak is that since it began."""
+    """Reset the peak; where the system cannot, the peak of a process is that since its start."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
@@ -34,7 +34,7 @@ def reset_peak(device: torch.device) -> None:
 
 
 def peak(device: torch.device) -> int | None:
-    """Bytes at the highest point: allocated tensors on a GPU, all resident memory of the process on a CPU.
+    """Peak bytes: allocated tensors on a GPU, all resident memory of the process on a CPU.
 
     None where the system's C library does not count them, as on Windows.
     """

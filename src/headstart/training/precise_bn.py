@@ -1,7 +1,7 @@
-"""PreciseBN: the statistics that BatchNorm evaluates with, from many batches under the weights as they are.
+"""PreciseBN: BatchNorm statistics for evaluation, from many batches under the current weights.
 
-Running averages lag behind the weights and are noisy at small batches (Wu and Johnson 2021, section 3). Nothing of the
-training trajectory is touched: its own running averages are put back.
+Running averages lag behind the weights and are noisy at small batches (Wu and Johnson 2021, section 3). Training
+is not affected: its running averages are restored.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from headstart.ops import processes as distributed
 from headstart.weights.freeze import frozen_modules, set_train_mode
 
-_NOTHING = -1.0  # a variance that no batch has: a layer that keeps it saw no sample
+_NOTHING = -1.0  # an impossible variance: a layer that keeps it saw no sample
 
 
 def live_norms(model: nn.Module, freeze: str) -> dict[str, _BatchNorm]:
@@ -73,7 +73,7 @@ def _pooled(sums: Tensor, layer: _BatchNorm) -> dict[str, Tensor]:
 
 @contextmanager
 def holding(model: nn.Module, statistics: dict[str, Tensor]) -> Iterator[None]:
-    """The model with these statistics, for as long as the block lasts."""
+    """Use these statistics in the model within the block."""
     buffers = dict(model.named_buffers())
     own = {name: buffers[name].clone() for name in statistics}
     for name, value in statistics.items():

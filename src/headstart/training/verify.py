@@ -1,4 +1,4 @@
-"""Run a stretch of a finished run again, and see whether it comes out the same, bit for bit."""
+"""Repeat the last part of a run, and compare rows and weights bit for bit."""
 
 import json
 import tempfile
@@ -24,7 +24,7 @@ from headstart.weights.freeze import freeze
 
 @dataclass(frozen=True)
 class Verification:
-    """What was run again: steps start..stop, how many rows and tensors were compared, and the first few differences."""
+    """A repeated part of a run: steps start..stop, numbers of compared rows and tensors, and all differences."""
 
     directory: Path
     start: int
@@ -69,7 +69,7 @@ def verify(run: str | Path, device: str | None = None) -> Verification:
             f"{directory}: the data of its recipe has changed since, expected {recipe.data.train} as it was"
         )
     start = _stretch_start(directory, steps, span, recipe, task)
-    # A run that has not reached its end is not judged there, nor is a trunk.
+    # An unfinished run is not evaluated at its last checkpoint, nor is a trunk.
     settings = settings_of(recipe, task, is_trunk=span.is_trunk or stop < span.stop)
     with tempfile.TemporaryDirectory() as folder:
         out, keep = Path(folder), {"recipe": {}}
@@ -88,7 +88,7 @@ def recipe_of(state: dict[str, Any], path: Path) -> AnyRecipe:
 
 
 def _environment(directory: Path) -> dict[str, Any]:
-    """What a run wrote of its machine; ValueError for a run of several processes, on which its sums depend."""
+    """Environment that a run wrote; ValueError for a run of several processes, on which its sums depend."""
     path = directory / "environment.json"
     environment = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if environment.get("processes", 1) != 1:
