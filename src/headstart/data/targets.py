@@ -168,9 +168,9 @@ def sigmas_of(given: tuple[float, ...] | None, data: Dataset) -> tuple[float, ..
     """
     num = data.keypoints.shape[1]
     if len(given or range(17)) != num:
-        given_text = "null, COCO's for its 17" if given is None else f"{len(given)} numbers"
+        stated = "null, COCO's for its 17" if given is None else f"{len(given)} numbers"
         raise ValueError(
-            f"evaluate.keypoint_sigmas: {given_text}, but {data.path} has {num} keypoints; expected {num} numbers, one each"
+            f"evaluate.keypoint_sigmas: {stated}, but {data.path} has {num} keypoints; expected {num} numbers, one each"
         )
     return given
 
