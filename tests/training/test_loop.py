@@ -293,7 +293,7 @@ def test_the_norm_of_a_row_is_that_of_the_gradients_before_they_are_clipped(limi
     model(torch.ones(4, 3)).square().sum().backward()
     before = model.weight.grad.clone()
     norm = before.double().square().sum().sqrt().item()
-    assert loop._clipped_norm(model, limit, wanted=True) == pytest.approx(norm, rel=1e-6)
+    assert loop._clipped_norm(model, limit, read=True) == pytest.approx(norm, rel=1e-6)
     share = 1.0 if limit is None else min(1.0, limit / norm)
     assert torch.allclose(model.weight.grad, share * before, rtol=1e-5)
-    assert loop._clipped_norm(model, limit, wanted=False) is None
+    assert loop._clipped_norm(model, limit, read=False) is None
