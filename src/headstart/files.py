@@ -79,7 +79,7 @@ def remove_unfinished(folder: Path) -> None:
 
 
 def is_file_name(name: str) -> bool:
-    """Whether every platform takes this as the name of a file or folder: Windows refuses some signs and CON, NUL …"""
+    """True for a name that every platform takes for a file or folder: Windows refuses some signs and CON, NUL …"""
     return 0 < len(name) <= MOST_BYTES and not _REFUSED.search(name) and len(name.encode()) <= MOST_BYTES
 
 

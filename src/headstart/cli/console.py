@@ -13,7 +13,7 @@ from rich.text import Text
 
 out = Console(soft_wrap=True)
 err = Console(stderr=True, soft_wrap=True)
-# What a terminal obeys instead of showing: control codes (ECMA-48), line separators, changes of direction (UAX 9), and
+# Characters that a terminal obeys: control codes (ECMA-48), line separators, changes of direction (UAX 9), and
 # halves of pairs, which no encoding has.
 _OBEYED = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 

@@ -28,7 +28,7 @@ def env(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = F
 
 
 def screen(found: dict[str, Any]) -> dict[str, list[str]]:
-    """What is shown of a report, as texts below names."""
+    """Texts of a report as they are shown, by name."""
     from headstart.hardware import PACKAGES, Choice
 
     has = [name for name, value in found["features"].items() if value]

@@ -17,7 +17,7 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _GREY_16 = ("I;16", "I;16L", "I;16B", "I;16N", "I")  # "I": how some Pillow versions open a 16-bit PNG
-# What is decoded, whatever a file is called: Pillow knows more, among them EPS, which it hands to Ghostscript.
+# Formats that are decoded, whatever a file is called: Pillow knows more, among them EPS, which it hands to Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")  # what counts as an image in a folder
 

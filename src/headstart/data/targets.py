@@ -176,5 +176,5 @@ def sigmas_of(given: tuple[float, ...] | None, data: Dataset) -> tuple[float, ..
 
 
 def _labelled(data: Dataset) -> np.ndarray:
-    """Whether each annotation has a labelled keypoint, bool [N]."""
+    """True for each annotation with a labelled keypoint, bool [N]."""
     return (data.keypoints[:, :, 2] > 0).any(axis=1)

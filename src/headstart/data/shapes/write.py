@@ -200,7 +200,7 @@ def _write(
 
 
 def _is_missing(file: Path, content: bytes) -> bool:
-    """Whether a file is still to be written: absent, or cut off; ValueError where it holds anything else."""
+    """True for a file still to be written: absent, or cut off; ValueError where it holds anything else."""
     if not file.exists():
         return True
     there = file.read_bytes()
