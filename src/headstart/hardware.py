@@ -29,7 +29,7 @@ VARIABLES = (*LIMITS, "ATEN_CPU_CAPABILITY", "OMP_NUM_THREADS", "MKL_NUM_THREADS
 
 @dataclass(frozen=True)
 class Choice:
-    """What is used for a field of a recipe, and why."""
+    """Value used for a field of a recipe, and the reason."""
 
     value: Any
     reason: str
@@ -95,7 +95,7 @@ def choose_device(asked: str) -> Choice:
 
 
 def native_bf16(device: str) -> Choice:
-    """Whether a kind of device computes products in bf16 itself, as far as the environment's limits let it."""
+    """True if a kind of device computes products in bf16 itself, as far as the environment's limits let it."""
     import torch
 
     if device == "cuda":
@@ -154,7 +154,7 @@ def choose_threads(asked: int | None, processes: int = 1) -> Choice:
 
 
 def choose_compile(asked: bool, device: str) -> Choice:
-    """Whether torch.compile is used, and with what it makes its kernels on a kind of device."""
+    """Choice of torch.compile, with the compiler of its kernels on a kind of device."""
     if not asked:
         return Choice(False, "as given")
     if device == "cuda":
@@ -166,7 +166,7 @@ def choose_compile(asked: bool, device: str) -> Choice:
 
 
 def choices(*, device: str, precision: str, threads: int | None, compile: bool, processes: int) -> dict[str, Choice]:
-    """What the fields of a recipe that depend on the machine come to here: {dotted field: Choice}."""
+    """Choices on this machine for the fields of a recipe that depend on it: {dotted field: Choice}."""
     kind = choose_device(device)
     return {
         "device": kind,
@@ -178,7 +178,7 @@ def choices(*, device: str, precision: str, threads: int | None, compile: bool, 
 
 @cache
 def bf16_speed(device: str) -> float:
-    """How many times as fast as in fp32 a convolution and a matrix product with gradients are in bf16; timed once.
+    """Speed of bf16 over fp32 for a convolution and a matrix product with gradients, timed once.
 
     The fastest of three, in turns, with as many threads as torch has: under a second on a free machine. No random
     number is drawn.
@@ -245,7 +245,7 @@ def gpus() -> list[dict[str, Any]]:
 
 
 def report() -> dict[str, Any]:
-    """What a bug report needs to say of this machine, as plain data; bf16 is timed for it."""
+    """Facts of this machine for a bug report, as plain data; bf16 is timed for it."""
     import torch
 
     import headstart

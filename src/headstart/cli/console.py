@@ -1,4 +1,4 @@
-"""How the command line speaks: lines, tables, progress bars, and the shared reading of arguments."""
+"""Output of the command line: lines, tables, progress bars, and the shared reading of arguments."""
 
 import re
 import sys

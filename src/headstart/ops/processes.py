@@ -37,7 +37,7 @@ def rank() -> int:
 
 
 def is_writer() -> bool:
-    """Whether this process (rank 0) writes files and prints."""
+    """True if this process (rank 0) writes files and prints."""
     return rank() == 0
 
 
@@ -76,7 +76,7 @@ def share_buffers(model: nn.Module) -> None:
 
 
 def is_shared(tensor: Tensor) -> bool:
-    """Whether a reduction of a tensor spans processes: there are several, and it is not on the meta device."""
+    """True if a reduction of a tensor spans processes: there are several, and it is not on the meta device."""
     return num_processes() > 1 and not tensor.is_meta
 
 

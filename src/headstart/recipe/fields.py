@@ -60,7 +60,7 @@ class Train(Part):
 
     @property
     def bf16(self) -> bool:
-        """Whether the network computes in bf16; ValueError for `auto`, which only a machine can settle."""
+        """True if the network computes in bf16; ValueError for `auto`, which only a machine can settle."""
         if self.precision == "auto":
             raise ValueError("train.precision: auto, expected fp32 or bf16: settle(recipe) says which it is here")
         return self.precision == "bf16"

@@ -160,7 +160,7 @@ def settle(recipe: AnyRecipe, origins: Provenance | None = None) -> tuple[AnyRec
 
 
 def choices_of(recipe: AnyRecipe) -> dict[str, Choice]:
-    """What the fields of a recipe that depend on the machine come to here, with reasons: {dotted field: Choice}."""
+    """Choices on this machine for the fields of a recipe that depend on it, with reasons: {dotted field: Choice}."""
     part = recipe.train
     return choices(
         device=recipe.device,

@@ -60,7 +60,7 @@ DIGESTED_BY_CONTENT = (
     "train.base",
     "train.warmup",
 )
-# What may change between two evaluations of one checkpoint.
+# Fields that may change between two evaluations of one checkpoint.
 EVALUATION_FIELDS = ("evaluate.", "input.test_")
 TRAINING_FIELDS = ("evaluate.every", "evaluate.train_images", "evaluate.precise_bn")  # of these, only a run's own
 

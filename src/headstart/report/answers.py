@@ -150,7 +150,7 @@ def _worth(facts: Facts) -> list[Answer]:
 
 
 def _overfitting(facts: Facts) -> list[Answer]:
-    """Whether longer schedules lose on validation while training still improves, and the generalisation gap, by arm.
+    """True if longer schedules lose on validation while training still improves, and the generalisation gap, by arm.
 
     Training is the same metric on training images where the recipe evaluates them, else the training loss.
     """

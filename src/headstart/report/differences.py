@@ -11,7 +11,7 @@ from typing import Any
 from headstart.recipe.dotted import flatten
 from headstart.study.folder import Run, StudyFolder
 
-# What an arm must declare for its runs to differ in these, by the beginning of a declared field.
+# Fields that an arm must declare for its runs to differ in these, by the beginning of a declared field.
 PARAMETERS, TRAINED, NORM, DATA = "parameters", "trained parameters", "norm", "content of the data"
 EFFORT = ("trials", "steps", "note")
 _DECLARED_BY = {
@@ -28,7 +28,7 @@ def difference_rows(folder: StudyFolder) -> list[dict[str, Any]]:
 
 
 def starts_differ(folder: StudyFolder) -> bool:
-    """Whether the study compares starts; one of precision, or of a recipe with itself, does not."""
+    """True if the study compares starts; one of precision, or of a recipe with itself, does not."""
     return any(str(row["field"]).startswith("start.") for row in folder.differences)
 
 

@@ -154,7 +154,7 @@ def _sample_bars(counts: Mapping[str, Sequence[tuple[str, float, float, str, str
 
 
 def _is_lowest(stretch: Stretch, stretches: Sequence[Stretch], name: str) -> bool:
-    """Whether a schedule ends below that of every other arm, so that labels do not cover each other."""
+    """True if a schedule ends below that of every other arm, so that labels do not cover each other."""
     others = [s for s in stretches if s.schedule == stretch.schedule and s.arm != stretch.arm]
     return bool(others) and all(stretch.means[name][-1] < other.means[name][-1] for other in others)
 

@@ -32,7 +32,7 @@ _SECONDS = ("seconds_per_step", "seconds_per_eval_image", "seconds_to_start")
 
 
 def hardware_lines(prepared: Prepared) -> list[str]:
-    """What the recipes of a study come to on this machine, and why: one line a field, or one for each value."""
+    """Choices on this machine for the recipes of a study, with reasons: one line a field, or one for each value."""
     asked = {name: choices_of(recipe) for name, recipe in prepared.asked.items()}
     lines: list[str] = []
     for field in next(iter(asked.values())):

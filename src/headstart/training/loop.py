@@ -213,7 +213,7 @@ def _precise(task: Task, settings: Settings, step: int, device: torch.device) ->
 
 
 def _read_at_once(device: torch.device) -> bool:
-    """Whether losses are read at every step: on a CPU; elsewhere the host would wait for the device."""
+    """True if losses are read at every step: on a CPU; elsewhere the host would wait for the device."""
     return device.type == "cpu"
 
 

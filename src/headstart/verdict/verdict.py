@@ -112,7 +112,7 @@ class Verdict:
 
     @property
     def holds_for_other_images(self) -> bool | None:
-        """Whether the outcome also holds with the noise of the test images added; None where that is unknown."""
+        """True if the outcome also holds with the noise of the test images added; None where that is unknown."""
         width = self.general_half_width
         if self.outcome in ("equivalent", "not worse"):
             width = self._with_images(self.margin_half_width, 1 - self.rule.alpha)

@@ -123,7 +123,7 @@ def _images_worth(found: ImagesWorth) -> str:
 
 @sentence.register
 def _overfit(found: Overfit) -> str:
-    """Whether and from where an arm overfits."""
+    """Sentence on overfitting of an arm, and its onset."""
     where = f"{amount(found.onset)} {found.axis}"
     fall = f"{points(found.fall)[1:]} points" if found.fall > 0 else "nothing"
     best = f"validation is best at {where} and loses {fall} by the end"

@@ -101,10 +101,10 @@ def _norm_kind(module: nn.Module) -> str:
 
 
 def has_statistics(module: nn.Module) -> bool:
-    """Whether a module is a norm with stored statistics: a BatchNorm of any kind and project."""
+    """True if a module is a norm with stored statistics: a BatchNorm of any kind and project."""
     return {"running_mean", "running_var"} <= {name for name, value in module.named_buffers(recurse=False)}
 
 
 def is_fixed(module: nn.Module) -> bool:
-    """Whether a norm with statistics uses the stored ones: every frozen kind, and BatchNorm in eval mode."""
+    """True if a norm with statistics uses the stored ones: every frozen kind, and BatchNorm in eval mode."""
     return not isinstance(module, nn.modules.batchnorm._BatchNorm) or not module.training

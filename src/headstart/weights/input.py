@@ -69,6 +69,6 @@ IMAGENET = InputSpec((123.675, 116.28, 103.53), (58.395, 57.12, 57.375), "rgb")
 DETECTRON = InputSpec((102.9801, 115.9465, 122.7717), (1.0, 1.0, 1.0), "bgr")
 # Detectron2's defaults: MODEL.PIXEL_MEAN, PIXEL_STD, INPUT.FORMAT.
 DETECTRON2 = InputSpec((103.53, 116.28, 123.675), (1.0, 1.0, 1.0), "bgr")
-# What Detectron2 sets for its ResNeXts (MODEL.PIXEL_STD of the X_101_32x8d configurations): their first convolution has
+# Values of Detectron2 for its ResNeXts (MODEL.PIXEL_STD of the X_101_32x8d configurations): their first convolution has
 # not taken the deviations in.
 DETECTRON2_GROUPED = InputSpec(DETECTRON2.mean, (57.375, 57.12, 58.395), "bgr")

@@ -60,7 +60,7 @@ def expected_names(model: nn.Module, scope: str) -> tuple[str, ...]:
 
 
 def _has_vgg_head(model: nn.Module) -> bool:
-    """Whether a detector's box head is fc6 and fc7 of a VGG: these start from the classifier's too (Fast R-CNN)."""
+    """True if a detector's box head is fc6 and fc7 of a VGG: these start from the classifier's too (Fast R-CNN)."""
     head = getattr(model, "box_head", None)
     return isinstance(backbone_of(model), Vgg) and head is not None and not head.convs and len(head.fcs) == 2
 

@@ -225,7 +225,7 @@ def _detectron2_input(file: WeightFile) -> InputSpec:
 
 
 def _is_grouped(file: WeightFile) -> bool:
-    """Whether a Detectron or Detectron2 file holds a ResNeXt: its 3x3 convolutions see a part of their channels."""
+    """True if a Detectron or Detectron2 file holds a ResNeXt: its 3x3 convolutions see a part of their channels."""
     blocks = (value for name, value in file.tensors.items() if re.fullmatch(rf"{_BODY}{_SECOND_CONV}", name))
     return any(value.shape[1] < value.shape[0] for value in blocks)
 
