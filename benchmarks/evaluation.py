@@ -22,6 +22,7 @@ import torch
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from record import keep
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 from headstart.data import rle
@@ -216,8 +217,7 @@ def main() -> None:
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
     for name, value in figures.items():
         print(f"{name:<40} {value:.4g}" if isinstance(value, float) else f"{name:<40} {value}")
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    keep(options.json, figures)
 
 
 if __name__ == "__main__":

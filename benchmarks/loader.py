@@ -1,6 +1,6 @@
 """How fast images come from JPEG files to a batch, and whether a step waits for them.
 
-    python benchmarks/loader.py [--images N] [--steps N] [--threads N]
+    python benchmarks/loader.py [--images N] [--steps N] [--threads N] [--json FILE]
 
 Writes photographs-like JPEG files of 640 x 480 pixels into a temporary folder. First the stream alone: images a second
 and core (processor time), decoding, resizing, normalising and targets included. Then train steps of R18-FPN, 8 images
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from cases import TWO_FC
 from PIL import Image, ImageFilter
+from record import keep
 from step import train_step
 
 from headstart.recipe.load import load_recipe
@@ -100,18 +101,22 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--json", type=Path, help="keep the figures here")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory() as folder:
         write_images(Path(folder), args.images)
+        speeds = {}
         for short in (SHORT, 800):
-            print(f"stream at {short} px: {images_per_second(Path(folder), short, 4):.0f} images/s a core", flush=True)
+            speeds[short] = images_per_second(Path(folder), short, 4)
+            print(f"stream at {short} px: {speeds[short]:.0f} images/s a core", flush=True)
         real, kept = waiting(Path(folder), args.steps)
     ratios = sorted(ours / again for ours, again in zip(real, kept, strict=True))
     print(
         f"train step: {statistics.median(real):.2f} s from files, {statistics.median(kept):.2f} s on the same batches "
         f"kept; ratio {statistics.median(ratios):.3f} ({ratios[0]:.3f}-{ratios[-1]:.3f}, goal 1.03)"
     )
+    keep(args.json, {"images per second and core": speeds, "from files": real, "same batches in memory": kept})
 
 
 if __name__ == "__main__":

@@ -1,30 +1,45 @@
-"""The benchmarks, one after another: `make bench`. Each is a script of its own and prints its own table.
+"""Run the benchmarks one after another: `make bench`. Each is a script of its own and prints its own table.
 
-The steps' numbers are kept as JSON below runs/. Apart, because they take their own minutes: `step.py r50-800-gn`,
-`evaluation.py` with its 5,000 images, `coco_load.py`, `gpu.py` and `kill.py`.
+Figures are kept as JSON in runs/bench; `benchmarks/performance.py` makes the tables of docs/performance.md of them.
+Apart, because each takes minutes: `evaluation.py` with its 5,000 images, `coco_load.py`, `gpu.py` and `kill.py`.
 """
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 HERE = Path(__file__).parent
-RUNS = (
-    ("step.py", "demo", "r50-800", "--repeats", "2", "--json", "runs/bench-steps.json"),
-    ("step.py", "r18-256", "r50-256", "--repeats", "2", "--train-only", "--json", "runs/bench-train-steps.json"),
-    ("loader.py", "--steps", "4"),
-    ("evaluation.py", "--images", "500", "--resamples", "50"),
-    ("reporting.py",),
-    ("calibration.py", "500"),
+KEPT = Path("runs/bench")
+STEP = "times, ratios and shares depend on the processor"
+RUNS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("demo", STEP, ("step.py", "demo", "--repeats", "5")),
+    ("r50-800", STEP, ("step.py", "r50-800", "--repeats", "2")),
+    (
+        "r18-256-r50-256",
+        STEP,
+        ("step.py", "r18-256", "r50-256", "--repeats", "2", "--train-only"),
+    ),
+    ("loader", "images per second depend on the processor, the ratio hardly", ("loader.py", "--steps", "4")),
+    (
+        "evaluation",
+        "times depend on the processor, the ratio hardly",
+        ("evaluation.py", "--images", "500", "--resamples", "50"),
+    ),
+    ("reporting", "times depend on the processor", ("reporting.py",)),
+    ("calibration", "nothing depends on the processor but the time", ("calibration.py", "500")),
 )
 
 
 def main() -> int:
     """Run every script in a process of its own; the exit code is the number that failed."""
-    failed = 0
-    for script, *arguments in RUNS:
-        print(f"\n== {script} {' '.join(arguments)}", flush=True)
+    failed, started = 0, time.perf_counter()
+    for name, depends, (script, *arguments) in RUNS:
+        if script != "calibration.py":
+            arguments += ["--json", str(KEPT / f"{name}.json")]
+        print(f"\n== {script} {' '.join(arguments)}: {depends}", flush=True)
         failed += subprocess.run([sys.executable, str(HERE / script), *arguments]).returncode != 0
+    print(f"\nall benchmarks: {(time.perf_counter() - started) / 60:.1f} min")
     return failed
 
 
