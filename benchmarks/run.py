@@ -1,7 +1,8 @@
 """Run the benchmarks one after another: `make bench`. Each is a script of its own and prints its own table.
 
 Figures are kept as JSON in runs/bench; `benchmarks/performance.py` makes the tables of docs/performance.md of them.
-Apart, because each takes minutes: `evaluation.py` with its 5,000 images, `coco_load.py`, `gpu.py` and `kill.py`.
+Apart, because each takes minutes: `step.py r18-256`, `evaluation.py` with its 5,000 images, `coco_load.py`, `gpu.py`,
+`kill.py` and `faults.py`.
 """
 
 import subprocess
@@ -15,11 +16,7 @@ STEP = "times, ratios and shares depend on the processor"
 RUNS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("demo", STEP, ("step.py", "demo", "--repeats", "5")),
     ("r50-800", STEP, ("step.py", "r50-800", "--repeats", "2")),
-    (
-        "r18-256-r50-256",
-        STEP,
-        ("step.py", "r18-256", "r50-256", "--repeats", "2", "--train-only"),
-    ),
+    ("r50-256", STEP, ("step.py", "r50-256", "--repeats", "2", "--train-only")),
     ("loader", "images per second depend on the processor, the ratio hardly", ("loader.py", "--steps", "4")),
     (
         "evaluation",

@@ -116,6 +116,21 @@ def test_only_single_cells_in_channels_last_memory_are_a_product():
         )
 
 
+@pytest.mark.parametrize("level", ["DEFAULT", "AVX2", "AVX512"])
+def test_the_gradient_of_3x3_kernels_is_ours_only_below_avx512(monkeypatch, level):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: level)
+    x = torch.randn(1, 6, 5, 7)
+    taken = {
+        (name, layout): Conv2d(6, 8, **options)._has_own_gradient(x.to(memory_format=layout))
+        for name, options in SHAPES.items()
+        for layout in LAYOUTS
+    }
+    mine = [] if level == "AVX512" else [("three by three", torch.channels_last)]
+    assert [place for place in taken if taken[place]] == mine
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
+        assert not Conv2d(6, 8, 3, padding=1)._has_own_gradient(x.to(memory_format=torch.channels_last))
+
+
 def test_no_image_gives_no_map():
     x = torch.empty(0, 6, 5, 7).to(memory_format=torch.channels_last)
     assert Conv2d(6, 8, 1)(x).shape == (0, 8, 5, 7)

@@ -7,24 +7,42 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from headstart.model.norm import norm
+from headstart.ops.convolution import WITHOUT_AVX512, conv3x3
 
 
 class Conv2d(nn.Conv2d):
-    """nn.Conv2d whose 1x1 kernels of stride 1 are matrix products on a CPU.
+    """nn.Conv2d that uses matrix products on a CPU: for 1x1 kernels, and for the gradient of 3x3 kernels.
 
-    In channels-last memory the cells are the rows of a matrix already. oneDNN's convolution of them takes as long
-    forward and up to half as long again backward, where it also needs its copies and zeros (docs/performance.md).
+    In channels-last memory the cells are the rows of a matrix already. oneDNN's convolution of 1x1 kernels takes as
+    long forward and up to half as long again backward, where it also needs its copies and zeros
+    (docs/performance.md); its gradient of 3x3 kernels is slow without AVX-512 (`ops/convolution.py`).
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self._is_product(x):
-            return super().forward(x)
-        return F.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+        if self._is_product(x):
+            return F.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+        if self._has_own_gradient(x):
+            return conv3x3(x, self.weight, self.bias)
+        return super().forward(x)
 
     def _is_product(self, x: Tensor) -> bool:
+        return self.kernel_size == (1, 1) and self.padding == (0, 0) and self._has_rows(x)
+
+    def _has_own_gradient(self, x: Tensor) -> bool:
         return (
-            self.kernel_size == self.stride == (1, 1)
-            and self.padding == (0, 0)
+            self.kernel_size == (3, 3)
+            and self.padding == self.dilation == (1, 1)
+            and self.weight.requires_grad
+            and torch.is_grad_enabled()
+            and self._has_rows(x)
+            and x.dtype == self.weight.dtype
+            and not torch.is_autocast_enabled("cpu")
+            and torch.backends.cpu.get_cpu_capability() in WITHOUT_AVX512
+        )
+
+    def _has_rows(self, x: Tensor) -> bool:
+        return (
+            self.stride == (1, 1)
             and self.groups == 1
             and x.device.type == "cpu"
             and not torch.compiler.is_compiling()

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from headstart.model.backbones import by_depth, initialise_convolutions
+from headstart.model.pyramid import Conv2d
 
 # Convolutions a stage: configurations A, B, D and E of the paper.
 DEPTHS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
@@ -31,7 +32,7 @@ class Vgg(nn.Module):
                 layers.append(nn.MaxPool2d(2, 2))
             out = width * min(2**stage, WIDEST)
             for _ in range(count):
-                layers += [nn.Conv2d(channels, out, 3, padding=1), nn.ReLU(inplace=True)]
+                layers += [Conv2d(channels, out, 3, padding=1), nn.ReLU(inplace=True)]
                 channels = out
             self.ends.append(len(layers))
         self.features = nn.Sequential(*layers)
