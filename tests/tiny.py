@@ -154,7 +154,7 @@ def tiny_study(root: Path, **changes) -> dict:
     return {
         "name": "tiny",
         "recipe": "base",
-        "set": {**DETECTOR, **scene_paths(root)},
+        "set": {key: value for key, value in {**DETECTOR, **scene_paths(root)}.items() if key != "train.schedule"},
         "arms": {
             "scratch": {"start.kind": "random"},
             "pretrained": {"start.kind": "backbone", "start.weights": "pretrain:forms"},

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from headstart.recipe.load import read_yaml
+from headstart.recipe.yaml_text import read_yaml
 from headstart.recipe.recipe import AnyRecipe, schedule_of
 from headstart.report.cost import Cost, public_cost, seen
 from headstart.study.spec import StudySpec, check_names
