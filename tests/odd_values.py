@@ -17,11 +17,14 @@ def places(data, path=()):
         yield from places(value, (*path, key))
 
 
-def odd_cases(data, skip=()):
-    """(dotted path, label of the value, the data with that value there); nothing below the paths in `skip`."""
+def odd_cases(data, start="", skip=()):
+    """(dotted path, label of the value, the data with that value there).
+
+    Paths begin with `start` and do not lie below one in `skip`.
+    """
     for path in places(data):
         dotted = ".".join(map(str, path))
-        if dotted.startswith(tuple(f"{prefix}." for prefix in skip)):
+        if not dotted.startswith(start) or dotted.startswith(tuple(f"{prefix}." for prefix in skip)):
             continue
         for label, value in VALUES.items():
             changed = copy.deepcopy(data)

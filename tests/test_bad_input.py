@@ -15,7 +15,7 @@ from cli_call import call
 from headstart.recipe.load import load_recipe
 from headstart.training.run import train
 from headstart.weights import checkpoint
-from tiny import CLASSIFIER, DETECTOR, NET, class_paths, scene_paths, tiny_classifier, tiny_study, tree_digest
+from tiny import CLASSIFIER, DETECTOR, NET, class_paths, patched, scene_paths, tiny_classifier, tiny_study, tree_digest
 
 
 class Bomb:
@@ -67,7 +67,7 @@ def overrides(patch):
 def tiny(data_root, **changes):
     """Arguments that make `base` the tiny detector."""
     patch = {name.replace("__", "."): value for name, value in changes.items()}
-    return overrides({**DETECTOR, **scene_paths(data_root), "train.base": "2 steps", **patch})
+    return overrides(patched({**DETECTOR, **scene_paths(data_root), "train.base": "2 steps"}, patch))
 
 
 def fail_to_train(say, finished, *expected, code=2, **changes):
@@ -80,7 +80,7 @@ RECIPES = [
     ({"train.rte": 1}, ["train.rte: unknown field", "'train.rate'"]),
     ({"model.mask.slot": 1}, ["model.mask.slot: unknown field", "'model.mask.slots'"]),
     ({"train.batch": "many"}, ["train.batch: 'many' is not valid", "integer"]),
-    ({"train.rate": -0.1}, ["train.rate: -0.1 is not valid", "greater than or equal to 1e-09"]),
+    ({"train.rate": -0.1}, ["train.rate: -0.1 is not valid", "greater than or equal to 0.000000001"]),
     ({"data.fraction": 0}, ["data.fraction: 0 is not valid", "greater than 0"]),
     ({"data.mask_frame": 14}, ["data.mask_frame: 14", "multiple of 4"]),
     ({"data.mask_frame": 0}, ["data.mask_frame: 0", "greater than or equal to 4"]),
@@ -126,8 +126,11 @@ RECIPES = [
     ({"evaluate.tta.vote_threshold": 0}, ["evaluate.tta.vote_threshold: 0", "greater than 0"]),
     ({"evaluate.every": "2"}, ["evaluate.every", "'2'", "unit"]),
     ({"model.keypoint.enabled": True}, ["train.json", "category 1", "no field 'keypoints'", "model.keypoint.enabled"]),
-    ({"train.batch": 65_536, "input.short": [8192], "input.long": 8192}, ["GiB for a training step", "train.batch 65536"]),
-    ({"train.clip_norm": -1}, ["train.clip_norm: -1 is not valid", "greater than or equal to 1e-06"]),
+    (
+        {"train.batch": 65_536, "input.short": [8192], "input.long": 8192},
+        ["GiB for a training step", "train.batch 65536"],
+    ),
+    ({"train.clip_norm": -1}, ["train.clip_norm: -1 is not valid", "greater than or equal to 0.000001"]),
     ({"evaluate.keypoint_sigmas": [0.1]}, ["evaluate.keypoint_sigmas", "model.keypoint.enabled is false", "null"]),
 ]
 

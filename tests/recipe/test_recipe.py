@@ -87,7 +87,7 @@ def test_another_spelling_of_a_shipped_recipe_is_a_recipe_file(tmp_path):
         ("model.rpn.ratio=[1]", "model.rpn.ratio: unknown field; the nearest name is 'model.rpn.ratios'"),
         ("sed=1", "sed: unknown field; the nearest name is 'seed'"),
         ("train.rate=fast", "train.rate: 'fast' is not valid: input should be a valid number"),
-        ("train.rate=-1", "train.rate: -1 is not valid: input should be greater than or equal to 1e-09"),
+        ("train.rate=-1", "train.rate: -1 is not valid: input should be greater than or equal to 0.000000001"),
         ("data.fraction=0", "data.fraction: 0 is not valid: input should be greater than 0"),
         ("data.fraction=1.5", "data.fraction: 1.5 is not valid: input should be less than or equal to 1"),
         ("train.batch=2.5", "train.batch: 2.5 is not valid"),

@@ -263,7 +263,7 @@ BAD_RULE = [
     ({"candidate": "pretrained"}, "rule.candidate is 'pretrained', the baseline itself"),
     ({"margin": 0}, "rule.margin is 0.0"),
     ({"margin": "much"}, "rule.margin: 'much' is not valid"),
-    ({"level": 95}, "rule.level is 95.0"),
+    ({"level": 95}, "rule.level: 95 is not valid: expected at most 0.9999"),
     ({"min_seeds": 1}, "rule.min_seeds is 1"),
     ({"test": "sign_flip"}, r"seeds: 2 can never satisfy rule.test sign_flip .* expected at least 5 seeds"),
     ({"test": "sign_flip", "kind": "superiority"}, "expected at least 6 seeds"),

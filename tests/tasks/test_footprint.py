@@ -1,4 +1,4 @@
-"""The memory estimate: close to the model's own weights, never above what a step keeps, one line where it cannot fit."""
+"""The memory estimate: close to the weights of a model, never above what a step keeps, one line where it cannot fit."""
 
 import time
 
@@ -22,7 +22,7 @@ def test_weights_are_those_of_the_model(name):
     layers = [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)]
     actual = sum(layer.weight.numel() for layer in layers)
     estimate = sum(cost.weights for cost in costs(recipe))
-    assert 0.97 * actual < estimate <= actual, (estimate, actual)
+    assert 0.99 * actual < estimate <= actual, (estimate, actual)
 
 
 DETECTORS = [
@@ -31,7 +31,11 @@ DETECTORS = [
     {"model__mask__enabled": False, "model__box__convs": 2, "model__box__conv_channels": 8},
     {"start__freeze": "stage2"},
     {"model__norm": "none"},
-    {"model__backbone": {"kind": "vgg", "depth": [1, 1, 1, 1, 1], "width": 8}, "model__norm": "none", "model__pyramid": False},
+    {
+        "model__backbone": {"kind": "vgg", "depth": [1, 1, 1, 1, 1], "width": 8},
+        "model__norm": "none",
+        "model__pyramid": False,
+    },
     {"model__backbone": {"kind": "detnet", "depth": [1, 1, 1, 1, 1], "width": 8}},
 ]
 
@@ -60,7 +64,10 @@ def test_a_step_keeps_at_least_what_is_estimated(data_root, changes):
 
 
 CASES = [
-    ({"model.box.pool": 128, "model.box.num_regions": 10**6, "model.rpn.train_after_nms": 10**6}, "model.box.num_regions"),
+    (
+        {"model.box.pool": 128, "model.box.num_regions": 10**6, "model.rpn.train_after_nms": 10**6},
+        "model.box.num_regions",
+    ),
     ({"model.box.fc_width": 16_384, "model.box.fcs": 16}, "model.box.fc_width 16384"),
     ({"model.backbone.width": 16_384}, "model.backbone.width 16384"),
     ({"model.mask.pool": 128, "model.mask.conv_channels": 8192}, "model.mask.pool 128"),

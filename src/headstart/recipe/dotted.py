@@ -7,13 +7,13 @@ MOST_PARTS = 20  # of a path; recipes have four
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested mapping as {dotted path: value}; ValueError for a path that is given in two spellings."""
+    """A nested mapping as {dotted path: value}; ValueError for a path with two values."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         path = f"{prefix}{key}"
         for name, leaf in (flatten(value, f"{path}.") if isinstance(value, dict) else {path: value}).items():
-            if name in flat:
-                raise ValueError(f"{name}: is given twice, whole and within its section; expected it once")
+            if name in flat and flat[name] != leaf:
+                raise ValueError(f"{name}: is given twice, also within its section; expected one value")
             flat[name] = leaf
     return flat
 

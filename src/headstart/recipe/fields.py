@@ -19,9 +19,7 @@ def whole(least: int, most: int) -> Any:
     return Field(strict=True, ge=least, le=most)
 
 
-def real(
-    *, ge: float | None = None, gt: float | None = None, le: float | None = None, lt: float | None = None
-) -> Any:
+def real(*, ge: float | None = None, gt: float | None = None, le: float | None = None, lt: float | None = None) -> Any:
     """Range of a finite number."""
     return Field(strict=True, allow_inf_nan=False, ge=ge, gt=gt, le=le, lt=lt)
 
@@ -34,6 +32,12 @@ def _duration(value: object) -> object:
 def _base(value: object) -> object:
     if not _accepted(parse_duration, value)[0]:
         raise PydanticCustomError("duration", "expected more than nothing")
+    return value
+
+
+def _number(value: object) -> object:
+    if isinstance(value, bool | float):  # which equal numbers of a list of choices
+        raise PydanticCustomError("number", "expected a whole number")
     return value
 
 
@@ -55,6 +59,7 @@ Text = Annotated[str, Field(max_length=4096, pattern=r"^[^\x00]*$")]  # PATH_MAX
 Duration = Annotated[int | str, BeforeValidator(_duration)]
 Base = Annotated[int | str, BeforeValidator(_base)]
 ScheduleName = Annotated[str, BeforeValidator(_schedule)]
+Stride = Annotated[Literal[1, 2, 4], BeforeValidator(_number)]
 Share = Annotated[float, real(ge=0, le=1)]
 DataShare = Annotated[float, real(gt=0, le=1)]
 BelowOne = Annotated[float, real(ge=0, lt=1)]

@@ -104,15 +104,17 @@ def _bounds_in(given: Any) -> list[Any]:
 
 
 def _range(bounds: Sequence[Any]) -> str:
-    """Bounds in words, such as " from 1 to 128"."""
-    words = {"ge": "from {:,}", "gt": "above {:,}", "le": "to {:,}", "lt": "below {:,}", "multiple_of": "in steps of {}"}
-    found = [
-        text.format(getattr(bound, name))
-        for name, text in words.items()
+    """Bounds in words, such as " from 1 to 128" and " above 0, at most 1"."""
+    found = {
+        name: getattr(bound, name)
+        for name in ("ge", "gt", "le", "lt", "multiple_of")
         for bound in bounds
         if getattr(bound, name, None) is not None
-    ]
-    return "".join(f" {each}" for each in found)
+    }
+    words = {"ge": " from {:,}", "gt": " above {:,}", "le": ", at most {:,}", "lt": ", below {:,}"}
+    if "ge" in found:
+        words["le"] = " to {:,}"
+    return "".join((words | {"multiple_of": " in steps of {}"})[name].format(value) for name, value in found.items())
 
 
 if __name__ == "__main__":

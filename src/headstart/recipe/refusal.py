@@ -31,7 +31,9 @@ _SHOWN = reprlib.Repr()
 _SHOWN.maxstring = _SHOWN.maxother = _SHOWN.maxlong = 60
 
 
-def validate(model: type[BaseModel], values: dict[str, Any], source: str, origins: Mapping[str, str] | None = None) -> Any:
+def validate(
+    model: type[BaseModel], values: dict[str, Any], source: str, origins: Mapping[str, str] | None = None
+) -> Any:
     """A pydantic model of plain values.
 
     ValueError for the first problem, in one line: source, the patch that gave the value where `origins` has one, field,
@@ -71,7 +73,11 @@ def _path_of(location: tuple[str | int, ...], values: Any, kind: str) -> str:
     """The dotted path of a pydantic error: its location without the tags of unions, which are no keys of the values."""
     path: list[str] = []
     for place, key in enumerate(location, start=1):
-        is_there = key in values if isinstance(values, dict) else isinstance(values, list | tuple) and key in range(len(values))
+        is_there = (
+            key in values
+            if isinstance(values, dict)
+            else isinstance(values, list | tuple) and key in range(len(values))
+        )
         if is_there:
             values = values[key]
         elif place < len(location) or kind not in ("missing", "extra_forbidden"):

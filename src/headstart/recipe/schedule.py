@@ -209,7 +209,8 @@ def parse_duration(text: str | int, *, field: str = "duration") -> tuple[Fractio
         found = _DURATION.fullmatch(text.strip()) if isinstance(text, str) else None
         if found is None:
             raise ValueError(
-                f'{field} is {reprlib.repr(text)}, expected a number with a unit: "500 steps", "12 epochs", "90k images"'
+                f"{field} is {reprlib.repr(text)}, expected a number with a unit: "
+                '"500 steps", "12 epochs", "90k images"'
             )
         amount = Fraction(found[1].replace(",", "").replace("_", "")) * _MULTIPLES[found[2]]
         unit = found[3].rstrip("s")

@@ -1,6 +1,6 @@
 """Sections of segmentation recipes."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
@@ -19,6 +19,7 @@ from headstart.recipe.fields import (
     Share,
     Side,
     Sizes,
+    Stride,
     Text,
     TimmPart,
     Width,
@@ -69,7 +70,7 @@ class SegmentInput(Part):
 class SemanticPart(Part):
     channels: Width
     norm: Flag
-    loss_stride: Literal[1, 2, 4]
+    loss_stride: Stride
     weight: Factor
 
 

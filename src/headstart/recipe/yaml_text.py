@@ -19,12 +19,11 @@ _SURROGATE = re.compile("[\ud800-\udfff]")  # half of a pair, which no file can 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # libyaml where PyYAML has it: it is faster
     """YAML with the numbers of its version 1.2: 1e-4 is one, while 1:30, 010 and dates are text."""
 
-    yaml_implicit_resolvers = {
-        first: [entry for entry in known if entry[0].rpartition(":")[2] not in ("int", "float", "timestamp")]
-        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
 
-
+_Loader.yaml_implicit_resolvers = {
+    first: [entry for entry in known if entry[0].rpartition(":")[2] not in ("int", "float", "timestamp")]
+    for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 _FIRST = list("-+0123456789.")
 _Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?(0|[1-9][0-9_]{0,30})$"), _FIRST)
 _Loader.add_implicit_resolver(
@@ -50,16 +49,23 @@ def _refused(mark: yaml.Mark, message: str) -> _Refused:
 
 
 def _mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-    """The mapping of a node; refuses a repeated key, of which YAML would keep the last."""
+    """The mapping of a node; refuses a repeated key, of which YAML would keep the last.
+
+    Its own keys replace those that "<<" merges.
+    """
+    own = {id(key_node) for key_node, _ in node.value}
     loader.flatten_mapping(node)
     seen: dict[Any, Any] = {}
+    given: set[Any] = set()
     for key_node, value_node in node.value:
         key = loader.construct_object(key_node, deep=True)
         # Larger numbers can be made to share one hash, so that a mapping takes minutes.
         if not isinstance(key, Hashable) or isinstance(key, float) or (isinstance(key, int) and abs(key) >= 2**60):
             raise _refused(key_node.start_mark, f"{reprlib.repr(key)} cannot be a key")
-        if key in seen:
+        if key in given:
             raise _refused(key_node.start_mark, f"{reprlib.repr(key)} is given twice")
+        if id(key_node) in own:
+            given.add(key)
         seen[key] = loader.construct_object(value_node, deep=True)
     return seen
 

@@ -57,7 +57,7 @@ def flat_patch(where: str, patch: Mapping[str, Any], *, allowed: Collection[str]
 
 
 def check_schedules(chosen: Iterable[tuple[str, str, tuple[str, ...]]], num_seeds: int) -> None:
-    """ValueError for schedules (arm, amount of data, names) that are none, of no known form, given twice, or too many."""
+    """ValueError for schedules (arm, amount of data, names) that are none, not known, given twice, or too many."""
     num_cells = 0
     for arm, amount, names in chosen:
         if not names:
@@ -101,9 +101,7 @@ def check_arms_differ(recipes: Mapping[str, AnyRecipe], others: Mapping[str, obj
             )
 
 
-def check_measured(
-    metric: str, recipe: AnyRecipe, variants: Mapping[str, Mapping[str, Any]], where: str
-) -> None:
+def check_measured(metric: str, recipe: AnyRecipe, variants: Mapping[str, Mapping[str, Any]], where: str) -> None:
     """ValueError for a metric that evaluations of a recipe, or of a variant of it, do not measure."""
     variant, _, plain = metric.rpartition(":")
     kind, kinds = "class" if plain == "top1" else plain.partition(".")[0], TASKS[recipe.task].kinds

@@ -6,6 +6,7 @@ as much (optimizers, norms, copies), so what fits is never refused.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 from headstart import hardware
 from headstart.model.backbones import STAGES
@@ -21,7 +22,7 @@ GIB = 2**30
 
 
 @dataclass(frozen=True)
-class Cost:
+class PartCost:
     """Weights of a part, numbers that it keeps for the backward pass of an image, and the fields that cause both."""
 
     weights: int
@@ -53,7 +54,7 @@ def check_memory(recipe: AnyRecipe) -> None:
     )
 
 
-def costs(recipe: AnyRecipe) -> list[Cost]:
+def costs(recipe: AnyRecipe) -> list[PartCost]:
     """Costs of the parts of a recipe's model, a model of one class."""
     if isinstance(recipe, Recipe) and recipe.input.jitter.enabled:
         side, field = recipe.input.jitter.crop, "input.jitter.crop"
@@ -62,10 +63,10 @@ def costs(recipe: AnyRecipe) -> list[Cost]:
     else:
         side, field = max(recipe.input.short), "input.short"  # a padded image has at least this square
     maps, found = _backbone(recipe, side**2, field)
-    found.append(Cost(0, 3 * side**2, (field,)))
+    found.append(PartCost(0, 3 * side**2, (field,)))
     if isinstance(recipe, ClassifyRecipe):
         widths = [maps[-1][0] * recipe.model.pool**2 if maps else 0, *recipe.model.hidden]
-        return [*found, Cost(_products(widths), sum(widths), ("model.hidden", "model.pool"))]
+        return [*found, PartCost(_products(widths), sum(widths), ("model.hidden", "model.pool"))]
     if isinstance(recipe, SegmentRecipe):
         return [*found, _pyramid(recipe, maps, side**2, field), _semantic(recipe, maps, side**2, field)]
     return [*found, *_detector(recipe, maps, side**2, field)]
@@ -74,7 +75,7 @@ def costs(recipe: AnyRecipe) -> list[Cost]:
 Map = tuple[int, int]  # channels, stride
 
 
-def _backbone(recipe: AnyRecipe, area: int, field: str) -> tuple[list[Map], list[Cost]]:
+def _backbone(recipe: AnyRecipe, area: int, field: str) -> tuple[list[Map], list[PartCost]]:
     """Maps of the backbone, and its cost; that of timm's is not known, and counts as none."""
     part = recipe.model.backbone
     if part.kind == "timm":
@@ -88,7 +89,7 @@ def _backbone(recipe: AnyRecipe, area: int, field: str) -> tuple[list[Map], list
     kept = sum(channels / stride**2 * area for _, _, channels, stride in plan[frozen:])
     maps = [(stage[0], stage[3]) for stage in plan[1:]] if part.kind != "vgg" else [(plan[-1][0], plan[-1][3])]
     fields = [f"model.backbone.{name}" for name in ("depth", "width", "groups", "group_width") if hasattr(part, name)]
-    return maps, [Cost(weights, kept, (*fields, field))]
+    return maps, [PartCost(weights, kept, (*fields, field))]
 
 
 Stage = tuple[int, int, int, int]  # channels of its map, weights, channels of all outputs of convolutions, stride
@@ -112,6 +113,8 @@ def _resnet(part: ResNetPart | DetNetPart) -> Iterator[Stage]:
         own = 9 * middle**2 // groups + middle * out if bottleneck else 9 * middle * out
         entry = 1 if bottleneck else 9
         weights = count * own + entry * middle * (channels + (count - 1) * out)
+        if index or channels != out:  # the shortcut of the first block
+            weights += channels * out
         outputs = count * ((2 * middle if bottleneck else middle) + out)
         yield out, weights, outputs, 4 * scale
         channels = out
@@ -126,29 +129,33 @@ def _vgg(part: VggPart) -> Iterator[Stage]:
         channels = out
 
 
-def _pyramid(recipe: Recipe | SegmentRecipe, maps: list[Map], area: int, field: str) -> Cost:
+def _pyramid(recipe: Recipe | SegmentRecipe, maps: list[Map], area: int, field: str) -> PartCost:
     width = recipe.model.pyramid_channels
     weights = sum(channels * width + 9 * width**2 for channels, _ in maps)
     kept = sum(2 * width * area / stride**2 for _, stride in maps)
-    return Cost(weights, kept, ("model.pyramid_channels", field))
+    return PartCost(weights, kept, ("model.pyramid_channels", field))
 
 
-def _semantic(recipe: SegmentRecipe, maps: list[Map], area: int, field: str) -> Cost:
+def _semantic(recipe: SegmentRecipe, maps: list[Map], area: int, field: str) -> PartCost:
     width = recipe.model.semantic.channels
-    weights = len(maps) * 9 * recipe.model.pyramid_channels * width
-    return Cost(weights, len(maps) * width * area / 16, ("model.semantic.channels", field))
+    weights = 0
+    for _, stride in maps:
+        convs = max((stride // 4).bit_length() - 1, 1)  # one for each doubling up to stride 4
+        weights += _convolutions(recipe.model.pyramid_channels, convs, width)
+    return PartCost(weights, len(maps) * width * area / 16, ("model.semantic.channels", field))
 
 
-def _detector(recipe: Recipe, maps: list[Map], area: int, field: str) -> list[Cost]:
+def _detector(recipe: Recipe, maps: list[Map], area: int, field: str) -> list[PartCost]:
     model, rpn, box = recipe.model, recipe.model.rpn, recipe.model.box
-    found: list[Cost] = []
+    found: list[PartCost] = []
     if model.pyramid:
         found.append(_pyramid(recipe, maps, area, field))
         maps = [(model.pyramid_channels, stride) for _, stride in maps]
     channels = maps[-1][0] if maps else 0
     cells = sum(area / stride**2 for _, stride in maps)
     kept = rpn.num_convs * channels * cells
-    found.append(Cost(rpn.num_convs * 9 * channels**2, kept, ("model.rpn.num_convs", "model.pyramid_channels", field)))
+    fields = ("model.rpn.num_convs", "model.pyramid_channels", field)
+    found.append(PartCost(rpn.num_convs * 9 * channels**2, kept, fields))
     # No more regions are drawn than proposals are there, and no more proposals than anchors.
     anchors = int(cells) * len(rpn.ratios) * (1 if model.pyramid else len(rpn.anchor_sizes))
     levels = len(rpn.anchor_sizes) if model.pyramid else 1
@@ -159,17 +166,19 @@ def _detector(recipe: Recipe, maps: list[Map], area: int, field: str) -> list[Co
     kept = regions * (cells * (channels + box.convs * box.conv_channels) + box.fcs * box.fc_width)
     heads = len(model.cascade.iou) if model.cascade.enabled else 1
     names = ("num_regions", "pool", "convs", "conv_channels", "fcs", "fc_width")
-    found.append(Cost(heads * weights, heads * kept, tuple(f"model.box.{name}" for name in names)))
+    found.append(PartCost(heads * weights, heads * kept, tuple(f"model.box.{name}" for name in names)))
     for name, part in (("mask", model.mask), ("keypoint", model.keypoint)):
         if part.enabled:
             slots = min(part.slots, int(regions * box.positive_fraction))
-            weights = _convolutions(channels, part.convs, part.conv_channels) + 4 * part.conv_channels
+            weights = _convolutions(channels, part.convs, part.conv_channels)
+            if name == "mask":  # its transposed convolution; that of keypoints has one channel a keypoint
+                weights += 4 * (part.conv_channels if part.convs else channels) * part.conv_channels
             kept = slots * part.pool**2 * (channels + part.convs * part.conv_channels)
             fields = tuple(f"model.{name}.{field}" for field in ("slots", "pool", "convs", "conv_channels"))
-            found.append(Cost(weights, kept, fields))
+            found.append(PartCost(weights, kept, fields))
     if recipe.data.max_objects and model.mask.enabled:  # frames of one byte a cell
         kept = recipe.data.max_objects * recipe.data.mask_frame**2 / 4
-        found.append(Cost(0, kept, ("data.max_objects", "data.mask_frame")))
+        found.append(PartCost(0, kept, ("data.max_objects", "data.mask_frame")))
     return found
 
 
@@ -180,5 +189,4 @@ def _convolutions(channels: int, convs: int, width: int) -> int:
 
 def _products(widths: Iterable[int]) -> int:
     """Weights of fully connected layers between layers of these widths."""
-    widths = list(widths)
-    return sum(a * b for a, b in zip(widths, widths[1:], strict=False))
+    return sum(a * b for a, b in pairwise(widths))

@@ -130,7 +130,9 @@ def require_images(*sets: Dataset) -> None:
                 known[folder] = set(os.listdir(path)) if path.is_dir() else set()
             # Asked again by its path where the file system does not mind the case or form of a name.
             if file not in known[folder] and not data.image_path(i).is_file():
-                raise ValueError(f"{data.path}: {name!r} is not in {data.image_dir}, expected every image that it lists")
+                raise ValueError(
+                    f"{data.path}: {name!r} is not in {data.image_dir}, expected every image that it lists"
+                )
 
 
 def eval_images(recipe: Any, data: Dataset) -> EvalImages:
