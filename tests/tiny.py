@@ -50,7 +50,6 @@ DETECTOR = {
     "train.rate": 0.01,
     "train.warmup": "2 steps",
     "train.base": "4 steps",
-    "train.schedule": "2x",
     "train.threads": 1,
     "train.log_every": 3,
     "evaluate.every": "4 steps",
@@ -68,7 +67,6 @@ CLASSIFIER = {
     "train.rate": 0.02,
     "train.warmup": "1 steps",
     "train.base": "4 steps",
-    "train.schedule": "1x",
     "train.threads": 1,
     "train.log_every": 2,
     "evaluate.every": "0 steps",
@@ -160,7 +158,7 @@ def tiny_study(root: Path, **changes) -> dict:
     return {
         "name": "tiny",
         "recipe": "base",
-        "set": {key: value for key, value in {**DETECTOR, **scene_paths(root)}.items() if key != "train.schedule"},
+        "set": {**DETECTOR, **scene_paths(root)},
         "arms": {
             "scratch": {"start.kind": "random"},
             "pretrained": {"start.kind": "backbone", "start.weights": "pretrain:forms"},
