@@ -37,7 +37,6 @@ NARROW = {
     "train.threads": 1,
     "train.warmup": "0 steps",
     "train.base": "4 steps",
-    "train.schedule": "1x",
 }
 
 
@@ -103,7 +102,7 @@ def commands(folder: Path) -> dict[str, list[str]]:
     train, val = generate(folder, 4, 2, seed=0, size=64, processes=1)
     data = {"data.train": str(train), "data.train_images": str(folder / "train")}
     data |= {"data.val": str(val), "data.val_images": str(folder / "val")}
-    words = [f"{key}={value}" for key, value in (NARROW | data).items()]
+    words = [f"{key}={value}" for key, value in (NARROW | data | {"train.schedule": "1x"}).items()]
     study = {"name": "hops", "recipe": "small", "set": NARROW | data, "arms": {"one": {}}, "schedules": ["1x"]}
     file = folder / "hops.yaml"
     file.write_text(yaml.safe_dump(study), encoding="utf-8")

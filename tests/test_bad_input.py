@@ -15,7 +15,7 @@ from cli_call import call
 from headstart.recipe.load import load_recipe
 from headstart.training.run import train
 from headstart.weights import checkpoint
-from tiny import CLASSIFIER, DETECTOR, NET, class_paths, scene_paths, tiny_classifier, tiny_study, tree_digest
+from tiny import CLASSIFIER, DETECTOR, NET, class_paths, patched, scene_paths, tiny_classifier, tiny_study, tree_digest
 
 
 class Bomb:
@@ -67,7 +67,7 @@ def overrides(patch):
 def tiny(data_root, **changes):
     """Arguments that make `base` the tiny detector."""
     patch = {name.replace("__", "."): value for name, value in changes.items()}
-    return overrides({**DETECTOR, **scene_paths(data_root), "train.base": "2 steps", **patch})
+    return overrides(patched({**DETECTOR, **scene_paths(data_root), "train.base": "2 steps"}, patch))
 
 
 def fail_to_train(say, finished, *expected, code=2, **changes):
@@ -80,11 +80,11 @@ RECIPES = [
     ({"train.rte": 1}, ["train.rte: unknown field", "'train.rate'"]),
     ({"model.mask.slot": 1}, ["model.mask.slot: unknown field", "'model.mask.slots'"]),
     ({"train.batch": "many"}, ["train.batch: 'many' is not valid", "integer"]),
-    ({"train.rate": -0.1}, ["train.rate: -0.1 is not valid", "greater than 0"]),
+    ({"train.rate": -0.1}, ["train.rate: -0.1 is not valid", "greater than or equal to 0.000000001"]),
     ({"data.fraction": 0}, ["data.fraction: 0 is not valid", "greater than 0"]),
     ({"data.mask_frame": 14}, ["data.mask_frame: 14", "multiple of 4"]),
     ({"data.mask_frame": 0}, ["data.mask_frame: 0", "greater than or equal to 4"]),
-    ({"input.std": [58.0, 0.0, 57.0]}, ["input.std.1: 0.0", "greater than 0"]),
+    ({"input.std": [58.0, 0.0, 57.0]}, ["input.std.1: 0.0", "greater than or equal to 0.001"]),
     ({"input.mean": [1.0, 2.0]}, ["input.mean.2: missing"]),
     ({"model.norm_groups": 3}, ["norm_groups", "3", "8"]),
     ({"model.cascade.enabled": True}, ["model.box.class_agnostic: false, expected true with model.cascade.enabled"]),
@@ -126,6 +126,11 @@ RECIPES = [
     ({"evaluate.tta.vote_threshold": 0}, ["evaluate.tta.vote_threshold: 0", "greater than 0"]),
     ({"evaluate.every": "2"}, ["evaluate.every", "'2'", "unit"]),
     ({"model.keypoint.enabled": True}, ["train.json", "category 1", "no field 'keypoints'", "model.keypoint.enabled"]),
+    (
+        {"train.batch": 65_536, "input.short": [8192], "input.long": 8192},
+        ["GiB for a training step", "train.batch 65536"],
+    ),
+    ({"train.clip_norm": -1}, ["train.clip_norm: -1 is not valid", "greater than or equal to 0.000001"]),
     ({"evaluate.keypoint_sigmas": [0.1]}, ["evaluate.keypoint_sigmas", "model.keypoint.enabled is false", "null"]),
 ]
 
@@ -157,6 +162,26 @@ def test_segmentation_recipes(say, finished, patch, expected):
     base = {**NET, **scene_paths(finished["data"]), "model.pyramid_channels": 8, "model.semantic.channels": 8}
     small = {"train.batch": 2, "train.base": "2 steps", "train.warmup": "0 steps", "data.num_workers": 0}
     refused(say("train", "base_segment", *overrides({**base, **small, **patch}), "--out", finished["runs"]), *expected)
+
+
+@pytest.mark.parametrize("value", ["[", "@x", "%", "\tx: 1", "*a", "[" * 3000])
+def test_overrides_that_are_no_yaml(say, value):
+    refused(say("recipe", "show", "base", f"train.rate={value}"), "override 'train.rate=")
+
+
+def test_an_override_given_two_values(say, data_root):
+    refused(say("recipe", "show", "base", "seed=1", "seed=2"), "override seed: is given twice, as 1 and 2")
+    refused(say("recipe", "show", "base", "train={rate: 1}", "train.rate=2"), "(override): train.rate: is given twice")
+    assert say("recipe", "show", "base", "seed=1", "seed=1").code == 0
+
+
+def test_files_where_yaml_is_expected(say, tmp_path, data_root):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "picture.yaml").write_bytes((data_root / "scenes/val/000000.jpg").read_bytes())
+    for name, expected in (("folder", "is a folder or a device"), ("/dev/zero", "is a folder or a device"),
+                           ("picture.yaml", "is not a text file")):  # fmt: skip
+        refused(say("recipe", "show", tmp_path / name), name, expected)
+        refused(say("study", "plan", tmp_path / name), name, expected)
 
 
 @pytest.mark.parametrize("text", ["train.rate", "=1"])
@@ -288,6 +313,18 @@ def test_data(say, finished, data_root, tmp_path, change, expected):
     fail_to_train(say, finished, *expected, train__base="4 steps", **changed_scenes(data_root, tmp_path, change))
 
 
+def test_a_missing_validation_image_is_named_before_the_first_step(say, finished, data_root, tmp_path):
+    """Evaluation would meet it only at its end; a folder that is empty or absent misses all."""
+    folder = shutil.copytree(data_root / "scenes", tmp_path / "scenes")
+    (folder / "val" / "000001.jpg").unlink()
+    fields = {"data__val": str(folder / "val.json"), "data__val_images": str(folder / "val")}
+    fail_to_train(say, finished, "val.json: '000001.jpg' is not in", folder / "val", **fields)
+    answer = say("train", "base", *tiny(data_root, **fields), "--out", tmp_path / "runs")
+    refused(answer, "000001.jpg")
+    assert not (tmp_path / "runs").exists()
+    fail_to_train(say, finished, "'000000.jpg' is not in", "nowhere", **{**fields, "data__val_images": "nowhere"})
+
+
 def test_json_that_is_none(say, finished, tmp_path):
     for name, content in (("torn.json", '{"images": [{"id": 1'), ("list.json", "[]"), ("empty.json", "")):
         (tmp_path / name).write_text(content)
@@ -364,7 +401,7 @@ def test_verify_and_report_on_folders_that_are_none(say, tmp_path):
 RULE = {"metric": "box.AP", "baseline": "pretrained", "candidate": "scratch", "margin": 0.01, "level": 0.95}
 RULE |= {"test": "t", "min_seeds": 3, "kind": "equivalence"}
 STUDIES = [
-    ({"rule": {**RULE, "candidate": "scrach"}}, ["rule: arm 'scrach'", "'scratch'"]),
+    ({"rule": {**RULE, "candidate": "scrach"}}, ["rule.candidate: arm 'scrach'", "'scratch'"]),
     ({"rule": {**RULE, "metric": "box.AP60"}}, ["rule.metric 'box.AP60'", "'box.AP"]),
     ({"rule": {**RULE, "marginn": 1}}, ["rule key 'marginn'", "'margin'"]),
     ({"rule": {**RULE, "test": "sign_flip"}, "seeds": 2}, ["seeds: 2 can never satisfy", "sign_flip", "at least"]),
@@ -417,7 +454,7 @@ def test_a_batch_that_does_not_divide_among_processes(say, finished, data_root, 
 
 
 def test_a_loss_that_is_not_finite_ends_with_code_3(say, finished, data_root, tmp_path):
-    answer = say("train", "base", *tiny(data_root, train__rate=1e30, train__base="4 steps"), "--out", tmp_path / "runs")
+    answer = say("train", "base", *tiny(data_root, train__rate=1e6, train__base="4 steps"), "--out", tmp_path / "runs")
     assert answer.code == 3
     assert len(answer.err.splitlines()) == 1
     for part in ("headstart: step ", "the loss is not finite", "images ", "stopped before the update"):

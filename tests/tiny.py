@@ -50,7 +50,6 @@ DETECTOR = {
     "train.rate": 0.01,
     "train.warmup": "2 steps",
     "train.base": "4 steps",
-    "train.schedule": "2x",
     "train.threads": 1,
     "train.log_every": 3,
     "evaluate.every": "4 steps",
@@ -68,7 +67,6 @@ CLASSIFIER = {
     "train.rate": 0.02,
     "train.warmup": "1 steps",
     "train.base": "4 steps",
-    "train.schedule": "1x",
     "train.threads": 1,
     "train.log_every": 2,
     "evaluate.every": "0 steps",
@@ -123,16 +121,22 @@ def class_paths(root: Path) -> dict[str, str]:
     return {"data.train": str(root / "classes/train"), "data.val": str(root / "classes/val")}
 
 
+def patched(base: dict, changes: dict) -> dict:
+    """Overrides with others in their place: one that is a section takes the place of all its fields."""
+    sections = tuple(f"{name}." for name in changes)
+    return {name: value for name, value in base.items() if not name.startswith(sections)} | changes
+
+
 def tiny_recipe(root: Path, **changes):
     """The tiny detector's recipe; `changes` are overrides with "__" for the dots."""
     patch = {name.replace("__", "."): value for name, value in changes.items()}
-    return load_recipe("base", {**DETECTOR, **scene_paths(root), **patch})
+    return load_recipe("base", patched({**DETECTOR, **scene_paths(root)}, patch))
 
 
 def tiny_classifier(root: Path, **changes):
     """The tiny classifier's recipe; `changes` as in `tiny_recipe`."""
     patch = {name.replace("__", "."): value for name, value in changes.items()}
-    return load_recipe("base_classify", {**CLASSIFIER, **class_paths(root), **patch})
+    return load_recipe("base_classify", patched({**CLASSIFIER, **class_paths(root)}, patch))
 
 
 def pixel_paths(root: Path, *, maps: bool = True) -> dict[str, str]:
@@ -146,7 +150,7 @@ def pixel_paths(root: Path, *, maps: bool = True) -> dict[str, str]:
 def tiny_segmenter(root: Path, *, maps: bool = True, **changes):
     """The tiny segmentation model's recipe; `changes` as in `tiny_recipe`."""
     patch = {name.replace("__", "."): value for name, value in changes.items()}
-    return load_recipe("base_segment", {**SEGMENTER, **pixel_paths(root, maps=maps), **patch})
+    return load_recipe("base_segment", patched({**SEGMENTER, **pixel_paths(root, maps=maps)}, patch))
 
 
 def tiny_study(root: Path, **changes) -> dict:

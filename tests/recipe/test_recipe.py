@@ -9,17 +9,14 @@ import torch
 import yaml
 from pydantic import BaseModel
 
-from headstart.recipe import load as resolve_module
+from headstart.recipe import yaml_text
 from headstart.recipe.dotted import flatten, unflatten
 from headstart.recipe.load import (
     find,
     load_recipe,
-    parse_override,
-    read_yaml,
     resolve,
     shipped,
     stored_recipe,
-    validate,
 )
 from headstart.recipe.recipe import (
     DIGESTED_BY_CONTENT,
@@ -32,6 +29,8 @@ from headstart.recipe.recipe import (
     schedule_of,
     to_dict,
 )
+from headstart.recipe.refusal import validate
+from headstart.recipe.yaml_text import parse_override, read_yaml
 
 KINDS = {"base": Recipe, "base_classify": ClassifyRecipe, "base_segment": SegmentRecipe}
 
@@ -88,7 +87,7 @@ def test_another_spelling_of_a_shipped_recipe_is_a_recipe_file(tmp_path):
         ("model.rpn.ratio=[1]", "model.rpn.ratio: unknown field; the nearest name is 'model.rpn.ratios'"),
         ("sed=1", "sed: unknown field; the nearest name is 'seed'"),
         ("train.rate=fast", "train.rate: 'fast' is not valid: input should be a valid number"),
-        ("train.rate=-1", "train.rate: -1 is not valid: input should be greater than 0"),
+        ("train.rate=-1", "train.rate: -1 is not valid: input should be greater than or equal to 0.000000001"),
         ("data.fraction=0", "data.fraction: 0 is not valid: input should be greater than 0"),
         ("data.fraction=1.5", "data.fraction: 1.5 is not valid: input should be less than or equal to 1"),
         ("train.batch=2.5", "train.batch: 2.5 is not valid"),
@@ -125,11 +124,11 @@ def test_numbers_are_numbers(text):
 @pytest.mark.parametrize("libyaml", [True, False])
 def test_yaml_means_the_same_with_and_without_libyaml(monkeypatch, libyaml):
     """PyYAML may come without its C library: numbers, repeated keys and shipped files are read the same way."""
-    assert issubclass(resolve_module._Loader, yaml.CSafeLoader)
-    reader = resolve_module
+    assert issubclass(yaml_text._Loader, yaml.CSafeLoader)
+    reader = yaml_text
     if not libyaml:
         monkeypatch.delattr(yaml, "CSafeLoader")
-        spec = importlib.util.spec_from_file_location("resolve_without_libyaml", resolve_module.__file__)
+        spec = importlib.util.spec_from_file_location("yaml_text_without_libyaml", yaml_text.__file__)
         reader = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(reader)
         assert issubclass(reader._Loader, yaml.SafeLoader)

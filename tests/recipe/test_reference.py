@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from headstart.recipe.dotted import flatten
-from headstart.recipe.load import read_yaml, shipped
+from headstart.recipe.load import shipped
 from headstart.recipe.reference import comments_of, reference
+from headstart.recipe.yaml_text import read_yaml
 
 DOCS = Path(__file__).parents[2] / "docs"
 

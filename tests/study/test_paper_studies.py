@@ -9,8 +9,8 @@ from headstart.recipe.load import shipped
 from headstart.recipe.recipe import Recipe, to_dict
 from headstart.report.paper import account, paper_tables
 from headstart.study import prepare as study_run
-from headstart.study.checks import PaperTable
 from headstart.study.prepare import arm_recipe, prepare, pretrain_recipe, refuse_undeclared
+from headstart.study.sections import PaperTable
 from headstart.study.spec import read_study
 from headstart.weights.audit import audit, tensor_digests
 from headstart.weights.files import read_weights

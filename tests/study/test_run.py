@@ -376,7 +376,7 @@ def test_a_study_file_of_the_user_in_the_place_of_ours_stays(data_root, tmp_path
 
 def test_an_error_in_a_worker_stops_the_study_with_its_line(data_root, tmp_path):
     changes = tiny_study(data_root, arms={"scratch": {}}, pretrain={}, schedules=["2x"])
-    changes["set"]["train.rate"] = 1e30
+    changes["set"]["train.rate"] = 1e6
     prepared = prepare(parse_study(changes, source="tiny"))
     with pytest.raises(FloatingPointError, match=r"step \d+: the loss is not finite .* on images .*stopped before"):
         run_study(prepared, tmp_path, jobs=2)

@@ -47,7 +47,7 @@ def test_the_best_is_picked_and_written_with_the_effort(data_root, tmp_path, mon
 
     monkeypatch.chdir(tmp_path)
     own = tiny_study(data_root, search={**SEARCH, "grid": {"train.rate": [0.01, 0.02]}, "arm": "scratch"})
-    path = write_study(tmp_path / "mine.yaml", {**own, "arms": {"scratch": {}, "other": {"start.freeze": "none"}}})
+    path = write_study(tmp_path / "mine.yaml", {**own, "arms": {"scratch": {}, "other": {"train.momentum": 0.8}}})
     search(str(path), [], tmp_path / "runs", 1)
     directory = tmp_path / "runs/tiny-search"
     folder = read_study_folder(directory)

@@ -53,10 +53,16 @@ def show(title: str, header: list[str], rows: list[list[Any]]) -> None:
 
 
 def patch_of(overrides: list[str] | None) -> dict[str, Any]:
-    """{dotted path: value} of `key.path=value` arguments."""
-    from headstart.recipe.load import parse_override
+    """{dotted path: value} of `key.path=value` arguments; ValueError for a key that is given two values."""
+    from headstart.recipe.yaml_text import parse_override
 
-    return dict(parse_override(text) for text in overrides or [])
+    patch: dict[str, Any] = {}
+    for text in overrides or []:
+        key, value = parse_override(text)
+        if key in patch and patch[key] != value:
+            raise ValueError(f"override {key}: is given twice, as {patch[key]!r} and {value!r}; expected it once")
+        patch[key] = value
+    return patch
 
 
 def resolved(recipe: str, overrides: list[str] | None) -> tuple[Any, Any]:

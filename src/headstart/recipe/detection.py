@@ -6,40 +6,56 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from headstart.recipe.fields import (
+    Batch,
+    BatchStatistics,
+    BelowOne,
     Channels,
-    Count,
     DataShare,
     Deviations,
+    Duration,
+    Factor,
+    Flag,
+    Iou,
+    Layers,
     Net,
     Order,
     Part,
-    Positive,
+    Pixels,
+    Pool,
+    Regions,
     Seed,
     Share,
+    Side,
     Sizes,
+    Text,
+    Width,
+    Workers,
+    check_sides,
+    real,
+    whole,
 )
 
 
 class Data(Part):
-    train: str
-    train_images: str | None
-    train_split: str | None
-    val: str
-    val_images: str | None
-    val_split: str | None
+    train: Text
+    train_images: Text | None
+    train_split: Text | None
+    val: Text
+    val_images: Text | None
+    val_split: Text | None
     fraction: DataShare
     fraction_seed: Seed
-    mask_frame: int = Field(ge=4, multiple_of=4)
-    max_objects: int | None = Field(ge=1)
-    num_workers: int = Field(ge=0)
-    cache: bool
+    mask_frame: Annotated[int, Field(strict=True, ge=4, le=512, multiple_of=4)]  # Detectron pools masks of 28 cells
+    max_objects: Regions | None
+    num_workers: Workers
+    cache: Flag
 
 
 class JitterPart(Part):
-    enabled: bool
-    low: Positive
-    high: Positive
-    crop: int = Field(gt=0, multiple_of=32)
+    enabled: Flag
+    low: Factor
+    high: Factor
+    crop: Annotated[int, Field(strict=True, ge=32, le=16_384, multiple_of=32)]
 
     @model_validator(mode="after")
     def _ordered(self) -> "JitterPart":
@@ -50,11 +66,11 @@ class JitterPart(Part):
 
 class Input(Part):
     short: Sizes
-    long: int = Field(gt=0)
+    long: Side
     jitter: JitterPart
-    copy_paste: bool
-    test_short: int = Field(gt=0)
-    test_long: int = Field(gt=0)
+    copy_paste: Flag
+    test_short: Side
+    test_long: Side
     flip: Share
     mean: Channels
     std: Deviations
@@ -62,6 +78,9 @@ class Input(Part):
 
     @model_validator(mode="after")
     def _one_scaling(self) -> "Input":
+        if not self.jitter.enabled:
+            check_sides("input.short", self.short, "input.long", self.long)
+        check_sides("input.test_short", (self.test_short,), "input.test_long", self.test_long)
         if self.jitter.enabled and len(self.short) > 1:
             raise ValueError(
                 f"input.short: {list(self.short)} has no effect with input.jitter.enabled, which scales by itself; "
@@ -75,39 +94,48 @@ class Input(Part):
 
 
 class RpnPart(Part):
-    anchor_sizes: tuple[Positive, ...] = Field(min_length=1)
-    ratios: tuple[Positive, ...] = Field(min_length=1)
-    num_convs: Count
-    num_samples: Count
-    positive_fraction: Share
-    high: float
-    low: float
-    straddle: float | None
-    nms_threshold: float
-    train_before_nms: Count
-    train_after_nms: Count
-    test_before_nms: Count
-    test_after_nms: Count
+    anchor_sizes: tuple[Pixels, ...] = Field(min_length=1, max_length=32)
+    ratios: tuple[Factor, ...] = Field(min_length=1, max_length=32)
+    num_convs: Annotated[int, whole(1, 100)]
+    num_samples: Regions
+    positive_fraction: DataShare
+    high: Annotated[float, real(gt=0, le=1)]
+    low: Share
+    straddle: Annotated[float, real(ge=0, le=100_000)] | None
+    nms_threshold: Share
+    train_before_nms: Regions
+    train_after_nms: Regions
+    test_before_nms: Regions
+    test_after_nms: Regions
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "RpnPart":
+        if self.low > self.high:
+            raise ValueError(
+                f"model.rpn.low: {self.low:g} is above model.rpn.high, {self.high:g}: an anchor would be positive and "
+                "negative at once; expected at most that"
+            )
+        return self
 
 
 class BoxPart(Part):
-    convs: int = Field(ge=0)
-    conv_channels: Count
-    fcs: Count
-    fc_width: Count
-    norm: bool
-    class_agnostic: bool
-    num_regions: Count
-    positive_fraction: Share
-    iou_threshold: float
-    smooth_l1_beta: float = Field(ge=0)
-    pool: Count
+    convs: Layers
+    conv_channels: Width
+    fcs: Annotated[int, whole(1, 16)]
+    fc_width: Width
+    norm: Flag
+    class_agnostic: Flag
+    num_regions: Regions
+    positive_fraction: DataShare
+    iou_threshold: Iou
+    smooth_l1_beta: Annotated[float, real(ge=0, le=10_000)]  # 0: plain L1
+    pool: Pool
 
 
 class CascadePart(Part):
-    enabled: bool
-    iou: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(min_length=2)
-    weights: tuple[tuple[Positive, Positive, Positive, Positive], ...]
+    enabled: Flag
+    iou: tuple[Iou, ...] = Field(min_length=2, max_length=10)
+    weights: tuple[tuple[Factor, Factor, Factor, Factor], ...]
 
     @model_validator(mode="after")
     def _complete(self) -> "CascadePart":
@@ -124,20 +152,20 @@ class CascadePart(Part):
 class ConvHead(Part):
     """A head of convolutions on pooled regions: masks or keypoints."""
 
-    enabled: bool
-    convs: int = Field(ge=0)
-    conv_channels: Count
-    norm: bool
-    slots: Count
-    pool: Count
+    enabled: Flag
+    convs: Layers
+    conv_channels: Width
+    norm: Flag
+    slots: Regions
+    pool: Pool
 
 
 class Model(Net):
-    pyramid: bool
-    pyramid_channels: Count
-    pyramid_norm: bool
-    canonical_size: Positive
-    aligned: bool
+    pyramid: Flag
+    pyramid_channels: Width
+    pyramid_norm: Flag
+    canonical_size: Pixels
+    aligned: Flag
     rpn: RpnPart
     box: BoxPart
     cascade: CascadePart
@@ -162,27 +190,28 @@ class Model(Net):
 
 
 class TtaPart(Part):
-    enabled: bool
+    enabled: Flag
     shorts: Sizes
-    long: int = Field(gt=0)
-    flip: bool
-    vote_threshold: float = Field(gt=0, le=1)
+    long: Side
+    flip: Flag
+    vote_threshold: DataShare
 
     @model_validator(mode="after")
     def _distinct(self) -> "TtaPart":
+        check_sides("evaluate.tta.shorts", self.shorts, "evaluate.tta.long", self.long)
         if len(set(self.shorts)) < len(self.shorts):
             raise ValueError(f"evaluate.tta.shorts: {list(self.shorts)} holds a size twice, expected each once")
         return self
 
 
 class Evaluate(Part):
-    every: int | str
-    train_images: int = Field(ge=0)
-    batch: Count
-    precise_bn: int = Field(ge=0)
-    score_threshold: float = Field(ge=0, lt=1)
+    every: Duration
+    train_images: Annotated[int, whole(0, 10**9)]  # of as many as there are
+    batch: Batch
+    precise_bn: BatchStatistics
+    score_threshold: BelowOne
     nms_threshold: Share
-    detections: Count
-    keypoint_sigmas: tuple[Positive, ...] | None
-    voc: bool
+    detections: Regions
+    keypoint_sigmas: Annotated[tuple[Factor, ...], Field(min_length=1, max_length=1000)] | None
+    voc: Flag
     tta: TtaPart

@@ -1,19 +1,90 @@
-"""Sections of recipes that tasks share, and the types of their fields."""
+"""Sections of recipes that tasks share, and the types of their fields with their ranges.
 
-from typing import Annotated, Literal
+Numbers are strict and finite: text, true and false are none. The bounds lie far outside of real use; they refuse what
+would hang, overflow or change nothing.
+"""
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Annotated, Any, Literal
 
-Positive = Annotated[float, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
-DataShare = Annotated[float, Field(gt=0, le=1)]
-Seed = Annotated[int, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
-Sizes = Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(min_length=1)]
-Channels = tuple[float, float, float]  # of an image, in the order that `order` names
-Deviations = tuple[Positive, Positive, Positive]
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from headstart.recipe.schedule import MOST_STEPS, parse_duration, parse_schedule
+
+
+def whole(least: int, most: int) -> Any:
+    """Range of a whole number, both ends included."""
+    return Field(strict=True, ge=least, le=most)
+
+
+def real(*, ge: float | None = None, gt: float | None = None, le: float | None = None, lt: float | None = None) -> Any:
+    """Range of a finite number."""
+    return Field(strict=True, allow_inf_nan=False, ge=ge, gt=gt, le=le, lt=lt)
+
+
+def _duration(value: object) -> object:
+    _accepted(parse_duration, value)
+    return value
+
+
+def _base(value: object) -> object:
+    if not _accepted(parse_duration, value)[0]:
+        raise PydanticCustomError("duration", "expected more than nothing")
+    return value
+
+
+def _number(value: object) -> object:
+    if isinstance(value, bool | float):  # which equal numbers of a list of choices
+        raise PydanticCustomError("number", "expected a whole number")
+    return value
+
+
+def _schedule(value: object) -> object:
+    _accepted(parse_schedule, value)
+    return value
+
+
+def _accepted(parse: Callable[[Any], tuple[Fraction, str]], value: object) -> tuple[Fraction, str]:
+    """What `parse` makes of a value; its refusal without field and value, which `validate` gives."""
+    try:
+        return parse(value)
+    except ValueError as error:
+        raise PydanticCustomError("text", "expected" + str(error).rpartition("expected")[2]) from None
+
+
+Flag = Annotated[bool, Field(strict=True)]
+Text = Annotated[str, Field(max_length=4096, pattern=r"^[^\x00]*$")]  # PATH_MAX of Linux; no path holds NUL
+Duration = Annotated[int | str, BeforeValidator(_duration)]
+Base = Annotated[int | str, BeforeValidator(_base)]
+ScheduleName = Annotated[str, BeforeValidator(_schedule)]
+Stride = Annotated[Literal[1, 2, 4], BeforeValidator(_number)]
+Share = Annotated[float, real(ge=0, le=1)]
+DataShare = Annotated[float, real(gt=0, le=1)]
+BelowOne = Annotated[float, real(ge=0, lt=1)]
+Iou = Annotated[float, real(gt=0, lt=1)]
+Decay = Annotated[float, real(ge=0, le=1)]  # of weights: 1 at a rate of 1 forgets everything at each step
+Pixels = Annotated[float, real(ge=0.1, le=100_000)]
+Factor = Annotated[float, real(ge=1e-4, le=10_000)]
+Seed = Annotated[int, whole(0, 2**32 - 1)]  # as NumPy takes them
+Batch = Annotated[int, whole(1, 65_536)]  # images; ImageNet's largest batches have 64k
+Width = Annotated[int, whole(1, 16_384)]  # channels of a layer; VGG's widest has 4,096
+Layers = Annotated[int, whole(0, 100)]
+Regions = Annotated[int, whole(1, 1_000_000)]  # of an image; Detectron's most are 12,000
+Pool = Annotated[int, whole(1, 128)]  # cells a side; 7 and 14 are usual
+Side = Annotated[int, whole(1, 16_384)]  # pixels; images of more than 16,384 x 5,461 are not decoded
+Sizes = Annotated[tuple[Side, ...], Field(min_length=1, max_length=100)]
+Workers = Annotated[int, whole(0, 256)]  # threads
+Mean = Annotated[float, real(ge=-10_000, le=10_000)]
+Deviation = Annotated[float, real(ge=0.001, le=10_000)]  # 0.004 where images are 0..1
+Channels = tuple[Mean, Mean, Mean]  # of an image, in the order that `order` names
+Deviations = tuple[Deviation, Deviation, Deviation]
 Order = Literal["rgb", "bgr"]
-Stages = tuple[int, int, int, int]
+Blocks = Annotated[int, whole(1, 200)]  # of a stage; the deepest stage of a ResNet-200 has 36
+Stages = tuple[Blocks, Blocks, Blocks, Blocks]
+FiveStages = tuple[Blocks, Blocks, Blocks, Blocks, Blocks]
+BatchStatistics = Annotated[int, whole(0, 100_000)]  # batches; Detectron2 takes 200
 
 
 class Part(BaseModel):
@@ -22,9 +93,15 @@ class Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def check_sides(short: str, sides: tuple[int, ...], long: str, longest: int) -> None:
+    """ValueError for a shorter side above the largest longer side, which would never be reached."""
+    if max(sides) > longest:
+        raise ValueError(f"{short}: {max(sides)} is above {long}, {longest}; expected at most that")
+
+
 class Start(Part):
     kind: Literal["random", "backbone", "detector"]
-    weights: str | None
+    weights: Text | None
     freeze: Literal["none", "stem", "stage1", "stage2", "stage3", "stage4", "backbone"]
 
     @model_validator(mode="after")
@@ -40,23 +117,24 @@ class Start(Part):
 
 
 class Train(Part):
-    batch: Count
-    reference_batch: Count
-    rate: float = Field(gt=0)
-    momentum: float = Field(ge=0, lt=1)
-    weight_decay: float = Field(ge=0)
-    norm_weight_decay: float = Field(ge=0)
-    warmup: int | str
+    batch: Batch
+    reference_batch: Batch
+    # Below 1e-9 float32 weights of 0.01 no longer change; above 1e6 they overflow within steps.
+    rate: Annotated[float, real(ge=1e-9, le=1_000_000)]
+    momentum: BelowOne
+    weight_decay: Decay
+    norm_weight_decay: Decay
+    warmup: Duration
     warmup_from: Share
-    base: int | str
-    schedule: str
-    drop_factor: float = Field(gt=0, le=1)
-    clip_norm: float | None
+    base: Base
+    schedule: ScheduleName
+    drop_factor: Annotated[float, real(ge=1e-6, le=1)]
+    clip_norm: Annotated[float, real(ge=1e-6, le=10**9)] | None  # 0 and less would stop or reverse training
     precision: Literal["auto", "fp32", "bf16"]
-    compile: bool
-    channels_last: bool
-    log_every: Count
-    threads: int | None
+    compile: Flag
+    channels_last: Flag
+    log_every: Annotated[int, whole(1, MOST_STEPS)]
+    threads: Annotated[int, whole(1, 1024)] | None  # 100,000 end the process
 
     @property
     def bf16(self) -> bool:
@@ -68,28 +146,46 @@ class Train(Part):
 
 class ResNetPart(Part):
     kind: Literal["resnet"]
-    depth: int | Stages
-    bottleneck: bool | None = None
-    width: int = Field(default=64, gt=0)
-    groups: int = Field(default=1, gt=0)
-    group_width: int | None = None
+    depth: Literal[18, 34, 50, 101, 152] | Stages
+    bottleneck: Flag | None = None
+    width: Width = 64
+    groups: Width = 1
+    group_width: Width | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "ResNetPart":
+        has_bottlenecks = bool(self.bottleneck)
+        if isinstance(self.depth, int):
+            has_bottlenecks = self.depth >= 50  # He et al. 2016, table 1
+            if self.bottleneck not in (None, has_bottlenecks):
+                raise ValueError(
+                    f"model.backbone.bottleneck: {str(self.bottleneck).lower()}, which depth {self.depth} contradicts; "
+                    "expected null, or four block counts as depth"
+                )
+        if not has_bottlenecks and (self.groups > 1 or self.group_width is not None):
+            name = "groups" if self.groups > 1 else "group_width"
+            raise ValueError(
+                f"model.backbone.{name}: {getattr(self, name)} has no effect in blocks without a bottleneck; "
+                "expected groups 1 and group_width null, or depth 50, 101 or 152, or bottleneck: true"
+            )
+        return self
 
 
 class TimmPart(Part):
     kind: Literal["timm"]
-    name: str
+    name: Annotated[str, Field(max_length=100, pattern="^[A-Za-z0-9_.-]+$")]  # timm would take "*" for every model
 
 
 class DetNetPart(Part):
     kind: Literal["detnet"]
-    depth: int | tuple[int, int, int, int, int]
-    width: int = Field(default=64, gt=0)
+    depth: Literal[59] | FiveStages
+    width: Width = 64
 
 
 class VggPart(Part):
     kind: Literal["vgg"]
-    depth: int | tuple[int, int, int, int, int]
-    width: int = Field(default=64, gt=0)
+    depth: Literal[11, 13, 16, 19] | FiveStages
+    width: Width = 64
 
 
 class Net(Part):
@@ -97,7 +193,7 @@ class Net(Part):
 
     backbone: Annotated[ResNetPart | TimmPart | DetNetPart | VggPart, Field(discriminator="kind")]
     norm: Literal["group", "batch", "sync_batch", "frozen_batch", "none"]
-    norm_groups: Count
+    norm_groups: Width
 
     @model_validator(mode="after")
     def _norm_fits(self) -> "Net":

@@ -4,19 +4,18 @@ A recipe file is a patch on the base recipe of its task, an arm of a study a pat
 the command line the last patch. Unknown keys are errors that name the nearest field.
 """
 
-import re
-from collections.abc import Hashable
+import os
+import reprlib
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import BaseModel, ValidationError
-
 from headstart.hardware import Choice, choices, choose_device, choose_precision
 from headstart.recipe.dotted import flatten, unflatten
 from headstart.recipe.recipe import AnyRecipe, ClassifyRecipe, Recipe, SegmentRecipe
+from headstart.recipe.refusal import validate
+from headstart.recipe.yaml_text import read_yaml
 
 # The model and the base recipe of each task.
 KINDS: dict[str, tuple[type[AnyRecipe], str]] = {
@@ -24,56 +23,6 @@ KINDS: dict[str, tuple[type[AnyRecipe], str]] = {
     "classification": (ClassifyRecipe, "base_classify"),
     "segmentation": (SegmentRecipe, "base_segment"),
 }
-
-
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # libyaml where PyYAML has it: it is faster
-    """YAML in which 1e-4 is a number: YAML 1.1 reads it as text."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
-
-
-class _WrongKey(yaml.YAMLError):
-    """A key that repeats another of its mapping, or that is no plain value."""
-
-
-def _mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-    """The mapping of a node; refuses a repeated key, of which YAML would keep the last."""
-    loader.flatten_mapping(node)
-    seen: dict[Any, Any] = {}
-    for key_node, value_node in node.value:
-        key = loader.construct_object(key_node, deep=True)
-        if not isinstance(key, Hashable):
-            raise _WrongKey(f"line {key_node.start_mark.line + 1}: {key!r} cannot be a key")
-        if key in seen:
-            raise _WrongKey(f"line {key_node.start_mark.line + 1}: {key!r} is given twice")
-        seen[key] = loader.construct_object(value_node, deep=True)
-    return seen
-
-
-_Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
-
-
-def read_yaml(path: Path | str, text: str | None = None) -> dict[str, Any]:
-    """A YAML mapping; ValueError names the file and the line of a syntax error."""
-    try:
-        content = yaml.load(Path(path).read_text(encoding="utf-8") if text is None else text, Loader=_Loader)
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise ValueError(f"{path}: is not a text file, expected YAML") from None
-    except _WrongKey as error:
-        raise ValueError(f"{path}: {error}") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        raise ValueError(
-            f"{path}: not valid YAML" + (f" at line {mark.line + 1}: {error.problem}" if mark else "")
-        ) from None
-    if not isinstance(content or {}, dict):
-        raise ValueError(f"{path}: expected a mapping of fields, found {type(content).__name__}")
-    return content or {}
 
 
 def shipped(folder: str = "recipes") -> dict[str, Path]:
@@ -87,19 +36,14 @@ def find(name: str, folder: str = "recipes") -> Path:
     known = shipped(folder)
     if name in known:
         return known[name]
-    if Path(name).is_file():
+    if os.path.isfile(name):
         return Path(name)
-    near = get_close_matches(name, known, n=1)
+    near = get_close_matches(name[:100], known, n=1)
     hint = f"; the nearest shipped name is {near[0]!r}" if near else f"; shipped: {', '.join(known)}"
-    raise ValueError(f"{folder[:-1] if folder != 'studies' else 'study'} {name!r}: no such file or shipped name{hint}")
-
-
-def parse_override(text: str) -> tuple[str, Any]:
-    """`key.path=value` with the value read as YAML."""
-    key, separator, value = text.partition("=")
-    if not separator or not key:
-        raise ValueError(f"override {text!r}: expected key.path=value")
-    return key.strip(), yaml.load(value, Loader=_Loader)
+    what, shown = folder[:-1] if folder != "studies" else "study", repr(name if len(name) <= 100 else f"{name[:100]}…")
+    if os.path.exists(name):
+        raise ValueError(f"{what} {shown}: is a folder or a device, expected a YAML file or a shipped name")
+    raise ValueError(f"{what} {shown}: no such file or shipped name{hint}")
 
 
 class Provenance(dict[str, str]):
@@ -131,10 +75,10 @@ def resolve(name: str, patches: list[tuple[str, dict[str, Any]]]) -> tuple[AnyRe
                 f"{parent}: extends: {layers[0][1]['extends']!r} is a second level; "
                 "a recipe may extend only one that extends nothing"
             )
-    layers += [(origin, unflatten(patch)) for origin, patch in patches]
+    layers = [(origin, _plain(layer, f"{path} ({origin})")) for origin, layer in [*layers, *patches]]
     task = next((layer["task"] for _, layer in reversed(layers) if "task" in layer), "detection")
-    if task not in KINDS:
-        raise ValueError(f"{path}: task: {task!r} is unknown, expected one of {', '.join(KINDS)}")
+    if not isinstance(task, str) or task not in KINDS:
+        raise ValueError(f"{path}: task: {reprlib.repr(task)} is unknown, expected one of {', '.join(KINDS)}")
     base = shipped()[KINDS[task][1]]
     values: dict[str, Any] = {}
     origins = Provenance()
@@ -143,7 +87,15 @@ def resolve(name: str, patches: list[tuple[str, dict[str, Any]]]) -> tuple[AnyRe
         _replace_backbone(values, origins, flat)
         values |= flat
         origins |= dict.fromkeys(flat, origin)
-    return validate(KINDS[task][0], unflatten(values), str(path), origins), origins
+    return validate(KINDS[task][0], _plain(values, str(path)), str(path), origins), origins
+
+
+def _plain(patch: dict[str, Any], source: str) -> dict[str, Any]:
+    """A patch as nested sections; ValueError, naming the source, for a field that is given twice."""
+    try:
+        return unflatten(patch)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
 
 
 def settle(recipe: AnyRecipe, origins: Provenance | None = None) -> tuple[AnyRecipe, Provenance]:
@@ -190,69 +142,3 @@ def _replace_backbone(values: dict[str, Any], origins: Provenance, patch: dict[s
         for key in [key for key in values if key.startswith("model.backbone.")]:
             del values[key]
             del origins[key]
-
-
-def validate(model: type[BaseModel], values: dict[str, Any], source: str, origins: Provenance | None = None) -> Any:
-    """A pydantic model of plain values.
-
-    ValueError for the first problem, in one line: source, the patch that gave the value where `origins` has one, field,
-    value and the nearest valid name.
-    """
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        path = _path_of(first["loc"], values)
-        layer = (origins or {}).get(path)
-        if layer is not None and not layer.endswith(".yaml"):
-            source = f"{source} ({layer})"
-        if first["type"] == "extra_forbidden":
-            raise ValueError(f"{source}: {path}: unknown field{_nearest(model, path, values)}") from None
-        if first["type"] == "missing":
-            raise ValueError(f"{source}: {path}: missing") from None
-        message = first["msg"].removeprefix("Value error, ")
-        if first["type"] == "value_error":
-            raise ValueError(f"{source}: {message}") from None
-        raise ValueError(
-            f"{source}: {path}: {first['input']!r} is not valid: {message[0].lower()}{message[1:]}"
-        ) from None
-
-
-def _path_of(location: tuple[str | int, ...], values: Any) -> str:
-    """The dotted path of a pydantic error: its location without the tags of unions, which are no keys of the values."""
-    path: list[str] = []
-    for place, key in enumerate(location, start=1):
-        if isinstance(values, dict) and key not in values and place < len(location):
-            continue
-        path.append(str(key))
-        values = values.get(key) if isinstance(values, dict) else None
-    return ".".join(path)
-
-
-def field_names(model: type[BaseModel], prefix: str = "") -> list[str]:
-    """All dotted field names of a model, sections included."""
-    names = []
-    for name, field in model.model_fields.items():
-        names.append(prefix + name)
-        options = [field.annotation, *getattr(field.annotation, "__args__", ())]
-        for option in options:
-            if isinstance(option, type) and issubclass(option, BaseModel):
-                names += field_names(option, f"{prefix}{name}.")
-    return names
-
-
-def _nearest(model: type[BaseModel], path: str, values: dict[str, Any]) -> str:
-    names = field_names(model)
-    near = get_close_matches(path, names, n=1, cutoff=0.6)
-    if not near:  # the right leaf in the wrong section is the second most common slip
-        leaf = path.rsplit(".", 1)[-1]
-        near = [name for name in names if name.rsplit(".", 1)[-1] == leaf][:1]
-    return (
-        f"; the nearest name is {near[0]!r}" if near else f"; known here: {', '.join(sorted(type_fields(model, path)))}"
-    )
-
-
-def type_fields(model: type[BaseModel], path: str) -> list[str]:
-    """The names of the section that `path` belongs to."""
-    parent = path.rpartition(".")[0]
-    return [name for name in field_names(model) if name.rpartition(".")[0] == parent]

@@ -10,30 +10,15 @@ import reprlib
 from fractions import Fraction
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from headstart.files import MOST_BYTES, is_file_name
+from headstart.recipe.classification import ClassifyData, ClassifyInput, ClassifyModel
 from headstart.recipe.detection import Data, Evaluate, Input, Model
 from headstart.recipe.dotted import flatten
-from headstart.recipe.fields import (
-    Channels,
-    Count,
-    DataShare,
-    DetNetPart,
-    Deviations,
-    Net,
-    Order,
-    Part,
-    Positive,
-    ResNetPart,
-    Seed,
-    Share,
-    Sizes,
-    Start,
-    TimmPart,
-    Train,
-)
+from headstart.recipe.fields import Batch, BatchStatistics, Duration, Part, Seed, Start, Train, whole
 from headstart.recipe.schedule import Schedule, duration, multiple_of
+from headstart.recipe.segmentation import SegmentData, SegmentInput, SegmentModel
 
 # Fields that change how a run is carried out, not its result.
 NOT_IN_DIGEST = (
@@ -66,13 +51,13 @@ TRAINING_FIELDS = ("evaluate.every", "evaluate.train_images", "evaluate.precise_
 
 
 class EvaluatePart(Part):
-    every: int | str
-    batch: Count
-    precise_bn: int = Field(ge=0)
+    every: Duration
+    batch: Batch
+    precise_bn: BatchStatistics
 
 
 class Checkpoint(Part):
-    every: int | str
+    every: Duration
 
 
 class AnyRecipe(Part):
@@ -81,7 +66,7 @@ class AnyRecipe(Part):
     task: str
     name: str
     seed: Seed
-    processes: Count
+    processes: Annotated[int, whole(1, 1024)]
     device: Literal["auto", "cpu", "cuda", "mps"]
     data: Part
     input: Part
@@ -127,31 +112,6 @@ class Recipe(AnyRecipe):
         return self
 
 
-class ClassifyData(Part):
-    train: str
-    val: str
-    fraction: DataShare
-    fraction_seed: Seed
-    num_workers: int = Field(ge=0)
-    cache: bool
-    cache_features: bool
-
-
-class ClassifyInput(Part):
-    size: int = Field(gt=0)
-    min_area: DataShare
-    flip: Share
-    mean: Channels
-    std: Deviations
-    order: Order
-
-
-class ClassifyModel(Net):
-    pool: Count
-    hidden: tuple[Count, ...]
-    dropout: float = Field(ge=0, lt=1)
-
-
 class ClassifyRecipe(AnyRecipe):
     """A classification run (pre-training, or a study of its own), resolved."""
 
@@ -172,52 +132,6 @@ class ClassifyRecipe(AnyRecipe):
                     f"so that features change; expected {field} {expected!r}, or data.cache_features: false"
                 )
         return self
-
-
-class SegmentData(Part):
-    train: str
-    train_images: str | None
-    train_labels: str | None
-    val: str
-    val_images: str | None
-    val_labels: str | None
-    ignore: tuple[Annotated[int, Field(ge=0, le=255)], ...]
-    fraction: DataShare
-    fraction_seed: Seed
-    num_workers: int = Field(ge=0)
-    cache: bool
-
-    @model_validator(mode="after")
-    def _same_kind_of_labels(self) -> "SegmentData":
-        if (self.train_labels is None) != (self.val_labels is None):
-            name, other = ("train", "val") if self.train_labels is None else ("val", "train")
-            raise ValueError(f"data.{name}_labels: missing, but data.{other}_labels is given; expected both or neither")
-        return self
-
-
-class SegmentInput(Part):
-    short: Sizes
-    long: int = Field(gt=0)
-    test_short: int = Field(gt=0)
-    test_long: int = Field(gt=0)
-    flip: Share
-    mean: Channels
-    std: Deviations
-    order: Order
-
-
-class SemanticPart(Part):
-    channels: Count
-    norm: bool
-    loss_stride: Literal[1, 2, 4]
-    weight: Positive
-
-
-class SegmentModel(Net):
-    backbone: Annotated[ResNetPart | TimmPart | DetNetPart, Field(discriminator="kind")]
-    pyramid_channels: Count
-    pyramid_norm: bool
-    semantic: SemanticPart
 
 
 class SegmentRecipe(AnyRecipe):

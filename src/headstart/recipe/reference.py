@@ -3,12 +3,15 @@
 import re
 import types
 import typing
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from headstart.recipe.dotted import flatten
-from headstart.recipe.load import KINDS, read_yaml, shipped
+from headstart.recipe.load import KINDS, shipped
+from headstart.recipe.yaml_text import read_yaml
 
 _LINE = re.compile(r"^(?P<indent> *)(?P<key>\w+):(?P<value>[^#]*)(?:#\s?(?P<comment>.*))?$")
 
@@ -66,11 +69,12 @@ def comments_of(text: str) -> dict[str, str]:
 
 
 def type_of(model: type[BaseModel], path: str) -> str:
-    """The type of a dotted field in words."""
+    """The type and range of a dotted field in words."""
     name, _, rest = path.partition(".")
-    annotation: Any = model.model_fields[name].annotation
+    field = model.model_fields[name]
+    annotation: Any = field.annotation
     if not rest:
-        return _words(annotation)
+        return _words(annotation, field.metadata)
     options = [
         option
         for option in (annotation, *typing.get_args(annotation))
@@ -79,10 +83,10 @@ def type_of(model: type[BaseModel], path: str) -> str:
     return next(type_of(option, rest) for option in options if rest.split(".")[0] in option.model_fields)
 
 
-def _words(annotation: Any) -> str:
+def _words(annotation: Any, bounds: Sequence[Any] = ()) -> str:
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Annotated:
-        return _words(arguments[0])
+        return _words(arguments[0], [bound for given in arguments[1:] for bound in _bounds_in(given)])
     if origin is typing.Literal:
         return " or ".join(f"`{argument}`" for argument in arguments)
     if origin in (types.UnionType, typing.Union):
@@ -91,9 +95,26 @@ def _words(annotation: Any) -> str:
         return "list of " + " and ".join(
             dict.fromkeys(_words(argument) for argument in arguments if argument is not Ellipsis)
         )
-    return {"int": "whole number", "float": "number", "str": "text", "bool": "true or false", "NoneType": "null"}[
-        annotation.__name__
-    ]
+    kind = {"int": "whole number", "float": "number", "str": "text", "bool": "true or false", "NoneType": "null"}
+    return kind[annotation.__name__] + (_range(bounds) if annotation in (int, float) else "")
+
+
+def _bounds_in(given: Any) -> list[Any]:
+    return given.metadata if isinstance(given, FieldInfo) else [given]
+
+
+def _range(bounds: Sequence[Any]) -> str:
+    """Bounds in words, such as " from 1 to 128" and " above 0, at most 1"."""
+    found = {
+        name: getattr(bound, name)
+        for name in ("ge", "gt", "le", "lt", "multiple_of")
+        for bound in bounds
+        if getattr(bound, name, None) is not None
+    }
+    words = {"ge": " from {:,}", "gt": " above {:,}", "le": ", at most {:,}", "lt": ", below {:,}"}
+    if "ge" in found:
+        words["le"] = " to {:,}"
+    return "".join((words | {"multiple_of": " in steps of {}"})[name].format(value) for name, value in found.items())
 
 
 if __name__ == "__main__":

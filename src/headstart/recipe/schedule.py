@@ -7,6 +7,7 @@ resuming and branching need only the step.
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
@@ -20,8 +21,12 @@ COCO_BASE_STEPS = 90_000  # "1x": 90k updates of 16 images (Detectron; Rethinkin
 LONG_TAIL = (Fraction(2, 3), Fraction(2, 9))
 LEGACY_TAIL = (Fraction(1, 3), Fraction(1, 9))
 
-_NAME = re.compile(r"(\d+(?:\.\d+)?)(x|k| steps)")
-_DURATION = re.compile(r"(\d[\d_,]*(?:\.\d+)?)\s*([kM]?)\s*(steps?|epochs?|images?)")
+MOST_STEPS = 10**8  # 11 days at a hundred steps a second; the paper's longest run has a million
+MOST_MULTIPLE = 10_000  # of the base; the paper's longest schedule is 11x
+MOST_IMAGES = 10**12  # seen in all: MOST_STEPS of 10,000 images
+
+_NAME = re.compile(r"(\d{1,12}(?:\.\d{1,12})?)(x|k| steps)", re.ASCII)
+_DURATION = re.compile(r"(\d[\d_,]{0,19}(?:\.\d{1,12})?)\s{0,9}([kM]?)\s{0,9}(steps?|epochs?|images?)", re.ASCII)
 _MULTIPLES = {"": 1, "k": 1_000, "M": 1_000_000}
 
 
@@ -137,9 +142,11 @@ def parse_schedule(name: str) -> tuple[Fraction, str]:
     unit = "x" if found and found[2] == "x" else "steps"
     if not length or (unit == "steps" and length.denominator != 1):
         raise ValueError(
-            f'schedule {name!r} is not known, expected a multiple of the base such as "2x" or "1.44x", '
+            f'schedule {reprlib.repr(name)} is not known, expected a multiple of the base such as "2x" or "1.44x", '
             'or steps such as "220k" or "18000 steps"'
         )
+    if length > (MOST_MULTIPLE if unit == "x" else MOST_STEPS):
+        raise ValueError(f"schedule {name!r} is too long, expected at most {MOST_MULTIPLE:,}x or {MOST_STEPS:,} steps")
     return length, unit
 
 
@@ -150,7 +157,13 @@ def multiple_of(name: str, base: int, *, scale: Fraction = Fraction(1)) -> Fract
     """
     _check_steps("base", base, least=1)
     length, unit = parse_schedule(name)
-    return length if unit == "x" else length * scale / base
+    multiple = length if unit == "x" else length * scale / base
+    if multiple > MOST_MULTIPLE:
+        raise ValueError(
+            f"schedule {name!r} is {float(multiple):,.0f} times the base of {base} steps, expected at most "
+            f"{MOST_MULTIPLE:,} times"
+        )
+    return multiple
 
 
 def shared_until(a: Schedule, b: Schedule) -> int:
@@ -180,18 +193,33 @@ def duration(text: str | int, *, batch: int, num_images: int, field: str = "dura
     Epochs and images are rounded up to whole steps of `batch` images. k and M multiply by a thousand and a million.
     Raises ValueError, naming `field`, for a missing or unknown unit and for a part of a step.
     """
-    if isinstance(text, int) and not isinstance(text, bool) and text >= 0:
-        return text
-    found = _DURATION.fullmatch(text.strip()) if isinstance(text, str) else None
-    if found is None:
-        raise ValueError(f'{field} is {text!r}, expected a number with a unit: "500 steps", "12 epochs", "90k images"')
-    amount = Fraction(found[1].replace(",", "").replace("_", "")) * _MULTIPLES[found[2]]
-    unit = found[3].rstrip("s")
+    amount, unit = parse_duration(text, field=field)
     images = amount * {"step": batch, "epoch": num_images, "image": 1}[unit]
-    steps = images / batch
-    if unit == "step" and steps.denominator != 1:
+    return ceil(images / batch)
+
+
+def parse_duration(text: str | int, *, field: str = "duration") -> tuple[Fraction, str]:
+    """Amount and unit (step, epoch or image) of a duration: "90k images" is (90000, "image"), 5 is (5, "step").
+
+    Errors as `duration`, and for more than any run could have.
+    """
+    if isinstance(text, int) and not isinstance(text, bool) and text >= 0:
+        amount, unit = Fraction(text), "step"
+    else:
+        found = _DURATION.fullmatch(text.strip()) if isinstance(text, str) else None
+        if found is None:
+            raise ValueError(
+                f"{field} is {reprlib.repr(text)}, expected a number with a unit: "
+                '"500 steps", "12 epochs", "90k images"'
+            )
+        amount = Fraction(found[1].replace(",", "").replace("_", "")) * _MULTIPLES[found[2]]
+        unit = found[3].rstrip("s")
+    if unit == "step" and amount.denominator != 1:
         raise ValueError(f"{field} is {text!r}, expected a whole number of steps")
-    return ceil(steps)
+    most = {"step": MOST_STEPS, "epoch": MOST_STEPS, "image": MOST_IMAGES}[unit]
+    if amount > most:
+        raise ValueError(f"{field} is {reprlib.repr(text)}, expected at most {most:,} {unit}s")
+    return amount, unit
 
 
 def describe(steps: int, batch: int, num_images: int) -> str:
@@ -210,3 +238,5 @@ def _distinct_distances(distances: Iterable[int]) -> tuple[int, ...]:
 def _check_steps(field: str, value: int, *, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f"schedule.{field} is {value!r}, expected a whole number of steps, at least {least}")
+    if value > MOST_STEPS:
+        raise ValueError(f"schedule.{field} is {value:,} steps, expected at most {MOST_STEPS:,}")

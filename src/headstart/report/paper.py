@@ -7,8 +7,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from headstart.recipe.load import read_yaml
 from headstart.recipe.recipe import AnyRecipe, schedule_of
+from headstart.recipe.yaml_text import read_yaml
 from headstart.report.cost import Cost, public_cost, seen
 from headstart.study.spec import StudySpec, check_names
 from headstart.weights.public import find_training

@@ -1,18 +1,19 @@
-"""Sections of a study file, and the checks of its arms, variants and search."""
+"""Checks of a study's arms, schedules, variants, rule and search: what could not run or be decided is refused."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Collection, Mapping
+import math
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
-
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, model_validator
+from fractions import Fraction
+from typing import Any
 
 from headstart.recipe.dotted import flatten
-from headstart.recipe.recipe import EVALUATION_FIELDS, TRAINING_FIELDS
-from headstart.recipe.schedule import duration, parse_schedule
-from headstart.tasks import METRIC_KINDS
+from headstart.recipe.recipe import EVALUATION_FIELDS, TRAINING_FIELDS, AnyRecipe, to_dict
+from headstart.recipe.schedule import Schedule, duration, parse_schedule
+from headstart.study.sections import MOST, Search, check_names
+from headstart.tasks import METRIC_KINDS, TASKS
+from headstart.verdict.verdict import Rule, fewest_seeds
 
 # The metrics that evaluation rows hold. A rule that names another would end in "not decidable" after days of runs.
 METRICS = (
@@ -20,157 +21,97 @@ METRICS = (
     *(f"{kind}.{name}" for kind, own in METRIC_KINDS.items() if kind != "class" for name in own.metrics),
 )
 
-# The tables of report/paper.py.
-PaperTable = Literal[
-    "R50", "R101", "Table 2", "scale augmentation", "cascade", "test augmentation", "X152", "keypoints", "VGG-16",
-    "35k", "10k", "3.5k", "1k", "VOC",
-]  # fmt: skip
+# Kinds of metrics that are measured only if a field of the recipe is true.
+SWITCHES = {"mask": "model.mask.enabled", "keypoints": "model.keypoint.enabled", "voc": "evaluate.voc"}
+# Fields of recipes that a study sets for each of its segments, and the key of the study that says how.
+OWNED = {"seed": "seeds", "data.fraction": "fractions", "train.schedule": "schedules"}
+MOST_CELLS = 20_000  # a plan of so many takes seconds; the paper's largest study has 20
+MOST_TRIALS = 10_000
+HIGHEST_LEVEL = 0.9999  # of a rule; nearer to 1 no number of seeds decides
 BRANCH_KEYS = ("branch_of", "last")  # the keys of an arm that are no fields of a recipe
 Arms = Mapping[str, Mapping[str, Any]]
 
 
-def check_names(given: Collection[object], known: Collection[str], what: str) -> None:
-    """Raise a ValueError naming the nearest known name for the first given one that is unknown."""
-    for name in given:
-        if name not in known:
-            near = difflib.get_close_matches(str(name), known, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(map(repr, known)) or 'none'}"
-            raise ValueError(f"{what} {name!r} is not known, {hint}")
-
-
 def check_distinct(field: str, values: Collection[object]) -> None:
     """ValueError for a value that is given twice."""
-    twice = [value for value in values if list(values).count(value) > 1]
-    if twice:
-        raise ValueError(f"{field}: {twice[0]!r} is given twice")
+    seen: list[object] = []
+    for value in values:
+        if value in seen:
+            raise ValueError(f"{field}: {value!r} is given twice")
+        seen.append(value)
 
 
-def _none_is_empty(value: object) -> object:
-    return {} if value is None else value
+def flat_patch(where: str, patch: Mapping[str, Any], *, allowed: Collection[str] = ()) -> dict[str, Any]:
+    """A patch on a recipe by dotted field.
 
-
-def _schedules(value: object) -> object:
-    if isinstance(value, str):
-        raise ValueError(f"schedules: {value!r}, expected a list such as [{value}]")
-    return value
-
-
-Patch = Annotated[dict[str, Any], BeforeValidator(_none_is_empty)]
-Schedules = Annotated[tuple[str, ...] | dict[str, tuple[str, ...]], BeforeValidator(_schedules)]
-
-
-class StudySection(BaseModel):
-    """A frozen section of a study that refuses unknown keys, naming the nearest."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    section: ClassVar[str]
-
-    @model_validator(mode="before")
-    @classmethod
-    def _known_keys(cls, data: object) -> object:
-        if isinstance(data, Mapping):
-            check_names(data, cls.model_fields, f"{cls.section} key")
-        return data
-
-
-class DataFraction(StudySection):
-    """A share of the training images, or their number; its own schedules, if any, replace the study's.
-
-    Plans know shares only: `StudySpec.on` turns numbers into shares.
+    ValueError, beginning with `where`, for a field that is given twice or that the study itself sets.
     """
-
-    section = "fractions"
-    fraction: float | None = Field(default=None, gt=0, le=1)
-    images: StrictInt | None = Field(default=None, ge=1)
-    schedules: Schedules = ()
-
-    @model_validator(mode="after")
-    def _one_amount(self) -> DataFraction:
-        if (self.fraction is None) == (self.images is None):
-            raise ValueError("fractions: each entry takes one of fraction (0 to 1) and images (a number)")
-        return self
-
-    @property
-    def amount(self) -> str:
-        """The amount of data, in words."""
-        return f"{self.images:,} images" if self.fraction is None else f"fraction {self.fraction:g}"
+    try:
+        flat = flatten(dict(patch))
+    except ValueError as error:
+        raise ValueError(f"{where}{error}") from None
+    for field in flat:
+        if field in OWNED and field not in allowed:
+            raise ValueError(f"{where}{field}: is set by the study for each run, expected {OWNED[field]} in the study")
+    return flat
 
 
-class Pretraining(StudySection):
-    """A pre-training of this study; arms take its weights with `start.weights: pretrain:NAME`.
-
-    uses: the number of trainings over which its cost is amortised.
-    """
-
-    section = "pretrain"
-    recipe: str
-    set: Patch = Field(default_factory=dict)
-    uses: float = Field(default=1, ge=1)
-
-
-class PublicStart(StudySection):
-    """The documented public weights that an arm starts from (a name in weights/public.yaml), and for how many uses."""
-
-    section = "public_weights"
-    name: str
-    uses: float = Field(default=1, ge=1)
+def check_schedules(chosen: Iterable[tuple[str, str, tuple[str, ...]]], num_seeds: int) -> None:
+    """ValueError for schedules (arm, amount of data, names) that are none, not known, given twice, or too many."""
+    num_cells = 0
+    for arm, amount, names in chosen:
+        if not names:
+            raise ValueError(f'schedules: none for arm {arm!r} at {amount}, expected names such as "2x"')
+        num_cells += len(names) * num_seeds
+        if num_cells > MOST_CELLS:
+            raise ValueError(f"seeds: with arms, schedules and fractions over {MOST_CELLS:,} cells, expected fewer")
+        lengths = [_length(name, "schedules") for name in names]
+        check_distinct("schedules", [f"{float(n):g}x" if unit == "x" else f"{n} steps" for n, unit in lengths])
 
 
-class Tuning(StudySection):
-    """The tuning of an arm before the study: trials, their steps in all, and a note on what was tried."""
-
-    section = "tuning"
-    trials: StrictInt | None = Field(default=None, ge=0)
-    steps: StrictInt | None = Field(default=None, ge=0)
-    note: str = ""
-
-
-class Account(StudySection):
-    """Samples of an image of the training set, for a study that counts what its arms would see and trains nothing."""
-
-    section = "account"
-    num_images: StrictInt = Field(ge=1)
-    instances_per_image: float = Field(ge=0)
-    pixels_per_image: float = Field(gt=0)
+def _length(name: str, where: str) -> tuple[Fraction, str]:
+    """Length and unit of a schedule's name; ValueError, naming `where`, for one of no known form."""
+    try:
+        return parse_schedule(name)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
 
 
-class Search(StudySection):
-    """Values to be tried on one arm, every combination of the grid {field: values}, before the study itself.
-
-    All trials have one schedule, amount of data (all, if none is given) and seed; the highest metric wins.
-    """
-
-    section = "search"
-    arm: str
-    grid: dict[str, tuple[Any, ...]] = Field(min_length=1)
-    schedule: str
-    fraction: float | None = Field(default=None, gt=0, le=1)
-    images: StrictInt | None = Field(default=None, ge=1)
-    seed: StrictInt = Field(default=0, ge=0)
-    metric: str = "box.AP"
+def check_lengths(schedules: Mapping[str, Schedule], source: str) -> None:
+    """ValueError for two schedules of as many steps, such as 2x and 2.01x of a short base: their runs are the same."""
+    known: dict[int, str] = {}
+    for name, schedule in schedules.items():
+        if schedule.total in known:
+            raise ValueError(
+                f"{source}: schedules: {known[schedule.total]} and {name} are both {schedule.total:,} steps, expected "
+                "one of them"
+            )
+        known[schedule.total] = name
 
 
-def _seeds(value: object) -> object:
-    if isinstance(value, int) and not isinstance(value, bool):
-        if value < 1:
-            raise ValueError(f"seeds: {value}, expected at least one")
-        return tuple(range(value))
-    return value
+def check_arms_differ(recipes: Mapping[str, AnyRecipe], others: Mapping[str, object], source: str) -> None:
+    """ValueError for two arms of the same recipe and of the same `others`: their branch and schedules."""
+    known: dict[str, str] = {}
+    for arm, recipe in recipes.items():
+        same = known.setdefault(f"{recipe.model_dump_json()} {others[arm]!r}", arm)
+        if same != arm:
+            raise ValueError(
+                f"{source}: arms: {same!r} and {arm!r} are the same, expected a field in which they differ, such as "
+                "seed in a study of an arm against itself"
+            )
 
 
-def _fractions(value: object) -> object:
-    if isinstance(value, list | tuple):
-        return tuple({"fraction": v} if isinstance(v, int | float | str) else v for v in value)
-    return value
-
-
-def _tuning(value: object) -> object:
-    return {"note": value} if isinstance(value, str) else value
-
-
-Seeds = Annotated[tuple[StrictInt, ...], BeforeValidator(_seeds)]
-Fractions = Annotated[tuple[DataFraction, ...], BeforeValidator(_fractions)]
-Tunings = dict[str, Annotated[Tuning, BeforeValidator(_tuning)]]
+def check_measured(metric: str, recipe: AnyRecipe, variants: Mapping[str, Mapping[str, Any]], where: str) -> None:
+    """ValueError for a metric that evaluations of a recipe, or of a variant of it, do not measure."""
+    variant, _, plain = metric.rpartition(":")
+    kind, kinds = "class" if plain == "top1" else plain.partition(".")[0], TASKS[recipe.task].kinds
+    if kind not in kinds:
+        raise ValueError(
+            f"{where} is {metric}, which a {recipe.task} recipe does not measure, expected one of {', '.join(kinds)}"
+        )
+    values = flatten(to_dict(recipe)) | flatten(dict(variants.get(variant, {})))
+    if kind in SWITCHES and not values[SWITCHES[kind]]:
+        raise ValueError(f"{where} is {metric}, which {SWITCHES[kind]}=false does not measure")
 
 
 @dataclass(frozen=True)
@@ -205,13 +146,15 @@ def check_branch(arms: Arms, arm: str, *, share: bool) -> None:
             "such as {branch_of: scratch, last: 270k steps}"
         )
     parent, last = arms[arm]["branch_of"], arms[arm]["last"]
+    if not isinstance(parent, str):
+        raise ValueError(f"arms.{arm}.branch_of: {parent!r}, expected the name of an arm")
     check_names([parent], [name for name in arms if name != arm], f"arms.{arm}.branch_of: arm")
     if "branch_of" in arms[parent]:
         raise ValueError(
             f"arms.{arm}.branch_of: {parent!r} is a branch itself, expected an arm with a start of its own"
         )
     if isinstance(last, str) and last.endswith("x"):
-        parse_schedule(last)
+        _length(last, f"arms.{arm}.last")
     elif not duration(last, batch=1, num_images=1, field=f"arms.{arm}.last"):
         raise ValueError(f"arms.{arm}.last is {last!r}, expected more than nothing")
     own = flatten({key: value for key, value in arms[arm].items() if key not in BRANCH_KEYS})
@@ -241,7 +184,8 @@ def check_search(search: Search, arms: Arms) -> None:
     """ValueError for a search of an unknown arm or metric, of a branch, or of fewer than two combinations."""
     check_names([search.arm], arms, "search.arm: arm")
     check_names([search.metric], METRICS, "search.metric")
-    parse_schedule(search.schedule)
+    _length(search.schedule, "search.schedule")
+    flat_patch("search.grid.", search.grid)
     if search.fraction is not None and search.images is not None:
         raise ValueError("search: fraction and images are both given, expected one of them")
     trials = 1
@@ -250,7 +194,39 @@ def check_search(search: Search, arms: Arms) -> None:
             raise ValueError(f"search.grid.{field}: no values, expected a list")
         check_distinct(f"search.grid.{field}", values)
         trials *= len(values)
+    if trials > MOST_TRIALS:
+        raise ValueError(f"search.grid: {trials:,} combinations, expected at most {MOST_TRIALS:,}")
     if trials == 1:
         raise ValueError("search.grid: a single combination is no search, expected at least two")
     if branch_of(arms, search.arm):
         raise ValueError(f"search.arm: {search.arm!r} is a branch, expected an arm with a start of its own")
+
+
+def check_rule_numbers(rule: Mapping[str, Any]) -> None:
+    """ValueError for a number of a rule that is text or not finite, or out of its range."""
+    for field, value in rule.items():
+        if field not in ("margin", "level", "min_seeds"):
+            continue
+        kinds, expected = (int, "a whole number") if field == "min_seeds" else (int | float, "a number")
+        if isinstance(value, bool) or not isinstance(value, kinds) or not math.isfinite(value):
+            raise ValueError(f"rule.{field}: {value!r} is not valid: expected {expected}")
+        most = {"margin": 1, "level": HIGHEST_LEVEL, "min_seeds": MOST}[field]
+        if value > most:
+            raise ValueError(f"rule.{field}: {value!r} is not valid: expected at most {most}")
+
+
+def check_rule(rule: Rule, arms: Arms, variants: Collection[str], num_seeds: int) -> None:
+    """ValueError for a rule about unknown arms or metrics, or one that so many seeds can never satisfy."""
+    variant, _, metric = rule.metric.rpartition(":")
+    check_names([metric], METRICS, "rule.metric")
+    check_names([variant] if variant else [], variants, "rule.metric: also_evaluate entry")
+    for field, arm in (("baseline", rule.baseline), ("candidate", rule.candidate)):
+        check_names([arm], arms, f"rule.{field}: arm")
+    if rule.baseline == rule.candidate:
+        raise ValueError(f"rule.candidate is {rule.candidate!r}, the baseline itself, expected another arm")
+    least = fewest_seeds(rule)
+    if rule.test == "sign_flip" and num_seeds < least:
+        raise ValueError(
+            f"seeds: {num_seeds} can never satisfy rule.test sign_flip at level {rule.level:g} (its "
+            f"p value never falls below 2/2^S two-sided, 1/2^S one-sided), expected at least {least} seeds or test: t"
+        )

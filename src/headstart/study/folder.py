@@ -16,7 +16,7 @@ import yaml
 
 from headstart.files import json_text, write_whole
 from headstart.recipe.dotted import flatten
-from headstart.recipe.load import read_yaml
+from headstart.recipe.yaml_text import read_yaml
 from headstart.study.plan import Cell, Plan, Segment
 from headstart.study.results import NAN, TRAIN, VARIANTS_FILE, Run, StudyFolder, final_row, metric_of, read_json
 from headstart.study.spec import check_names

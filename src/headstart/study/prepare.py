@@ -12,9 +12,10 @@ from headstart.recipe.dotted import flatten
 from headstart.recipe.load import Provenance, resolve, settle
 from headstart.recipe.recipe import AnyRecipe, scaled_rate, schedule_of, to_dict
 from headstart.recipe.schedule import Schedule, duration, multiple_of
-from headstart.study.checks import Tuning
+from headstart.study.checks import check_arms_differ, check_lengths, check_measured
 from headstart.study.forecast import load_key
 from headstart.study.plan import Plan, Segment, expand, schedule_names
+from headstart.study.sections import Tuning
 from headstart.study.spec import PRETRAIN_PREFIX, StudySpec
 from headstart.study.variants import check_variants
 from headstart.tasks import num_training_images
@@ -67,6 +68,7 @@ def prepare(study: StudySpec, overrides: Patch | None = None) -> Prepared:
     asked |= {f"{PRETRAIN_PREFIX}{name}": pretrain_recipe(study, name, overrides) for name in used}
     recipes = {name: settle(*found) for name, found in asked.items()}
     arms = {arm: recipes[arm][0] for arm in study.arms}
+    _check_recipes(study, arms)
     first = next(iter(arms.values()))  # the data are the same for all arms
     if any(entry.images for entry in study.fractions):
         study = study.on(num_training_images(_on_fraction(first, 1.0)))
@@ -74,9 +76,8 @@ def prepare(study: StudySpec, overrides: Patch | None = None) -> Prepared:
     # A base in epochs means epochs of the largest fraction: the other fractions run the same number of steps.
     full, names = num_images[max(num_images)], schedule_names(study)
     schedules = {arm: {name: schedule_of(recipe, full, name) for name in names} for arm, recipe in arms.items()}
-    for recipe in arms.values():
-        check_variants(study.also_evaluate, recipe, source=f"study {study.name}")
-        _check_metric(study, recipe)
+    for chosen in schedules.values():
+        check_lengths(chosen, f"study {study.name}")
     pretrain_schedules = {}
     for name in used:
         recipe = recipes[f"{PRETRAIN_PREFIX}{name}"][0]
@@ -207,10 +208,16 @@ def _marks(recipe: AnyRecipe, prepared: Prepared, segment: Segment) -> tuple[int
             found.append(cut)
 
 
-def _check_metric(study: StudySpec, recipe: AnyRecipe) -> None:
-    """ValueError for a rule about VOC's AP that no evaluation of the study measures."""
-    metric = study.rule.metric if study.rule else ""
-    variant, _, plain = metric.rpartition(":")
-    measured = flatten(to_dict(recipe)) | flatten(study.also_evaluate.get(variant, {}))
-    if plain.startswith("voc.") and not measured.get("evaluate.voc"):
-        raise ValueError(f"study {study.name}: rule.metric is {metric}, which evaluate.voc=false does not measure")
+def _check_recipes(study: StudySpec, arms: Mapping[str, AnyRecipe]) -> None:
+    """ValueError for arms that are the same, variants that no recipe knows, and metrics that nothing measures."""
+    others = {
+        arm: (study.branch_of(arm), [study.schedules_of(arm, entry) for entry in study.fractions]) for arm in arms
+    }
+    check_arms_differ(arms, others, f"study {study.name}")
+    for recipe in arms.values():
+        check_variants(study.also_evaluate, recipe, source=f"study {study.name}")
+    rule, search = study.rule, study.search
+    for arm in (rule.baseline, rule.candidate) if rule else ():
+        check_measured(rule.metric, arms[arm], study.also_evaluate, f"study {study.name}: rule.metric")
+    if search:
+        check_measured(search.metric, arms[search.arm], {}, f"study {study.name}: search.metric")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from headstart.recipe.dotted import flatten
-from headstart.recipe.load import read_yaml
+from headstart.recipe.yaml_text import read_yaml
 from headstart.study.plan import Cell, Plan, Segment
 from headstart.study.spec import WEIGHTS_FIELD
 from headstart.training.rows import Row, end_row, evaluations

@@ -15,12 +15,27 @@ from pydantic import Field, model_validator
 
 from headstart.files import is_file_name
 from headstart.recipe.dotted import flatten
-from headstart.recipe.load import find, read_yaml, validate
-from headstart.recipe.schedule import parse_schedule
+from headstart.recipe.fields import Flag, Text
+from headstart.recipe.load import find
+from headstart.recipe.refusal import validate
+from headstart.recipe.yaml_text import read_yaml
 from headstart.study.checks import (
-    METRICS,
-    Account,
+    OWNED,
     Branch,
+    branch_of,
+    check_branch,
+    check_distinct,
+    check_rule,
+    check_rule_numbers,
+    check_schedules,
+    check_search,
+    check_variant,
+    flat_patch,
+    patch_of,
+)
+from headstart.study.sections import (
+    MOST,
+    Account,
     DataFraction,
     Fractions,
     PaperTable,
@@ -32,15 +47,9 @@ from headstart.study.checks import (
     Seeds,
     StudySection,
     Tunings,
-    branch_of,
-    check_branch,
-    check_distinct,
     check_names,
-    check_search,
-    check_variant,
-    patch_of,
 )
-from headstart.verdict.verdict import Rule, fewest_seeds
+from headstart.verdict.verdict import Rule
 
 PRETRAIN_PREFIX = "pretrain:"  # "start.weights: pretrain:NAME" means the result of this study's own pre-training
 WEIGHTS_FIELD = "start.weights"
@@ -69,9 +78,9 @@ class StudySpec(StudySection):
 
     section = "study"
     name: str
-    recipe: str
+    recipe: Text
     set: Patch = Field(default_factory=dict)
-    arms: dict[str, Patch] = Field(min_length=1)
+    arms: dict[str, Patch] = Field(min_length=1, max_length=MOST)
     schedules: Schedules = ()
     fractions: Fractions = (DataFraction(fraction=1.0),)
     seeds: Seeds = (0,)
@@ -81,7 +90,7 @@ class StudySpec(StudySection):
     rule: Rule | None = None
     also_evaluate: dict[str, Patch] = Field(default_factory=dict)
     search: Search | None = None
-    share: bool = True
+    share: Flag = True
     runs: str | None = None
     small: Patch = Field(default_factory=dict)
     paper: PaperTable | None = None
@@ -92,6 +101,7 @@ class StudySpec(StudySection):
     def _rule_keys(cls, data: object) -> object:
         if isinstance(data, Mapping) and isinstance(data.get("rule"), Mapping):
             check_names(data["rule"], Rule.__dataclass_fields__, "rule key")
+            check_rule_numbers(data["rule"])
         return data
 
     @model_validator(mode="after")
@@ -109,24 +119,28 @@ class StudySpec(StudySection):
                         "them, no dot at the end, nor a name that Windows keeps for itself, such as con"
                     )
         check_distinct("seeds", self.seeds)
-        if not self.seeds or min(self.seeds) < 0:
-            raise ValueError(f"seeds: {list(self.seeds)}, expected at least one, none negative")
+        if not self.seeds:
+            raise ValueError("seeds: none given, expected at least one")
         if not self.fractions:
             raise ValueError("fractions: none given, expected at least one between 0 and 1")
-        check_distinct("fractions", [entry.fraction or entry.amount for entry in self.fractions])
-        for entry in self.fractions:
-            for arm in self.arms:
-                _check_schedules(self.schedules_of(arm, entry), arm, entry.amount)
-        for arm in self.arms:
+        check_distinct("fractions", [entry.rounded for entry in self.fractions])
+        chosen = ((arm, entry.amount, self.schedules_of(arm, entry)) for entry in self.fractions for arm in self.arms)
+        check_schedules(chosen, len(self.seeds))
+        flat_patch("set.", self.set)
+        for arm, patch in self.arms.items():
+            flat_patch(f"arms.{arm}.", patch, allowed=("seed",))  # added to the study's: an A/A study needs two
             check_branch(self.arms, arm, share=self.share)
             self.pretraining_of(arm)
+        for name, entry in self.pretrain.items():
+            flat_patch(f"pretrain.{name}.set.", entry.set, allowed=OWNED)
         check_names(self.tuning, self.arms, "tuning: arm")
         _check_public(self)
         for name, patch in self.also_evaluate.items():
-            check_variant(name, flatten(patch))
+            check_variant(name, flat_patch(f"also_evaluate.{name}.", patch))
         if self.search is not None:
             check_search(self.search, self.arms)
-        _check_rule(self)
+        if self.rule is not None:
+            check_rule(self.rule, self.arms, self.also_evaluate, len(self.seeds))
         return self
 
     def on(self, num_images: int) -> StudySpec:
@@ -143,7 +157,7 @@ class StudySpec(StudySection):
             else DataFraction(fraction=entry.images / num_images, schedules=entry.schedules)
             for entry in self.fractions
         )
-        check_distinct(f"study {self.name}: fractions", [entry.fraction for entry in shares])
+        check_distinct(f"study {self.name}: fractions", [entry.rounded for entry in shares])
         return self.model_copy(update={"fractions": shares})
 
     def schedules_of(self, arm: str, entry: DataFraction) -> tuple[str, ...]:
@@ -198,6 +212,7 @@ def define_study(name: str | Path, overrides: Mapping[str, Any] | None = None) -
     """
     patch = dict(overrides or {})
     own = {key: patch.pop(key) for key in list(patch) if key in STUDY_FIELDS or key.startswith(("arms.", "rule."))}
+    flat_patch("override ", {key: value for key, value in patch.items() if key != "size"})
     return read_study(name, size=patch.pop("size", None), changes=own), patch
 
 
@@ -224,18 +239,17 @@ def changed(data: Mapping[str, Any], changes: Mapping[str, Any], *, source: str)
         section, _, field = key.partition(".")
         if section == "arms":
             arm, _, field = field.partition(".")
-            check_names([arm], data.get("arms") or {}, f"{source}: {key}: arm")
-            data["arms"] = {**data["arms"], arm: {**flatten(data["arms"][arm] or {}), field: value}}
-        else:
-            data[section] = {**(data.get(section) or {}), field: value} if field else value
+            arms = data.get("arms") or {}
+            check_names([arm], arms if isinstance(arms, Mapping) else (), f"{source}: {key}: arm")
+            own = arms[arm] or {}
+            if not field or not isinstance(own, Mapping):
+                raise ValueError(f"{source}: {key}: expected arms.NAME.FIELD for an arm that has fields")
+            data["arms"] = {**arms, arm: {**flatten(dict(own)), **flatten({field: value})}}
+        elif field and isinstance(data.get(section) or {}, Mapping):
+            data[section] = {**(data.get(section) or {}), field: value}
+        elif not field:
+            data[section] = value
     return data
-
-
-def _check_schedules(names: tuple[str, ...], arm: str, amount: str) -> None:
-    if not names:
-        raise ValueError(f'schedules: none for arm {arm!r} at {amount}, expected names such as "2x"')
-    lengths = [parse_schedule(name) for name in names]
-    check_distinct("schedules", [f"{float(n):g}x" if unit == "x" else f"{n} steps" for n, unit in lengths])
 
 
 def _check_public(study: StudySpec) -> None:
@@ -246,20 +260,3 @@ def _check_public(study: StudySpec) -> None:
                 f"public_weights.{arm} has no effect: the arm's start.weights is {study.weights_of(arm)!r}, expected "
                 "a file of weights made elsewhere (the cost of a pretrain entry is measured, its uses stand there)"
             )
-
-
-def _check_rule(study: StudySpec) -> None:
-    if study.rule is None:
-        return
-    variant, _, metric = study.rule.metric.rpartition(":")
-    check_names([metric], METRICS, "rule.metric")
-    check_names([variant] if variant else [], study.also_evaluate, "rule.metric: also_evaluate entry")
-    check_names([study.rule.baseline, study.rule.candidate], study.arms, "rule: arm")
-    if study.rule.baseline == study.rule.candidate:
-        raise ValueError(f"rule.candidate is {study.rule.candidate!r}, the baseline itself, expected another arm")
-    least = fewest_seeds(study.rule)
-    if study.rule.test == "sign_flip" and len(study.seeds) < least:
-        raise ValueError(
-            f"seeds: {len(study.seeds)} can never satisfy rule.test sign_flip at level {study.rule.level:g} (its "
-            f"p value never falls below 2/2^S two-sided, 1/2^S one-sided), expected at least {least} seeds or test: t"
-        )

@@ -13,8 +13,8 @@ from typing import Any
 from headstart.files import write_whole
 from headstart.ops import processes as distributed
 from headstart.recipe.dotted import flatten, unflatten
-from headstart.recipe.load import validate
 from headstart.recipe.recipe import AnyRecipe, Recipe
+from headstart.recipe.refusal import validate
 from headstart.study.results import VARIANTS_FILE
 from headstart.tasks import TASKS
 from headstart.tasks.detection import validation_data

@@ -102,7 +102,10 @@ METRIC_KINDS = {kind: metrics for row in TASKS.values() for kind, metrics in row
 
 
 def make_task(recipe: AnyRecipe) -> Any:
-    """Model and data of a recipe, ready for the loop: a `task.Task`."""
+    """Model and data of a recipe, ready for the loop: a `task.Task`; ValueError for one that cannot fit into memory."""
+    from headstart.tasks.footprint import check_memory
+
+    check_memory(recipe)
     return TASKS[recipe.task].functions().make_task(recipe)
 
 

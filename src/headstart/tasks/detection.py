@@ -40,6 +40,7 @@ from headstart.tasks.task import (
     eval_images,
     make_model,
     padded_size,
+    require_images,
     take_fraction,
 )
 
@@ -86,6 +87,7 @@ def make_task(recipe: Recipe) -> Task:
     whole, held_out = _all_training_data(recipe), validation_data(recipe)
     data = take_fraction(recipe, whole)
     check_same_classes(data.path, _names(data), held_out.path, _names(held_out))
+    require_images(data, held_out)
     if recipe.model.mask.enabled and data.num_annotations and not data.segment_kind.any():
         raise ValueError(
             f"{data.path}: no object has a segmentation, which model.mask.enabled needs; "

@@ -30,6 +30,7 @@ from headstart.tasks.task import (
     eval_images,
     make_model,
     padded_size,
+    require_images,
     take_fraction,
 )
 
@@ -93,6 +94,7 @@ def make_task(recipe: SegmentRecipe) -> Task:
     ours, theirs = (dict(zip(each.class_ids, each.class_names)) for each in (maps, held_out))
     check_same_classes(maps.dataset.path, ours, held_out.dataset.path, theirs)
     for each in (maps, held_out):
+        require_images(each.dataset)
         each.check(recipe.data.num_workers)
     stream = pixel_stream(maps, recipe)
     model = make_model(recipe, len(maps.class_names))

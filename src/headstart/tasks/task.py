@@ -1,5 +1,6 @@
 """Parts that all tasks share: a task as the loop sees it, a trained model, and checks of data against each other."""
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -116,6 +117,22 @@ def take_fraction(recipe: AnyRecipe, data: Dataset, most: int | None = None) -> 
         return data
     chosen = nested_fraction(data.num_images, recipe.data.fraction, recipe.data.fraction_seed)
     return data.take(np.sort(chosen[:most]))
+
+
+def require_images(*sets: Dataset) -> None:
+    """ValueError naming the first image of the data sets whose file is not there."""
+    for data in sets:
+        known: dict[str, set[str]] = {}  # names by folder: one question for all files of a folder
+        for i, name in enumerate(data.file_names):
+            folder, _, file = name.rpartition("/")
+            if folder not in known:
+                path = data.image_dir / folder
+                known[folder] = set(os.listdir(path)) if path.is_dir() else set()
+            # Asked again by its path where the file system does not mind the case or form of a name.
+            if file not in known[folder] and not data.image_path(i).is_file():
+                raise ValueError(
+                    f"{data.path}: {name!r} is not in {data.image_dir}, expected every image that it lists"
+                )
 
 
 def eval_images(recipe: Any, data: Dataset) -> EvalImages:

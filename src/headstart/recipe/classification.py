@@ -1,0 +1,48 @@
+"""Sections of classification recipes."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from headstart.recipe.fields import (
+    BelowOne,
+    Channels,
+    DataShare,
+    Deviations,
+    Flag,
+    Net,
+    Order,
+    Part,
+    Pool,
+    Seed,
+    Share,
+    Side,
+    Text,
+    Width,
+    Workers,
+)
+
+
+class ClassifyData(Part):
+    train: Text
+    val: Text
+    fraction: DataShare
+    fraction_seed: Seed
+    num_workers: Workers
+    cache: Flag
+    cache_features: Flag
+
+
+class ClassifyInput(Part):
+    size: Side
+    min_area: DataShare
+    flip: Share
+    mean: Channels
+    std: Deviations
+    order: Order
+
+
+class ClassifyModel(Net):
+    pool: Pool
+    hidden: Annotated[tuple[Width, ...], Field(max_length=16)]
+    dropout: BelowOne

@@ -1,0 +1,169 @@
+"""Sections of a study file and the types of its fields."""
+
+from __future__ import annotations
+
+import difflib
+import reprlib
+from collections.abc import Collection, Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from headstart.recipe.fields import DataShare, Seed, Text, real, whole
+
+# The tables of report/paper.py.
+PaperTable = Literal[
+    "R50", "R101", "Table 2", "scale augmentation", "cascade", "test augmentation", "X152", "keypoints", "VGG-16",
+    "35k", "10k", "3.5k", "1k", "VOC",
+]  # fmt: skip
+MOST = 1000  # arms, schedules, fractions and seeds each: verdicts advise no more seeds either (verdict.MOST_SEEDS)
+
+
+def check_names(given: Collection[object], known: Collection[str], what: str) -> None:
+    """Raise a ValueError naming the nearest known name for the first given one that is unknown."""
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(str(name)[:100], known, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(map(repr, known)) or 'none'}"
+            raise ValueError(f"{what} {reprlib.repr(name)} is not known, {hint}")
+
+
+def _none_is_empty(value: object) -> object:
+    return {} if value is None else value
+
+
+def _schedules(value: object) -> object:
+    if isinstance(value, str):
+        raise ValueError(f"schedules: {value!r}, expected a list such as [{value}]")
+    return value
+
+
+def _seeds(value: object) -> object:
+    if isinstance(value, int) and not isinstance(value, bool):
+        if value < 1:
+            raise ValueError(f"seeds: {value}, expected at least one")
+        if value > MOST:
+            raise ValueError(
+                f"seeds: {value} is a count of seeds, expected at most {MOST:,}; the seed {value} alone is [{value}]"
+            )
+        return tuple(range(value))
+    return value
+
+
+def _fractions(value: object) -> object:
+    if isinstance(value, list | tuple):
+        return tuple({"fraction": v} if isinstance(v, int | float | str) else v for v in value)
+    return value
+
+
+def _tuning(value: object) -> object:
+    return {"note": value} if isinstance(value, str) else value
+
+
+Patch = Annotated[dict[str, Any], BeforeValidator(_none_is_empty)]
+Names = Annotated[tuple[str, ...], Field(max_length=MOST)]
+Schedules = Annotated[Names | dict[str, Names], BeforeValidator(_schedules)]
+Images = Annotated[int, whole(1, 10**9)]
+Uses = Annotated[float, real(ge=1, le=10**9)]
+Amount = Annotated[float, real(gt=0, le=10**9)]
+
+
+class StudySection(BaseModel):
+    """A frozen section of a study that refuses unknown keys, naming the nearest."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    section: ClassVar[str]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, data: object) -> object:
+        if isinstance(data, Mapping):
+            check_names(data, cls.model_fields, f"{cls.section} key")
+        return data
+
+
+class DataFraction(StudySection):
+    """A share of the training images, or their number; its own schedules, if any, replace the study's.
+
+    Plans know shares only: `StudySpec.on` turns numbers into shares.
+    """
+
+    section = "fractions"
+    fraction: DataShare | None = None
+    images: Images | None = None
+    schedules: Schedules = ()
+
+    @model_validator(mode="after")
+    def _one_amount(self) -> DataFraction:
+        if (self.fraction is None) == (self.images is None):
+            raise ValueError("fractions: each entry takes one of fraction (0 to 1) and images (a number)")
+        return self
+
+    @property
+    def amount(self) -> str:
+        """The amount of data, in words."""
+        return f"{self.images:,} images" if self.fraction is None else f"fraction {self.fraction:g}"
+
+    @property
+    def rounded(self) -> float | str:
+        """The amount as `plan.lineage_name` has it: equal ones would share the names of their runs."""
+        return self.amount if self.fraction is None else float(f"{self.fraction:.6g}")
+
+
+class Pretraining(StudySection):
+    """A pre-training of this study; arms take its weights with `start.weights: pretrain:NAME`.
+
+    uses: the number of trainings over which its cost is amortised.
+    """
+
+    section = "pretrain"
+    recipe: Text
+    set: Patch = Field(default_factory=dict)
+    uses: Uses = 1
+
+
+class PublicStart(StudySection):
+    """The documented public weights that an arm starts from (a name in weights/public.yaml), and for how many uses."""
+
+    section = "public_weights"
+    name: Text
+    uses: Uses = 1
+
+
+class Tuning(StudySection):
+    """The tuning of an arm before the study: trials, their steps in all, and a note on what was tried."""
+
+    section = "tuning"
+    trials: Annotated[int, whole(0, 10**9)] | None = None
+    steps: Annotated[int, whole(0, 10**12)] | None = None
+    note: Text = ""
+
+
+class Account(StudySection):
+    """Samples of an image of the training set, for a study that counts what its arms would see and trains nothing."""
+
+    section = "account"
+    num_images: Images
+    instances_per_image: Annotated[float, real(ge=0, le=10**9)]
+    pixels_per_image: Amount
+
+
+class Search(StudySection):
+    """Values to be tried on one arm, every combination of the grid {field: values}, before the study itself.
+
+    All trials have one schedule, amount of data (all, if none is given) and seed; the highest metric wins.
+    """
+
+    section = "search"
+    arm: str
+    grid: dict[str, Annotated[tuple[Any, ...], Field(max_length=MOST)]] = Field(min_length=1, max_length=20)
+    schedule: str
+    fraction: DataShare | None = None
+    images: Images | None = None
+    seed: Seed = 0
+    metric: str = "box.AP"
+
+
+Seeds = Annotated[tuple[Seed, ...], Field(max_length=MOST), BeforeValidator(_seeds)]
+Fractions = Annotated[tuple[DataFraction, ...], Field(max_length=MOST), BeforeValidator(_fractions)]
+Tunings = dict[str, Annotated[Tuning, BeforeValidator(_tuning)]]
