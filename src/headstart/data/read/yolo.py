@@ -184,8 +184,13 @@ def _images_at(path: Path, split: str, base: Path, place: str) -> list[Path]:
         raise ValueError(f"{path}: {split} = {show(place)}: no such folder or file: looked at {str(candidates[0])!r}")
     if os.path.isdir(found):
         return [Path(os.path.abspath(p)) for p in walk(found) if p.suffix.lower() in SUFFIXES]
-    listed = [line.strip() for line in read_text(found, "a path of an image a line").splitlines() if line.strip()]
-    return [Path(os.path.abspath(found.parent / line)) for line in listed]
+    listed = []
+    for number, line in enumerate(read_text(found, "a path of an image a line").splitlines(), 1):
+        if line.strip():
+            listed.append(Path(os.path.abspath(found.parent / line.strip())))
+            if not os.path.exists(listed[-1]):
+                raise ValueError(f"{found}: line {number}: {show(line.strip())}: no such image file")
+    return listed
 
 
 def _label_file(image: Path) -> Path:
