@@ -12,7 +12,14 @@ import headstart
 
 ROOT = Path(headstart.__file__).parent
 PROJECT = Path(__file__).parents[1] / "pyproject.toml"
-TOOLS = {"pytest", "pytest-xdist", "ruff", "mypy", "setuptools"}  # of the extra `test`, run and not imported
+TOOLS = {
+    "pytest",
+    "pytest-xdist",
+    "hypothesis",
+    "ruff",
+    "mypy",
+    "setuptools",
+}  # of the extra `test`, run and not imported
 # Imported by torch.onnx and torch.utils.tensorboard.
 THROUGH_TORCH = {"onnx", "onnxscript", "tensorboard"}
 

@@ -8,11 +8,12 @@ import os
 import re
 import secrets
 import socket
+import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
@@ -23,6 +24,12 @@ _REFUSED = re.compile(
 MOST_BYTES = 100  # of a name: file systems take 255, encryption leaves 143 of them (eCryptfs), and a digest may follow
 # With their full-width forms: owasp.org/www-community/attacks/CSV_Injection.
 FORMULA_SIGNS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+_KINDS = {
+    "a folder": stat.S_ISDIR,
+    "a pipe": stat.S_ISFIFO,
+    "a socket": stat.S_ISSOCK,
+    "a device": lambda mode: stat.S_ISCHR(mode) or stat.S_ISBLK(mode),
+}
 PATIENCE = 2.0  # seconds for which a rename is tried again: Windows refuses it while a reader has the target open
 
 
@@ -147,10 +154,49 @@ def write_csv(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         writer.writerows([cell(row.get(name)) for name in columns] for row in rows)
 
 
+def open_regular(path: str | Path) -> BinaryIO:
+    """Open a regular file to read bytes.
+
+    Anything else is refused unopened, so that no pipe is waited for and no device is touched: ValueError naming the
+    path and its kind. OSError as `open`.
+    """
+    _refuse_irregular(path, os.stat(path).st_mode)
+    # It may have been replaced since: opened without waiting, and asked again.
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
+    file = open(path, "rb", opener=lambda name, _: os.open(name, flags))  # noqa: SIM115
+    try:
+        _refuse_irregular(path, os.fstat(file.fileno()).st_mode)
+    except ValueError:
+        file.close()
+        raise
+    return file
+
+
+def read_regular(path: str | Path, *, most: int) -> bytes:
+    """The bytes of a regular file.
+
+    ValueError naming the path if it is none, larger than `most` bytes, or of another size than its folder says.
+    """
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            raise ValueError(f"{path}: has {size:,} bytes: expected at most {most:,}")
+        content = file.read(size + 1)
+    if len(content) != size:
+        raise ValueError(f"{path}: changed while it was read: expected {size:,} bytes")
+    return content
+
+
 def file_digest(path: str | Path, kind: str = "sha256") -> str:
-    """SHA-256 (or another digest by hashlib's name) of a file's bytes, as hex digits."""
-    with open(path, "rb") as file:
+    """SHA-256 (or another digest by hashlib's name) of a file's bytes, as hex digits; errors as `open_regular`."""
+    with open_regular(path) as file:
         return hashlib.file_digest(file, kind).hexdigest()
+
+
+def _refuse_irregular(path: str | Path, mode: int) -> None:
+    if not stat.S_ISREG(mode):
+        found = next((name for name, test in _KINDS.items() if test(mode)), "no regular file")
+        raise ValueError(f"{path}: is {found}: expected a regular file")
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

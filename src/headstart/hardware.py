@@ -64,7 +64,7 @@ def processor() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return next(iter(names), platform.processor() or platform.machine())
+    return next(iter(names), "") or os.environ.get("PROCESSOR_IDENTIFIER") or platform.machine()
 
 
 def features() -> tuple[str, ...]:

@@ -1,11 +1,17 @@
 """Read image files: any common mode in, uint8 RGB out, upright."""
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from headstart.files import open_regular
+
 MAX_PIXELS = 89_478_485  # Pillow's own limit (256 MiB of RGB); a photograph of 50 megapixels passes
+MOST_BYTES = 2**30  # of a file: MAX_PIXELS of 16-bit RGBA take 0.7 GB even where nothing is compressed
 _EXIF_ORIENTATION = 0x0112
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -28,8 +34,8 @@ def load_image(path: str | Path) -> np.ndarray:
     Grey is repeated three times; palette and CMYK are converted; alpha is dropped, not blended, so the colours under
     transparent pixels show. 16-bit grey is scaled by 255/65535, the same for every image: a 12-bit scan stays dark.
     Of an animation the first frame. ValueError naming the file: missing, truncated, not an image, a mode without a
-    fixed range (32-bit, float), a format outside FORMATS, or more than MAX_PIXELS pixels, which is refused before
-    anything is decoded.
+    fixed range (32-bit, float), a format outside FORMATS, no regular file, more than
+    MOST_BYTES bytes, or more than MAX_PIXELS pixels, which is refused before anything is decoded.
     """
     with open_image(path) as image:
         try:
@@ -55,21 +61,30 @@ def orientation_of(path: str | Path) -> int:
         return _orientation(image)
 
 
-def open_image(path: str | Path) -> Image.Image:
-    """Open an image file of one of FORMATS, nothing decoded yet; errors as load_image."""
+@contextmanager
+def open_image(path: str | Path) -> Iterator[Image.Image]:
+    """An image file of one of FORMATS, nothing decoded yet, closed afterwards; errors as load_image."""
     try:
-        image = Image.open(path, formats=FORMATS)
+        file = open_regular(path)
     except FileNotFoundError:
         raise _Refused(f"{path}: no such image file") from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise _too_large(path, "far more") from None
-    except Exception as error:
-        raise _unreadable(path, error) from error
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        image.close()
-        raise _too_large(path, f"{width} x {height} = {width * height}")
-    return image
+    except OSError as error:
+        raise _Refused(f"{path}: cannot be read ({error.strerror}): expected an image file") from None
+    except ValueError as error:  # no regular file, or a name that none can have
+        raise _unreadable(path, error) from None
+    with file:
+        try:
+            if (size := os.fstat(file.fileno()).st_size) > MOST_BYTES:
+                raise ValueError(f"{size:,} bytes, more than {MOST_BYTES:,}")
+            image = Image.open(file, formats=FORMATS)
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+            raise _too_large(path, "far more") from None
+        except Exception as error:
+            raise _unreadable(path, error) from error
+        width, height = image.size
+        if width * height > MAX_PIXELS:
+            raise _too_large(path, f"{width} x {height} = {width * height}")
+        yield image
 
 
 class _Refused(ValueError):
@@ -81,7 +96,7 @@ def _too_large(path: str | Path, found: str) -> ValueError:
 
 
 def _unreadable(path: str | Path, error: Exception) -> ValueError:
-    reason = " ".join(str(error).split()) or type(error).__name__
+    reason = " ".join(str(error).removeprefix(f"{path}: ").split()) or type(error).__name__
     return _Refused(f"{path}: not a readable image ({reason}): expected a whole file of {', '.join(FORMATS)}")
 
 

@@ -4,6 +4,7 @@ Labels are 0..C-1, or IGNORE_LABEL where the class is unknown: ignored in loss a
 """
 
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,7 +26,8 @@ MODES = ("L", "P")  # 8-bit grey and palette; in both the stored number is the i
 class PixelLabels:
     """Label maps from a folder of PNGs, one an image with the image's name: values are category ids of the data set.
 
-    ValueError for values in `ignore` that are categories too, and for category ids that no 8-bit map can hold.
+    ValueError for values in `ignore` that are categories too, for category ids that no 8-bit map can hold, and for
+    images that share a map.
     """
 
     def __init__(self, dataset: Dataset, folder: str | Path, *, ignore: Sequence[int]):
@@ -36,6 +38,10 @@ class PixelLabels:
         self._table = np.full(256, IGNORE_LABEL, np.int16)
         self._table[list(self._known)] = list(self._known.values())
         self.notes = list(dataset.notes)
+        images: dict[str, str] = {}
+        for index, name in enumerate(dataset.file_names):
+            if (first := images.setdefault(self._name(index), name)) != name:
+                raise ValueError(f"{self.path(index)}: fits the pictures {first} and {name}: expected one")
 
     def digest(self) -> str:
         """SHA-256 hex digest of images, label maps, and the ignored values."""
@@ -217,7 +223,7 @@ class PixelStream:
 
 def _read(path: Path) -> np.ndarray:
     """The values uint8 [H,W] of an 8-bit grey or palette picture; ValueError naming the file for anything else."""
-    if not path.exists():
+    if not os.path.exists(path):
         raise ValueError(f"{path}: no such label map; expected a PNG with the image's name")
     try:
         with open_image(path) as image:

@@ -5,29 +5,31 @@ allow-list).
 """
 
 import hashlib
-import pickle
-import re
-import zipfile
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
+import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from headstart.batch import InputSpec
-from headstart.files import file_digest
+from headstart.files import file_digest, open_regular, read_regular
+from headstart.hardware import memory
 from headstart.weights.input import parse_input_spec
+from headstart.weights.pickles import Array, PickleReader, RefusedNameError
+from headstart.weights.torch_files import read_torch
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".pkl")
 # Where checkpoints keep their tensors: ours and Detectron2's; Lightning's and timm's; others'; Detectron's.
 NESTS = ("model", "state_dict", "model_state_dict", "blobs")
 WRAPPERS = ("module.", "_orig_mod.")  # added by DistributedDataParallel and torch.compile
+MOST_HEADER = 2**24  # bytes of a .safetensors header: a tensor takes about 100, and the largest nets have thousands
+_MOST_PICKLE = 2**35  # bytes of a pickle where nothing tells the memory, into which it must fit
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,17 +51,22 @@ class WeightFile:
 def read_weights(path: str | Path) -> WeightFile:
     """Read a weight file of any known kind.
 
-    Raises ValueError in one line: no such file, unknown suffix, damaged, no tensors inside, or a pickle that asks for
-    anything but arrays; such a pickle is refused at that name, before anything of it is called.
+    Raises ValueError in one line: no regular file, unknown suffix, damaged, no tensors inside, tensors that lie outside
+    the stored bytes or take more memory than these, or a pickle that asks for anything but arrays; such a pickle is
+    refused at that name, before anything of it is called.
     """
     path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"{path}: no such weight file")
+    try:
+        open_regular(path).close()
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such weight file") from None
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror}): expected a weight file") from None
     if path.suffix not in SUFFIXES:
         raise ValueError(f"{path}: unknown suffix {path.suffix!r} of a weight file, expected {', '.join(SUFFIXES)}")
     if path.suffix == ".safetensors":
         return _weight_file(path, *read_safetensors(path))
-    content = _read_pickle(path) if path.suffix == ".pkl" else _read_torch(path)
+    content = _read_pickle(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path}: holds a {type(content).__name__}, expected a mapping of names to tensors")
     nest = next((name for name in NESTS if isinstance(content.get(name), dict)), None)
@@ -92,17 +99,19 @@ def _weight_file(path: Path, values: dict[str, Any], around: dict[str, Any]) -> 
     tensors, left_out = {}, []
     for name, value in values.items():
         name = str(name)
-        if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
-            value = torch.from_numpy(np.array(value, order="C"))  # a copy: arrays out of a pickle may be read-only
+        if isinstance(value, Array):
+            value = value.tensor
         if isinstance(value, Tensor):
             tensors[_unwrapped(name)] = value
         else:
             left_out.append(name)
     if not tensors:
-        raise ValueError(f"{path}: holds no tensors (found: {', '.join(map(str, list(values)[:5])) or 'nothing'})")
+        found = ", ".join(_printable(name) for name in left_out[:5])
+        raise ValueError(f"{path}: holds no tensors (found: {found or 'nothing'})")
     recipe = around.get("recipe")
     own = parse_input_spec(recipe.get("input") if isinstance(recipe, dict) else around.get("input"))
-    author = "headstart" if own is not None else str(around.get("__author__", around.get("author", "")))
+    given = around.get("__author__", around.get("author", ""))
+    author = "headstart" if own is not None else given if isinstance(given, str) else ""
     return WeightFile(str(path), file_digest(path), tensors, author, own, tuple(left_out))
 
 
@@ -115,90 +124,37 @@ def _unwrapped(name: str) -> str:
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a .safetensors file; ValueError where it is damaged."""
     try:
+        with open_regular(path) as begin:
+            (length,) = struct.unpack("<Q", begin.read(8))
+        if length > MOST_HEADER:
+            raise ValueError(f"a header of {length:,} bytes, more than {MOST_HEADER:,}")
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path}: not a readable safetensors file ({error})") from None
-
-
-def _read_torch(path: Path) -> Any:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        name = re.search(r"GLOBAL ([\w.]+)|`?([\w.]+)`? (?:is|was) not an allowed global", str(error))
-        if name is None:
-            raise ValueError(f"{path}: not a readable torch file ({_reason(error)})") from None
-        raise ValueError(_refusal(path, name[1] or name[2])) from None
-    except (RuntimeError, EOFError, zipfile.BadZipFile, KeyError, ValueError, OSError) as error:
-        raise ValueError(f"{path}: not a readable torch file ({_reason(error)})") from None
+    except Exception as error:  # the library has several kinds, and for some contents torch's own
+        raise ValueError(f"{path}: not a readable safetensors file ({_reason(path, error)})") from None
 
 
 def _read_pickle(path: Path) -> Any:
+    """The content of a file of pickled arrays, or of torch's."""
     try:
-        with open(path, "rb") as file:
-            # latin1: Detectron's files were pickled by Python 2, whose strings are bytes
-            return _ArrayUnpickler(file, encoding="latin1").load()
-    except _RefusedError as refused:
-        raise ValueError(_refusal(path, str(refused))) from None
-    except Exception as error:  # damaged bytes raise nearly anything inside the unpickler
-        raise ValueError(f"{path}: not a readable pickle of arrays ({type(error).__name__}: {error})") from None
+        if path.suffix != ".pkl":
+            return read_torch(path)
+        content = read_regular(path, most=memory() or _MOST_PICKLE)
+        return PickleReader(len(content)).load(BytesIO(content))
+    except RefusedNameError as refused:
+        name = _printable(str(refused))
+        raise ValueError(
+            f"{path}: refused, because it asks for {name} when loaded, which could run code; nothing was executed"
+        ) from None
+    except Exception as error:  # damaged bytes raise nearly anything
+        kind = "pickle of arrays" if path.suffix == ".pkl" else "torch file"
+        raise ValueError(f"{path}: not a readable {kind} ({_reason(path, error)})") from None
 
 
-def _reason(error: Exception) -> str:
-    """The first sentence: torch goes on to advise loading the file without protection."""
-    if "TorchScript" in str(error):
-        return "it is a TorchScript program, expected a state dict"
-    return (str(error) or type(error).__name__).splitlines()[0].split(". ")[0]
+def _reason(path: Path, error: Exception) -> str:
+    return _printable(str(error).removeprefix(f"{path}: ") or type(error).__name__)
 
 
-def _refusal(path: Path, name: str) -> str:
-    return f"{path}: refused, because it asks for {name} when loaded, which could run code; nothing was executed"
-
-
-class _RefusedError(Exception):
-    """A pickle asked for something that is not on the allow-list."""
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Unpickles containers, numbers, texts and numpy arrays; any other name is refused before it is looked up."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        allowed = _ALLOWED.get((module.replace("numpy._core", "numpy.core"), name))
-        if allowed is None:
-            raise _RefusedError(f"{module}.{name}")
-        return allowed
-
-
-def _empty_array(subtype: type, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """numpy's `_reconstruct` for plain arrays only; the unpickler fills in the state."""
-    return np.ndarray(shape, np.dtype(dtype.encode("latin1") if isinstance(dtype, str) else dtype))
-
-
-def _array_of_buffer(buffer: bytes, dtype: np.dtype, shape: tuple[int, ...], order: str, *axes: Any) -> np.ndarray:
-    """numpy's `_frombuffer` (pickle protocol 5); `axes` undoes a transposition."""
-    flat = np.frombuffer(buffer, dtype=dtype)
-    if order == "K" and axes and axes[0] is not None:
-        return flat.reshape(shape).transpose(axes[0])
-    return flat.reshape(shape, order=order)
-
-
-def _scalar(dtype: np.dtype, data: Any) -> Any:
-    return np.frombuffer(data.encode("latin1") if isinstance(data, str) else data, dtype=dtype)[0]
-
-
-def _bytes_of_text(text: str, encoding: str) -> bytes:
-    """Protocol 2 spells bytes as an encoded text; only that one codec, because codecs are code."""
-    if encoding != "latin1":
-        raise _RefusedError(f"_codecs.encode with {encoding!r}")
-    return text.encode("latin1")
-
-
-_ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {
-    ("numpy.core.multiarray", "_reconstruct"): _empty_array,
-    ("numpy.core.numeric", "_frombuffer"): _array_of_buffer,
-    ("numpy.core.multiarray", "scalar"): _scalar,
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    ("_codecs", "encode"): _bytes_of_text,
-    ("collections", "OrderedDict"): OrderedDict,
-}
+def _printable(text: str) -> str:
+    """A text of a file on one line, cut where it is long."""
+    return (text if text.isprintable() else ascii(text)[1:-1])[:200]

@@ -48,8 +48,8 @@ def parse_input_spec(value: Any) -> InputSpec | None:
     try:
         fields = json.loads(value) if isinstance(value, str) else value
         mean, std = tuple(map(float, fields["mean"])), tuple(map(float, fields["std"]))
-        return InputSpec(mean, std, str(fields["order"]).lower())
-    except (KeyError, TypeError, ValueError):
+        return InputSpec(mean, std, fields["order"].lower())
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError, RecursionError):
         return None
 
 

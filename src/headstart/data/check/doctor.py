@@ -1,5 +1,6 @@
 """Checks of a data set before training: problems by file, record and value; counts; a clean copy."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -49,10 +50,10 @@ def sources(paths: Sequence[str | Path], image_dirs: Sequence[str | Path] | None
 
 def _named_sources(given: str, folder: Path | None) -> list[tuple[str, Source]]:
     path, split = Path(given), None
-    if not path.exists() and ":" in given:
+    if not os.path.exists(path) and ":" in given:
         head, _, split = given.rpartition(":")
         path = Path(head)
-    if detect_format(path) != "coco" or path.is_file():
+    if detect_format(path) != "coco" or os.path.isfile(path):
         return [(split or path.stem, Source(path, folder, split))]
     files = sorted([*path.glob("*.json"), *path.glob("annotations/*.json")])
     # In COCO's own layout, captions_* and person_keypoints_* annotate the same images again.

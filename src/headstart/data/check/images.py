@@ -1,6 +1,7 @@
 """Checks of image files: missing, unreadable, of another size, rotated by EXIF, or duplicates."""
 
 import hashlib
+import os
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -39,7 +40,7 @@ def examine(dataset: Dataset, split: str) -> list[ImageCheck]:
 def _examine(dataset: Dataset, split: str, i: int, names: Callable[[Path], Names]) -> ImageCheck:
     path = dataset.image_path(i)
     where = f"{dataset.path}: image {dataset.image_ids[i]}"
-    if not path.is_file():
+    if not os.path.exists(path):
         message = f"file_name = {dataset.file_names[i]!r}: no such file in {dataset.image_dir}{_nearest(path, names)}"
         return ImageCheck(
             Problem(ERROR, "image-missing", split, where, dataset.file_names[i], message, LEFT_OUT), None, False

@@ -1,11 +1,13 @@
 """Data sets of any format: detection of the format, and reading."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
 from headstart.data.dataset import Dataset
 from headstart.data.images import SUFFIXES, image_size
 from headstart.data.read.coco import from_document, read
+from headstart.data.read.text import walk
 from headstart.data.read.voc import read_voc
 from headstart.data.read.yolo import read_yolo
 
@@ -19,20 +21,20 @@ def detect_format(path: str | Path) -> str:
     a folder with one is YOLO; class folders may lie one level down, under their split. ValueError if none fits.
     """
     path = Path(path)
-    if path.is_file() and path.suffix.lower() in (".json", ".yaml", ".yml"):
+    if os.path.isfile(path) and path.suffix.lower() in (".json", ".yaml", ".yml"):
         return "coco" if path.suffix.lower() == ".json" else "yolo"
-    if path.is_dir():
+    if os.path.isdir(path):
         if any((path / "Annotations").glob("*.xml")):
             return "voc"
         if _yaml_files(path):
             return "yolo"
         if _json_files(path):
             return "coco"
-        if any(p.suffix.lower() in SUFFIXES for pattern in ("*/*", "*/*/*") for p in path.glob(pattern)):
+        if any(p.suffix.lower() in SUFFIXES and p.parent != path for p in walk(path, depth=3)):
             return "folders"
     raise ValueError(
-        f"{path}: {'no known format' if path.exists() else 'no such file or folder'}: expected a COCO .json file, "
-        "a VOC folder (Annotations/*.xml), a YOLO data.yaml, or one folder of images a class"
+        f"{path}: {'no known format' if os.path.exists(path) else 'no such file or folder'}: expected a COCO .json "
+        "file, a VOC folder (Annotations/*.xml), a YOLO data.yaml, or one folder of images a class"
     )
 
 
@@ -50,10 +52,10 @@ def open_dataset(path: str | Path, image_dir: str | Path | None = None, split: s
     if kind == "voc":
         return read_voc(path, split)
     if kind == "yolo":
-        return read_yolo(path if path.is_file() else _the_only(path, _yaml_files(path), None), split or "train")
+        return read_yolo(path if os.path.isfile(path) else _the_only(path, _yaml_files(path), None), split or "train")
     if kind == "folders":
         return read_folders(path / split if split else path)
-    if path.is_file():
+    if os.path.isfile(path):
         if split is not None:
             raise ValueError(f"{path}: split = {split!r}: expected none, this file is one split; or give its folder")
         return read(path, image_dir)
@@ -104,7 +106,7 @@ def read_folders(root: str | Path) -> Dataset:
 
 def folder_images(root: Path) -> tuple[list[Path], int]:
     """The images in class folders below `root`, sorted, none of them opened; and how many other files there are."""
-    files = sorted(p for p in root.rglob("*") if p.is_file()) if root.is_dir() else []
+    files = sorted(walk(root)) if os.path.isdir(root) else []
     images = [p for p in files if p.suffix.lower() in SUFFIXES and p.parent != root]
     if not images:
         raise ValueError(f"{root}: no images in class folders: expected for example {root}/CLASS/IMAGE.jpg")

@@ -3,6 +3,7 @@
 import difflib
 import gc
 import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -18,8 +19,10 @@ import headstart.data.read.coco_columns as coco_columns
 import headstart.data.read.coco_records as coco_records
 from headstart.data.dataset import POLYGONS, RLE, Dataset
 from headstart.data.read.coco_columns import Faulty
+from headstart.data.read.coco_keys import finite, may_repeat, refuse_repeated, whole
 from headstart.data.read.coco_records import PLURAL, Segmentation
-from headstart.files import write_whole
+from headstart.files import read_regular, write_whole
+from headstart.hardware import memory
 
 
 class _Content(Struct, Generic[Segmentation]):
@@ -30,6 +33,7 @@ class _Content(Struct, Generic[Segmentation]):
     categories: list[coco_records.CategoryRecord]
 
 
+_MOST = 2**35  # bytes of a file where nothing tells the memory, into which it must fit: train2017 has half a GiB
 # A file's segmentations stay text until they become numbers of one flat array: COCO's 40 million coordinates would
 # otherwise take 1.5 GiB as Python's.
 _decoded = msgspec.json.Decoder(_Content[Raw]).decode
@@ -51,10 +55,15 @@ def read(path: str | Path, image_dir: str | Path | None = None, *, keep_difficul
     with _no_collecting():
         try:
             if raw.isascii() or raw.decode():  # msgspec skips fields unread, and with them wrong UTF-8
-                return _assemble(_decoded(raw), _decoded_segmentation, path, image_dir, keep_difficult)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, Faulty):
+                content = _decoded(raw)
+                if may_repeat(raw, (content.images, content.annotations, content.categories)):
+                    refuse_repeated(path, raw)
+                return _assemble(content, _decoded_segmentation, path, image_dir, keep_difficult)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, json.JSONDecodeError, Faulty):
             pass  # parsed whole, a record can be named; and NaN, which JSON does not have, is understood
-        return from_document(_parse(path, raw), path, image_dir, keep_difficult=keep_difficult)
+        found = from_document(_parse(path, raw), path, image_dir, keep_difficult=keep_difficult)
+        refuse_repeated(path, raw)
+        return found
 
 
 def from_document(
@@ -65,7 +74,7 @@ def from_document(
     try:
         content = msgspec.convert(document, _Content[Any])
         return _assemble(content, _converted_segmentation, path, image_dir, keep_difficult)
-    except (msgspec.ValidationError, Faulty) as error:
+    except (msgspec.ValidationError, RecursionError, Faulty) as error:
         raise coco_records.refusal(path, document) or ValueError(f"{path}: {error}") from None
 
 
@@ -100,7 +109,7 @@ def _no_collecting() -> Iterator[None]:
 
 def _bytes(path: Path) -> bytes:
     try:
-        return path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+        return read_regular(path, most=memory() or _MOST).removeprefix(b"\xef\xbb\xbf")
     except FileNotFoundError:
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*")], 1)
         raise ValueError(f"{path}: no such annotation file{coco_records.did_you_mean(near)}") from None
@@ -121,9 +130,11 @@ def _parse(path: Path, raw: bytes) -> Any:
         wrong: json.JSONDecodeError = error
         if "NaN" in text or "Infinity" in text:
             try:
-                return json.loads(text)
+                return json.loads(text, parse_int=whole, parse_float=finite)
             except json.JSONDecodeError as other:
                 wrong = other
+            except (ValueError, RecursionError) as other:
+                raise ValueError(f"{path}: not valid JSON ({other})") from None
         reason = wrong.msg.split(": line ")[0]
         where = f"line {wrong.lineno}, column {wrong.colno}"
         raise ValueError(f"{path}: {where}: not valid JSON ({reason})") from None
@@ -145,7 +156,7 @@ def _find_image_dir(path: Path, file_name: str) -> Path:
     split = path.stem.rpartition("_")[2]
     folders = [path.parent, path.parent / path.stem, path.parent / split]  # beside it, and as `data shapes` writes
     folders += [path.parent / "images", path.parent.parent / split, path.parent.parent / "images"]  # and as COCO does
-    return next((folder for folder in folders if (folder / file_name).is_file()), path.parent)
+    return next((folder for folder in folders if os.path.isfile(folder / file_name)), path.parent)
 
 
 def write(dataset: Dataset, path: str | Path) -> None:

@@ -1,6 +1,7 @@
 """Records of a COCO file as checked flat columns, the arrays of a Dataset."""
 
 from array import array
+from collections import Counter
 from collections.abc import Callable
 from itertools import chain
 from typing import Any
@@ -17,6 +18,7 @@ from headstart.data.read.coco_records import (
     CategoryRecord,
     ImageRecord,
     fits,
+    is_unicode,
     keypoint_row,
     leaves_folder,
     show,
@@ -35,7 +37,7 @@ def images(path: Any, records: list[ImageRecord]) -> dict[str, Any]:
     ids = _ids(path, "image", records)
     heights, widths = (np.array([getattr(r, side) for r in records], np.int64) for side in ("height", "width"))
     names = tuple(record.file_name for record in records)
-    _require(not (heights * widths > MAX_PIXELS).any() and not any(map(leaves_folder, names)))
+    _require(not (heights * widths > MAX_PIXELS).any() and is_unicode(names) and not any(map(leaves_folder, names)))
     return {
         "image_ids": ids,
         "file_names": names,
@@ -48,9 +50,11 @@ def categories(path: Any, records: list[CategoryRecord], notes: list[str]) -> di
     """Ids ascending and names in their order of C categories; names, left and right, and skeleton of K keypoints."""
     ids = _ids(path, "category", records)
     _check_unique(path, "category", "name", [record.name for record in records])
+    _require(is_unicode(record.name for record in records))
     order = np.argsort(ids, kind="stable")
     listed = [record.keypoints for record in records if record.keypoints]
     _require(all(fits(names, list[str]) and len(set(names)) == len(names) and names == listed[0] for names in listed))
+    _require(is_unicode(listed[0] if listed else ()))
     names = tuple(listed[0]) if listed else ()
     return {
         "category_ids": ids[order],
@@ -133,10 +137,15 @@ def _ids(path: Any, kind: str, records: list) -> np.ndarray:
 
 
 def _check_unique(path: Any, kind: str, field: str, values: np.ndarray | list) -> None:
-    found, counts = np.unique(np.asarray(values), return_counts=True)
-    if (counts > 1).any():
-        value, times = found[np.argmax(counts > 1)], int(counts[counts > 1][0])
-        raise ValueError(f"{path}: {PLURAL[kind]}: {field} = {value} is given {times} times: expected once")
+    if isinstance(values, list):  # texts: NumPy would give each the room of the longest
+        counts = Counter(values)
+        value, times = min(((text, n) for text, n in counts.items() if n > 1), default=(None, 1))
+    else:
+        found, numbers = np.unique(values, return_counts=True)
+        value, times = (found[np.argmax(numbers > 1)], numbers[numbers > 1][0]) if (numbers > 1).any() else (None, 1)
+    if times > 1:
+        shown = " ".join(value.split())[:80] if isinstance(value, str) else value
+        raise ValueError(f"{path}: {PLURAL[kind]}: {field} = {shown} is given {times} times: expected once")
 
 
 def _flags(values: list) -> tuple[np.ndarray, np.ndarray]:
@@ -201,7 +210,7 @@ def _segments(
             kind = RLE
             try:
                 rles[n] = rle.checked(segmentation, heights[n], widths[n])
-            except ValueError:
+            except (ValueError, OverflowError):
                 raise Faulty from None
         elif segmentation:
             kind = POLYGONS

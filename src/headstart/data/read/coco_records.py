@@ -2,7 +2,7 @@
 
 import difflib
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import PureWindowsPath
 from typing import Annotated, Any, Generic, TypeVar
@@ -72,6 +72,7 @@ _EXPECTED = {
     "difficult": "0 or 1",
     "area": "a number of 0 or more",
 }
+_UNICODE = "text that UTF-8 can hold"
 
 
 @dataclass(frozen=True)
@@ -106,8 +107,11 @@ def did_you_mean(near: list[str]) -> str:
 
 
 def show(value: Any) -> str:
-    """A value on one line, cut where it is long."""
-    text = " ".join(repr(value).split())
+    """A value on one line, cut where it is long; its type where it has no short text."""
+    try:
+        text = " ".join(repr(value).split())
+    except (RecursionError, ValueError):  # nested deeply; a number of more digits than Python writes
+        return f"a {type(value).__name__}"
     return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
 
 
@@ -121,7 +125,7 @@ def fits(value: Any, kind: Any) -> bool:
     """True if a parsed JSON value has this type, by msgspec's rules."""
     try:
         msgspec.convert(value, kind)
-    except msgspec.ValidationError:
+    except (msgspec.ValidationError, RecursionError):
         return False
     return True
 
@@ -138,8 +142,10 @@ def _wrong_types(record: Mapping, kind: type[Struct]) -> Iterator[Fault]:
 def category_faults(record: Mapping, names: list[str]) -> list[Fault]:
     """Faults of a category; names are the keypoints that another category lists, [] if none does."""
     found = list(_wrong_types(record, CategoryRecord))
+    if all(fault.field != "name" for fault in found) and not is_unicode(record["name"]):
+        found.append(Fault("name", record["name"], _UNICODE))
     own = record.get("keypoints") or []
-    if type(own) is not list or set(map(type, own)) - {str} or len(set(own)) < len(own):
+    if type(own) is not list or set(map(type, own)) - {str} or len(set(own)) < len(own) or not is_unicode(own):
         found.append(Fault("keypoints", own, "a list of different names"))
     elif own and names and own != names:
         found.append(Fault("keypoints", own, f"the same names as the other categories, {names}"))
@@ -150,7 +156,9 @@ def image_faults(record: Mapping) -> list[Fault]:
     """Faults of an image."""
     found = list(_wrong_types(record, ImageRecord))
     wrong = {fault.field for fault in found}
-    if "file_name" not in wrong and leaves_folder(record["file_name"]):
+    if "file_name" not in wrong and not is_unicode(record["file_name"]):
+        found.append(Fault("file_name", record["file_name"], _UNICODE))
+    elif "file_name" not in wrong and leaves_folder(record["file_name"]):
         found.append(Fault("file_name", record["file_name"], "a path that stays inside the image folder"))
     if not wrong & {"height", "width"} and record["height"] * record["width"] > MAX_PIXELS:
         sides = [record["height"], record["width"]]
@@ -159,11 +167,20 @@ def image_faults(record: Mapping) -> list[Fault]:
     return found
 
 
+def is_unicode(names: Iterable[str]) -> bool:
+    """True unless a text has a lone surrogate, as JSON escapes and undecodable file names may: it cannot be written."""
+    try:
+        "".join(names).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def leaves_folder(name: str) -> bool:
     """True if a file_name leads out of the image folder: absolute, with a drive, or through '..'."""
-    if ".." in name or name[0] in "/\\" or ":" in name or "\0" in name:  # cheap first; pathlib only for the few
+    if ".." in name or name[0] in "./\\" or ":" in name or "\0" in name:  # cheap first; pathlib only for the few
         parts = PureWindowsPath(name)  # knows both separators, drives and shares
-        return bool(parts.anchor) or ".." in parts.parts or "\0" in name
+        return bool(parts.anchor) or ".." in parts.parts or not parts.name or "\0" in name
     return False
 
 
@@ -224,6 +241,8 @@ def _segmentation_faults(value: Any, size: tuple[int, int] | None) -> Iterator[F
                 rle.checked(value, *size)
         except ValueError as expected:
             yield Fault("segmentation", value, str(expected))
+        except OverflowError:
+            yield Fault("segmentation", value, "RLE with counts that fit an image")
     elif value is not None:
         yield Fault("segmentation", value, "polygons or RLE")
 

@@ -11,6 +11,9 @@ from typing import Any
 from headstart.data.dataset import Dataset
 from headstart.data.images import SUFFIXES, image_size
 from headstart.data.read.coco import from_document
+from headstart.data.read.coco_records import show
+from headstart.data.read.text import MOST_TEXT, read_text
+from headstart.files import read_regular
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
@@ -30,7 +33,8 @@ def read_voc(root: str | Path, split: str | None = None, class_names: Sequence[s
     Difficult objects are kept and marked. Classes are sorted names of all objects in Annotations (so that splits
     agree), or class_names in the given order; category ids are 1..C. Image and annotation ids count through the whole
     folder, the same in every split. Size is the XML's, else the image's. Part boxes and segmentation images are not
-    read. ValueError naming the XML file, object, field and value for anything else.
+    read; tags are compared without their namespaces. ValueError naming the XML file, object, field and value for
+    anything else, and where several pictures have an XML file's name.
     """
     root = Path(root)
     files = sorted((root / "Annotations").glob("*.xml"))
@@ -40,14 +44,14 @@ def read_voc(root: str | Path, split: str | None = None, class_names: Sequence[s
     trees = {file.stem: _parse(file) for file in files}
     objects = {file.stem: _objects(file, trees[file.stem]) for file in files}
     names = _class_names(root, objects, class_names)
-    images = {p.stem: p.name for p in sorted((root / "JPEGImages").glob("*")) if p.suffix.lower() in SUFFIXES}
+    images = _pictures(root / "JPEGImages")
 
     document: dict = {"images": [], "annotations": []}
     document["categories"] = [{"id": c + 1, "name": name} for c, name in enumerate(names)]
     left_out, from_zero, own = [], [], 0
     for number, file in enumerate(files, 1):
         if file.stem in chosen:
-            name = images.get(file.stem) or (trees[file.stem].findtext("filename") or f"{file.stem}.jpg").strip()
+            name = _picture(file, trees[file.stem], images.get(file.stem, []))
             height, width = _size(file, trees[file.stem], root / "JPEGImages" / name)
             document["images"].append({"id": number, "file_name": name, "height": height, "width": width})
             for position, found in enumerate(objects[file.stem], 1):
@@ -63,6 +67,25 @@ def read_voc(root: str | Path, split: str | None = None, class_names: Sequence[s
         own += len(objects[file.stem])
     dataset = from_document(document, root, root / "JPEGImages")
     return replace(dataset, notes=dataset.notes + _notes(left_out, from_zero))
+
+
+def _pictures(folder: Path) -> dict[str, list[str]]:
+    """Names of the pictures in a folder, by their names without suffix."""
+    found: dict[str, list[str]] = {}
+    for path in sorted(folder.glob("*")):
+        if path.suffix.lower() in SUFFIXES:
+            found.setdefault(path.stem, []).append(path.name)
+    return found
+
+
+def _picture(file: Path, tree: ElementTree.Element, named: list[str]) -> str:
+    """The picture of an XML file among those of its name; without any, as the XML has it."""
+    written = (tree.findtext("filename") or "").strip()
+    if len(named) > 1 and written not in named:
+        raise ValueError(f"{file}: fits the pictures {' and '.join(named)}: expected one, or its name in 'filename'")
+    if not named:
+        return written or f"{file.stem}.jpg"
+    return written if written in named else named[0]
 
 
 def _record(found: _Object, own: int, image_id: int, category_id: int) -> dict[str, Any]:
@@ -89,7 +112,7 @@ def _split_stems(root: Path, split: str | None, stems: list[str]) -> set[str]:
     known = sorted(p.stem for p in folder.glob("*.txt"))
     if split not in known:
         raise ValueError(f"{folder}: split = {split!r}: expected one of {known}{_near(split, known)}")
-    lines = (folder / f"{split}.txt").read_text(encoding="utf-8").splitlines()
+    lines = read_text(folder / f"{split}.txt", "a name of an image a line").splitlines()
     chosen = {}  # a class file of VOC has a second column; only the first names the image
     for number, line in enumerate(lines, 1):
         if line.strip():
@@ -98,7 +121,8 @@ def _split_stems(root: Path, split: str | None, stems: list[str]) -> set[str]:
     if unknown:
         first = min(unknown, key=chosen.__getitem__)
         raise ValueError(
-            f"{folder / split}.txt: line {chosen[first]}: image {first!r}: expected a file Annotations/{first}.xml"
+            f"{folder / split}.txt: line {chosen[first]}: image {show(first)}: expected a file "
+            f"Annotations/{first[:80]}.xml"
             f"{_near(first, stems)}"
         )
     if not chosen:
@@ -112,11 +136,22 @@ def _near(name: str, known: Sequence[str]) -> str:
 
 
 def _parse(file: Path) -> ElementTree.Element:
+    """The root of an XML file, its tags without namespaces."""
     try:
-        return ElementTree.parse(file).getroot()
+        root = ElementTree.fromstring(read_regular(file, most=MOST_TEXT))
     except ElementTree.ParseError as error:
         line, column = error.position
         raise ValueError(f"{file}: line {line}, column {column + 1}: not valid XML ({error.msg})") from None
+    except OSError as error:
+        raise ValueError(f"{file}: cannot be read ({error.strerror}): expected VOC's XML") from None
+    except (LookupError, ValueError) as error:  # an encoding that expat does not know, or no regular file
+        reason = str(error).removeprefix(f"{file}: ")
+        raise ValueError(f"{file}: not readable as XML: {reason}") from None
+    for element in root.iter():
+        element.tag = element.tag.rpartition("}")[2]
+    if root.tag != "annotation":
+        raise ValueError(f"{file}: {show(root.tag)}: expected the element 'annotation' of VOC")
+    return root
 
 
 def _objects(file: Path, tree: ElementTree.Element) -> list[_Object]:
@@ -128,7 +163,7 @@ def _objects(file: Path, tree: ElementTree.Element) -> list[_Object]:
             raise ValueError(f"{where}: field 'name' is missing: expected the name of a class")
         difficult = (element.findtext("difficult") or "0").strip()
         if difficult not in ("0", "1"):
-            raise ValueError(f"{where}: difficult = {difficult!r}: expected 0 or 1")
+            raise ValueError(f"{where}: difficult = {show(difficult)}: expected 0 or 1")
         corners = tuple(_corner(where, element, field) for field in _CORNERS)
         found.append(_Object(name, corners, int(difficult)))
     return found
@@ -143,7 +178,7 @@ def _corner(where: str, element: ElementTree.Element, field: str) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise ValueError(f"{where}: {field} = {text.strip()!r}: expected a pixel coordinate")
+        raise ValueError(f"{where}: {field} = {show(text.strip())}: expected a pixel coordinate")
     return value
 
 
@@ -156,13 +191,13 @@ def _class_names(root: Path, objects: dict[str, list[_Object]], given: Sequence[
 
 def _label(file: Path, position: int, name: str, names: list[str]) -> int:
     if name not in names:
-        raise ValueError(f"{file}: object {position}: name = {name!r}: expected one of {names}{_near(name, names)}")
+        raise ValueError(f"{file}: object {position}: name = {show(name)}: expected one of {names}{_near(name, names)}")
     return names.index(name)
 
 
 def _size(file: Path, tree: ElementTree.Element, image: Path) -> tuple[int, int]:
     texts = [(tree.findtext(f"size/{field}") or "0").strip() for field in ("height", "width")]
-    if not all(text.isdecimal() for text in texts):
-        raise ValueError(f"{file}: size = {texts}: expected height and width in whole pixels")
+    if not all(text.isdecimal() and len(text) <= 9 for text in texts):
+        raise ValueError(f"{file}: size = {show(texts)}: expected height and width in whole pixels")
     height, width = map(int, texts)
     return (height, width) if height and width else image_size(image)

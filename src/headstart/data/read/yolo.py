@@ -1,6 +1,7 @@
 """YOLO's data.yaml and label text files -> Dataset."""
 
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,13 @@ from headstart.data.dataset import Dataset
 from headstart.data.images import SUFFIXES, image_size
 from headstart.data.polygons import area
 from headstart.data.read.coco import from_document
+from headstart.data.read.coco_records import show
+from headstart.data.read.text import read_text, walk
 
+_MOST_YAML = 2**20  # bytes of data.yaml: a name a class, and the 1,203 names of LVIS take 30 KB
+_DEEPEST = 20  # levels of lists and mappings: names and splits need 2
+_LONGEST_NUMBER = 40  # characters: YAML's base 60 takes time that grows with their square
+_HIGHEST = 2**63  # larger numbers may all have one hash, and make a mapping slow
 _SLACK = 0.01  # exporters round and clip carelessly; further outside, the numbers are not normalised at all
 
 
@@ -22,8 +29,8 @@ def read_yolo(data_yaml: str | Path, split: str = "train") -> Dataset:
     Label rows are "class cx cy width height" or "class x1 y1 x2 y2 x3 y3 …" (a polygon; its box is the tightest), as
     fractions of the image; they become XYXY pixels. Labels lie in labels/ where the images lie in images/, else beside
     the image. Images without a label file are negatives, counted in notes; boxes without width or height are left out
-    and named there. Category ids are the class numbers of names. ValueError naming file, line and value otherwise, and
-    if not one image has a label file.
+    and named there. Category ids are the class numbers of names. ValueError naming file, line and value otherwise, if
+    not one image has a label file, and where two images share one or an image has two.
     """
     data_yaml = Path(data_yaml)
     config = _load_yaml(data_yaml)
@@ -33,16 +40,21 @@ def read_yolo(data_yaml: str | Path, split: str = "train") -> Dataset:
 
     document: dict = {"images": [], "annotations": []}
     document["categories"] = [{"id": c, "name": name} for c, name in names.items()]
-    left_out, unlabelled = [], []
+    left_out, unlabelled, labelled = [], [], {}
     for number, file in enumerate(files, 1):
         height, width = image_size(file)
         name = file.relative_to(folder).as_posix()
         document["images"].append({"id": number, "file_name": name, "height": height, "width": width})
         labels = _label_file(file)
-        if not labels.is_file():
+        try:
+            text = read_text(labels, "rows of numbers")
+        except FileNotFoundError:
             unlabelled.append(name)
             continue
-        for line, row in enumerate(labels.read_text(encoding="utf-8").splitlines(), 1):
+        if labels in labelled:
+            raise ValueError(f"{labels}: fits the pictures {labelled[labels]} and {name}: expected one")
+        labelled[labels] = name
+        for line, row in enumerate(text.splitlines(), 1):
             if not row.strip():
                 continue
             record = _record(f"{labels}: line {line}", row.split(), names, width, height)
@@ -60,17 +72,79 @@ def read_yolo(data_yaml: str | Path, split: str = "train") -> Dataset:
     return replace(dataset, notes=dataset.notes + tuple(notes))
 
 
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # libyaml where PyYAML has it: it is faster
+    """YAML without repeated keys and without numbers that take long to read."""
+
+
+def _mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+    found: dict[Any, Any] = {}
+    for key_node, value_node in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        line = f"line {key_node.start_mark.line + 1}"
+        if not isinstance(key, str | int):
+            raise _WrongYaml(f"{line}: {show(key)}: expected a name, or the number of a class")
+        if key in found:
+            raise _WrongYaml(f"{line}: {show(key)} is given twice: expected once")
+        found[key] = loader.construct_object(value_node, deep=True)
+    return found
+
+
+def _number(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int | float:
+    is_whole, found = node.tag.endswith(":int"), None
+    if len(node.value) <= _LONGEST_NUMBER:
+        found = loader.construct_yaml_int(node) if is_whole else loader.construct_yaml_float(node)
+    if found is None or (is_whole and not -_HIGHEST <= found < _HIGHEST):
+        raise _WrongYaml(f"line {node.start_mark.line + 1}: {show(node.value)}: expected a number of 64 bits")
+    return found
+
+
+def _plain_only(loader: yaml.SafeLoader, node: yaml.Node) -> None:
+    raise _WrongYaml(f"line {node.start_mark.line + 1}: {node.tag}: expected texts, numbers, lists and mappings only")
+
+
+class _WrongYaml(yaml.YAMLError):
+    """A message that is complete but for the file."""
+
+
+for _tag, _construct in (("map", _mapping), ("int", _number), ("float", _number),
+                         ("set", _plain_only), ("omap", _plain_only), ("pairs", _plain_only)):  # fmt: skip
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", _construct)
+
+
+def _refuse_expanding(events: Iterator[yaml.Event]) -> None:
+    """Refuse YAML that grows when it is read or shown: aliases, and deep nesting."""
+    depth = 0
+    for event in events:
+        line = event.start_mark.line + 1
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        elif isinstance(event, yaml.AliasEvent):
+            raise _WrongYaml(f"line {line}: alias {show(event.anchor)}: expected the value written out")
+        if depth > _DEEPEST:
+            raise _WrongYaml(f"line {line}: nested more than {_DEEPEST} levels deep: expected names and paths")
+
+
 def _load_yaml(path: Path) -> dict[str, Any]:
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
+        text = read_text(path, "a YOLO data.yaml", most=_MOST_YAML)
+        _refuse_expanding(yaml.parse(text, Loader=_Loader))
+        config = yaml.load(text, Loader=_Loader)
+    except FileNotFoundError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror}): expected a YOLO data.yaml") from None
+    except _WrongYaml as error:
+        raise ValueError(f"{path}: {error}") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f"line {mark.line + 1}: " if mark else ""
-        raise ValueError(f"{path}: {line}not valid YAML ({getattr(error, 'problem', error)})") from None
+        reason = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise ValueError(f"{path}: {line}not valid YAML ({reason})") from None
+    except (ValueError, LookupError, AttributeError) as error:  # no text; or a value that does not fit its YAML tag
+        reason = str(error).removeprefix(f"{path}: ")
+        raise ValueError(f"{path}: {reason}") from None
     if not isinstance(config, dict):
-        raise ValueError(f"{path}: {str(config)[:80]!r}: expected fields names, train, val")
+        raise ValueError(f"{path}: {show(config)}: expected fields names, train, val")
     return config
 
 
@@ -79,12 +153,12 @@ def _class_names(path: Path, config: dict) -> dict[int, str]:
     if isinstance(names, list):
         names = dict(enumerate(names))
     if not isinstance(names, dict) or not names or not all(type(c) is int and c >= 0 for c in names):
-        raise ValueError(f"{path}: names = {str(names)[:80]}: expected a list of class names, or numbers with names")
+        raise ValueError(f"{path}: names = {show(names)}: expected a list of class names, or numbers with names")
     for number, name in names.items():
         if not isinstance(name, str):  # YAML reads an unquoted no, on or 1 as something else than text
-            raise ValueError(f"{path}: names: {number} = {name!r}: expected text (put it in quotes)")
+            raise ValueError(f"{path}: names: {number} = {show(name)}: expected text (put it in quotes)")
     if config.get("nc", len(names)) != len(names):
-        raise ValueError(f"{path}: nc = {config['nc']!r}: expected {len(names)}, the number of names")
+        raise ValueError(f"{path}: nc = {show(config['nc'])}: expected {len(names)}, the number of names")
     return names
 
 
@@ -96,28 +170,40 @@ def _split_images(path: Path, config: dict, split: str) -> list[Path]:
     base = path.parent / str(config.get("path") or ".")
     files = {file for place in places for file in _images_at(path, split, base, str(place))}
     if not files:
-        raise ValueError(f"{path}: {split} = {config[split]!r}: no image there: expected files {', '.join(SUFFIXES)}")
+        raise ValueError(
+            f"{path}: {split} = {show(config[split])}: no image there: expected files {', '.join(SUFFIXES)}"
+        )
     return sorted(files)
 
 
 def _images_at(path: Path, split: str, base: Path, place: str) -> list[Path]:
     """Images of one entry. "../train/images" is also looked for below data.yaml: a widespread export writes it so."""
     candidates = [base / place, path.parent / place, path.parent / place.removeprefix("../")]
-    found = next((c for c in candidates if c.exists()), None)
+    found = next((c for c in candidates if os.path.exists(c)), None)
     if found is None:
-        raise ValueError(f"{path}: {split} = {place!r}: no such folder or file: looked at {candidates[0]}")
-    if found.is_dir():
-        return [Path(os.path.abspath(p)) for p in found.rglob("*") if p.suffix.lower() in SUFFIXES]
-    listed = [line.strip() for line in found.read_text(encoding="utf-8").splitlines() if line.strip()]
-    return [Path(os.path.abspath(found.parent / line)) for line in listed]
+        raise ValueError(f"{path}: {split} = {show(place)}: no such folder or file: looked at {str(candidates[0])!r}")
+    if os.path.isdir(found):
+        return [Path(os.path.abspath(p)) for p in walk(found) if p.suffix.lower() in SUFFIXES]
+    listed = []
+    for number, line in enumerate(read_text(found, "a path of an image a line").splitlines(), 1):
+        if line.strip():
+            listed.append(Path(os.path.abspath(found.parent / line.strip())))
+            if not os.path.exists(listed[-1]):
+                raise ValueError(f"{found}: line {number}: {show(line.strip())}: no such image file")
+    return listed
 
 
 def _label_file(image: Path) -> Path:
     parts = list(image.parts)
-    if "images" in parts[:-1]:
-        last = len(parts) - 2 - parts[-2::-1].index("images")
-        parts[last] = "labels"
-    return Path(*parts).with_suffix(".txt")
+    beside = image.with_suffix(".txt")
+    if "images" not in parts[:-1]:
+        return beside
+    last = len(parts) - 2 - parts[-2::-1].index("images")
+    parts[last] = "labels"
+    labels = Path(*parts).with_suffix(".txt")
+    if os.path.lexists(beside) and os.path.lexists(labels):
+        raise ValueError(f"{image}: has two label files, {labels} and {beside}: expected one")
+    return labels
 
 
 def _record(where: str, row: list[str], names: dict[int, str], width: int, height: int) -> dict[str, Any]:
@@ -127,13 +213,15 @@ def _record(where: str, row: list[str], names: dict[int, str], width: int, heigh
         raise ValueError(f"{where}: {' '.join(row)[:80]!r}: expected numbers only") from None
     label, values = numbers[0], numbers[1:]
     if label not in names:
-        raise ValueError(f"{where}: class = {row[0]}: expected one of {min(names)} to {max(names)}, as names lists")
+        raise ValueError(
+            f"{where}: class = {row[0][:80]}: expected one of {min(names)} to {max(names)}, as names lists"
+        )
     if len(values) != 4 and (len(values) < 6 or len(values) % 2):
         expected = "4 (a box) or an even number of 6 or more (a polygon)"
         raise ValueError(f"{where}: {len(values)} numbers after the class: expected {expected}")
     outside = [text for text, value in zip(row[1:], values) if not -_SLACK <= value <= 1 + _SLACK]  # NaN is outside
     if outside:
-        raise ValueError(f"{where}: coordinate = {outside[0]}: expected a fraction of the image, 0 to 1")
+        raise ValueError(f"{where}: coordinate = {outside[0][:80]}: expected a fraction of the image, 0 to 1")
     record: dict[str, Any] = {"category_id": int(label), "iscrowd": 0}
     if len(values) == 4:
         cx, cy, w, h = values
