@@ -24,6 +24,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -32,8 +33,8 @@ from PIL import Image
 from record import keep
 from safetensors.torch import save
 
+from headstart.data import images
 from headstart.data.dataset import Dataset, fingerprint
-from headstart.data.images import FORMATS, load_image
 from headstart.data.label_maps import PixelLabels
 from headstart.data.read import coco, read_voc, read_yolo
 from headstart.recipe.load import load_recipe
@@ -41,7 +42,8 @@ from headstart.study.spec import define_study
 from headstart.training.rows import line_of, read_rows
 from headstart.weights.files import read_weights
 
-LIMIT = 2.0  # seconds of a case; the slowest sound one takes 0.05
+LIMIT = 2.0  # processor seconds of a case; the slowest sound one takes 0.05
+MAX_PIXELS = 10**6  # of pictures here: those of 90 million take a second and a GiB, which is no finding
 EDITS = ("flip", "insert", "replace", "delete", "repeat", "cut")
 TOKENS = (
     b"\x00", b"\xff\xfe", b"\xed\xa0\x80", b"\\ud800", b"NaN", b"-Infinity", b"1e400", b"-0", b"9" * 30, b"9" * 5000,
@@ -93,9 +95,9 @@ def attempt(target: Target, content: bytes, folder: Path) -> bool:
     """Whether a content is accepted; FindingError for all that is neither that nor a proper refusal."""
     path = folder / target.file
     path.write_bytes(content)
-    since = time.perf_counter()
+    since = time.process_time()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), patch.object(images, "MAX_PIXELS", MAX_PIXELS):
             warnings.simplefilter("ignore")
             target.read(path)
         accepted = True
@@ -111,7 +113,7 @@ def attempt(target: Target, content: bytes, folder: Path) -> bool:
         raise
     except Exception as error:
         raise FindingError(traceback.format_exc()) from error
-    if (seconds := time.perf_counter() - since) > LIMIT:
+    if (seconds := time.process_time() - since) > LIMIT:
         raise FindingError(f"{seconds:.1f} s")
     return accepted
 
@@ -141,7 +143,7 @@ def both_ways(path: Path) -> Dataset:
 
 def coco_contents() -> list[bytes]:
     """One with everything that is read; one with what is repaired; one with what is skipped."""
-    images = [{"id": n, "file_name": f"{n}.png", "height": 6, "width": 8} for n in (3, 1)]
+    records = [{"id": n, "file_name": f"{n}.png", "height": 6, "width": 8} for n in (3, 1)]
     categories = [
         {"id": 7, "name": "ant", "keypoints": ["left_a", "right_a"], "skeleton": [[1, 2]]},
         {"id": 2, "name": "bee"},
@@ -154,7 +156,7 @@ def coco_contents() -> list[bytes]:
         {"id": 3, "image_id": 1, "category_id": 2, "bbox": [0, 0, 8, 6], "difficult": 1,
          "segmentation": {"size": [6, 8], "counts": ":5Q1"}},
     ]  # fmt: skip
-    whole = {"images": images, "annotations": boxes, "categories": categories}
+    whole = {"images": records, "annotations": boxes, "categories": categories}
     extra = {"info": {"a": [1, {"b": "é"}]}, "licenses": [{"id": 1, "name": "x"}]}
     return [
         json.dumps(whole).encode(),
@@ -189,8 +191,8 @@ def yolo_folder(folder: Path) -> None:
 
 def label_folder(folder: Path) -> None:
     """A COCO file of one picture, whose label map is read."""
-    images = [{"id": 1, "file_name": "a.jpg", "height": 6, "width": 8}]
-    content = {"images": images, "annotations": [], "categories": [{"id": 0, "name": "sky"}]}
+    records = [{"id": 1, "file_name": "a.jpg", "height": 6, "width": 8}]
+    content = {"images": records, "annotations": [], "categories": [{"id": 0, "name": "sky"}]}
     (folder / "maps.json").write_text(json.dumps(content))
 
 
@@ -276,8 +278,8 @@ TARGETS = {
         Target("yolo-yaml", "data.yaml", lambda: [b"path: .\ntrain: images\nval: [images]\nnames: {0: ant, 2: 'bee'}\n",
                b"train: images\nnames: [ant, x, bee]\nnc: 3\n"], read_yolo, yolo_folder),
         Target("label-map", "a.png", label_maps, read_labels, label_folder),
-        *(Target(f"image-{kind.lower()}", f"b.{kind.lower()}", lambda kind=kind: pictures(kind), load_image)
-          for kind in FORMATS),
+        *(Target(f"image-{kind.lower()}", f"b.{kind.lower()}", lambda kind=kind: pictures(kind), images.load_image)
+          for kind in images.FORMATS),
         Target("safetensors", "a.safetensors", lambda: [save(tensors(), {"author": "x"})], read_weights),
         Target("torch-archive", "a.pt", lambda: torch_file(archive=True), read_weights),
         Target("torch-sequence", "a.pth", lambda: torch_file(archive=False), read_weights),

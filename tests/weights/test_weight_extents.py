@@ -19,11 +19,11 @@ from headstart.weights.files import MOST_HEADER, read_weights
 
 def refusal(path):
     """The message of a file that is refused within a second or so."""
-    since = time.perf_counter()
+    since = time.process_time()
     with pytest.raises(ValueError) as error:
         read_weights(path)
     message = str(error.value)
-    assert time.perf_counter() - since < 2 and message.startswith(f"{path}: ") and message.isprintable(), message
+    assert time.process_time() - since < 2 and message.startswith(f"{path}: ") and message.isprintable(), message
     return message
 
 

@@ -188,8 +188,8 @@ def _images_at(path: Path, split: str, base: Path, place: str) -> list[Path]:
     for number, line in enumerate(read_text(found, "a path of an image a line").splitlines(), 1):
         if line.strip():
             listed.append(Path(os.path.abspath(found.parent / line.strip())))
-            if not os.path.exists(listed[-1]):
-                raise ValueError(f"{found}: line {number}: {show(line.strip())}: no such image file")
+            if not os.path.isfile(listed[-1]):
+                raise ValueError(f"{found}: line {number}: {show(line.strip())}: no such file")
     return listed
 
 
