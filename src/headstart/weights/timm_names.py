@@ -8,7 +8,7 @@ from torch import Tensor
 # First names of the last layers of classifiers, in torchvision, timm and others.
 HEAD = r"(?:fc|head|classifier|last_linear)\..+"
 
-# Layers of a block of EfficientNet-PyTorch in timm's names: with an expansion before the depthwise convolution, without.
+# Layers of a block of EfficientNet-PyTorch in timm's names: with an expansion before the depthwise convolution, or not.
 _EXPANDED = {
     "_expand_conv": "conv_pw",
     "_bn0": "bn1",

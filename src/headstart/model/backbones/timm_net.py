@@ -70,10 +70,10 @@ class TimmNet(nn.Module):
         """Names of all tensors of timm's classifier of this name, its head included."""
         try:
             with torch.device("meta"):
-                whole = timm.create_model(self.name, pretrained=False, num_classes=1)
+                whole = timm.create_model(self.name, pretrained=False)
         except (RuntimeError, NotImplementedError):  # some constructors compute with values
             with torch.random.fork_rng(devices=[]):
-                whole = timm.create_model(self.name, pretrained=False, num_classes=1)
+                whole = timm.create_model(self.name, pretrained=False)
         return tuple(whole.state_dict())
 
     def parts(self) -> dict[str, list[nn.Module]]:
