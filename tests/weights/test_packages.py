@@ -233,5 +233,7 @@ def test_the_installed_weights_start_a_detector_with_masks(data_root, tmp_path):
 def test_a_wrong_backbone_is_told_the_right_one(whole):
     with pytest.raises(ValueError, match=r"is an EfficientNet; set model\.backbone to \{kind: timm, name: tf_eff"):
         load_weights(resnet(18, "group"), lite0_file(whole), scope="backbone")
-    with pytest.raises(ValueError, match="only 0 of the|only 150 of the|are missing"):
+    with pytest.raises(
+        ValueError, match=r"only \d+ of the \d+ tensors of the backbone could be loaded; \d+ are missing"
+    ):
         load_weights(TimmNet("tf_efficientnet_lite1", norm_kind="batch"), lite0_file(whole), scope="backbone")
