@@ -49,7 +49,7 @@ def strict_error(report: LoadReport, own: dict[str, Tensor], tensors: dict[str, 
 def _net_reason(report: LoadReport, own: dict[str, Tensor]) -> str:
     if report.layout != "EfficientNet-PyTorch" or "backbone.body.conv_stem.weight" in own:
         return ""
-    return "is an EfficientNet; set model.backbone to {kind: timm, name: tf_efficientnet_…} of its size, model.norm to batch"
+    return "is an EfficientNet; set model.backbone to {kind: timm, name: tf_efficientnet_…} and model.norm to batch"
 
 
 def _norm_reason(report: LoadReport, own: dict[str, Tensor]) -> str:
