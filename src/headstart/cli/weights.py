@@ -1,5 +1,6 @@
 """Verbs about weights."""
 
+from json import dumps
 from pathlib import Path
 from typing import Annotated
 
@@ -12,20 +13,50 @@ app = typer.Typer(no_args_is_help=True)
 
 
 @app.command("list")
-def list_weights() -> None:
-    """List public weights for `download`, with source, licence and documented cost."""
-    from headstart.weights.public import list_weights as known
+def list_weights(
+    as_json: Annotated[bool, typer.Option("--json", help="Print all facts as JSON.")] = False,
+) -> None:
+    """List public weights: which are installed, which are on disk, and which `download` fetches."""
+    from headstart.weights.describe import listing
 
-    header, *rows = known()
-    show("public weights", list(header), [list(row) for row in rows])
+    facts = listing()
+    if as_json:
+        typer.echo(dumps(facts, indent=1))
+        return
+    seen = ["unknown" if row["images_seen"] is None else f"{row['images_seen'] / 1e6:,.0f} M" for row in facts]
+    rows = [[row["name"], row["state"], images] for row, images in zip(facts, seen)]
+    show("public weights", ["name", "where", "images seen"], rows)
+    say("licence, source, norm and recipe of one: headstart weights show NAME")
+
+
+@app.command("show")
+def show_weights(
+    name: Annotated[str, typer.Argument(help="Name from `weights list`, or a weight file.")],
+) -> None:
+    """Describe weights: layout, input, classes, norm, tensors, and what they can start."""
+    from headstart.weights.describe import describe_file, describe_public, find_on_disk
+    from headstart.weights.files import SUFFIXES, read_weights
+    from headstart.weights.load import open_weights
+    from headstart.weights.public import find_file, public_files
+
+    rows: list[tuple[str, str]] = []
+    if name in public_files() or not (Path(name).exists() or Path(name).suffix in SUFFIXES):
+        known = find_file(name)
+        rows = describe_public(known)
+        path = find_on_disk(known)
+        file = None if path is None else open_weights(name) if known.hash else read_weights(path)
+    else:
+        file = read_weights(name)
+    for label, text in (*rows, *(() if file is None else describe_file(file))):
+        say(f"{label + ':':<13}{text}")
 
 
 @app.command()
-def inspect(path: Annotated[Path, typer.Argument(help="Weight file.")]) -> None:
+def inspect(path: Annotated[str, typer.Argument(help="Weight file, or package:NAME.")]) -> None:
     """List the tensors of a weight file, without executing code in it."""
-    from headstart.weights.files import read_weights
+    from headstart.weights.load import open_weights
 
-    file = read_weights(path)
+    file = open_weights(path)
     show(
         f"{path}, sha256 {file.hash[:16]}",
         ["tensor", "shape", "type"],
@@ -35,7 +66,7 @@ def inspect(path: Annotated[Path, typer.Argument(help="Weight file.")]) -> None:
 
 @app.command("import")
 def import_weights(
-    path: Annotated[Path, typer.Argument(help="torchvision, timm, Detectron2 or headstart weights.")],
+    path: Annotated[str, typer.Argument(help="torchvision, timm, Detectron2 or headstart weights, or package:NAME.")],
     recipe: Annotated[str, typer.Argument(help="Recipe that starts from them.")],
     overrides: Overrides = None,
 ) -> None:
@@ -62,7 +93,7 @@ def import_weights(
 
 @app.command()
 def convert(
-    path: Annotated[Path, typer.Argument(help="torchvision, timm, Detectron2 or headstart weights.")],
+    path: Annotated[str, typer.Argument(help="torchvision, timm, Detectron2 or headstart weights, or package:NAME.")],
     out: Annotated[Path, typer.Argument(help="Output file, .safetensors.")],
     mean: Annotated[
         str | None, typer.Option(help="Mean of the input, one number per channel: 123.7,116.3,103.5.")
@@ -72,12 +103,12 @@ def convert(
     force: Force = False,
 ) -> None:
     """Write weights under headstart's names, with their input normalisation: that of the file, or as stated."""
-    from headstart.weights.files import read_weights
     from headstart.weights.input import stated_input
-    from headstart.weights.load import convert_weights
+    from headstart.weights.load import convert_weights, open_weights
+    from headstart.weights.public import locate
 
-    refuse_overwrite([(out, path)], force=force)
-    names = convert_weights(read_weights(path), out, input=stated_input(mean, std, order))
+    refuse_overwrite([(out, locate(path))], force=force)
+    names = convert_weights(open_weights(path), out, input=stated_input(mean, std, order))
     say(f"{out}: {len(names.found)} tensors")
     for name in (*names.left_out, *names.unknown):
         say(f"left out: {name}")

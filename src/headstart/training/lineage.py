@@ -15,7 +15,8 @@ from headstart.recipe.schedule import Schedule
 from headstart.tasks import data_fingerprint
 from headstart.training.rows import Row, Rows, end_row, evaluations, read_rows, work_rows
 from headstart.weights import checkpoint
-from headstart.weights.files import read_weights, tensors_digest
+from headstart.weights.files import tensors_digest
+from headstart.weights.load import open_weights
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def run_digest(recipe: AnyRecipe, fingerprint: str, weights: str | None, span: S
 
 def weights_digest(path: str | Path | None) -> str | None:
     """The digest of a file's tensors, not of the file: a checkpoint also holds the seconds that it took."""
-    return None if path is None else tensors_digest(read_weights(path).tensors)
+    return None if path is None else tensors_digest(open_weights(path).tensors)
 
 
 def load_identity(path: Path) -> str:

@@ -12,9 +12,8 @@ from headstart.training.lineage import Span
 from headstart.training.precise_bn import live_norms
 from headstart.weights import checkpoint
 from headstart.weights.audit import Audit, audit, tensor_digests
-from headstart.weights.files import read_weights
 from headstart.weights.freeze import freeze, set_train_mode
-from headstart.weights.load import load_weights
+from headstart.weights.load import load_weights, open_weights
 from headstart.weights.mismatch import LoadReport
 from headstart.weights.partial_restore import partial_restore
 
@@ -36,7 +35,7 @@ def prepare_start(task: Task, recipe: AnyRecipe) -> Audit:
     """Load weights, freeze, and audit the start; ValueError with the audit's errors, one a line."""
     start, initial, report = recipe.start, tensor_digests(task.model), None
     if start.kind != "random":
-        report = load_weights(task.model, read_weights(start.weights), scope=start.kind, input=input_spec(recipe))
+        report = load_weights(task.model, open_weights(start.weights), scope=start.kind, input=input_spec(recipe))
     freeze(task.model, start.freeze)
     set_train_mode(task.model, start.freeze)
     return _audited(task, recipe, start.kind, report, initial)

@@ -16,7 +16,7 @@ from headstart.batch import InputSpec
 from headstart.files import replacing
 from headstart.model.backbones.vgg import Vgg
 from headstart.model.norm import EPSILON, FrozenBatchNorm
-from headstart.weights.files import WeightFile, write_safetensors
+from headstart.weights.files import WeightFile, read_weights, write_safetensors
 from headstart.weights.freeze import backbone_of
 from headstart.weights.input import input_text
 from headstart.weights.mismatch import LoadReport, refuse_other_stride, strict_error
@@ -25,9 +25,10 @@ from headstart.weights.names import (
     input_of,
     layout_of,
     our_names,
-    rename_for_timm,
     to_our_rows,
 )
+from headstart.weights.public import locate
+from headstart.weights.timm_names import holds_net, match_timm
 
 SCOPES = ("backbone", "detector")
 COUNTER = ".num_batches_tracked"  # BatchNorm's, which no computation of ours reads: not a weight, never accounted for
@@ -65,6 +66,15 @@ def _has_vgg_head(model: nn.Module) -> bool:
     return isinstance(backbone_of(model), Vgg) and head is not None and not head.convs and len(head.fcs) == 2
 
 
+def open_weights(name: str | Path) -> WeightFile:
+    """Read weights by the name that a recipe gives: a file, or `package:NAME` of an installed package.
+
+    ValueError in one line: as `locate` and `read_weights`.
+    """
+    path = locate(name)
+    return replace(read_weights(path), path=str(name))
+
+
 def load_weights(
     model: nn.Module, file: WeightFile, *, scope: str, input: InputSpec | None = None, strict: bool = True
 ) -> LoadReport:
@@ -75,14 +85,15 @@ def load_weights(
     A detector of another number of classes keeps its initial class predictors. ValueError, before anything is copied,
     where the account is not clean; with strict=False what fits is copied and the report tells the rest.
     """
-    own, layout = named_tensors(model), layout_of(file)
+    own, layout = named_tensors(model), _layout(model, file)
     tensors, report = _account(model, file, layout, scope)
-    refuse_other_stride(file.path, layout, report.loaded, tensors, input_of(file, layout))
+    source = _source_input(model, file, layout)
+    refuse_other_stride(file.path, layout, report.loaded, tensors, source)
     if (strict and (report.missing or report.unexpected or report.mismatched)) or not report.loaded:
         raise ValueError(strict_error(report, own, tensors))
     if file.hash.startswith(WITHOUT_EPSILON):
         tensors |= {name: tensors[name] - EPSILON for name in report.loaded if name.endswith("running_var")}
-    source, notes = _convert_input(tensors, input_of(file, layout), input)
+    source, notes = _convert_input(tensors, _first_conv(model), source, input)
     with torch.no_grad():
         for name in report.loaded:
             own[name].copy_(tensors[name])  # state_dict shares memory with the model
@@ -114,12 +125,38 @@ def convert_weights(file: WeightFile, path: str | Path, *, input: InputSpec | No
     return names
 
 
+def _is_timm(model: nn.Module) -> bool:
+    return hasattr(backbone_of(model), "classifier_names")
+
+
+def _layout(model: nn.Module, file: WeightFile) -> str:
+    """The layout of a file; "timm" for one that holds the model's own timm net, whatever its names resemble."""
+    layout = layout_of(file)
+    if layout in ("headstart", "EfficientNet-PyTorch") or not _is_timm(model):
+        return layout
+    return "timm" if holds_net(file.tensors, named_tensors(model)) else layout
+
+
+def _source_input(model: nn.Module, file: WeightFile, layout: str) -> InputSpec | None:
+    """Input normalisation of a file; for timm's own net, what timm states, where the file does not say."""
+    by_timm = layout in ("timm", "EfficientNet-PyTorch") and _is_timm(model)
+    return input_of(file, layout) or (backbone_of(model).input if by_timm else None)
+
+
+def _first_conv(model: nn.Module) -> str:
+    """Name of the weight that sees the image; "" where it cannot take a factor in."""
+    own = named_tensors(model)
+    names = (f"backbone.{backbone_of(model).first_conv}",) if _is_timm(model) else FIRST_CONVS
+    return next((name for name in names if name in own), "")
+
+
 def _account(model: nn.Module, file: WeightFile, layout: str, scope: str) -> tuple[dict[str, Tensor], LoadReport]:
     """Tensors by our name and in our layout, and what would be loaded of them."""
     own, expected = named_tensors(model), expected_names(model, scope)
-    names = our_names(file, layout)
-    if any(name.startswith("backbone.body.") for name in own):
-        names = rename_for_timm(names, own)
+    names, net = our_names(file, layout), backbone_of(model)
+    if _is_timm(model):
+        matched, heads = match_timm(names.found, own, net.classifier_names, net.feature_names)
+        names = Names(matched, (*names.left_out, *heads), names.unknown)
     tensors = {ours: to_our_rows(ours, file.tensors[name], layout) for ours, name in names.found.items()}
     names = _sort_out(names, own, tensors, expected)
     reset, notes = _changed_predictors(model, own, tensors) if scope == "detector" else ((), ())
@@ -201,19 +238,18 @@ def _unfold(model: nn.Module, found: dict[str, str], tensors: dict[str, Tensor])
         if not isinstance(module, FrozenBatchNorm) or f"{norm}.weight" not in found or f"{norm}.running_mean" in found:
             continue
         tensors[f"{norm}.running_mean"] = torch.zeros_like(module.running_mean)
-        tensors[f"{norm}.running_var"] = torch.full_like(module.running_var, 1 - EPSILON)
+        tensors[f"{norm}.running_var"] = torch.full_like(module.running_var, 1 - module.eps)
         added |= dict.fromkeys((f"{norm}.running_mean", f"{norm}.running_var"), f"folded in {found[f'{norm}.weight']}")
     return added
 
 
 def _convert_input(
-    tensors: dict[str, Tensor], source: InputSpec | None, input: InputSpec | None
+    tensors: dict[str, Tensor], first: str, source: InputSpec | None, input: InputSpec | None
 ) -> tuple[InputSpec | None, tuple[str, ...]]:
-    """Convert the first convolution from the source's channel order and deviations to ours; its new normalisation.
+    """Convert the convolution `first` from the source's channel order and deviations to ours; its new normalisation.
 
     (p - m) / s_source = (p - m) / s_ours * (s_ours / s_source), so that the factor moves into the weights.
     """
-    first = next((name for name in FIRST_CONVS if name in tensors), "")
     weight = tensors.get(first)
     if source is None or input is None or weight is None or not weight.shape[1] == len(input.std) == len(source.std):
         return source, ()

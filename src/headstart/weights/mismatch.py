@@ -37,8 +37,19 @@ def strict_error(report: LoadReport, own: dict[str, Tensor], tensors: dict[str, 
 
     own: the model's tensors; tensors: the file's, under our names.
     """
-    reason = _norm_reason(report, own) or _depth_reason(own, tensors) or _part_reason(report, own, tensors)
+    reason = (
+        _net_reason(report, own)
+        or _norm_reason(report, own)
+        or _depth_reason(own, tensors)
+        or _part_reason(report, own, tensors)
+    )
     return f"{report.path}: {reason or _counts(report)}"
+
+
+def _net_reason(report: LoadReport, own: dict[str, Tensor]) -> str:
+    if report.layout != "EfficientNet-PyTorch" or "backbone.body.conv_stem.weight" in own:
+        return ""
+    return "is an EfficientNet; set model.backbone to {kind: timm, name: tf_efficientnet_…} and model.norm to batch"
 
 
 def _norm_reason(report: LoadReport, own: dict[str, Tensor]) -> str:

