@@ -10,7 +10,7 @@ import secrets
 import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 _REFUSED = re.compile(
     r'[<>:"/\\|?*\x00-\x1f\x7f-\x9f\ud800-\udfff]|[. ]\Z|\A(con|prn|aux|nul|(com|lpt)[1-9¹²³])(\.|\Z)', re.IGNORECASE
 )
+_TEMPORARY = re.compile(r"\.[0-9a-f]{8}\.part\Z")  # the end of a name of `replacing`
 MOST_BYTES = 100  # of a name: file systems take 255, encryption leaves 143 of them (eCryptfs), and a digest may follow
 # With their full-width forms: owasp.org/www-community/attacks/CSV_Injection.
 FORMULA_SIGNS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
@@ -31,15 +32,28 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """Write a file under a temporary name beside `path`, renamed over it at the end, removed on an error.
 
     So a reader never meets half a file, and several processes may write the same one. A killed process leaves its
-    temporary file behind; `remove_unfinished` clears those of a folder.
+    temporary file behind; `remove_unfinished` clears those of a folder. An OSError names `path`.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
-        yield temporary
-        _rename(temporary, path)
+        with named(path):
+            yield temporary
+            _rename(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # else it would hide the error; `remove_unfinished` tries again
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def named(path: str | Path) -> Iterator[None]:
+    """Name a file in every OSError inside that names none, as those of reads and writes, or its temporary file."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or (error.filename is not None and not _TEMPORARY.search(str(error.filename))):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def write_whole(path: str | Path, content: str | bytes) -> Path:
@@ -100,8 +114,10 @@ def locked(path: Path, *, taken: str, wait: float = 0.0) -> Iterator[None]:
         write_whole(path, f"process {os.getpid()} on {socket.gethostname()}")
         yield
     finally:
-        path.unlink(missing_ok=True)
-        lock.release()
+        try:
+            path.unlink(missing_ok=True)
+        finally:
+            lock.release()
 
 
 def plain(value: Any, *, digits: int | None = None) -> Any:
@@ -149,7 +165,7 @@ def write_csv(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 def file_digest(path: str | Path, kind: str = "sha256") -> str:
     """SHA-256 (or another digest by hashlib's name) of a file's bytes, as hex digits."""
-    with open(path, "rb") as file:
+    with named(path), open(path, "rb") as file:
         return hashlib.file_digest(file, kind).hexdigest()
 
 

@@ -1,8 +1,11 @@
 """Output of the command line: lines, tables, progress bars, and the shared reading of arguments."""
 
+import os
 import re
 import sys
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -31,8 +34,43 @@ def shown(text: str) -> Text:
 
 def fail(message: str, code: int) -> None:
     """Print `headstart: message` as one line on the error stream and exit."""
-    err.print(shown(f"headstart: {message}"), style="red")
+    with suppress(OSError):  # a full error stream still gets the exit code
+        err.print(shown(f"headstart: {message}"), style="red")
     sys.exit(code)
+
+
+def open_streams() -> None:
+    """Open standard streams that the caller closed on the null device.
+
+    Else the next files opened would get their numbers, and whatever a library prints would be written into them.
+    """
+    for number, mode in enumerate((os.O_RDONLY, os.O_WRONLY, os.O_WRONLY)):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, mode)  # takes the lowest free number: this one
+
+
+def cause_of(error: OSError) -> str:
+    """File and reason of an error of the operating system, as one line."""
+    with suppress(ValueError):
+        try:
+            if sys.stdout is not None:
+                sys.stdout.flush()  # fails again where it was the output that failed
+        except OSError as failed:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the exit flushes once more
+            return f"standard output: {failed.strerror}"
+    if error.errno is None:
+        return str(error) or type(error).__name__
+    name = "" if error.filename is None else os.fsdecode(error.filename)
+    if name and os.path.islink(name) and not os.path.exists(name):
+        return f"{name}: {error.strerror}: a link to {Path(name).readlink()}, which is not there"
+    return f"{name}: {error.strerror}" if name else f"{error.strerror}"
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """True for torch's errors of memory that cannot be allocated, on a CPU and on a GPU."""
+    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
 
 
 def say(text: str) -> None:
