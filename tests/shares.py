@@ -1,4 +1,4 @@
-"""Work of the processes in test_distributed.py and test_faults.py. Nothing imports torch, so that they start at once."""
+"""Work of processes in test_distributed.py and test_faults.py. Nothing imports torch, so that they start at once."""
 
 import errno
 import os

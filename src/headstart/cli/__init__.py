@@ -3,6 +3,7 @@
 Each error is one line. Exit codes: 2 for input, 3 for a loss that is not finite, 1 for what the system refused.
 """
 
+import logging
 import sys
 import threading
 import warnings
@@ -41,6 +42,7 @@ def main() -> None:
         if isinstance(stream, TextIOWrapper):  # a pipe on Windows may not know "−" or "α": then a "?" is written
             stream.reconfigure(errors="replace")
     threading.excepthook = _one_line
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns where there is no home for its cache
     # Pillow warns where `load_image` refuses: one line is enough.
     warnings.filterwarnings("ignore", message="Image size .* could be decompression bomb")
     try:
@@ -55,7 +57,7 @@ def main() -> None:
         fail(cause_of(error), 1)
     except MemoryError:
         fail("memory: the system gives no more", 1)
-    except RuntimeError as error:
+    except (RuntimeError, ImportError) as error:
         if not is_out_of_memory(error):
             raise
         fail(f"memory: {str(error).splitlines()[0]}", 1)

@@ -14,11 +14,21 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 from rich.text import Text
 
+from headstart.files import named
+
 out = Console(soft_wrap=True)
+OUTPUT = "standard output"
 err = Console(stderr=True, soft_wrap=True)
 # Characters that a terminal obeys: control codes (ECMA-48), line separators, changes of direction (UAX 9), and
 # halves of pairs, which no encoding has.
 _OBEYED = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+# torch's allocator; the dynamic loader; oneDNN, whose only word for it this is; Python's threads.
+_NO_MEMORY = (
+    "can't allocate memory",
+    "cannot allocate memory",
+    "could not create a primitive",
+    "can't start new thread",
+)
 
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="key.path=value, any number of them", metavar="[KEY=VALUE]...")
@@ -53,13 +63,8 @@ def open_streams() -> None:
 
 def cause_of(error: OSError) -> str:
     """File and reason of an error of the operating system, as one line."""
-    with suppress(ValueError):
-        try:
-            if sys.stdout is not None:
-                sys.stdout.flush()  # fails again where it was the output that failed
-        except OSError as failed:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the exit flushes once more
-            return f"standard output: {failed.strerror}"
+    if error.filename == OUTPUT:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the exit would flush once more, and fail
     if error.errno is None:
         return str(error) or type(error).__name__
     name = "" if error.filename is None else os.fsdecode(error.filename)
@@ -68,14 +73,15 @@ def cause_of(error: OSError) -> str:
     return f"{name}: {error.strerror}" if name else f"{error.strerror}"
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """True for torch's errors of memory that cannot be allocated, on a CPU and on a GPU."""
-    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+def is_out_of_memory(error: Exception) -> bool:
+    """True for errors of torch, oneDNN, the loader and threads where the system gives no memory."""
+    return type(error).__name__ == "OutOfMemoryError" or any(text in str(error).lower() for text in _NO_MEMORY)
 
 
 def say(text: str) -> None:
     """Print lines, control characters escaped."""
-    out.print(Text("\n").join(map(shown, text.split("\n"))))
+    with named(OUTPUT):
+        out.print(Text("\n").join(map(shown, text.split("\n"))))
 
 
 def show(title: str, header: list[str], rows: list[list[Any]]) -> None:
@@ -87,7 +93,8 @@ def show(title: str, header: list[str], rows: list[list[Any]]) -> None:
         table.add_column(shown(name), no_wrap=place == 0)  # names are to be copied: they stay in one piece
     for row in rows:
         table.add_row(*(shown("" if cell is None else str(cell)) for cell in row))
-    out.print(table)
+    with named(OUTPUT):
+        out.print(table)
 
 
 def patch_of(overrides: list[str] | None) -> dict[str, Any]:

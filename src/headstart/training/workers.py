@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
+from math import inf
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -57,7 +58,10 @@ def run_processes(
 def _listen(processes: list[Any], pipes: list[Any], hear: Callable[..., None], silence: float) -> Any:
     """Pass messages on until every process has sent its result; raises the first error."""
     results: dict[int, Any] = {}
-    quiet, since = [0.0] * len(pipes), time.monotonic()
+    quiet, since = (
+        [-inf] * len(pipes),
+        time.monotonic(),
+    )  # until its first sign a process is starting: imports take time
     while len(results) < len(pipes):
         ready = wait([pipe for rank, pipe in enumerate(pipes) if rank not in results], timeout=BEAT)
         now = time.monotonic()
