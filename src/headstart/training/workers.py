@@ -58,10 +58,8 @@ def run_processes(
 def _listen(processes: list[Any], pipes: list[Any], hear: Callable[..., None], silence: float) -> Any:
     """Pass messages on until every process has sent its result; raises the first error."""
     results: dict[int, Any] = {}
-    quiet, since = (
-        [-inf] * len(pipes),
-        time.monotonic(),
-    )  # until its first sign a process is starting: imports take time
+    # Before its first sign a process is starting, which takes as long as its imports.
+    quiet, since = [-inf] * len(pipes), time.monotonic()
     while len(results) < len(pipes):
         ready = wait([pipe for rank, pipe in enumerate(pipes) if rank not in results], timeout=BEAT)
         now = time.monotonic()
