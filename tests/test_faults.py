@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from faults import Fault, Trial, finished
+from faults import Fault, Injector, Trial, finished
 from kill import evidence
 
 import headstart
 from cli_call import call
 from headstart import cli
 from headstart.data.dataset import cache_folder, file_digests
+from headstart.files import write_whole
 from headstart.training import workers
 from headstart.training.run import train
 from headstart.training.workers import run_processes, worker_pool
@@ -51,7 +52,7 @@ CHAIN = [
     Fault("write", 30, errno.ENOSPC, lasting=True),
     Fault("read", 40, errno.EIO),
     Fault("fsync", 1, errno.EIO),
-    Fault("rename", 9, errno.EINTR),
+    Fault("rename", 9, errno.EIO),
     Fault("write", 70, errno.EIO),
     Fault("open", 90, errno.EACCES),
     Fault("write", 120, errno.ENOSPC, lasting=True),
@@ -76,6 +77,23 @@ def test_a_chain_of_faults_ends_as_an_undisturbed_study(trial, undisturbed):
             (out / "tiny" / "lock").write_text("process 1 on a-machine-that-is-gone")
     assert trial.run(out).is_silent
     assert evidence(out / "tiny") == undisturbed[1]
+
+
+def test_an_interrupted_rename_is_tried_again(tmp_path):
+    injector = Injector([tmp_path], Fault("rename", 1, errno.EINTR))
+    with injector.installed():
+        write_whole(tmp_path / "a", "new")
+    assert injector.counts["rename"] == 2 and (tmp_path / "a").read_text() == "new"
+
+
+@pytest.mark.parametrize("operation", ["open", "write", "rename"])
+def test_an_error_while_writing_names_the_file_and_leaves_the_old_one(tmp_path, operation):
+    write_whole(tmp_path / "a", "old")
+    injector = Injector([tmp_path], Fault(operation, 1, errno.ENOSPC, lasting=True))
+    with injector.installed(), pytest.raises(OSError) as caught:
+        write_whole(tmp_path / "a", "new")
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(tmp_path / "a"))
+    assert (tmp_path / "a").read_text() == "old" and [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 IN_A_CONTAINER = """

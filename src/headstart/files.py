@@ -189,7 +189,7 @@ def _rename(temporary: Path, path: Path) -> None:
         try:
             os.replace(temporary, path)
             return
-        except PermissionError:
+        except (PermissionError, InterruptedError):  # the latter from network file systems; Python repeats other calls
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.02)
