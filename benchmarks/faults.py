@@ -5,8 +5,10 @@ the operations; `--minutes 0` for every one, hours)
 
 Faults: the n-th open, read, write, fsync or rename below the study's folder, data and cache fails with EIO, or, of
 writes, this and all later ones with ENOSPC, as a full disk has it; a rename also with EINTR, after which it must be
-tried again. Python itself repeats the other calls that a signal interrupts (PEP 475). Exit code 1 unless each faulty command ends with one line and an exit
-code other than 0, loses nothing finished, and the command after it ends with the same weights, rows, plan and report.
+tried again. Python itself repeats the other calls that a signal interrupts (PEP 475).
+
+Exit code 1 unless each faulty command ends with one line and an exit code other than 0, or does no harm, loses nothing
+finished, and the command after it ends with the same weights, rows, plan and report.
 """
 
 import argparse
