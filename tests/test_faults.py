@@ -14,12 +14,14 @@ import pytest
 import torch
 from faults import Fault, Injector, Trial, finished
 from kill import evidence
+from matplotlib.figure import Figure
 
 import headstart
 from cli_call import call
 from headstart import cli
 from headstart.data.dataset import cache_folder, file_digests
 from headstart.files import write_whole
+from headstart.report.plots import write_figures
 from headstart.training import workers
 from headstart.training.run import train
 from headstart.training.workers import run_processes, worker_pool
@@ -94,6 +96,14 @@ def test_an_error_while_writing_names_the_file_and_leaves_the_old_one(tmp_path, 
         write_whole(tmp_path / "a", "new")
     assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(tmp_path / "a"))
     assert (tmp_path / "a").read_text() == "old" and [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_figure_that_cannot_be_written_is_named_and_leaves_the_old_one(tmp_path):
+    write_whole(tmp_path / "a.svg", "old")
+    injector = Injector([tmp_path], Fault("write", 1, errno.ENOSPC, lasting=True))
+    with injector.installed(), pytest.raises(OSError) as caught:
+        write_figures({"a": Figure}, tmp_path)
+    assert caught.value.filename == str(tmp_path / "a.svg") and (tmp_path / "a.svg").read_text() == "old"
 
 
 IN_A_CONTAINER = """
