@@ -8,7 +8,7 @@ EXTRAS := test,imagenet$(extras:%=,%)
 INSTALLED := $(VENV)/.installed-$(EXTRAS)
 export MPLBACKEND := Agg
 
-.PHONY: demo test lint bench bench-kill docs install clean
+.PHONY: demo test lint bench bench-kill bench-faults docs install clean
 
 install: $(INSTALLED)
 
@@ -38,6 +38,9 @@ bench: install
 
 bench-kill: install
 	$(BIN)/python benchmarks/kill.py
+
+bench-faults: install
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/faults.py $(args)
 
 docs: install
 	$(BIN)/python -m headstart.recipe.reference > docs/recipes.md

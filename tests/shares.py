@@ -1,13 +1,14 @@
-"""What two processes do in test_distributed.py. Nothing here imports torch, so that they start at once."""
+"""Work of processes in test_distributed.py and test_faults.py. Nothing imports torch, so that they start at once."""
 
+import errno
 import os
 import signal
 import time
 
 
 def share(send, ending):
-    """The second process ends badly, the first would wait for ten minutes."""
-    if os.environ["RANK"] == "0":
+    """The last process ends badly, the others would wait for ten minutes."""
+    if int(os.environ["RANK"]) < int(os.environ["WORLD_SIZE"]) - 1:
         send("waiting")
         time.sleep(600)
     time.sleep(0.5)  # the first is heard first
@@ -15,4 +16,24 @@ def share(send, ending):
         raise ValueError("data.train: 'x' is not there")
     if ending == "broken":
         raise KeyError("x")
+    if ending == "full":
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "rows.jsonl")
+    if ending == "stopped":
+        os.kill(os.getpid(), signal.SIGSTOP)
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def pause(send, seconds):
+    """The second process is stopped for a while by the first; each returns its rank."""
+    if os.environ["RANK"] == "1":
+        send("number", os.getpid())
+        time.sleep(seconds)
+    return os.environ["RANK"]
+
+
+def lost(send, given):
+    """The second process stops answering; the first fails on it."""
+    if os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    time.sleep(given)
+    raise RuntimeError("Timed out waiting for recv operation to complete")

@@ -11,7 +11,7 @@ import socket
 import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 _REFUSED = re.compile(
     r'[<>:"/\\|?*\x00-\x1f\x7f-\x9f\ud800-\udfff]|[. ]\Z|\A(con|prn|aux|nul|(com|lpt)[1-9¹²³])(\.|\Z)', re.IGNORECASE
 )
+_TEMPORARY = re.compile(r"\.[0-9a-f]{8}\.part\Z")  # the end of a name of `replacing`
 MOST_BYTES = 100  # of a name: file systems take 255, encryption leaves 143 of them (eCryptfs), and a digest may follow
 # With their full-width forms: owasp.org/www-community/attacks/CSV_Injection.
 FORMULA_SIGNS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
@@ -38,15 +39,28 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """Write a file under a temporary name beside `path`, renamed over it at the end, removed on an error.
 
     So a reader never meets half a file, and several processes may write the same one. A killed process leaves its
-    temporary file behind; `remove_unfinished` clears those of a folder.
+    temporary file behind; `remove_unfinished` clears those of a folder. An OSError names `path`.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
-        yield temporary
-        _rename(temporary, path)
+        with named(path):
+            yield temporary
+            _rename(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # else it would hide the error; `remove_unfinished` tries again
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def named(path: str | Path) -> Iterator[None]:
+    """Name a file in every OSError inside that names none, as those of reads and writes, or its temporary file."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or (error.filename is not None and not _TEMPORARY.search(str(error.filename))):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def write_whole(path: str | Path, content: str | bytes) -> Path:
@@ -107,8 +121,10 @@ def locked(path: Path, *, taken: str, wait: float = 0.0) -> Iterator[None]:
         write_whole(path, f"process {os.getpid()} on {socket.gethostname()}")
         yield
     finally:
-        path.unlink(missing_ok=True)
-        lock.release()
+        try:
+            path.unlink(missing_ok=True)
+        finally:
+            lock.release()
 
 
 def plain(value: Any, *, digits: int | None = None) -> Any:
@@ -189,7 +205,7 @@ def read_regular(path: str | Path, *, most: int) -> bytes:
 
 def file_digest(path: str | Path, kind: str = "sha256") -> str:
     """SHA-256 (or another digest by hashlib's name) of a file's bytes, as hex digits; errors as `open_regular`."""
-    with open_regular(path) as file:
+    with named(path), open_regular(path) as file:
         return hashlib.file_digest(file, kind).hexdigest()
 
 
@@ -219,7 +235,7 @@ def _rename(temporary: Path, path: Path) -> None:
         try:
             os.replace(temporary, path)
             return
-        except PermissionError:
+        except (PermissionError, InterruptedError):  # the latter from network file systems; Python repeats other calls
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.02)

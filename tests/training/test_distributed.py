@@ -88,7 +88,7 @@ def test_a_run_of_two_is_not_verified_by_one(runs):
 def test_one_process_that_fails_ends_all_with_its_own_message(ending, kind, message):
     heard, since = [], time.monotonic()
     with pytest.raises(kind, match=message):
-        run_processes(2, share, (ending,), heard.append)
+        run_processes(2, share, (ending,), heard.append, silence=60.0)
     assert time.monotonic() - since < 60
     assert heard in (["waiting"], [])  # the first may not have begun
 

@@ -1,16 +1,18 @@
 """The verbs of the command line: the one place that prints for people and exits.
 
-What a user gave wrong ends as one clear line and exit code 2, a loss that is not finite as one line and exit code 3.
+Each error is one line. Exit codes: 2 for input, 3 for a loss that is not finite, 1 for what the system refused.
 """
 
+import logging
 import sys
+import threading
 import warnings
 from io import TextIOWrapper
 
 import typer
 
 from headstart.cli import data, env, recipes, runs, studies, weights
-from headstart.cli.console import fail
+from headstart.cli.console import cause_of, fail, is_out_of_memory, open_streams
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
@@ -35,9 +37,12 @@ app.add_typer(studies.app, name="study", help="Compare starts: plan, run and rep
 
 def main() -> None:
     """Entry point of `headstart` and `python -m headstart`."""
+    open_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # a pipe on Windows may not know "−" or "α": then a "?" is written
             stream.reconfigure(errors="replace")
+    threading.excepthook = _one_line
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns where there is no home for its cache
     # Pillow warns where `load_image` refuses: one line is enough.
     warnings.filterwarnings("ignore", message="Image size .* could be decompression bomb")
     try:
@@ -48,7 +53,21 @@ def main() -> None:
         fail(str(error), 3)
     except ChildProcessError as error:
         fail(str(error), 1)
+    except OSError as error:
+        fail(cause_of(error), 1)
+    except MemoryError:
+        fail("memory: the system gives no more", 1)
+    except (RuntimeError, ImportError) as error:
+        if not is_out_of_memory(error):
+            raise
+        fail(f"memory: {str(error).splitlines()[0]}", 1)
     except SystemExit as stop:
         if stop.code == INTERRUPTED:  # what typer makes of Ctrl-C
             fail("stopped; the same command continues at the last checkpoint", INTERRUPTED)
         raise
+
+
+def _one_line(found: threading.ExceptHookArgs) -> None:
+    """Say nothing of a thread's disk error: TensorBoard's writer raises it in this thread too."""
+    if not isinstance(found.exc_value, OSError):
+        threading.__excepthook__(found)

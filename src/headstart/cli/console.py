@@ -1,8 +1,11 @@
 """Output of the command line: lines, tables, progress bars, and the shared reading of arguments."""
 
+import os
 import re
 import sys
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -11,11 +14,21 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 from rich.text import Text
 
+from headstart.files import named
+
 out = Console(soft_wrap=True)
+OUTPUT = "standard output"
 err = Console(stderr=True, soft_wrap=True)
 # Characters that a terminal obeys: control codes (ECMA-48), line separators, changes of direction (UAX 9), and
 # halves of pairs, which no encoding has.
 _OBEYED = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+# torch's allocator; the dynamic loader; oneDNN, whose only word for it this is; Python's threads.
+_NO_MEMORY = (
+    "can't allocate memory",
+    "cannot allocate memory",
+    "could not create a primitive",
+    "can't start new thread",
+)
 
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="key.path=value, any number of them", metavar="[KEY=VALUE]...")
@@ -31,13 +44,44 @@ def shown(text: str) -> Text:
 
 def fail(message: str, code: int) -> None:
     """Print `headstart: message` as one line on the error stream and exit."""
-    err.print(shown(f"headstart: {message}"), style="red")
+    with suppress(OSError):  # a full error stream still gets the exit code
+        err.print(shown(f"headstart: {message}"), style="red")
     sys.exit(code)
+
+
+def open_streams() -> None:
+    """Open standard streams that the caller closed on the null device.
+
+    Else the next files opened would get their numbers, and whatever a library prints would be written into them.
+    """
+    for number, mode in enumerate((os.O_RDONLY, os.O_WRONLY, os.O_WRONLY)):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, mode)  # takes the lowest free number: this one
+
+
+def cause_of(error: OSError) -> str:
+    """File and reason of an error of the operating system, as one line."""
+    if error.filename == OUTPUT:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the exit would flush once more, and fail
+    if error.errno is None:
+        return str(error) or type(error).__name__
+    name = "" if error.filename is None else os.fsdecode(error.filename)
+    if name and os.path.islink(name) and not os.path.exists(name):
+        return f"{name}: {error.strerror}: a link to {Path(name).readlink()}, which is not there"
+    return f"{name}: {error.strerror}" if name else f"{error.strerror}"
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """True for errors of torch, oneDNN, the loader and threads where the system gives no memory."""
+    return type(error).__name__ == "OutOfMemoryError" or any(text in str(error).lower() for text in _NO_MEMORY)
 
 
 def say(text: str) -> None:
     """Print lines, control characters escaped."""
-    out.print(Text("\n").join(map(shown, text.split("\n"))))
+    with named(OUTPUT):
+        out.print(Text("\n").join(map(shown, text.split("\n"))))
 
 
 def show(title: str, header: list[str], rows: list[list[Any]]) -> None:
@@ -49,7 +93,8 @@ def show(title: str, header: list[str], rows: list[list[Any]]) -> None:
         table.add_column(shown(name), no_wrap=place == 0)  # names are to be copied: they stay in one piece
     for row in rows:
         table.add_row(*(shown("" if cell is None else str(cell)) for cell in row))
-    out.print(table)
+    with named(OUTPUT):
+        out.print(table)
 
 
 def patch_of(overrides: list[str] | None) -> dict[str, Any]:

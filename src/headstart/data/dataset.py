@@ -209,7 +209,7 @@ def file_digests(folder: Path, names: tuple[str, ...]) -> list[str]:
     while a file's size and time of change stay the same.
     """
     root = os.path.abspath(folder)
-    path = cache_folder() / f"images-{hashlib.sha256(root.encode()).hexdigest()[:16]}.json"
+    path = cache_folder() / f"images-{hashlib.sha256(os.fsencode(root)).hexdigest()[:16]}.json"
     known, now = _read_cache(path), time.time_ns()
     found: dict[str, Entry] = {}
     for name in dict.fromkeys(names):
@@ -221,8 +221,14 @@ def file_digests(folder: Path, names: tuple[str, ...]) -> list[str]:
 
 
 def cache_folder() -> Path:
-    """Folder for what can be made again: $XDG_CACHE_HOME/headstart, by default below ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "headstart"
+    """Folder for what can be made again: $XDG_CACHE_HOME/headstart, by default below ~/.cache.
+
+    Where there is no home, as for a container's user id without an account: one in which nothing can be written.
+    """
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "headstart"
+    except RuntimeError:
+        return Path(os.devnull) / "headstart"
 
 
 def _entry(path: str, known: Entry | None) -> Entry:
@@ -231,7 +237,7 @@ def _entry(path: str, known: Entry | None) -> Entry:
         if known and known[:2] == (status.st_size, status.st_mtime_ns):
             return known
         digest = file_digest(path)[:32]
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):  # an error of the disk is not absence: the run would be another
         return 0, 0, "absent"
     return status.st_size, status.st_mtime_ns, digest
 

@@ -5,6 +5,7 @@ Without a group each function answers for a single process.
 
 import os
 import warnings
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -13,17 +14,22 @@ from torch import Tensor, nn
 
 from headstart.hardware import choose_device
 
+# Seconds without an answer after which a process counts as lost: NCCL's default. No process works alone for longer:
+# writing a checkpoint and joining the parts of an evaluation take seconds to minutes.
+SILENCE = 600.0
+
 
 def start_processes(asked: str) -> None:
     """Join the group that torchrun announced in the environment, for work on the device of a recipe.
 
-    Nothing to do for a single process. ValueError for a device that is not there.
+    Nothing to do for a single process. ValueError for a device that is not there. Whoever waits for another process
+    longer than SILENCE fails.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
         own = device(asked)
         if own.type == "cuda":
             torch.cuda.set_device(own)
-        dist.init_process_group("nccl" if own.type == "cuda" else "gloo")
+        dist.init_process_group("nccl" if own.type == "cuda" else "gloo", timeout=timedelta(seconds=SILENCE))
 
 
 def num_processes() -> int:

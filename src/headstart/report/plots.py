@@ -18,7 +18,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from headstart.files import write_whole
+from headstart.files import replacing, write_whole
 from headstart.study.folder import StudyFolder
 
 # As in the paper, random starts are purple and the first start with weights is green; all are distinct for the common
@@ -54,7 +54,8 @@ def write_figures(figures: Mapping[str, Callable[[], Figure]], directory: Path) 
     with matplotlib.rc_context(STYLE):
         for name, make in figures.items():
             figure = make()
-            figure.savefig(directory / f"{name}.svg", metadata={"Date": None})
+            with replacing(directory / f"{name}.svg") as temporary:
+                figure.savefig(temporary, format="svg", metadata={"Date": None})
             figure.set_dpi(PNG_DPI)
             canvas = FigureCanvasAgg(figure)
             canvas.draw()

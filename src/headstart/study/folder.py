@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from headstart.files import json_text, write_whole
+from headstart.files import json_text, named, write_whole
 from headstart.recipe.dotted import flatten
 from headstart.recipe.yaml_text import read_yaml
 from headstart.study.plan import Cell, Plan, Segment
@@ -165,5 +165,6 @@ def write_study(
 def note_segment(directory: Path, name: str, place: Path, *, finished: bool) -> None:
     """Append that a segment has begun in a directory, or is finished there: readers see it at once."""
     change = {"name": name, "directory": Path(os.path.relpath(place, directory)).as_posix(), "finished": finished}
-    with (directory / CHANGES_FILE).open("a", encoding="utf-8", newline="\n") as file:
+    path = directory / CHANGES_FILE
+    with named(path), path.open("a", encoding="utf-8", newline="\n") as file:
         file.write(json_text(change) + "\n")

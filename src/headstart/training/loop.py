@@ -226,7 +226,8 @@ def _finite(unread: list[torch.Tensor], names: list[str], last: int, task: Task)
     for step, values in enumerate(read, start=last + 1 - len(read)):
         if not all(math.isfinite(value) for value in values.values()):
             listed = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
-            images = task.describe(next(iter(task.batches(step, step + 1, torch.device("cpu")))))
+            own = task.describe(next(iter(task.batches(step, step + 1, torch.device("cpu")))))
+            images = ", ".join(distributed.gather(own))  # the losses are those of all processes
             seen = "stopped before the update" if step == last else f"seen at step {last}; nothing was saved since"
             raise FloatingPointError(f"step {step}: the loss is not finite ({listed}) on {images}; {seen}")
     return read

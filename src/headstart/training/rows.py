@@ -12,7 +12,7 @@ from typing import Any, Literal, Required, TypedDict
 
 import orjson
 
-from headstart.files import json_text, write_whole
+from headstart.files import json_text, named, write_whole
 
 COUNTERS = ("images", "instances", "pixels", "flops")  # of training, in every row and checkpoint
 WORK = ("train", "eval", "other")  # kinds of work that a clock tells apart
@@ -122,8 +122,9 @@ class Rows:
 
     def write(self, row: Row) -> None:
         """Append one row and hand it to the operating system at once."""
-        self._file.write(line_of(row))
-        self._file.flush()
+        with named(self.path):
+            self._file.write(line_of(row))
+            self._file.flush()
         if self._board is not None:
             for name, value in _scalars(row):
                 self._board.add_scalar(name, value, row["step"])
@@ -147,7 +148,8 @@ def read_rows(path: Path) -> list[Row]:
     """
     if not path.exists():
         return []
-    lines = path.read_bytes().split(b"\n")
+    with named(path):
+        lines = path.read_bytes().split(b"\n")
     rows = []
     for number, line in enumerate(lines, start=1):
         if not line:

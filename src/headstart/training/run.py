@@ -126,7 +126,7 @@ def _train_on_several(request: Request, progress: loop.Progress | None, say: Cal
         if listener:
             listener(*content)
 
-    return run_processes(num, _train_in_process, (request,), hear)
+    return run_processes(num, _train_in_process, (request,), hear, silence=distributed.SILENCE)
 
 
 def _train_in_process(send: Send, request: Request) -> RunResult:

@@ -9,7 +9,9 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
+from math import inf
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -17,14 +19,23 @@ from headstart.tasks import TASKS
 
 Send = Callable[..., None]
 GRACE = 2.0  # seconds until a killed process is known as such, after its peers have lost it
+BEAT = 1.0  # seconds between two signs of life of a process
 _queue: Any = None  # of a pool's worker, for its messages to the parent
 
 
-def run_processes(num: int, work: Callable[..., Any], arguments: tuple[Any, ...], hear: Callable[..., None]) -> Any:
+def run_processes(
+    num: int,
+    work: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    hear: Callable[..., None],
+    *,
+    silence: float,
+) -> Any:
     """Run work(send, *arguments) in `num` new processes, as torchrun would start them; the result of the first.
 
     send(*content) calls hear(*content) in this process. If any process fails, all are stopped and its error is raised:
-    a ValueError or FloatingPointError as it is, ChildProcessError for any other failure and for a killed process.
+    a ValueError, FloatingPointError, OSError or MemoryError as it is, ChildProcessError for any other failure, for a
+    killed process and for one that has given no sign of life for `silence` seconds.
     """
     context = multiprocessing.get_context("spawn")
     port, processes, pipes = _free_port(), [], []
@@ -36,7 +47,7 @@ def run_processes(num: int, work: Callable[..., Any], arguments: tuple[Any, ...]
             theirs.close()
             processes.append(process)
             pipes.append(ours)
-        return _listen(processes, pipes, hear)
+        return _listen(processes, pipes, hear, silence)
     finally:
         for process in processes:
             process.kill()
@@ -44,12 +55,19 @@ def run_processes(num: int, work: Callable[..., Any], arguments: tuple[Any, ...]
             process.join()
 
 
-def _listen(processes: list[Any], pipes: list[Any], hear: Callable[..., None]) -> Any:
+def _listen(processes: list[Any], pipes: list[Any], hear: Callable[..., None], silence: float) -> Any:
     """Pass messages on until every process has sent its result; raises the first error."""
     results: dict[int, Any] = {}
+    # Before its first sign a process is starting, which takes as long as its imports.
+    quiet, since = [-inf] * len(pipes), time.monotonic()
     while len(results) < len(pipes):
-        for pipe in wait([pipe for rank, pipe in enumerate(pipes) if rank not in results]):
+        ready = wait([pipe for rank, pipe in enumerate(pipes) if rank not in results], timeout=BEAT)
+        now = time.monotonic()
+        # At most two beats: while this process itself was stopped, as by Ctrl-Z, it could not hear.
+        quiet, since = [each + min(now - since, 2 * BEAT) for each in quiet], now
+        for pipe in ready:
             rank = pipes.index(pipe)
+            quiet[rank] = 0.0
             try:
                 kind, content = pipe.recv()
             except EOFError:
@@ -60,13 +78,20 @@ def _listen(processes: list[Any], pipes: list[Any], hear: Callable[..., None]) -
                 results[rank] = content
             elif kind == "refused":
                 raise content
-            else:
-                raise ChildProcessError(_reason(processes, rank, content))
+            elif kind == "failed":
+                raise ChildProcessError(_reason(processes, rank, content, quiet))
+        for rank, seconds in enumerate(quiet):
+            if rank not in results and seconds > silence:
+                raise ChildProcessError(_silent(rank, seconds, len(processes)))
     return results[0]
 
 
-def _reason(processes: list[Any], rank: int, content: str) -> str:
-    """Reason of a failure; a killed process explains the errors of its peers."""
+def _silent(rank: int, seconds: float, num: int) -> str:
+    return f"process {rank} of {num} has given no sign of life for {seconds:.0f} s; all were stopped"
+
+
+def _reason(processes: list[Any], rank: int, content: str, quiet: list[float]) -> str:
+    """Reason of a failure; a process that was killed, or stopped, explains the errors of its peers."""
     deadline = time.monotonic() + GRACE
     while time.monotonic() < deadline:
         for number, process in enumerate(processes):
@@ -75,6 +100,9 @@ def _reason(processes: list[Any], rank: int, content: str) -> str:
                 name = names.get(process.exitcode, f"signal {-process.exitcode}")
                 return f"process {number} of {len(processes)} was killed ({name}); the others were stopped"
         time.sleep(0.05)
+    longest = max(range(len(quiet)), key=lambda each: quiet[each])
+    if quiet[longest] > 10 * BEAT:
+        return _silent(longest, quiet[longest], len(processes))
     return f"process {rank} of {len(processes)} failed: {content}; the others were stopped"
 
 
@@ -86,13 +114,26 @@ def _enter(
     _end_with_parent()
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    turn = threading.Lock()  # a pipe takes one message at a time
+
+    def tell(kind: str, content: Any) -> None:
+        with turn:
+            pipe.send((kind, content))
+
+    def live() -> None:
+        with suppress(OSError):  # the parent has gone
+            while True:
+                tell("alive", None)
+                time.sleep(BEAT)
+
+    threading.Thread(target=live, daemon=True).start()
     try:
-        pipe.send(("result", work(lambda *content: pipe.send(("message", content)), *arguments)))
+        tell("result", work(lambda *content: tell("message", content), *arguments))
         return
-    except (ValueError, FloatingPointError) as error:
-        pipe.send(("refused", error))
+    except (ValueError, FloatingPointError, OSError, MemoryError) as error:
+        tell("refused", error)
     except BaseException as error:
-        pipe.send(("failed", f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"))
+        tell("failed", f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
         traceback.print_exc()
     os._exit(1)  # a process group with a missing member waits for it
 
@@ -140,9 +181,14 @@ def send(*content: Any) -> None:
 
 @contextmanager
 def worker_pool(jobs: int, prepare: Callable[..., None] | None = None, *given: Any) -> Iterator[ProcessPoolExecutor]:
-    """A pool of processes, each of which begins with `prepare(*given)`."""
+    """A pool of processes, each of which begins with `prepare(*given)`; ChildProcessError where one is killed."""
     with ProcessPoolExecutor(jobs, _context(), _begin, (prepare, given)) as pool:
-        yield pool
+        try:
+            yield pool
+        except BrokenProcessPool:
+            raise ChildProcessError(
+                f"one of {jobs} worker processes was killed, by hand or where memory ran out; the others were stopped"
+            ) from None
 
 
 def _context() -> multiprocessing.context.BaseContext:

@@ -32,7 +32,7 @@ from headstart.data.shapes.scenes import (
     scene,
     single,
 )
-from headstart.files import write_whole
+from headstart.files import named, write_whole
 
 VERSION = 1  # of the drawing; raised by a change of what a seed gives, so that old data are not taken for new
 JPEG_QUALITY = 92
@@ -192,7 +192,8 @@ def _write(
     drawn = _each(draw, split.num_images, split.processes, split.progress)
     for (content, annotations), file in zip(drawn, files):  # in this order: the generator runs to its end
         if _is_missing(file, content):
-            file.write_bytes(content)
+            with named(file):
+                file.write_bytes(content)
         found.append(annotations)
     content = text(found).encode()
     if _is_missing(marker, content):
