@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from headstart.weights import pickles
+from headstart.weights.formats import pickles
 from headstart.weights.files import MOST_HEADER, read_weights
 
 
