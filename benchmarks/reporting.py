@@ -65,7 +65,8 @@ def write(study: StudySpec, path: Path) -> int:
         directory.mkdir()
         rows = rows_of(segment)
         (directory / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        (directory / "segment.json").write_text(json.dumps(asdict(segment)), encoding="utf-8")
+        facts = asdict(segment) | {"num_images": images[segment.fraction], "classes": {}, "fingerprint": ""}
+        (directory / "segment.json").write_text(json.dumps(facts), encoding="utf-8")
         (directory / "environment.json").write_text(json.dumps({"headstart": "0", "cpus": 2}), encoding="utf-8")
         num_rows += len(rows)
     return num_rows
