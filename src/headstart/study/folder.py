@@ -182,12 +182,11 @@ def is_finished(directory: Path, plan: Plan) -> bool:
 
 def inputs_digest(directory: Path) -> str:
     """SHA-256 of what a report is made of: study.yaml, the plan, the files of all runs that have begun; the version."""
-    plan = read_plan(directory)
-    digest = hashlib.sha256(__version__.encode() + msgspec.json.encode(plan))
+    study, plan = read_yaml(directory / STUDY_FILE), read_plan(directory)
+    digest = hashlib.sha256(f"{__version__} {study}".encode() + msgspec.json.encode(plan))
     names = ("rows.jsonl", VARIANTS_FILE, SEGMENT_FILE, ENVIRONMENT_FILE, AUDIT_FILE, "recipe.yaml")
     begun = [(directory / entry.directory, entry.stop) for entry in plan.segments if entry.directory]
-    files = [place / name for place, stop in begun for name in (*names, f"errors-{stop}.json")]
-    for path in (directory / STUDY_FILE, *files):
+    for path in (place / name for place, stop in begun for name in (*names, f"errors-{stop}.json")):
         try:
             content = path.read_bytes()
         except FileNotFoundError:
