@@ -99,9 +99,10 @@ def _file(run: Run, name: str, ending: str) -> Path:
 
 def _validation_data(folder: StudyFolder, run: Run) -> Dataset:
     """The validation data of a run; relative paths hold where the study was run, which may be further up."""
-    if run.recipe is None:
-        raise ValueError(f"{run.directory}: no recipe.yaml, which names the validation data")
-    data = run.recipe.data
+    recipe = run.recipe
+    if recipe is None or recipe.task != "detection":
+        raise ValueError(f"{run.directory}: no recipe.yaml of a detector, which names the validation data")
+    data = recipe.data
     roots = [Path.cwd(), *folder.path.resolve().parents]
     root = next((root for root in roots if (root / data.val).exists()), roots[0])
     images = data.val_images
