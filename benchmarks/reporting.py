@@ -89,7 +89,13 @@ def rows_of(segment: Segment) -> list[dict]:
 
 def counters(step: int) -> dict:
     """What every row tells of a step."""
-    seen = {"step": step, "images": BATCH * step, "instances": 100 * step, "pixels": 9e6 * step, "flops": 1e12 * step}
+    seen = {
+        "step": step,
+        "images": BATCH * step,
+        "instances": 100 * step,
+        "pixels": 9 * 10**6 * step,
+        "flops": 10**12 * step,
+    }
     return seen | {"seconds": {"train": 0.2 * step, "eval": 0.02 * step, "other": 0.01 * step}}
 
 

@@ -88,7 +88,7 @@ def test_a_second_call_reuses_everything_and_builds_no_model(study, data_root, m
 
 @pytest.mark.parametrize("verb", ["plan", "run"])
 def test_a_command_reads_the_study_and_resolves_its_recipes_once(data_root, tmp_path, monkeypatch, capsys, verb):
-    """Two arms and one pre-training: three recipes, whatever the number of segments; the report reads the study back."""
+    """Three recipes, whatever the number of segments: two arms and a pre-training. The report reads the study back."""
     file = write_file(tmp_path / "tiny.yaml", tiny_study(data_root))
     calls = []
     for module, name in (("prepare", "resolve"), ("spec", "read_yaml"), ("spec", "validate")):
