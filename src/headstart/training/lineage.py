@@ -128,10 +128,6 @@ class Finder:
     data: dict[str, str] = field(default_factory=dict)
     weights: dict[str, str | None] = field(default_factory=dict)
 
-    def find(self, recipe: AnyRecipe, out: str | Path, span: Span, *, whole: bool = False) -> RunResult | None:
-        """The finished run of a recipe below `out`, or None; `whole` as for `find_result`."""
-        return find_result(self.place(recipe, out, span), span.stop, whole=whole)
-
     def place(self, recipe: AnyRecipe, out: str | Path, span: Span) -> Path:
         """The directory of a run of a recipe below `out`, whether it has begun or not."""
         key = recipe.data.model_dump_json() + recipe.model.model_dump_json()  # a keypoint head takes fewer images
