@@ -65,7 +65,8 @@ def write(study: StudySpec, path: Path) -> int:
         directory.mkdir()
         rows = rows_of(segment)
         (directory / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        (directory / "segment.json").write_text(json.dumps(asdict(segment)), encoding="utf-8")
+        facts = asdict(segment) | {"num_images": images[segment.fraction], "classes": {}, "fingerprint": ""}
+        (directory / "segment.json").write_text(json.dumps(facts), encoding="utf-8")
         (directory / "environment.json").write_text(json.dumps({"headstart": "0", "cpus": 2}), encoding="utf-8")
         num_rows += len(rows)
     return num_rows
@@ -88,7 +89,13 @@ def rows_of(segment: Segment) -> list[dict]:
 
 def counters(step: int) -> dict:
     """What every row tells of a step."""
-    seen = {"step": step, "images": BATCH * step, "instances": 100 * step, "pixels": 9e6 * step, "flops": 1e12 * step}
+    seen = {
+        "step": step,
+        "images": BATCH * step,
+        "instances": 100 * step,
+        "pixels": 9 * 10**6 * step,
+        "flops": 10**12 * step,
+    }
     return seen | {"seconds": {"train": 0.2 * step, "eval": 0.02 * step, "other": 0.01 * step}}
 
 

@@ -112,7 +112,8 @@ def _write_run(
     (directory / "environment.json").write_text(
         json.dumps({"headstart": "0.1.0", "torch": "2.x", "cpus": 2, "gpu": None})
     )
-    (directory / "segment.json").write_text(json.dumps({**asdict(segment), "num_images": IMAGES[segment.fraction]}))
+    facts = {"num_images": IMAGES[segment.fraction], "classes": {}, "fingerprint": ""}
+    (directory / "segment.json").write_text(json.dumps({**asdict(segment), **facts}))
     if segment.parent is None:
         (directory / "audit.json").write_text(json.dumps(_audit(segment)))
     if dataset is not None and segment.kind == "tail":

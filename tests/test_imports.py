@@ -12,7 +12,7 @@ ROOT = Path(headstart.__file__).parent
 # Lowest row first. A file may import its own room and every lower row; rooms of one row do not know one another.
 # A room in a room (data/read) counts as the outer one.
 ROWS = (
-    ("version", "batch", "files", "names", "hardware", "ops", "recipe", "verdict"),
+    ("version", "batch", "files", "names", "typed_json", "hardware", "ops", "recipe", "verdict"),
     ("data", "model"),
     ("metrics", "weights"),
     ("tasks",),
@@ -24,7 +24,7 @@ ROWS = (
     ("__main__",),
 )
 # Files of the lowest row that the others of it may import: they import nothing of the package but one another.
-GROUND = ("version", "batch", "files", "names", "hardware")
+GROUND = ("version", "batch", "files", "names", "typed_json", "hardware")
 # What must be importable without torch: planning, statistics and reports start fast and run where torch is not used.
 TORCH_FREE = ("hardware", "verdict", "report", "study.spec", "study.plan", "study.forecast", "study.folder", "recipe")
 KNOW_RECIPES = ("tasks", "model.build")  # of rows 2 to 4, what may import the room recipe

@@ -48,11 +48,11 @@ def test_values_are_category_ids_and_ignored_ones_unknown(tmp_path, mode):
 def test_the_digest_is_of_the_maps_the_images_and_what_is_ignored(tmp_path):
     values = np.random.choice([0, 7, 30], (13, 17))
     data = folder_with(tmp_path, values)
-    one = maps_of(data, tmp_path).digest()
-    assert maps_of(data, tmp_path).digest() == one
-    assert maps_of(data, tmp_path, ignore=()).digest() != one
+    one = maps_of(data, tmp_path).content().digest
+    assert maps_of(data, tmp_path).content().digest == one
+    assert maps_of(data, tmp_path, ignore=()).content().digest != one
     values[3, 4] = 30 if values[3, 4] != 30 else 0
-    assert maps_of(folder_with(tmp_path, values), tmp_path).digest() != one
+    assert maps_of(folder_with(tmp_path, values), tmp_path).content().digest != one
 
 
 def test_maps_that_do_not_fit_are_named(tmp_path):

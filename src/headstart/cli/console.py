@@ -34,6 +34,9 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(help="key.path=value, any number of them", metavar="[KEY=VALUE]...")
 ]
 
+Rehash = Annotated[
+    bool, typer.Option("--rehash", help="Read every image anew, also where size and times are as they were.")
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace files that are in the way; inputs never.")]
 
 

@@ -9,6 +9,7 @@ import typer
 from headstart.cli.console import (
     Force,
     Overrides,
+    Rehash,
     bar,
     describe_run,
     patch_of,
@@ -27,15 +28,18 @@ def train(
     recipe: Annotated[str, typer.Argument(help="A shipped recipe or a YAML file.")],
     overrides: Overrides = None,
     out: Out = Path("runs"),
+    rehash: Rehash = False,
 ) -> None:
     """Train a recipe; a finished run is not repeated, and a killed one resumes."""
     from headstart.ops import processes as distributed
-    from headstart.tasks import num_training_images
+    from headstart.tasks import data_fingerprint, num_training_images
     from headstart.training.run import train as train_run
 
     found, origins = resolved(recipe, overrides)
     distributed.start_processes(found.device)
     total = describe_run(found, num_training_images(found)) if distributed.is_writer() else 1
+    if rehash:
+        data_fingerprint(found, rehash=True)
     with bar() as progress:
         result = train_run(
             found,
@@ -54,6 +58,7 @@ def pretrain(
     recipe: Annotated[str, typer.Argument(help="A shipped classification recipe or a YAML file.")],
     overrides: Overrides = None,
     out: Out = Path("runs"),
+    rehash: Rehash = False,
 ) -> None:
     """Train a classifier on image folders, to pre-train the backbone of a detector."""
     found, _ = resolved(recipe, overrides)
@@ -61,7 +66,7 @@ def pretrain(
         raise ValueError(
             f"recipe {recipe!r}: task is {found.task!r}, pretrain expects a classification recipe such as demo_pretrain"
         )
-    train(recipe, overrides, out)
+    train(recipe, overrides, out, rehash)
 
 
 def evaluate(

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from headstart.cli.console import Overrides, bar, patch_of, say, show
+from headstart.cli.console import Overrides, Rehash, bar, patch_of, say, show
 
 app = typer.Typer(no_args_is_help=True)
 Name = Annotated[str, typer.Argument(help="A shipped study or a YAML file.")]
@@ -123,11 +123,13 @@ def run(
     retries: Annotated[
         int | None, typer.Option(help="On ray: how often a lost worker is replaced (default: 3).", min=0)
     ] = None,
+    rehash: Rehash = False,
 ) -> None:
     """Run every missing segment, then write the report. Stop it at any time; the same command resumes."""
     from headstart.report.build import build_report
     from headstart.study.folder import is_current
     from headstart.study.prepare import refuse_undeclared
+    from headstart.study.prepare import rehash as rehash_data
     from headstart.study.ray import cluster_of
 
     cluster = cluster_of(executor, jobs, {"cpus": cpus, "gpus": gpus, "retries": retries})
@@ -135,6 +137,8 @@ def run(
     if prepared is None:
         return
     refuse_undeclared(prepared)
+    if rehash:
+        rehash_data(prepared)
     directory = run_prepared(prepared, out, jobs, cluster)
     say_verdict(directory / "report.html" if is_current(directory) else build_report(directory))
 
@@ -188,7 +192,7 @@ def run_prepared(prepared: Any, out: Path, jobs: int | None, cluster: Any = None
         def finish(name: str) -> None:
             progress.update(whole, completed=work.update(name, 1.0), note=f"{name} done")
 
-        return run_study(prepared, out, jobs=jobs, cluster=cluster, progress=update, finished=finish)
+        return run_study(prepared, out, jobs=jobs, cluster=cluster, progress=update, finished=finish, say=say)
 
 
 @app.command()

@@ -1,11 +1,7 @@
-"""A detection data set as flat arrays, and its digests."""
+"""A detection data set as flat arrays, and the digest of its annotations."""
 
 import hashlib
-import json
-import os
-import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from itertools import pairwise
@@ -14,13 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from headstart.data.images import load_image
-from headstart.files import file_digest, write_whole
 
 NO_SEGMENT, POLYGONS, RLE = 0, 1, 2  # segment_kind
 SMALL, LARGE = 32**2, 96**2  # square pixels: COCO's bounds of small, medium and large objects
-SETTLED = 2.0  # seconds: a file changed later than that before now may change again within one tick of its clock
-
-Entry = tuple[int, int, str]  # bytes, time of change in ns, digest
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,7 +165,7 @@ def nested_fraction(num_images: int, fraction: float, seed: int) -> np.ndarray:
 def fingerprint(dataset: Dataset) -> str:
     """SHA-256 hex digest of everything annotated: ids, file names, sizes, boxes, segments, keypoints.
 
-    Not of path, image_dir, notes and skeleton, so a copy elsewhere has the same; nor of the images (`data_digest`).
+    Not of path, image_dir, notes and skeleton, so a copy elsewhere has the same; nor of the images (`data_content`).
     """
     digest = hashlib.sha256()
     for field in fields(dataset):
@@ -189,70 +181,3 @@ def fingerprint(dataset: Dataset) -> str:
         else:
             digest.update(repr(value).encode())
     return digest.hexdigest()
-
-
-def data_digest(dataset: Dataset) -> str:
-    """SHA-256 hex digest of everything annotated and of the images' bytes; the same for a copy elsewhere.
-
-    An absent image file is no error; its absence is part of the digest.
-    """
-    digest = hashlib.sha256(fingerprint(dataset).encode())
-    for content in file_digests(dataset.image_dir, dataset.file_names):
-        digest.update(content.encode())
-    return digest.hexdigest()
-
-
-def file_digests(folder: Path, names: tuple[str, ...]) -> list[str]:
-    """First half of the SHA-256 of each file's bytes, hex; "absent" without a file.
-
-    Reading 15,000 small images takes seconds and COCO's a minute: digests are kept in the user's cache folder, and used
-    while a file's size and time of change stay the same.
-    """
-    root = os.path.abspath(folder)
-    path = cache_folder() / f"images-{hashlib.sha256(os.fsencode(root)).hexdigest()[:16]}.json"
-    known, now = _read_cache(path), time.time_ns()
-    found: dict[str, Entry] = {}
-    for name in dict.fromkeys(names):
-        found[name] = _entry(f"{root}{os.sep}{name}", known.get(name))
-    settled = {name: entry for name, entry in found.items() if entry[1] < now - SETTLED * 1e9}
-    if any(known.get(name) != entry for name, entry in settled.items()):
-        _write_cache(path, known | settled)
-    return [found[name][2] for name in names]
-
-
-def cache_folder() -> Path:
-    """Folder for what can be made again: $XDG_CACHE_HOME/headstart, by default below ~/.cache.
-
-    Where there is no home, as for a container's user id without an account: one in which nothing can be written.
-    """
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "headstart"
-    except RuntimeError:
-        return Path(os.devnull) / "headstart"
-
-
-def _entry(path: str, known: Entry | None) -> Entry:
-    try:
-        status = os.stat(path)
-        if known and known[:2] == (status.st_size, status.st_mtime_ns):
-            return known
-        digest = file_digest(path)[:32]
-    except (FileNotFoundError, NotADirectoryError):  # an error of the disk is not absence: the run would be another
-        return 0, 0, "absent"
-    return status.st_size, status.st_mtime_ns, digest
-
-
-def _read_cache(path: Path) -> dict[str, Entry]:
-    """Entries of the cache; none where the file is absent or damaged."""
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-        return {name: (size, changed, digest) for name, (size, changed, digest) in entries.items()}
-    except (OSError, ValueError, AttributeError, TypeError):
-        return {}
-
-
-def _write_cache(path: Path, entries: dict[str, Entry]) -> None:
-    """Write the cache; where nothing can be written the next call reads the images again."""
-    with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, json.dumps(entries, separators=(",", ":")))

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from headstart.batch import IGNORE_LABEL, InputSpec, PixelBatch
-from headstart.data.dataset import NO_SEGMENT, Dataset, data_digest, file_digests
+from headstart.data.dataset import NO_SEGMENT, Dataset
+from headstart.data.digests import Content, data_content, file_content
 from headstart.data.images import open_image
 from headstart.data.masks import annotation_mask
 from headstart.data.order import slot_generator
@@ -43,11 +44,12 @@ class PixelLabels:
             if (first := images.setdefault(self._name(index), name)) != name:
                 raise ValueError(f"{self.path(index)}: fits the pictures {first} and {name}: expected one")
 
-    def digest(self) -> str:
-        """SHA-256 hex digest of images, label maps, and the ignored values."""
-        names = tuple(self._name(index) for index in range(self.dataset.num_images))
-        parts = [data_digest(self.dataset), repr(self.ignore), *file_digests(self.folder, names)]
-        return hashlib.sha256(" ".join(parts).encode()).hexdigest()
+    def content(self, *, rehash: bool = False) -> Content:
+        """Content of images, label maps, and the ignored values."""
+        names = [self._name(index) for index in range(self.dataset.num_images)]
+        images = data_content(self.dataset, rehash=rehash)
+        maps = file_content(self.folder, names, [images.digest, repr(self.ignore)], rehash=rehash)
+        return Content(maps.digest, images.files | maps.files)
 
     def check(self, num_workers: int) -> None:
         """Read all maps once, in `num_workers` threads.
@@ -121,9 +123,10 @@ class InstanceLabels:
         unknown = f"{dataset.path}: {boxes} objects have no segmentation; the pixels of their boxes are unknown"
         self.notes = [*dataset.notes, *([unknown] if boxes else [])]
 
-    def digest(self) -> str:
-        """SHA-256 hex digest of images and annotations."""
-        return hashlib.sha256(b"instances" + data_digest(self.dataset).encode()).hexdigest()
+    def content(self, *, rehash: bool = False) -> Content:
+        """Content of images and annotations."""
+        images = data_content(self.dataset, rehash=rehash)
+        return Content(hashlib.sha256(b"instances" + images.digest.encode()).hexdigest(), images.files)
 
     def check(self, num_workers: int) -> None:
         """Nothing to do: instances were checked when they were read."""

@@ -30,7 +30,7 @@ from headstart.report.sections import (
     trace,
     verdict,
 )
-from headstart.study.folder import StudyFolder, read_study_folder
+from headstart.study.folder import StudyFolder, inputs_digest, read_study_folder
 
 # In the order of the page. Each takes the facts and findings, and has a template of its name in templates/sections.
 SECTIONS = (verdict, answers, curves, schedules, data, cost, classes, mistakes, pictures, audit, plan, trace)
@@ -42,10 +42,11 @@ def build_report(study_dir: str | Path) -> Path:
     Everything is written beside its old version and renamed. ValueError naming the file where the study cannot be read.
     """
     with _collector_paused():
-        return _build(read_study_folder(study_dir))
+        inputs = inputs_digest(Path(study_dir))  # first: rows that come later must not count as shown
+        return _build(read_study_folder(study_dir), inputs)
 
 
-def _build(folder: StudyFolder) -> Path:
+def _build(folder: StudyFolder, inputs: str) -> Path:
     facts = Facts(folder)
     findings = find(facts)
     sections = [make(facts, findings) for make in SECTIONS]
@@ -55,6 +56,7 @@ def _build(folder: StudyFolder) -> Path:
     (folder.path / "tables").mkdir(exist_ok=True)
     summary = {
         "study": folder.name,
+        "inputs": inputs,
         "settings": folder.settings,
         "segments": len(folder.runs),
         "finished": folder.num_finished,
@@ -63,10 +65,12 @@ def _build(folder: StudyFolder) -> Path:
         summary |= section.summary
         for name, rows in section.tables.items():
             write_csv(folder.path / "tables" / f"{name}.csv", rows)
-    write_whole(folder.path / "report.json", json_text(summary, indent=1, digits=DIGITS))
     page = render(facts, findings, sections)
     assert len(page.encode()) <= MOST_BYTES, f"the page has {len(page.encode()):,} bytes"
-    return write_whole(folder.path / "report.html", page)
+    written = write_whole(folder.path / "report.html", page)
+    # Last: its `inputs` says what everything beside it was made from (`study.folder.is_current`).
+    write_whole(folder.path / "report.json", json_text(summary, indent=1, digits=DIGITS))
+    return written
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from typing import Any
 
 from headstart.recipe.dotted import flatten
 from headstart.study.folder import Run, StudyFolder
+from headstart.training.stored import AUDIT_FILE, SEGMENT_FILE, RunFacts, StoredAudit
 
 # Fields that an arm must declare for its runs to differ in these, by the beginning of a declared field.
 PARAMETERS, TRAINED, NORM, DATA = "parameters", "trained parameters", "norm", "content of the data"
@@ -65,21 +66,20 @@ def _facts(folder: StudyFolder, arm: str) -> dict[str, str]:
     """Of the first run of an arm at the largest fraction and first seed that has an audit."""
     own = [run for run in folder.runs.values() if run.segment.kind != "pretrain" and run.segment.arm == arm]
     own = [run for run in own if run.segment.fraction == folder.fractions[0] and run.directory]
-    found = next(((run, audit) for run in own if (audit := run.fact("audit.json"))), None)
+    found = next(((run, audit) for run in own if (audit := run.fact(AUDIT_FILE, StoredAudit))), None)
     return _facts_of(*found) if found else {}
 
 
-def _facts_of(run: Run, audit: dict[str, Any]) -> dict[str, str]:
-    rows = audit["rows"]
-    frozen = [row["group"] for row in rows if row["training"] != "trains"]
+def _facts_of(run: Run, audit: StoredAudit) -> dict[str, str]:
+    frozen = [row.group for row in audit.rows if row.training != "trains"]
     facts = {
-        PARAMETERS: f"{sum(row['num_params'] for row in rows):,}",
+        PARAMETERS: f"{sum(row.num_params for row in audit.rows):,}",
         TRAINED: f"all but {', '.join(frozen)}" if frozen else "all",
-        NORM: "; ".join(dict.fromkeys(row["norm"] for row in rows)),
+        NORM: "; ".join(dict.fromkeys(row.norm for row in audit.rows)),
     }
-    segment = run.fact("segment.json") or {}
-    if segment.get("fingerprint"):
-        facts[DATA] = f"{segment['fingerprint'][:12]} ({segment.get('num_images', '?')} images)"
+    segment = run.fact(SEGMENT_FILE, RunFacts)
+    if segment and segment.fingerprint:
+        facts[DATA] = f"{segment.fingerprint[:12]} ({segment.num_images} images)"
     return facts
 
 

@@ -17,6 +17,7 @@ from headstart.study.folder import NAN, TRAIN, Run, StudyFolder, final_row
 from headstart.study.plan import Cell
 from headstart.tasks import METRIC_KINDS
 from headstart.training.rows import training_rows
+from headstart.training.stored import ErrorsOfKinds
 
 Row = dict[str, Any]
 Key = tuple[str, str, float]  # arm, schedule, fraction
@@ -208,9 +209,11 @@ class Facts:
         rows = []
         for cell in self.folder.plan.cells:
             run = self.folder.tail(cell)
-            for kind, found in ((run.fact(f"errors-{run.segment.stop}.json") or {}) if run.end else {}).items():
+            kinds = run.fact(f"errors-{run.segment.stop}.json", ErrorsOfKinds) if run.end else None
+            for kind, found in (kinds or {}).items():
                 for name in ERROR_TYPES:
-                    own = {"count": found["counts"][name], "AP50_gain": found["gains"][name], "AP50": found["ap50"]}
+                    own = {"count": getattr(found.counts, name), "AP50_gain": getattr(found.gains, name)}
+                    own["AP50"] = found.ap50
                     rows.append(_key(cell) | {"kind": kind, "type": name} | own)
         return rows
 

@@ -99,14 +99,14 @@ def _file(run: Run, name: str, ending: str) -> Path:
 
 def _validation_data(folder: StudyFolder, run: Run) -> Dataset:
     """The validation data of a run; relative paths hold where the study was run, which may be further up."""
-    recipe = run.fact("recipe.yaml")
-    if recipe is None or "val" not in recipe.get("data", {}):
-        raise ValueError(f"{run.directory}: no recipe.yaml that names validation data")
-    data = recipe["data"]
+    recipe = run.recipe
+    if recipe is None or recipe.task != "detection":
+        raise ValueError(f"{run.directory}: no recipe.yaml of a detector, which names the validation data")
+    data = recipe.data
     roots = [Path.cwd(), *folder.path.resolve().parents]
-    root = next((root for root in roots if (root / data["val"]).exists()), roots[0])
-    images = data.get("val_images")
-    return open_dataset(root / data["val"], None if images is None else root / images, data.get("val_split"))
+    root = next((root for root in roots if (root / data.val).exists()), roots[0])
+    images = data.val_images
+    return open_dataset(root / data.val, None if images is None else root / images, data.val_split)
 
 
 def _f1(path: Path, dataset: Dataset) -> np.ndarray:

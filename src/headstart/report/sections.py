@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+
+from msgspec import structs
 
 from headstart.report import figures
 from headstart.report.cost import Cost, StartCost
@@ -24,6 +25,7 @@ from headstart.report.tables import (
     size_table,
 )
 from headstart.study.folder import Run
+from headstart.training.stored import AUDIT_FILE, ENVIRONMENT_FILE, Environment, StoredAudit
 from headstart.verdict import numbers
 from headstart.verdict.curves import Crossover
 from headstart.verdict.numbers import file_part, metric_name
@@ -182,8 +184,8 @@ def plan(facts: Facts, findings: Findings) -> Section:
     """Cells, segments and environments."""
     environments: dict[str, Row] = {}
     for run in facts.folder.runs.values():
-        if found := run.fact("environment.json"):
-            entry = environments.setdefault(json.dumps(found, sort_keys=True), {"facts": found, "num": 0})
+        if found := run.fact(ENVIRONMENT_FILE, Environment):
+            entry = environments.setdefault(repr(found), {"facts": structs.asdict(found), "num": 0})
             entry["num"] += 1
     context = {"environments": list(environments.values())}
     return Section("plan", "Plan", context=context, summary={"notes": list(facts.folder.plan.notes)})
@@ -248,15 +250,15 @@ def _efforts(cost: Cost) -> dict[str, float]:
 
 def _audits(facts: Facts) -> list[Row]:
     """The audit of each arm and pre-training: that of the first run which has one, and the runs that differ from it."""
-    found: dict[str, list[tuple[Run, dict[str, Any]]]] = {}
+    found: dict[str, list[tuple[Run, StoredAudit]]] = {}
     for run in facts.folder.runs.values():
-        if content := run.fact("audit.json"):
+        if content := run.fact(AUDIT_FILE, StoredAudit):
             label = f"pre-training {run.segment.arm}" if run.segment.kind == "pretrain" else run.segment.arm
             found.setdefault(label, []).append((run, content))
     made = []
     for label, entries in found.items():
         first, content = entries[0]
-        others = [run.place(facts.folder.path) for run, other in entries if other["rows"] != content["rows"]]
+        others = [run.place(facts.folder.path) for run, other in entries if other.rows != content.rows]
         own = {"label": label, "run": first.place(facts.folder.path), "audit": content}
         made.append(own | {"num": len(entries), "others": others})
     return made

@@ -6,24 +6,39 @@ segments are appended to segments.jsonl, which readers put on top and the next w
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+import msgspec
 import yaml
+from msgspec import Meta, Struct
 
 from headstart.files import json_text, named, write_whole
 from headstart.recipe.dotted import flatten
 from headstart.recipe.yaml_text import read_yaml
 from headstart.study.plan import Cell, Plan, Segment
-from headstart.study.results import NAN, TRAIN, VARIANTS_FILE, Run, StudyFolder, final_row, metric_of, read_json
-from headstart.study.spec import check_names
+from headstart.study.results import (
+    NAN,
+    TRAIN,
+    VARIANTS_FILE,
+    Run,
+    StudyFolder,
+    final_row,
+    metric_of,
+    read_variants,
+)
+from headstart.study.spec import check_names, parse_study
 from headstart.training.rows import read_rows
-from headstart.verdict.verdict import Rule
+from headstart.training.stored import AUDIT_FILE, ENVIRONMENT_FILE, SEGMENT_FILE
+from headstart.typed_json import read_json, read_lines
+from headstart.version import __version__
 
 STUDY_FILE, PLAN_FILE, CHANGES_FILE = "study.yaml", "plan.json", "segments.jsonl"
+FORMAT = 1  # of all files of a study's folder; plan.json states it, and those written before it did not
 
 __all__ = [
     "NAN",
@@ -32,6 +47,7 @@ __all__ = [
     "Run",
     "StudyFolder",
     "final_row",
+    "inputs_digest",
     "is_current",
     "is_finished",
     "metric_of",
@@ -42,42 +58,98 @@ __all__ = [
 ]
 
 
+class PlannedCell(Struct, forbid_unknown_fields=True):
+    """`plan.Cell` in plan.json."""
+
+    arm: str
+    schedule: str
+    fraction: float
+    seed: int
+    total: int
+    segments: Annotated[list[str], Meta(min_length=1)]
+
+
+class PlannedSegment(Struct, forbid_unknown_fields=True):
+    """`plan.Segment` in plan.json, with the directory of its run, None before it has begun."""
+
+    name: str
+    kind: Literal["pretrain", "trunk", "tail"]
+    arm: str
+    fraction: float
+    seed: int
+    schedule: str | None
+    start: int
+    stop: int
+    parent: str | None
+    weights_from: str | None
+    directory: str | None
+    finished: bool
+
+
+class Change(Struct, forbid_unknown_fields=True):
+    """A line of segments.jsonl: a segment that has begun or is finished."""
+
+    name: str
+    directory: str
+    finished: bool
+
+
+class Difference(Struct, forbid_unknown_fields=True):
+    """A row of the difference sheet."""
+
+    field: str
+    values: dict[str, Any]
+    declared: bool
+
+
+class PlanFile(Struct, forbid_unknown_fields=True, kw_only=True):
+    """The content of plan.json."""
+
+    format: Annotated[int, Meta(ge=1, le=FORMAT)] = 1
+    cells: list[PlannedCell]
+    segments: list[PlannedSegment]
+    notes: list[str]
+    num_images: dict[float, int]
+    batch: int
+    differences: list[Difference]
+    data: dict[str, str | None] | None
+
+
+class _Made(Struct):
+    """The part of report.json that says what it was made from."""
+
+    inputs: str
+
+
 def read_study_folder(path: str | Path) -> StudyFolder:
     """Read study.yaml, plan.json and all rows of a study.
 
-    A study of which nothing has run yet is fine. ValueError naming the file for what is missing or otherwise wrong.
+    A study of which nothing has run yet is fine. ValueError naming file and field for what is missing or otherwise
+    wrong.
     """
     path = Path(path)
-    settings, plan = read_yaml(path / STUDY_FILE), read_plan(path)
-    try:
-        segments = [Segment(**{f.name: entry[f.name] for f in fields(Segment)}) for entry in plan["segments"]]
-        cells = tuple(
-            Cell(**{f.name: entry[f.name] for f in fields(Cell)} | {"segments": tuple(entry["segments"])})
-            for entry in plan["cells"]
-        )
-        places = {
-            entry["name"]: path / entry["directory"] if entry.get("directory") else None for entry in plan["segments"]
-        }
-        num_images = {float(key): int(value) for key, value in (plan.get("num_images") or {}).items()}
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{path / PLAN_FILE}: {error!s} is missing or not what a plan holds; plan the study again"
-        ) from None
-    asked = {name: flatten(patch) for name, patch in (settings.get("also_evaluate") or {}).items()}
-    runs = {segment.name: read_run(segment, places[segment.name], asked) for segment in segments}
-    for cell in cells:
+    content = read_yaml(path / STUDY_FILE)
+    study, plan = parse_study(content, source=str(path / STUDY_FILE)), read_plan(path)
+    asked = {name: flatten(patch) for name, patch in study.also_evaluate.items()}
+    runs, cells = {}, []
+    for entry in plan.segments:
+        segment = Segment(**{f.name: getattr(entry, f.name) for f in fields(Segment)})
+        runs[entry.name] = read_run(segment, path / entry.directory if entry.directory else None, asked)
+    for run in runs.values():
+        check_names(sorted(run.segment.needs), runs, f"{path / PLAN_FILE}: segment")
+    for entry in plan.cells:
+        cell = Cell(**msgspec.structs.asdict(entry) | {"segments": tuple(entry.segments)})
         check_names(cell.segments, runs, f"{path / PLAN_FILE}: cell {cell.name}: segment")
-    if settings.get("rule"):
-        check_names(settings["rule"], Rule.__dataclass_fields__, f"{path / STUDY_FILE}: rule key")
+        cells.append(cell)
     return StudyFolder(
         path=path,
-        settings=settings,
-        rule=Rule(**settings["rule"]) if settings.get("rule") else None,
-        plan=Plan(tuple(segments), cells, tuple(plan.get("notes") or ())),
+        settings=content,
+        rule=study.rule,
+        plan=Plan(tuple(run.segment for run in runs.values()), tuple(cells), tuple(plan.notes)),
         runs=runs,
-        num_images=num_images,
-        batch=plan.get("batch"),
-        differences=tuple(plan.get("differences") or ()),
+        num_images=plan.num_images,
+        batch=plan.batch,
+        differences=tuple(msgspec.structs.asdict(row) for row in plan.differences),
     )
 
 
@@ -85,17 +157,18 @@ def read_run(segment: Segment, directory: Path | None, asked: Mapping[str, Mappi
     """The results of a segment in its directory; of its variants those that are asked for as {name: flat patch}."""
     if directory is None or not directory.is_dir():
         return Run(segment, None, ())
-    rows = read_rows(directory / VARIANTS_FILE)  # of other studies too, where runs are shared
+    rows = read_variants(directory)  # of other studies too, where runs are shared
     variants = {row["variant"]: row for row in rows if row["patch"] == asked.get(row["variant"])}
     return Run(segment, directory, tuple(read_rows(directory / "rows.jsonl")), variants)
 
 
-def read_plan(directory: Path) -> dict[str, Any]:
+def read_plan(directory: Path) -> PlanFile:
     """The content of plan.json with the segments as they are now; ValueError where there is none."""
-    plan = read_json(directory / PLAN_FILE)
-    changes = {change["name"]: change for change in read_rows(directory / CHANGES_FILE)}
-    if changes and isinstance(plan, dict):
-        plan["segments"] = [entry | changes.get(entry["name"], {}) for entry in plan["segments"]]
+    plan = read_json(directory / PLAN_FILE, PlanFile)
+    changes = {change.name: change for change in read_lines(directory / CHANGES_FILE, Change)}
+    for entry in plan.segments if changes else ():
+        if change := changes.get(entry.name):
+            entry.directory, entry.finished = change.directory, change.finished
     return plan
 
 
@@ -103,19 +176,36 @@ def is_finished(directory: Path, plan: Plan) -> bool:
     """True if every segment of a plan has been run, by plan.json."""
     if not (directory / PLAN_FILE).exists():
         return False
-    known = {entry["name"] for entry in read_plan(directory)["segments"] if entry.get("finished")}
+    known = {entry.name for entry in read_plan(directory).segments if entry.finished}
     return all(segment.name in known for segment in plan.segments)
 
 
-def is_current(directory: Path, page: str = "report.html") -> bool:
-    """True if a page in a study's folder is younger than everything it was made from."""
-    made = directory / page
-    if not made.exists() or not (directory / PLAN_FILE).exists():
+def inputs_digest(directory: Path) -> str:
+    """SHA-256 of what a report is made of: study.yaml, the plan, the files of all runs that have begun; the version."""
+    study, plan = read_yaml(directory / STUDY_FILE), read_plan(directory)
+    digest = hashlib.sha256(f"{__version__} {study}".encode() + msgspec.json.encode(plan))
+    names = ("rows.jsonl", VARIANTS_FILE, SEGMENT_FILE, ENVIRONMENT_FILE, AUDIT_FILE, "recipe.yaml")
+    begun = [(directory / entry.directory, entry.stop) for entry in plan.segments if entry.directory]
+    for path in (place / name for place, stop in begun for name in (*names, f"errors-{stop}.json")):
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:
+            content = b""
+        digest.update(b"%d " % len(content))
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def is_current(directory: Path) -> bool:
+    """True if the report in a study's folder was made from what is there now, by content: clocks have no say."""
+    summary = directory / "report.json"
+    if not summary.exists() or not (directory / "report.html").exists() or not (directory / PLAN_FILE).exists():
         return False
-    runs = [entry["directory"] for entry in read_plan(directory)["segments"] if entry["directory"]]
-    rows = [directory / run / name for run in runs for name in ("rows.jsonl", VARIANTS_FILE)]
-    sources = [directory / name for name in (STUDY_FILE, PLAN_FILE, CHANGES_FILE)] + rows
-    return all(made.stat().st_mtime_ns >= source.stat().st_mtime_ns for source in sources if source.exists())
+    try:
+        made = read_json(summary, _Made).inputs
+    except ValueError:
+        return False  # torn, or written before reports stated their inputs
+    return made == inputs_digest(directory)
 
 
 def write_study(
@@ -140,6 +230,7 @@ def write_study(
     found = {**(begun or {}), **(finished or {})}
     places = {name: Path(os.path.relpath(place, directory)).as_posix() for name, place in found.items()}
     content = {
+        "format": FORMAT,
         "cells": [asdict(cell) for cell in plan.cells],
         "segments": [
             asdict(s) | {"directory": places.get(s.name), "finished": s.name in (finished or {})} for s in plan.segments
@@ -158,7 +249,7 @@ def write_study(
     (directory / CHANGES_FILE).unlink(missing_ok=True)
     study = yaml.safe_dump(dict(settings), sort_keys=False)
     for path, text in {directory / PLAN_FILE: json_text(content, indent=1), directory / STUDY_FILE: study}.items():
-        if not path.exists() or path.read_text(encoding="utf-8") != text:  # else it keeps its time: see is_current
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
             write_whole(path, text)
 
 

@@ -18,7 +18,7 @@ from headstart.study.plan import Plan, Segment, expand, schedule_names
 from headstart.study.sections import Tuning
 from headstart.study.spec import PRETRAIN_PREFIX, StudySpec
 from headstart.study.variants import check_variants
-from headstart.tasks import num_training_images
+from headstart.tasks import data_fingerprint, num_training_images
 from headstart.training.lineage import RunResult, Span
 from headstart.weights.public import find_training
 
@@ -181,6 +181,18 @@ def refuse_undeclared(prepared: Prepared) -> None:
                 f"study {prepared.study.name}: the arms differ in {row['field']} ({row['values']}) undeclared; "
                 "expected the same value, or the field in an arm"
             )
+
+
+def rehash(prepared: Prepared) -> None:
+    """Read every image of a study's data anew, so that its segments are those of what is there now."""
+    most, done = max(prepared.num_images), set()
+    for name, (recipe, _) in prepared.recipes.items():
+        if not name.startswith(PRETRAIN_PREFIX):
+            recipe = _on_fraction(recipe, most)
+        key = recipe.data.model_dump_json()
+        if key not in done:
+            data_fingerprint(recipe, rehash=True)
+            done.add(key)
 
 
 def _on_fraction(recipe: AnyRecipe, fraction: float) -> AnyRecipe:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,10 +12,13 @@ from typing import Any
 import numpy as np
 
 from headstart.recipe.dotted import flatten
+from headstart.recipe.load import stored_recipe
+from headstart.recipe.recipe import AnyRecipe
 from headstart.recipe.yaml_text import read_yaml
 from headstart.study.plan import Cell, Plan, Segment
 from headstart.study.spec import WEIGHTS_FIELD
-from headstart.training.rows import Row, end_row, evaluations
+from headstart.training.rows import Row, end_row, evaluations, read_rows
+from headstart.typed_json import Record, read_json
 from headstart.verdict.numbers import TRAIN
 from headstart.verdict.verdict import Rule
 
@@ -59,12 +61,16 @@ class Run:
         """The last step of any row; the segment's start if there is none."""
         return max((row["step"] for row in self.rows), default=self.segment.start)
 
-    def fact(self, name: str) -> Any:
-        """The content of a JSON or YAML file of the run (audit.json, recipe.yaml ...); None where there is no such."""
+    def fact(self, name: str, kind: type[Record]) -> Record | None:
+        """A JSON file of the run, such as audit.json, as a typed record; None where there is no such file."""
         path = None if self.directory is None else self.directory / name
-        if path is None or not path.is_file():
-            return None
-        return read_yaml(path) if path.suffix == ".yaml" else read_json(path)
+        return None if path is None or not path.is_file() else read_json(path, kind)
+
+    @property
+    def recipe(self) -> AnyRecipe | None:
+        """The recipe of the run by its recipe.yaml; None where there is none."""
+        path = None if self.directory is None else self.directory / "recipe.yaml"
+        return None if path is None or not path.is_file() else stored_recipe(read_yaml(path), str(path))
 
 
 @dataclass(frozen=True, eq=False)
@@ -235,11 +241,6 @@ def final_row(run: Run, variant: str = "") -> dict[str, Any] | None:
     return next((row for row in reversed(rows) if row["step"] == run.segment.stop), None)
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file that a study writes; ValueError naming a file that is missing or broken."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror}); expected a file that a study writes") from None
-    except ValueError as error:
-        raise ValueError(f"{path}: is not JSON ({error})") from None
+def read_variants(directory: Path) -> list[Row]:
+    """Rows of the variants that the final checkpoint of a run was evaluated by; none where there is no such file."""
+    return read_rows(directory / VARIANTS_FILE, "variant", "patch")

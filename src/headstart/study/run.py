@@ -1,5 +1,6 @@
 """Run what is missing of a study, on this machine or a cluster; or one segment of it, as a cluster's task does."""
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import AbstractContextManager, nullcontext
@@ -17,8 +18,8 @@ from headstart.study.prepare import Prepared, segment_run
 from headstart.study.ray import Cluster, ray_calls
 from headstart.study.spec import check_names
 from headstart.study.variants import evaluate_variants, missing_variants
-from headstart.training.lineage import Finder, RunResult
-from headstart.training.run import train
+from headstart.training.lineage import Finder, RunResult, fault_of, find_result
+from headstart.training.run import only_process, train
 from headstart.training.workers import send, worker_calls
 
 Progress = Callable[[Segment, int, dict[str, Any]], None]
@@ -33,12 +34,14 @@ def run_study(
     cluster: Cluster | None = None,
     progress: Progress | None = None,
     finished: Callable[[str], None] | None = None,
+    say: Callable[[str], None] = warnings.warn,
 ) -> Path:
     """Run every segment that is not finished, `jobs` at a time here, or on a `cluster`; returns the study's directory.
 
     `progress` is called at every step (on a cluster never), `finished` with the name of every segment that is finished
     or found finished. Kill it anywhere and call it again: finished segments are found by their digest, begun ones
-    continue at their last checkpoint. The first error stops the segments that are running.
+    continue at their last checkpoint, and those with a damaged file, which `say` names, run again. Segments that
+    another study trains in the same folder are waited for. The first error stops the segments that are running.
     """
     if jobs > 1 or (cluster and not cluster.gpus):
         check_threads(prepared)
@@ -53,7 +56,7 @@ def run_study(
     else:
         calls, listener = nullcontext(_call_here), progress
     with lock(directory):
-        done, begun = find_segments(prepared, directory, finder)
+        done, begun = find_segments(prepared, directory, finder, whole=True, say=say)
         _write(prepared, directory, done, begun)
         for name in done if finished else ():
             finished(name)
@@ -73,6 +76,11 @@ def run_study(
                         running[call(run_segment, prepared, segment, directory, needed, listener)] = segment
                     for future in wait(running, return_when=FIRST_COMPLETED).done:
                         segment, result = running.pop(future), future.result()
+                        if result.directory.name != begun[segment.name].name:
+                            raise ValueError(
+                                f"segment {segment.name}: the data or weights changed while the study ran, expected "
+                                "the same for all segments; run it again"
+                            )
                         done[segment.name] = result
                         _note(directory, segment, result.directory, finished=True)
                         if finished:
@@ -93,9 +101,11 @@ def run_segment(
     recipe, origins, span = segment_run(prepared, segment, done)
     report = None if progress is None else (lambda step, values: progress(segment, step, values))
     out = segments_folder(prepared, directory)
-    result = train(recipe, out, span=span, label=asdict(segment), provenance=origins, progress=report)
-    if segment.kind == "tail":
-        evaluate_variants(prepared.study.also_evaluate, result.directory, result.checkpoint)
+    result = train(recipe, out, span=span, label=asdict(segment), provenance=origins, progress=report, wait=inf)
+    variants = prepared.study.also_evaluate
+    if segment.kind == "tail" and missing_variants(variants, result.directory):
+        with only_process(result.directory, inf):  # another study that shares the run may evaluate it too
+            evaluate_variants(variants, result.directory, result.checkpoint)
     return result
 
 
@@ -108,7 +118,8 @@ def run_named(prepared: Prepared, name: str, out: str | Path = "runs") -> RunRes
     directory, segments = Path(out) / prepared.study.name, {each.name: each for each in prepared.plan.segments}
     check_names([name], segments, "segment")
     segment, finder = segments[name], Finder()
-    done, _ = find_segments(prepared, directory, finder, segments=prepared.plan.ancestors(segment))
+    chain = [*prepared.plan.ancestors(segment), segment]
+    done, _ = find_segments(prepared, directory, finder, segments=chain, whole=True)
     for needed in sorted(segment.needs - done.keys()):
         raise ValueError(f"segment {name}: needs {needed}, which is not finished in {directory}; run that one first")
     recipe, _, span = segment_run(prepared, segment, done)
@@ -125,23 +136,37 @@ def find_segments(
     finder: Finder | None = None,
     *,
     segments: Iterable[Segment] | None = None,
+    whole: bool = False,
+    say: Callable[[str], None] = warnings.warn,
 ) -> tuple[dict[str, RunResult], dict[str, Path]]:
     """The finished segments and the directories of those only begun, by name, found by digest; no model is built.
 
     A tail is finished when all variants of the study have been evaluated too. `segments` (all by default) come after
-    what they need.
+    what they need. With `whole` the checkpoints that missing segments begin from are read: a segment whose checkpoint
+    is damaged is not finished, and `say` names the file.
     """
     finder, done, begun = finder or Finder(), {}, {}
     out, variants = segments_folder(prepared, directory), prepared.study.also_evaluate
-    for segment in prepared.plan.segments if segments is None else segments:
+    listed = list(prepared.plan.segments if segments is None else segments)
+    for segment in listed:
         if segment.needs <= done.keys():
             recipe, _, span = segment_run(prepared, segment, done)
-            found, place = finder.find(recipe, out, span), finder.place(recipe, out, span)
+            place = finder.place(recipe, out, span)
+            found = find_result(place, span.stop, whole=whole and segment.kind == "pretrain")
+            if found is None and whole and (fault := fault_of(place, span.stop)):
+                say(f"segment {segment.name} runs again: {fault}")
             is_tail = segment.kind == "tail"
             if found is not None and not (is_tail and missing_variants(variants, found.directory)):
                 done[segment.name] = found
             elif place.is_dir():
                 begun[segment.name] = place
+    missing = [segment for segment in listed if segment.name not in done] if whole else []
+    stops = {segment.name: segment.stop for segment in listed}
+    for segment in reversed(missing):  # a damaged parent is missing itself, and needs its own
+        parent = segment.parent
+        if parent in done and find_result(done[parent].directory, stops[parent], whole=True) is None:
+            say(f"segment {parent} runs again: {fault_of(done[parent].directory, stops[parent])}")
+            begun[parent] = done.pop(parent).directory
     return done, begun
 
 

@@ -61,7 +61,7 @@ def write_jobs(prepared: Prepared, study: str, overrides: Sequence[str], out: st
         check_threads(prepared)
     refuse_auto(prepared)
     directory = Path(out) / prepared.study.name
-    done, _ = find_segments(prepared, directory)
+    done, _ = find_segments(prepared, directory, whole=True)
     levels = levels_of(prepared.plan.segments, set(done))
     if not levels:
         raise ValueError(f"{directory}: every segment is finished, so there is nothing to submit; see study report")

@@ -15,11 +15,11 @@ from headstart.ops import processes as distributed
 from headstart.recipe.dotted import flatten, unflatten
 from headstart.recipe.recipe import AnyRecipe, Recipe
 from headstart.recipe.refusal import validate
-from headstart.study.results import VARIANTS_FILE
+from headstart.study.results import VARIANTS_FILE, read_variants
 from headstart.tasks import TASKS
 from headstart.tasks.detection import validation_data
 from headstart.tasks.predict import evaluate, load_trained
-from headstart.training.rows import Row, line_of, read_rows
+from headstart.training.rows import Row, line_of
 
 Variants = Mapping[str, Mapping[str, Any]]
 
@@ -62,7 +62,7 @@ def missing_variants(variants: Variants, directory: Path) -> list[str]:
 
     A patch of the same name that differs is another variant: studies may share runs.
     """
-    known = [(row["variant"], row["patch"]) for row in read_rows(directory / VARIANTS_FILE)]
+    known = [(row["variant"], row["patch"]) for row in read_variants(directory)]
     return [name for name, patch in variants.items() if (name, flatten(dict(patch))) not in known]
 
 
@@ -84,5 +84,4 @@ def evaluate_variants(variants: Variants, directory: Path, checkpoint: Path) -> 
             seconds={"eval": round(time.perf_counter() - since, 3)},
         )
         if distributed.is_writer():
-            path = directory / VARIANTS_FILE
-            write_whole(path, "".join(map(line_of, [*read_rows(path), row])))
+            write_whole(directory / VARIANTS_FILE, "".join(map(line_of, [*read_variants(directory), row])))

@@ -43,8 +43,8 @@ class MetricKind:
 class TaskRow:
     """One task: its module, the module that uses a trained model, and its metric kinds in order.
 
-    `module` defines make_task(recipe) -> task.Task, num_training_images(recipe) -> int, data_fingerprint(recipe) ->
-    str, and input_size(recipe) -> (height, width).
+    `module` defines make_task(recipe) -> task.Task, num_training_images(recipe) -> int, data_fingerprint(recipe,
+    rehash=...) -> str, and input_size(recipe) -> (height, width).
     `trained` (None: `load_trained` refuses the task) defines evaluate_files and predict_files, the verbs eval and
     predict of the command line.
     num_classes: classes of the data set (COCO, ImageNet) that published model sizes are for. has_variants: whether
@@ -114,9 +114,12 @@ def num_training_images(recipe: AnyRecipe) -> int:
     return TASKS[recipe.task].functions().num_training_images(recipe)
 
 
-def data_fingerprint(recipe: AnyRecipe) -> str:
-    """Digest of the content of a recipe's training and validation data; builds no model."""
-    return TASKS[recipe.task].functions().data_fingerprint(recipe)
+def data_fingerprint(recipe: AnyRecipe, *, rehash: bool = False) -> str:
+    """Digest of the content of a recipe's training and validation data; builds no model.
+
+    With `rehash` every image is read, also where its size and times are those of an earlier call.
+    """
+    return TASKS[recipe.task].functions().data_fingerprint(recipe, rehash=rehash)
 
 
 def input_size(recipe: AnyRecipe) -> tuple[int, int]:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from headstart.batch import LabelledBatch
 from headstart.data.crops import CropStream, whole_images
-from headstart.data.dataset import Dataset, data_digest, nested_fraction
+from headstart.data.dataset import Dataset, nested_fraction
+from headstart.data.digests import data_content
 from headstart.data.read import folder_images, read_folders
 from headstart.data.stream import Cache, decode
 from headstart.data.views import to_device
@@ -80,9 +81,10 @@ def num_training_images(recipe: ClassifyRecipe) -> int:
     return len(nested_fraction(len(images), recipe.data.fraction, recipe.data.fraction_seed))
 
 
-def data_fingerprint(recipe: ClassifyRecipe) -> str:
+def data_fingerprint(recipe: ClassifyRecipe, *, rehash: bool = False) -> str:
     """Digest of the content of training and validation data."""
-    return data_digest(training_folders(recipe)) + data_digest(read_folders(recipe.data.val))
+    train, val = training_folders(recipe), read_folders(recipe.data.val)
+    return data_content(train, rehash=rehash).plus(data_content(val, rehash=rehash)).digest
 
 
 def input_size(recipe: ClassifyRecipe) -> tuple[int, int]:
@@ -115,6 +117,7 @@ def make_task(recipe: ClassifyRecipe) -> Task:
         features = KeptFeatures(held_out, bf16=False)
         batches = partial(kept.batches, stream, model)
     key = f"{recipe.model.model_dump_json()} {len(train.class_names)} {recipe.start.freeze}"
+    content = data_content(train).plus(data_content(val))
     return Task(
         model=model,
         losses=class_loss,
@@ -126,7 +129,8 @@ def make_task(recipe: ClassifyRecipe) -> Task:
         classes={"ids": list(range(len(train.class_names))), "names": list(train.class_names)},
         num_images=train.num_images,
         num_eval_images=val.num_images,
-        fingerprint=data_digest(train) + data_digest(val),
+        fingerprint=content.digest,
+        files=content.files,
         image_ids=list(train.file_names),
         notes=list(train.notes),
     )

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from headstart.batch import Detections
-from headstart.data.dataset import Dataset, data_digest
+from headstart.data.dataset import Dataset
+from headstart.data.digests import data_content
 from headstart.data.order import Resize
 from headstart.data.read import open_dataset
 from headstart.data.rle import paste_rle
@@ -72,9 +73,10 @@ def num_training_images(recipe: Recipe) -> int:
     return training_data(recipe).num_images
 
 
-def data_fingerprint(recipe: Recipe) -> str:
+def data_fingerprint(recipe: Recipe, *, rehash: bool = False) -> str:
     """Digest of the content of training and validation data."""
-    return data_digest(training_data(recipe)) + data_digest(validation_data(recipe))
+    both = [data_content(data, rehash=rehash) for data in (training_data(recipe), validation_data(recipe))]
+    return both[0].plus(both[1]).digest
 
 
 def input_size(recipe: Recipe) -> tuple[int, int]:
@@ -113,14 +115,13 @@ def make_task(recipe: Recipe) -> Task:
     seen = eval_images(recipe, take_fraction(recipe, whole, num)) if num else None
     plain = partial(evaluate, model, bf16=recipe.train.bf16, sigmas=recipe.evaluate.keypoint_sigmas)
     full = partial(plain, tta=tta_of(recipe), voc=recipe.evaluate.voc)
-    notes = [*data.notes, *stream.targets.notes()]
-    if keypoints and recipe.input.flip:
-        notes += mirror_note(data)
+    notes = [*data.notes, *stream.targets.notes(), *(mirror_note(data) if keypoints and recipe.input.flip else ())]
     if num < recipe.evaluate.train_images:
         notes.append(
             f"evaluate.train_images is {recipe.evaluate.train_images}: all {num} training images are evaluated"
         )
     key = f"{recipe.model.model_dump_json()} {data.num_classes} {stream.targets.num_slots} {recipe.start.freeze}"
+    content = data_content(data).plus(data_content(held_out))
     return Task(
         model=model,
         batches=stream.batches,
@@ -130,7 +131,8 @@ def make_task(recipe: Recipe) -> Task:
         classes={"ids": data.category_ids.tolist(), "names": list(data.class_names), **keypoints},
         num_images=data.num_images,
         num_eval_images=held_out.num_images,
-        fingerprint=data_digest(data) + data_digest(held_out),
+        fingerprint=content.digest,
+        files=content.files,
         image_ids=data.image_ids.tolist(),
         notes=notes,
         evaluate_train=None if seen is None else partial(plain, seen),

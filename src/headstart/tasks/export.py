@@ -24,8 +24,9 @@ from headstart.model.detector import Detector
 from headstart.tasks.detection import input_size, validation_data
 from headstart.tasks.predict import image_files, load_trained
 from headstart.tasks.task import Trained
+from headstart.tasks.trained import trained_model
 from headstart.weights import checkpoint
-from headstart.weights.input import input_text, parse_input_spec
+from headstart.weights.input import input_text
 
 SUFFIXES = (".safetensors", ".pt2", ".onnx")
 NUM_CHECKED = 4  # images of the validation set that a program is compared on
@@ -40,11 +41,15 @@ def export_weights(source: str | Path, out: str | Path) -> None:
     """A checkpoint's tensors with its recipe, classes and input as metadata, to .safetensors; whole or not at all.
 
     `load_trained` (so eval and predict) and `start.weights` take the file. The optimizer's state is left behind.
+    ValueError for a checkpoint that `load_trained` would refuse.
     """
-    state, out = checkpoint.load(checkpoint.newest(source)), _writable(out)
-    spec = parse_input_spec(state["recipe"]["input"])
+    source, out = checkpoint.newest(source), _writable(out)
+    state = checkpoint.load(source)
+    model, recipe, _ = trained_model(state, source)
     with replacing(out) as temporary:
-        checkpoint.save_export(temporary, state, {"input": input_text(spec)})
+        checkpoint.save_export(
+            temporary, {**state, "model": model.state_dict()}, {"input": input_text(input_spec(recipe))}
+        )
 
 
 class Predict(nn.Module):

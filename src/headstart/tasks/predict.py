@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from headstart.data.dataset import Dataset, left_right
+from headstart.data.dataset import Dataset
 from headstart.data.images import SUFFIXES, load_image
 from headstart.data.order import Resize
 from headstart.data.read import open_dataset
@@ -20,7 +20,6 @@ from headstart.metrics.coco import Evaluation
 from headstart.metrics.predictions import Predictions
 from headstart.model.build import input_spec
 from headstart.ops import processes as distributed
-from headstart.recipe.load import settle, stored_recipe
 from headstart.recipe.recipe import EVALUATION_FIELDS, TRAINING_FIELDS
 from headstart.tasks import TASKS
 from headstart.tasks.detection import (
@@ -33,7 +32,9 @@ from headstart.tasks.detection import (
     validation_data,
 )
 from headstart.tasks.draw import draw
-from headstart.tasks.task import Trained, eval_images, make_model
+from headstart.tasks.task import Trained, eval_images
+from headstart.tasks.trained import trained_model
+from headstart.typed_json import typed
 from headstart.weights import checkpoint
 
 # Fields of a trained model that may be changed: evaluation, data loading, device and precision.
@@ -43,8 +44,8 @@ FREE_FIELDS = (*EVALUATION_FIELDS, "data.num_workers", "data.cache", "device", "
 def load_trained(path: str | Path, overrides: dict[str, Any] | None = None) -> Trained:
     """The detector or segmentation model of a checkpoint file or of a run directory (its newest checkpoint).
 
-    overrides {dotted field: value} change evaluation and prediction only; ValueError for any other field, and for a
-    checkpoint of another task.
+    overrides {dotted field: value} change evaluation and prediction only; ValueError for any other field, for a
+    checkpoint of another task, and for one whose classes and weights do not fit, or are not finite.
     """
     for field in overrides or {}:
         if not field.startswith(FREE_FIELDS) or field in TRAINING_FIELDS:
@@ -54,17 +55,12 @@ def load_trained(path: str | Path, overrides: dict[str, Any] | None = None) -> T
             )
     path = checkpoint.newest(path)
     state = checkpoint.load(path)
-    task = state["recipe"].get("task")
-    if task not in TASKS or TASKS[task].trained is None:
-        raise ValueError(f"{path}: was made by a {task} recipe, expected a detection checkpoint")
-    recipe, _ = settle(stored_recipe(state["recipe"], str(path), overrides))
-    classes = state["classes"]
-    names = tuple(classes.get("keypoints", ()))
-    model = make_model(recipe, len(classes["names"]), len(names), left_right(names))
-    model.load_state_dict(state["model"] | state.get("statistics", {}))
+    model, recipe, classes = trained_model(state, path, overrides)
+    if TASKS[recipe.task].trained is None:
+        raise ValueError(f"{path}: was made by a {recipe.task} recipe, expected a detection checkpoint")
     model.to(distributed.device(recipe.device)).eval()
-    skeleton = tuple(tuple(pair) for pair in classes.get("skeleton", ()))
-    return Trained(model, recipe, tuple(classes["ids"]), tuple(classes["names"]), state["step"], skeleton)
+    step = typed(state.get("step"), int, f"{path}: step")
+    return Trained(model, recipe, tuple(classes.ids), tuple(classes.names), step, tuple(classes.skeleton))
 
 
 _INSTEAD = "predict_labels and evaluate_labels take a segmentation model"

@@ -59,10 +59,10 @@ def num_training_images(recipe: SegmentRecipe) -> int:
     return training_pixels(recipe).num_images
 
 
-def data_fingerprint(recipe: SegmentRecipe) -> str:
+def data_fingerprint(recipe: SegmentRecipe, *, rehash: bool = False) -> str:
     """Digest of the content of training and validation data, label maps included."""
     maps = label_maps(training_pixels(recipe), recipe.data.train_labels, recipe)
-    return maps.digest() + validation_pixels(recipe).digest()
+    return maps.content(rehash=rehash).plus(validation_pixels(recipe).content(rehash=rehash)).digest
 
 
 def input_size(recipe: SegmentRecipe) -> tuple[int, int]:
@@ -100,6 +100,7 @@ def make_task(recipe: SegmentRecipe) -> Task:
     model = make_model(recipe, len(maps.class_names))
     images = eval_images(recipe, held_out.dataset)
     key = f"{recipe.model.model_dump_json()} {len(maps.class_names)} {recipe.start.freeze}"
+    content = maps.content().plus(held_out.content())
     return Task(
         model=model,
         batches=stream.batches,
@@ -109,7 +110,8 @@ def make_task(recipe: SegmentRecipe) -> Task:
         classes={"ids": list(maps.class_ids), "names": list(maps.class_names)},
         num_images=maps.dataset.num_images,
         num_eval_images=held_out.dataset.num_images,
-        fingerprint=maps.digest() + held_out.digest(),
+        fingerprint=content.digest,
+        files=content.files,
         image_ids=maps.dataset.image_ids.tolist(),
         notes=maps.notes,
     )

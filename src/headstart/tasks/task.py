@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from headstart.data.dataset import Dataset, nested_fraction
+from headstart.data.digests import FileState
 from headstart.data.order import Resize, bucket_of
 from headstart.data.stream import EvalImages
 from headstart.model.build import build, input_spec
@@ -50,6 +51,7 @@ class Task:
     evaluate(device) evaluates the model (all processes call it); evaluate_train does so on some training images,
     evaluate_first(device, n) on the first n validation images, for a timing (None: evaluate takes seconds).
     describe(batch) names the images of a batch, for messages. classes and num_images describe the training data.
+    files are those that batches and evaluations read, as they were when `fingerprint` was taken.
     """
 
     model: nn.Module
@@ -68,6 +70,7 @@ class Task:
     evaluate_train: Callable[[torch.device], EvalResult] | None = None
     num_eval_train_images: int = 0
     evaluate_first: Callable[[torch.device, int], EvalResult] | None = None
+    files: Mapping[str, FileState] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

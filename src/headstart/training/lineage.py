@@ -14,6 +14,8 @@ from headstart.recipe.recipe import AnyRecipe, digest
 from headstart.recipe.schedule import Schedule
 from headstart.tasks import data_fingerprint
 from headstart.training.rows import Row, Rows, end_row, evaluations, read_rows, work_rows
+from headstart.training.stored import SEGMENT_FILE, RunFacts, torn_files
+from headstart.typed_json import read_json
 from headstart.weights import checkpoint
 from headstart.weights.files import tensors_digest
 from headstart.weights.load import open_weights
@@ -85,12 +87,33 @@ def load_identity(path: Path) -> str:
     return f"{path.parent.parent.name}/{path.stem}"
 
 
-def find_result(directory: Path, stop: int) -> RunResult | None:
-    """The result of a finished run in this directory, or None."""
+def find_result(directory: Path, stop: int, *, whole: bool = False) -> RunResult | None:
+    """The result of a finished run in this directory, or None; None also where a file beside its rows is torn.
+
+    With `whole` the final checkpoint is read; None where it is torn.
+    """
     final = checkpoint.path_of(directory, stop)
-    if not final.exists() or end_row(read_rows(directory / "rows.jsonl")) is None:
+    if end_row(read_rows(directory / "rows.jsonl")) is None or not final.exists() or torn_files(directory):
+        return None
+    try:
+        if whole:
+            checkpoint.load(final)
+    except ValueError:
         return None
     return RunResult(directory, final, last_metrics(directory))
+
+
+def fault_of(directory: Path, stop: int) -> str:
+    """The reason why a run that reached its end is not whole, with the file; "" for a whole or unfinished one."""
+    if end_row(read_rows(directory / "rows.jsonl"), stop) is None:
+        return ""
+    for fault in torn_files(directory).values():
+        return fault
+    try:
+        checkpoint.load(checkpoint.path_of(directory, stop))
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def last_metrics(directory: Path) -> dict[str, dict[str, float]]:
@@ -105,10 +128,6 @@ class Finder:
 
     data: dict[str, str] = field(default_factory=dict)
     weights: dict[str, str | None] = field(default_factory=dict)
-
-    def find(self, recipe: AnyRecipe, out: str | Path, span: Span) -> RunResult | None:
-        """The finished run of a recipe below `out`, or None."""
-        return find_result(self.place(recipe, out, span), span.stop)
 
     def place(self, recipe: AnyRecipe, out: str | Path, span: Span) -> Path:
         """The directory of a run of a recipe below `out`, whether it has begun or not."""
@@ -131,7 +150,8 @@ def trunk_identity(recipe: AnyRecipe, fingerprint: str, weights: str | None, spa
     own = digest(recipe, fingerprint, str(weights), rate)
     if span.parent is None:
         return [own, ""]
-    before = _label(span.parent.parent.parent).get("trunk")
+    file = span.parent.parent.parent / SEGMENT_FILE
+    before = read_json(file, RunFacts).trunk if file.exists() else None
     return [own, before[1] if before and before[0] == own else load_identity(span.parent)]
 
 
@@ -163,7 +183,8 @@ def _source_runs(directory: Path, identity: list[str], begin: int, stop: int) ->
     """(step, run directory) of all kept checkpoints of the lineage in begin+1..stop, the furthest first."""
     found = []
     for other in sorted(directory.parent.iterdir()):
-        if other != directory and _label(other).get("trunk") == identity:
+        facts = None if other == directory else _facts(other)
+        if facts and facts.trunk == tuple(identity):
             found += [(step, other) for step in checkpoint.steps_saved(other) if begin < step <= stop]
     return sorted(found, key=lambda pair: -pair[0])
 
@@ -172,16 +193,19 @@ def _rows(run: Path, begin: int, step: int) -> list[Row] | None:
     """Train and eval rows of the steps begin+1..step, collected along a run's parents; None where some are gone."""
     rows: list[Row] = []
     while True:
-        facts = _label(run).get("span")
-        if facts is None:
+        facts = _facts(run)
+        if facts is None or facts.span is None:
             return None
         rows = work_rows(read_rows(run / "rows.jsonl"), begin, step) + rows
-        parent = facts["parent"]
+        parent = facts.span.parent
         if parent is None or int(parent.rsplit("/", 1)[1]) <= begin:
             return rows
         run = run.parent / parent.rsplit("/", 1)[0]
 
 
-def _label(directory: Path) -> dict[str, Any]:
-    path = directory / "segment.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+def _facts(directory: Path) -> RunFacts | None:
+    """The facts of a run; None where there are none, or torn ones: the study that the run belongs to names these."""
+    try:
+        return read_json(directory / SEGMENT_FILE, RunFacts)
+    except ValueError:
+        return None

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from headstart.data.digests import refuse_changed
 from headstart.ops import processes as distributed
 from headstart.recipe.schedule import Schedule, due
 from headstart.tasks.task import Task, parameter_groups
@@ -64,7 +65,8 @@ def run(
     `keep` (recipe, classes, audit) goes into every checkpoint, so that one alone suffices to evaluate, predict and
     resume.
     Raises FloatingPointError for a step whose loss is not finite: before its update on a CPU; on other devices, where
-    losses stay until a row or a checkpoint needs them, before the next of these is written.
+    losses stay until a row or a checkpoint needs them, before the next of these is written. ValueError, and no
+    checkpoint, once a file of the data has changed.
     """
     memory.reset_peak(device)
     task.model.to(device)
@@ -160,6 +162,7 @@ def run(
                 results["val"].save(directory, step)
         if writer and saves:
             clock.switch("other")
+            refuse_changed(task.files)
             state = {
                 "model": task.model.state_dict(),
                 "optimizer": optimizer.state_dict(),

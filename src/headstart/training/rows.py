@@ -8,11 +8,12 @@ import math
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, Required, TypedDict
+from typing import Any, Literal, Required, TypedDict, get_type_hints
 
-import orjson
+from msgspec import UNSET, UnsetType, defstruct
 
 from headstart.files import json_text, named, write_whole
+from headstart.typed_json import read_lines
 
 COUNTERS = ("images", "instances", "pixels", "flops")  # of training, in every row and checkpoint
 WORK = ("train", "eval", "other")  # kinds of work that a clock tells apart
@@ -26,12 +27,10 @@ class Row(TypedDict, total=False):
     """
 
     kind: Required[Literal["start", "train", "eval", "end"]]
+    # eval of a variant, in variants.jsonl only
+    variant: str
+    patch: dict[str, Any]
     step: Required[int]  # finished updates
-    images: int
-    instances: int
-    pixels: int
-    flops: int  # floating-point operations, gradients included
-    seconds: dict[str, float]
     # start: what the run begins from, the length of its schedule, the step at which it ends, and what it computes on
     source: str
     path: str | None
@@ -39,21 +38,40 @@ class Row(TypedDict, total=False):
     stop: int
     device: str
     precision: Literal["fp32", "bf16"]
+    # eval: of validation or training images
+    split: Literal["val", "train"]
+    images: int
+    instances: int
+    pixels: int
+    flops: int  # floating-point operations, gradients included
     # train: means since the row before
     rate: float
     loss: float
     losses: dict[str, float]
     grad_norm: float | None
-    # eval: of validation or training images; variant and patch in variants.jsonl only
-    split: Literal["val", "train"]
-    variant: str
-    patch: dict[str, Any]
-    metrics: dict[str, dict[str, float]]
-    per_class: dict[str, dict[str, dict[str, float]]]
+    # eval
+    metrics: dict[str, dict[str, float | None]]
+    per_class: dict[str, dict[str, dict[str, float | None]]]
     # end: the final checkpoint below the run directory, the SHA-256 of its weights, and peak memory in bytes
     checkpoint: str
     hash: str
     memory: int | None
+    seconds: dict[str, float]
+
+
+# A row as it is read; fields in the order in which they are written, so that a row read and written again is the same.
+_Record = defstruct(
+    "_Record",
+    [
+        (name, hint) if name in Row.__required_keys__ else (name, hint | UnsetType, UNSET)
+        for name, hint in get_type_hints(Row).items()
+    ],
+    forbid_unknown_fields=True,
+    kw_only=True,
+    gc=False,
+)
+_FIELDS = _Record.__struct_fields__
+_NEEDED = {"start": (), "train": ("rate", "loss", "losses"), "eval": ("metrics",), "end": ("checkpoint", "hash")}
 
 
 def training_rows(rows: Iterable[Row]) -> list[Row]:
@@ -141,25 +159,18 @@ def line_of(row: Row) -> str:
     return json_text(row) + "\n"
 
 
-def read_rows(path: Path) -> list[Row]:
+def read_rows(path: Path, *needed: str) -> list[Row]:
     """All whole rows of a file; a torn last line is left out, an absent file has none.
 
-    ValueError for a line in the middle that is not JSON: then somebody edited the file.
+    ValueError naming line and field for a line that is no row, or without a field of its kind or of `needed`.
     """
-    if not path.exists():
-        return []
-    with named(path):
-        lines = path.read_bytes().split(b"\n")
     rows = []
-    for number, line in enumerate(lines, start=1):
-        if not line:
-            continue
-        try:
-            rows.append(orjson.loads(line))
-        except orjson.JSONDecodeError:
-            if number >= len(lines) - 1:
-                break
-            raise ValueError(f"{path}: line {number} is not JSON, expected one row a line") from None
+    for number, record in enumerate(read_lines(path, _Record), start=1):
+        row = {name: value for name in _FIELDS if (value := getattr(record, name)) is not UNSET}
+        for name in (*_NEEDED[row["kind"]], *needed):
+            if name not in row:
+                raise ValueError(f"{path}: line {number}: {name}: missing")
+        rows.append(row)
     return rows
 
 

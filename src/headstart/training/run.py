@@ -31,10 +31,13 @@ from headstart.training.lineage import (
     weights_digest,
 )
 from headstart.training.start import prepare_run, settings_of
+from headstart.training.stored import AUDIT_FILE, ENVIRONMENT_FILE, FORMAT, SEGMENT_FILE, torn_files
 from headstart.training.workers import Send, run_processes
 from headstart.version import __version__
 from headstart.weights import checkpoint
 from headstart.weights.audit import Audit
+
+PATIENCE = 5.0  # seconds that a run waits for a killed process to leave its directory
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class Request:
     span: Span | None
     label: dict[str, Any] | None
     provenance: Provenance | None
+    wait: float
 
 
 def train(
@@ -57,15 +61,17 @@ def train(
     provenance: Provenance | None = None,
     progress: loop.Progress | None = None,
     say: Callable[[str], None] | None = None,
+    wait: float = PATIENCE,
 ) -> RunResult:
     """Train a recipe in its own directory below `out`; a finished run is found again and not repeated.
 
     The directory's name ends in the digest of everything that can change the result, with the precision that an `auto`
-    is on this machine. `label` is written to segment.json, `provenance` above recipe.yaml.
+    is on this machine. `label` is written to segment.json, `provenance` above recipe.yaml. Another process that trains
+    the same run is waited for, at most `wait` seconds.
     ValueError for anything a user gave wrong, before the first step; FloatingPointError for a loss that is not finite.
     """
     if recipe.processes > 1 and num_processes() == 1:
-        return _train_on_several(Request(recipe, out, span, label, provenance), progress, say)
+        return _train_on_several(Request(recipe, out, span, label, provenance, wait), progress, say)
     if recipe.processes not in (1, num_processes()):
         raise ValueError(f"processes: {recipe.processes}, but torchrun started {num_processes()}; expected one of them")
     if recipe.train.threads is not None:
@@ -82,7 +88,7 @@ def train(
         span = Span(schedule, schedule.total)
     weights = weights_digest(recipe.start.weights)
     directory = Path(out) / f"{recipe.name}-{run_digest(recipe, task.fingerprint, weights, span)}"
-    finished = find_result(directory, span.stop)
+    finished = find_result(directory, span.stop, whole=True)
     if finished is not None:
         return finished
     settings = settings_of(recipe, task, is_trunk=span.is_trunk, marks=span.marks)
@@ -98,7 +104,10 @@ def train(
         facts["trunk"] = trunk_identity(recipe, task.fingerprint, weights, span)
     for field, choice in choices_of(asked).items() if say else ():
         say(choice.line(field))
-    with only_process(directory):
+    with only_process(directory, wait):
+        finished = distributed.gather(find_result(directory, span.stop, whole=True))[0]  # by whom was waited for
+        if finished is not None:
+            return finished
         if span.is_trunk:
             if distributed.is_writer() and not checkpoint.steps_saved(directory):
                 reuse_trunk(directory, span, facts["trunk"], keep)
@@ -143,18 +152,19 @@ def _train_in_process(send: Send, request: Request) -> RunResult:
         provenance=request.provenance,
         progress=(lambda step, values: send("progress", step, values)) if first else None,
         say=(lambda line: send("say", line)) if first else None,
+        wait=request.wait,
     )
     distributed.stop_processes()
     return result
 
 
 @contextmanager
-def only_process(directory: Path) -> Iterator[None]:
-    """Hold a run directory; waits up to 5 s for a killed process to leave, then ValueError naming the holder."""
+def only_process(directory: Path, wait: float = PATIENCE) -> Iterator[None]:
+    """Hold a run directory; waits up to `wait` seconds for another process, then ValueError naming the holder."""
     if not distributed.is_writer():
         yield
         return
-    with locked(directory / "lock", taken="this run is being trained", wait=5.0):
+    with locked(directory / "lock", taken="this run is being trained", wait=wait):
         remove_unfinished(directory)
         yield
 
@@ -173,10 +183,12 @@ def _write_facts(
     facts |= {"num_images": task.num_images, "classes": task.classes, "fingerprint": task.fingerprint}
     write_whole(directory / "recipe.yaml", origins + yaml.safe_dump(to_dict(recipe), sort_keys=False))
     write_whole(directory / "image_ids.txt", "".join(f"{image_id}\n" for image_id in task.image_ids))
-    write_whole(directory / "environment.json", json_text(environment(device), indent=1))
-    write_whole(directory / "segment.json", json_text({**facts, "notes": task.notes}, indent=1))
+    write_whole(directory / ENVIRONMENT_FILE, json_text(environment(device), indent=1))
+    write_whole(directory / SEGMENT_FILE, json_text({"format": FORMAT, **facts, "notes": task.notes}, indent=1))
     if found is not None:
-        write_whole(directory / "audit.json", json_text(found.to_json(), indent=1))
+        write_whole(directory / AUDIT_FILE, json_text(found.to_json(), indent=1))
+    elif directory / AUDIT_FILE in torn_files(directory):
+        (directory / AUDIT_FILE).unlink()  # of the start that this run continues, which only the start itself can audit
 
 
 def environment(device: torch.device) -> dict[str, Any]:

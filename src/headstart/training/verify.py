@@ -1,6 +1,5 @@
 """Repeat the last part of a run, and compare rows and weights bit for bit."""
 
-import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,8 @@ from headstart.training import loop
 from headstart.training.lineage import Span
 from headstart.training.rows import Row, read_rows, work_rows
 from headstart.training.start import prepare_branch, prepare_start, settings_of
+from headstart.training.stored import ENVIRONMENT_FILE, Environment
+from headstart.typed_json import read_json
 from headstart.weights import checkpoint
 from headstart.weights.files import bits
 from headstart.weights.freeze import freeze
@@ -61,8 +62,9 @@ def verify(run: str | Path, device: str | None = None) -> Verification:
     recipe, span = recipe_of(kept, checkpoint.path_of(directory, stop)), Span.from_facts(kept["span"], directory.parent)
     environment = _environment(directory)
     # Sums on a CPU depend on how many threads share them: use as many as the run did.
-    torch.set_num_threads(recipe.train.threads or environment.get("threads") or torch.get_num_threads())
-    own = distributed.device(device or environment.get("device") or recipe.device)
+    threads, used = (environment.threads, environment.device) if environment else (None, None)
+    torch.set_num_threads(recipe.train.threads or threads or torch.get_num_threads())
+    own = distributed.device(device or used or recipe.device)
     task = make_task(recipe)
     if task.fingerprint != kept["fingerprint"]:
         raise ValueError(
@@ -87,13 +89,13 @@ def recipe_of(state: dict[str, Any], path: Path) -> AnyRecipe:
     return stored_recipe(state["recipe"], str(path))
 
 
-def _environment(directory: Path) -> dict[str, Any]:
+def _environment(directory: Path) -> Environment | None:
     """Environment that a run wrote; ValueError for a run of several processes, on which its sums depend."""
-    path = directory / "environment.json"
-    environment = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    if environment.get("processes", 1) != 1:
+    path = directory / ENVIRONMENT_FILE
+    environment = read_json(path, Environment) if path.exists() else None
+    if environment and environment.processes != 1:
         raise ValueError(
-            f"{directory}: was trained by {environment['processes']} processes, whose sums one process does not repeat "
+            f"{directory}: was trained by {environment.processes} processes, whose sums one process does not repeat "
             "bit for bit; expected a run of one process"
         )
     return environment

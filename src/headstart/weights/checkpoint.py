@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import reprlib
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,7 +78,13 @@ def _load_export(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: is not a whole checkpoint ({str(error).removeprefix(f'{path}: ')})") from None
     if not facts.keys() >= set(EXPORTED):
         raise ValueError(f"{path}: is not a headstart checkpoint: it holds no model with its recipe")
-    return {name: json.loads(facts[name]) for name in EXPORTED} | {"model": tensors}
+    state: dict[str, Any] = {"model": tensors}
+    for name in EXPORTED:
+        try:
+            state[name] = json.loads(facts[name])
+        except (ValueError, RecursionError):
+            raise ValueError(f"{path}: {name} = {reprlib.repr(facts[name])}: expected JSON") from None
+    return state
 
 
 def newest(path: str | Path) -> Path:

@@ -20,9 +20,9 @@ from torch import Tensor
 from headstart.batch import InputSpec
 from headstart.files import file_digest, open_regular, read_regular
 from headstart.hardware import memory
-from headstart.weights.input import parse_input_spec
 from headstart.weights.formats.pickles import Array, PickleReader, RefusedNameError
 from headstart.weights.formats.torch_files import read_torch
+from headstart.weights.input import parse_input_spec
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".pkl")
 # Where checkpoints keep their tensors: ours and Detectron2's; Lightning's and timm's; others'; Detectron's.
