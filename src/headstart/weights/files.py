@@ -5,6 +5,7 @@ allow-list).
 """
 
 import hashlib
+import json
 import pickle
 import re
 import zipfile
@@ -23,11 +24,13 @@ from torch import Tensor
 from headstart.batch import InputSpec
 from headstart.files import file_digest
 from headstart.weights.input import parse_input_spec
+from headstart.weights.seal import DamagedError, check_seal
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".pkl")
 # Where checkpoints keep their tensors: ours and Detectron2's; Lightning's and timm's; others'; Detectron's.
 NESTS = ("model", "state_dict", "model_state_dict", "blobs")
 WRAPPERS = ("module.", "_orig_mod.")  # added by DistributedDataParallel and torch.compile
+DIGEST = "headstart.digest"  # the key in our .safetensors files; foreign ones have none
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +60,8 @@ def read_weights(path: str | Path) -> WeightFile:
         raise ValueError(f"{path}: no such weight file")
     if path.suffix not in SUFFIXES:
         raise ValueError(f"{path}: unknown suffix {path.suffix!r} of a weight file, expected {', '.join(SUFFIXES)}")
+    with path.open("rb") as file:
+        check_seal(path, file)
     if path.suffix == ".safetensors":
         return _weight_file(path, *read_safetensors(path))
     content = _read_pickle(path) if path.suffix == ".pkl" else _read_torch(path)
@@ -69,7 +74,8 @@ def read_weights(path: str | Path) -> WeightFile:
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write tensors and metadata to a .safetensors file whose author is headstart."""
     plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    save_file(plain, path, {**metadata, "author": "headstart"})
+    facts = {**metadata, "author": "headstart"}
+    save_file(plain, path, {**facts, DIGEST: _export_digest(plain, facts)})
 
 
 def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
@@ -116,9 +122,22 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a .safetensors file; ValueError where it is damaged."""
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            facts = dict(file.metadata() or {})
     except SafetensorError as error:
         raise ValueError(f"{path}: not a readable safetensors file ({error})") from None
+    digest = facts.pop(DIGEST, None)
+    if digest is not None and digest != _export_digest(tensors, facts):
+        raise DamagedError(f"{path}: not as it was written: its digest differs")
+    return tensors, facts
+
+
+def _export_digest(tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> str:
+    """SHA-256 of tensors and metadata, whatever their order in a file."""
+    tensors = dict(sorted(tensors.items()))
+    shapes = [f"{name} {value.dtype} {list(value.shape)}" for name, value in tensors.items()]
+    text = json.dumps([sorted(facts.items()), shapes, tensors_digest(tensors)])
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _read_torch(path: Path) -> Any:
