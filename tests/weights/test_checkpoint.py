@@ -193,7 +193,7 @@ def test_a_seal_names_its_format_and_leaves_a_zip_archive(tmp_path):
         write_seal(file, 3)
         assert check_seal(path, file) == 3
     with zipfile.ZipFile(path) as archive:
-        assert archive.testzip() is None and archive.comment.startswith(b"headstart checkpoint, format 03, BLAKE2b")
+        assert archive.testzip() is None and archive.comment.startswith(b"headstart checkpoint, format 03, SHA-256")
     with pytest.raises(ValueError, match="checkpoint format 3, expected 2") as caught:
         checkpoint.load(path)
     assert not isinstance(caught.value, DamagedError)
