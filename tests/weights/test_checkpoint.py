@@ -249,3 +249,14 @@ def test_a_torn_end_is_seen_without_reading_the_file(tmp_path, format):
     for length in range(len(content)):
         path.write_bytes(content[:length])
         assert not checkpoint.is_there(path)
+
+
+def test_a_larger_file_is_torn_at_whatever_length(tmp_path):
+    """Torch looks for the end of an archive before the file's begin, which the system calls an invalid argument."""
+    path = tmp_path / "x.pt"
+    checkpoint.save(path, STATE | {"model": {"weight": torch.zeros(5000)}})
+    content = path.read_bytes()
+    for length in range(0, len(content), 499):
+        path.write_bytes(content[:length])
+        with pytest.raises(DamagedError, match=r"x\.pt: is not a whole checkpoint"):
+            checkpoint.load(path)

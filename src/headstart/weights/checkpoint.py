@@ -1,5 +1,6 @@
 """Checkpoints, written atomically and sealed with a digest; read back only as they were written."""
 
+import errno
 import json
 import os
 import pickle
@@ -97,9 +98,11 @@ def _content(path: Path, file: BinaryIO, sealed: bool) -> Any:
         raise DamagedError(
             f"{path}: holds objects other than tensors and plain data, which could execute code when loaded; refused"
         ) from None
-    except OSError:
-        raise
     except Exception as error:  # the restricted unpickler stumbles over foreign bytes in many ways
+        if (
+            isinstance(error, OSError) and error.errno != errno.EINVAL
+        ):  # that one: torch seeks before a torn file's begin
+            raise
         if sealed:  # then its bytes are right, and memory or this version of torch is not
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise ValueError(f"{path}: cannot be loaded ({reason}); nothing was changed") from None
