@@ -1,6 +1,7 @@
 """Files written whole or not at all, locked by one process at a time, and hashed; JSON has no NaN, CSV no formulas."""
 
 import csv
+import errno
 import hashlib
 import json
 import math
@@ -97,6 +98,19 @@ def remove_unfinished(folder: Path) -> None:
     """Remove what killed processes left of `replacing` in a folder; no other process may be writing there."""
     for path in folder.glob(".*.part"):
         path.unlink(missing_ok=True)
+
+
+def sync_folders(path: Path) -> None:
+    """Write the entries of a new file and of its folder down to the disk, where the system can (POSIX)."""
+    for folder in (path.parent, path.parent.parent) if os.name == "posix" else ():
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot
+                raise
+        finally:
+            os.close(descriptor)
 
 
 def is_file_name(name: str) -> bool:

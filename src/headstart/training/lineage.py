@@ -13,12 +13,14 @@ from typing import Any
 from headstart.recipe.recipe import AnyRecipe, digest
 from headstart.recipe.schedule import Schedule
 from headstart.tasks import data_fingerprint
-from headstart.training.rows import Row, Rows, end_row, evaluations, read_rows, work_rows
+from headstart.training.resume import check_end, load_checked
+from headstart.training.rows import Row, Rows, end_row, evaluations, missing_rows, read_rows, work_rows
 from headstart.training.stored import SEGMENT_FILE, RunFacts, torn_files
 from headstart.typed_json import read_json
 from headstart.weights import checkpoint
 from headstart.weights.files import tensors_digest
 from headstart.weights.load import open_weights
+from headstart.weights.seal import DamagedError
 
 
 @dataclass(frozen=True)
@@ -78,8 +80,15 @@ def run_digest(recipe: AnyRecipe, fingerprint: str, weights: str | None, span: S
 
 
 def weights_digest(path: str | Path | None) -> str | None:
-    """The digest of a file's tensors, not of the file: a checkpoint also holds the seconds that it took."""
-    return None if path is None else tensors_digest(open_weights(path).tensors)
+    """The digest of a file's tensors, not of the file: a checkpoint also holds the seconds that it took.
+
+    DamagedError for a checkpoint whose run ended with other weights.
+    """
+    if path is None:
+        return None
+    tensors = open_weights(path).tensors
+    check_end(Path(path), tensors)
+    return tensors_digest(tensors)
 
 
 def load_identity(path: Path) -> str:
@@ -90,15 +99,15 @@ def load_identity(path: Path) -> str:
 def find_result(directory: Path, stop: int, *, whole: bool = False) -> RunResult | None:
     """The result of a finished run in this directory, or None; None also where a file beside its rows is torn.
 
-    With `whole` the final checkpoint is read; None where it is torn.
+    With `whole` the final checkpoint is read, and compared with its digest and with the hash in the end row.
     """
     final = checkpoint.path_of(directory, stop)
-    if end_row(read_rows(directory / "rows.jsonl")) is None or not final.exists() or torn_files(directory):
+    if end_row(read_rows(directory / "rows.jsonl")) is None or not checkpoint.is_there(final) or torn_files(directory):
         return None
     try:
         if whole:
-            checkpoint.load(final)
-    except ValueError:
+            load_checked(final)
+    except DamagedError:
         return None
     return RunResult(directory, final, last_metrics(directory))
 
@@ -167,15 +176,17 @@ def reuse_trunk(directory: Path, span: Span, identity: list[str], keep: dict[str
         if rows is None:
             continue
         try:
-            state = checkpoint.load(checkpoint.path_of(source_run, step))
-        except ValueError:  # torn: take the one before it
+            state = load_checked(checkpoint.path_of(source_run, step))
+        except ValueError:  # damaged: take the one before it
+            continue
+        if missing_rows(read_rows(source_run / "rows.jsonl"), state):
             continue
         source = Path(os.path.relpath(checkpoint.path_of(source_run, step), directory)).as_posix()
         file = Rows(directory, after_step=None, tensorboard=False)
         for row in (Row(kind="start", step=begin, source="trunk", path=source, stop=span.stop), *rows):
             file.write(row)
         file.close()
-        checkpoint.save(checkpoint.path_of(directory, step), state | keep)
+        checkpoint.save(checkpoint.path_of(directory, step), state | keep | {"rows": file.steps})
         return
 
 

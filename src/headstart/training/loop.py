@@ -14,6 +14,7 @@ from headstart.ops import processes as distributed
 from headstart.recipe.schedule import Schedule, due
 from headstart.tasks.task import Task, parameter_groups
 from headstart.training import memory
+from headstart.training.finite import require_finite
 from headstart.training.precise_bn import holding, precise_statistics
 from headstart.training.rows import COUNTERS, Clock, Row, Rows
 from headstart.weights import checkpoint
@@ -65,8 +66,9 @@ def run(
     `keep` (recipe, classes, audit) goes into every checkpoint, so that one alone suffices to evaluate, predict and
     resume.
     Raises FloatingPointError for a step whose loss is not finite: before its update on a CPU; on other devices, where
-    losses stay until a row or a checkpoint needs them, before the next of these is written. ValueError, and no
-    checkpoint, once a file of the data has changed.
+    losses stay until a row or a checkpoint needs them, before the next of these is written. Also for weights that are
+    not finite where a checkpoint is due, which is then not written. ValueError, and no checkpoint, once a file of the
+    data has changed.
     """
     memory.reset_peak(device)
     task.model.to(device)
@@ -138,14 +140,13 @@ def run(
         if evaluates:
             clock.switch("eval")
             distributed.share_buffers(task.model)
-            statistics = _precise(task, settings, step, device)
-            with holding(task.model, statistics):
+            evaluated = step, _precise(task, settings, step, device)
+            with holding(task.model, evaluated[1]):
                 task.model.eval()
                 results = {"val": task.evaluate(device)}
                 if task.evaluate_train is not None:
                     results["train"] = task.evaluate_train(device)
             set_train_mode(task.model, settings.freeze)
-            evaluated = step, statistics
             for split, result in results.items() if rows else ():
                 rows.write(
                     Row(
@@ -160,20 +161,24 @@ def run(
                 )
             if rows and step == stop:
                 results["val"].save(directory, step)
-        if writer and saves:
+        if rows and saves:
             clock.switch("other")
+            statistics = evaluated[1] if evaluated[0] == step else {}
+            require_finite(task.model, optimizer, statistics, step)
             refuse_changed(task.files)
+            rows.sync()
             state = {
                 "model": task.model.state_dict(),
                 "optimizer": optimizer.state_dict(),
                 "step": step,
                 "counters": counters,
                 "window": window,
-                "statistics": evaluated[1] if evaluated[0] == step else {},
+                "statistics": statistics,
+                "rows": rows.steps,
                 "seconds": clock.read(),
             }
             checkpoint.save(checkpoint.path_of(directory, step), state | keep)
-            checkpoint.prune(directory, settings.marks)
+            checkpoint.prune(directory, step, settings.marks)
     final = checkpoint.path_of(directory, stop)
     if rows:
         rows.write(

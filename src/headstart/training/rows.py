@@ -5,14 +5,15 @@ numbers.
 """
 
 import math
+import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Required, TypedDict, get_type_hints
 
 from msgspec import UNSET, UnsetType, defstruct
 
-from headstart.files import json_text, named, write_whole
+from headstart.files import json_text, named, sync_folders, write_whole
 from headstart.typed_json import read_lines
 
 COUNTERS = ("images", "instances", "pixels", "flops")  # of training, in every row and checkpoint
@@ -99,6 +100,39 @@ def end_row(rows: Iterable[Row], stop: int | None = None) -> Row | None:
     return ends[-1] if ends else None
 
 
+def steps_of(rows: Iterable[Row]) -> dict[str, list[int]]:
+    """Steps of rows by kind, as a checkpoint keeps them; evaluations of training images are "eval train"."""
+    steps: dict[str, list[int]] = {}
+    for row in rows:
+        steps.setdefault(_kind(row), []).append(row["step"])
+    return steps
+
+
+def missing_rows(rows: Iterable[Row], state: Mapping[str, Any]) -> str:
+    """Rows that a checkpoint's content counts on and that are not there, by kind and step; "" where all are there.
+
+    A row of the checkpoint's own step must also have its counters. Checkpoints of format 1 count on no rows.
+    """
+    there: dict[str, set[int]] = {}
+    for row in rows:
+        is_earlier = row["step"] != state["step"] or row["kind"] not in ("train", "eval")
+        if is_earlier or all(row.get(name) == state["counters"][name] for name in COUNTERS):
+            there.setdefault(_kind(row), set()).add(row["step"])
+    gone = {kind: sorted(set(steps) - there.get(kind, set())) for kind, steps in state.get("rows", {}).items()}
+    return " and ".join(f"{kind} rows of {_listed(steps)}" for kind, steps in gone.items() if steps)
+
+
+def _kind(row: Row) -> str:
+    return "eval train" if row.get("split") == "train" else row["kind"]
+
+
+def _listed(steps: list[int]) -> str:
+    """Up to three steps, or the number of them with the first and the last."""
+    if len(steps) > 3:
+        return f"{len(steps)} steps from {steps[0]} to {steps[-1]}"
+    return f"step{'s' if len(steps) > 1 else ''} {', '.join(map(str, steps))}"
+
+
 class Clock:
     """Seconds by kind of work, continued across restarts; one kind at a time."""
 
@@ -123,7 +157,8 @@ class Rows:
     """Writer of a run's rows, appended as they happen; `after_step` is the step at which a resumed run continues.
 
     Rows of later steps come from a process that was killed before its checkpoint: they are cut off, as is a torn last
-    line, so that the file of a resumed run equals that of an uninterrupted one.
+    line, so that the file of a resumed run equals that of an uninterrupted one. `steps` are those of the rows in the
+    file by kind (see `steps_of`).
     """
 
     def __init__(self, directory: Path, *, after_step: int | None, tensorboard: bool = True):
@@ -136,6 +171,8 @@ class Rows:
         )
         write_whole(self.path, "".join(line_of(row) for row in kept))
         self._file = self.path.open("a", encoding="utf-8", newline="\n")
+        self._synced = False
+        self.steps = steps_of(kept)
         self._board = _board(directory, after_step) if tensorboard else None
 
     def write(self, row: Row) -> None:
@@ -143,12 +180,21 @@ class Rows:
         with named(self.path):
             self._file.write(line_of(row))
             self._file.flush()
+        self.steps.setdefault(_kind(row), []).append(row["step"])
         if self._board is not None:
             for name, value in _scalars(row):
                 self._board.add_scalar(name, value, row["step"])
 
+    def sync(self) -> None:
+        """Write all rows down to the disk, before a checkpoint counts on them."""
+        os.fsync(self._file.fileno())
+        if not self._synced:  # the file's own entry: once is enough
+            sync_folders(self.path)
+            self._synced = True
+
     def close(self) -> None:
-        """Flush everything."""
+        """Write everything down to the disk."""
+        self.sync()
         self._file.close()
         if self._board is not None:
             self._board.close()

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -67,8 +68,10 @@ def train(
 
     The directory's name ends in the digest of everything that can change the result, with the precision that an `auto`
     is on this machine. `label` is written to segment.json, `provenance` above recipe.yaml. Another process that trains
-    the same run is waited for, at most `wait` seconds.
-    ValueError for anything a user gave wrong, before the first step; FloatingPointError for a loss that is not finite.
+    the same run is waited for, at most `wait` seconds. Checkpoints that cannot be continued from are named through
+    `say`, or else in a warning.
+    ValueError for anything a user gave wrong, before the first step; FloatingPointError for a loss or weights that are
+    not finite.
     """
     if recipe.processes > 1 and num_processes() == 1:
         return _train_on_several(Request(recipe, out, span, label, provenance, wait), progress, say)
@@ -96,6 +99,7 @@ def train(
         "recipe": to_dict(recipe),
         "classes": task.classes,
         "span": span.facts(),
+        "run": directory.name,
         "fingerprint": task.fingerprint,
         "version": __version__,
     }
@@ -114,6 +118,8 @@ def train(
             distributed.barrier()
         start, found = prepare_run(task, recipe, span, directory)
         if distributed.is_writer():
+            if start.note:
+                (say or warnings.warn)(start.note)
             _write_facts(directory, recipe, task, device, found, facts, provenance)
         for line in task.notes if say else ():
             say(line)

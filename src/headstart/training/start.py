@@ -10,6 +10,7 @@ from headstart.tasks.task import Task
 from headstart.training import loop
 from headstart.training.lineage import Span
 from headstart.training.precise_bn import live_norms
+from headstart.training.resume import start_point
 from headstart.weights import checkpoint
 from headstart.weights.audit import Audit, audit, tensor_digests
 from headstart.weights.freeze import freeze, set_train_mode
@@ -22,7 +23,7 @@ def prepare_run(
     task: Task, recipe: AnyRecipe, span: Span, directory: Path
 ) -> tuple[checkpoint.StartPoint, Audit | None]:
     """The point at which a run starts or resumes, its model ready; with an audit where weights were set."""
-    start = checkpoint.start_point(directory, branch=span.parent, weights=recipe.start.weights)
+    start = start_point(directory, branch=span.parent, weights=recipe.start.weights)
     if span.parent is None:
         return start, prepare_start(task, recipe)
     if span.partial_restore and start.source == "branch":

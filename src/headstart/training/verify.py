@@ -14,6 +14,7 @@ from headstart.tasks import make_task
 from headstart.tasks.task import Task
 from headstart.training import loop
 from headstart.training.lineage import Span
+from headstart.training.resume import load_checked
 from headstart.training.rows import Row, read_rows, work_rows
 from headstart.training.start import prepare_branch, prepare_start, settings_of
 from headstart.training.stored import ENVIRONMENT_FILE, Environment
@@ -108,7 +109,7 @@ def _stretch_start(
     if path is None:
         prepare_start(task, recipe)
         return checkpoint.StartPoint("weights" if recipe.start.weights else "random", None, 0, None)
-    state = checkpoint.load(path)
+    state = load_checked(path)
     start = checkpoint.StartPoint("checkpoint", path, state["step"], state)
     if span.partial_restore and path == span.parent:
         return prepare_branch(task, recipe, span.schedule, start)[0]

@@ -1,35 +1,43 @@
-"""Checkpoints, written atomically, and the choice of a run's starting point."""
+"""Checkpoints, written atomically and sealed with a digest; read back only as they were written."""
 
+import errno
 import json
 import os
 import pickle
+import re
 import reprlib
+import stat
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
-from headstart.files import remove_unfinished, replacing
+from headstart.files import remove_unfinished, replacing, sync_folders
 from headstart.weights.files import read_safetensors, write_safetensors
+from headstart.weights.seal import DamagedError, check_seal, ends_whole, write_seal
 
-FORMAT = 1
+FORMAT = 2  # 1 had no seal, and no name of its run
 EXPORTED = ("recipe", "classes", "step", "version")  # kept in an export beside the tensors
 KEPT = 2  # the newest two: one to continue from, one to re-execute a stretch from
+_DIGEST = re.compile(r"-([0-9a-f]{12})\Z")  # at the end of a run directory's name
+_FILE = re.compile(r"([0-9]{8,})\.pt")
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Write a checkpoint, whole or not at all, and down to the disk.
+    """Write a checkpoint, whole or not at all, sealed, and down to the disk.
 
     A full disk leaves the earlier checkpoints as they are, and no temporary file behind.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with replacing(path) as temporary, temporary.open("wb") as file:
+        with replacing(path) as temporary, temporary.open("w+b") as file:
             torch.save(state | {"format": FORMAT}, file)
+            write_seal(file, FORMAT)
             file.flush()
             os.fsync(file.fileno())
+        sync_folders(path)
     except OSError as error:
         raise ValueError(
             f"{path}: the checkpoint cannot be written ({error.strerror}); earlier checkpoints are untouched"
@@ -45,25 +53,90 @@ def load(path: Path | str) -> dict[str, Any]:
     """A checkpoint's content, on the CPU. Never executes code: anything but tensors and plain data is refused.
 
     Of an export (.safetensors): the model, recipe, classes and step, without the optimizer's state.
+    DamagedError for a file that is not as it was written. Any other ValueError says nothing against its content: it is
+    absent, cannot be read now, is of a newer format, or lies in the directory of another run or under another step.
     """
     path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"{path}: no such checkpoint")
     if path.suffix == ".safetensors":
+        _open(path).close()
         return _load_export(path)
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with _open(path) as file:
+            sealed = check_seal(path, file)
+            if sealed is not None and sealed > FORMAT:
+                raise ValueError(_unknown_format(path, sealed))
+            file.seek(0)
+            state = _content(path, file, sealed is not None)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror}); nothing was changed") from None
+    if not isinstance(state, dict) or "model" not in state or "recipe" not in state:
+        raise DamagedError(f"{path}: is not a headstart checkpoint: it holds no model with its recipe")
+    if state.get("format") not in (1, FORMAT):
+        raise ValueError(_unknown_format(path, state.get("format")))
+    if state["format"] != (1 if sealed is None else sealed):
+        raise DamagedError(f"{path}: is not a whole checkpoint (its digest is missing)")
+    _check_place(path.absolute(), state)
+    return state
+
+
+def _open(path: Path) -> BinaryIO:
+    """The opened file; ValueError where there is none, and where it cannot be opened."""
+    try:
+        if stat.S_ISREG(path.stat().st_mode):
+            return path.open("rb")
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be opened ({error.strerror}); nothing was changed") from None
+    raise ValueError(f"{path}: no such checkpoint")
+
+
+def _content(path: Path, file: BinaryIO, sealed: bool) -> Any:
+    """What torch reads in a file whose seal is right, or that has none."""
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
-        raise ValueError(
+        raise DamagedError(
             f"{path}: holds objects other than tensors and plain data, which could execute code when loaded; refused"
         ) from None
-    except Exception:  # the restricted unpickler stumbles over foreign bytes in many ways
-        raise ValueError(f"{path}: is not a whole checkpoint (torn, empty or of another kind)") from None
-    if not isinstance(state, dict) or "model" not in state or "recipe" not in state:
-        raise ValueError(f"{path}: is not a headstart checkpoint: it holds no model with its recipe")
-    if state.get("format") != FORMAT:
-        raise ValueError(f"{path}: checkpoint format {state.get('format')!r}, expected {FORMAT}")
-    return state
+    except Exception as error:  # the restricted unpickler stumbles over foreign bytes in many ways
+        if (
+            isinstance(error, OSError) and error.errno != errno.EINVAL
+        ):  # that one: torch seeks before a torn file's begin
+            raise
+        if sealed:  # then its bytes are right, and memory or this version of torch is not
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise ValueError(f"{path}: cannot be loaded ({reason}); nothing was changed") from None
+        raise DamagedError(f"{path}: is not a whole checkpoint (torn, empty or of another kind)") from None
+
+
+def _unknown_format(path: Path, number: Any) -> str:
+    return f"{path}: checkpoint format {number!r}, expected {FORMAT}; another version of headstart wrote it"
+
+
+def _check_place(path: Path, state: dict[str, Any]) -> None:
+    """ValueError for a checkpoint in the directory of another run, or under the name of another step."""
+    if path.parent.name != "checkpoints" or not path.stem.isdigit():
+        return
+    own, run = _DIGEST.search(path.parent.parent.name), state.get("run")
+    if own and run and not run.endswith(own[0]):
+        raise ValueError(f"{path}: is a checkpoint of the run {run}; expected one of {path.parent.parent.name}")
+    if int(path.stem) != state["step"]:
+        raise ValueError(f"{path}: is the checkpoint of step {state['step']}; expected that of {int(path.stem)}")
+
+
+def is_there(path: Path) -> bool:
+    """True for a checkpoint that is not torn at its end; its bytes are not compared with their digest.
+
+    So a thousand finished runs are found in a moment. ValueError for a file that is there but cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return ends_whole(file)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror}); nothing was changed") from None
 
 
 def save_export(path: Path, state: dict[str, Any], metadata: dict[str, str]) -> None:
@@ -104,43 +177,45 @@ def path_of(directory: Path, step: int) -> Path:
 
 
 def steps_saved(directory: Path) -> list[int]:
-    """Steps of the checkpoints in a run directory, ascending."""
-    return sorted(int(path.stem) for path in (directory / "checkpoints").glob("*.pt") if path.stem.isdigit())
+    """Steps of the checkpoints in a run directory, ascending; ValueError where it cannot be listed."""
+    folder = directory / "checkpoints"
+    try:
+        found = [_FILE.fullmatch(name) for name in os.listdir(folder)]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise ValueError(f"{folder}: cannot be listed ({error.strerror}); nothing was changed") from None
+    return sorted(int(name[1]) for name in found if name)
 
 
-def prune(directory: Path, keep: Collection[int] = ()) -> None:
-    """Remove all checkpoints but the newest and those of the steps `keep`, and unfinished files of killed processes."""
-    for step in steps_saved(directory)[:-KEPT]:
-        if step not in keep:
-            path_of(directory, step).unlink(missing_ok=True)
+def prune(directory: Path, step: int, keep: Collection[int] = ()) -> None:
+    """Remove checkpoints up to `step`, all but the newest and those of the steps `keep`, and unfinished files.
+
+    Those of later steps, damaged ones, and those of another format stay.
+    """
+    for each in [saved for saved in steps_saved(directory) if saved <= step][:-KEPT]:
+        if each not in keep and _has_own_seal(path_of(directory, each)):
+            path_of(directory, each).unlink(missing_ok=True)
     remove_unfinished(directory / "checkpoints")
+
+
+def _has_own_seal(path: Path) -> bool:
+    try:
+        with _open(path) as file:
+            return check_seal(path, file) == FORMAT
+    except (ValueError, OSError):
+        return False
 
 
 @dataclass(frozen=True)
 class StartPoint:
-    """Starting point of a run: source "checkpoint", "branch", "weights" or "random", file, step and state."""
+    """Starting point of a run: source "checkpoint", "branch", "weights" or "random", file, step and state.
+
+    `note` is a line on newer checkpoints that could not be taken, "" where there are none.
+    """
 
     source: str
     path: Path | None
     step: int
     state: dict[str, Any] | None
-
-
-def start_point(directory: Path, *, branch: Path | None, weights: str | None) -> StartPoint:
-    """Own checkpoint > given branch point > given weights > random, in that order.
-
-    An own checkpoint that cannot be read (torn by a crash of the machine) gives way to the one before it.
-    """
-    for step in reversed(steps_saved(directory)):
-        path = path_of(directory, step)
-        try:
-            state = load(path)
-        except ValueError:
-            continue
-        return StartPoint("checkpoint", path, state["step"], state)
-    if branch is not None:
-        state = load(branch)
-        return StartPoint("branch", Path(branch), state["step"], state)
-    if weights is not None:
-        return StartPoint("weights", Path(weights), 0, None)
-    return StartPoint("random", None, 0, None)
+    note: str = ""

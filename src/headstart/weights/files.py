@@ -5,6 +5,7 @@ allow-list).
 """
 
 import hashlib
+import json
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from headstart.hardware import memory
 from headstart.weights.formats.pickles import Array, PickleReader, RefusedNameError
 from headstart.weights.formats.torch_files import read_torch
 from headstart.weights.input import parse_input_spec
+from headstart.weights.seal import DamagedError, check_seal
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".pkl")
 # Where checkpoints keep their tensors: ours and Detectron2's; Lightning's and timm's; others'; Detectron's.
@@ -30,6 +32,7 @@ NESTS = ("model", "state_dict", "model_state_dict", "blobs")
 WRAPPERS = ("module.", "_orig_mod.")  # added by DistributedDataParallel and torch.compile
 MOST_HEADER = 2**24  # bytes of a .safetensors header: a tensor takes about 100, and the largest nets have thousands
 _MOST_PICKLE = 2**35  # bytes of a pickle where nothing tells the memory, into which it must fit
+DIGEST = "headstart.digest"  # the key in our .safetensors files; foreign ones have none
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +67,8 @@ def read_weights(path: str | Path) -> WeightFile:
         raise ValueError(f"{path}: cannot be read ({error.strerror}): expected a weight file") from None
     if path.suffix not in SUFFIXES:
         raise ValueError(f"{path}: unknown suffix {path.suffix!r} of a weight file, expected {', '.join(SUFFIXES)}")
+    with path.open("rb") as file:
+        check_seal(path, file)
     if path.suffix == ".safetensors":
         return _weight_file(path, *read_safetensors(path))
     content = _read_pickle(path)
@@ -76,7 +81,8 @@ def read_weights(path: str | Path) -> WeightFile:
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write tensors and metadata to a .safetensors file whose author is headstart."""
     plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    save_file(plain, path, {**metadata, "author": "headstart"})
+    facts = {**metadata, "author": "headstart"}
+    save_file(plain, path, {**facts, DIGEST: _export_digest(plain, facts)})
 
 
 def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
@@ -129,9 +135,22 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         if length > MOST_HEADER:
             raise ValueError(f"a header of {length:,} bytes, more than {MOST_HEADER:,}")
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            facts = dict(file.metadata() or {})
     except Exception as error:  # the library has several kinds, and for some contents torch's own
         raise ValueError(f"{path}: not a readable safetensors file ({_reason(path, error)})") from None
+    digest = facts.pop(DIGEST, None)
+    if digest is not None and digest != _export_digest(tensors, facts):
+        raise DamagedError(f"{path}: not as it was written: its digest differs")
+    return tensors, facts
+
+
+def _export_digest(tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> str:
+    """SHA-256 of tensors and metadata, whatever their order in a file."""
+    tensors = dict(sorted(tensors.items()))
+    shapes = [f"{name} {value.dtype} {list(value.shape)}" for name, value in tensors.items()]
+    text = json.dumps([sorted(facts.items()), shapes, tensors_digest(tensors)])
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _read_pickle(path: Path) -> Any:
