@@ -100,9 +100,7 @@ def _content(path: Path, file: BinaryIO, sealed: bool) -> Any:
             f"{path}: holds objects other than tensors and plain data, which could execute code when loaded; refused"
         ) from None
     except Exception as error:  # the restricted unpickler stumbles over foreign bytes in many ways
-        if (
-            isinstance(error, OSError) and error.errno != errno.EINVAL
-        ):  # that one: torch seeks before a torn file's begin
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # torch seeks to before a torn file
             raise
         if sealed:  # then its bytes are right, and memory or this version of torch is not
             reason = (str(error) or type(error).__name__).splitlines()[0]
