@@ -9,8 +9,8 @@ from fractions import Fraction
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
-from pydantic_core import PydanticCustomError
 
+from headstart.recipe.refusal import NotValid
 from headstart.recipe.schedule import MOST_STEPS, parse_duration, parse_schedule
 
 
@@ -31,13 +31,13 @@ def _duration(value: object) -> object:
 
 def _base(value: object) -> object:
     if not _accepted(parse_duration, value)[0]:
-        raise PydanticCustomError("duration", "expected more than nothing")
+        raise NotValid("expected more than nothing")
     return value
 
 
 def _number(value: object) -> object:
     if isinstance(value, bool | float):  # which equal numbers of a list of choices
-        raise PydanticCustomError("number", "expected a whole number")
+        raise NotValid("expected a whole number")
     return value
 
 
@@ -51,7 +51,7 @@ def _accepted(parse: Callable[[Any], tuple[Fraction, str]], value: object) -> tu
     try:
         return parse(value)
     except ValueError as error:
-        raise PydanticCustomError("text", "expected" + str(error).rpartition("expected")[2]) from None
+        raise NotValid("expected" + str(error).rpartition("expected")[2]) from None
 
 
 Flag = Annotated[bool, Field(strict=True)]

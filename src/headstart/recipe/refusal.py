@@ -31,6 +31,10 @@ _SHOWN = reprlib.Repr()
 _SHOWN.maxstring = _SHOWN.maxother = _SHOWN.maxlong = 60
 
 
+class NotValid(ValueError):
+    """A value that a field cannot have, in words that follow the field and the value."""
+
+
 def validate(
     model: type[BaseModel], values: dict[str, Any], source: str, origins: Mapping[str, str] | None = None
 ) -> Any:
@@ -52,7 +56,7 @@ def validate(
         if first["type"] == "missing":
             raise ValueError(f"{source}: {shown}: missing") from None
         message = first["msg"].removeprefix("Value error, ")
-        if first["type"] == "value_error":
+        if first["type"] == "value_error" and not isinstance(first["ctx"]["error"], NotValid):
             raise ValueError(f"{source}: {message}") from None
         given = first["input"]
         if first["type"].startswith("union_tag") and isinstance(given, dict):
@@ -63,7 +67,7 @@ def validate(
 
 def _problem(error: ValidationError, values: dict[str, Any]) -> tuple[Any, str]:
     """The first problem and the dotted path of its value; of a choice of types, the problem that lies deepest."""
-    found = error.errors(include_url=False, include_context=False)
+    found = error.errors(include_url=False)
     first = _path_of(found[0]["loc"], values, found[0]["type"])
     paths = [(each, _path_of(each["loc"], values, each["type"])) for each in found]
     return max((pair for pair in paths if f"{pair[1]}.".startswith(f"{first}.")), key=lambda pair: pair[1].count("."))
