@@ -117,9 +117,7 @@ def make_task(recipe: Recipe) -> Task:
     full = partial(plain, tta=tta_of(recipe), voc=recipe.evaluate.voc)
     notes = [*data.notes, *stream.targets.notes(), *(mirror_note(data) if keypoints and recipe.input.flip else ())]
     if num < recipe.evaluate.train_images:
-        notes.append(
-            f"evaluate.train_images is {recipe.evaluate.train_images}: all {num} training images are evaluated"
-        )
+        notes.append(f"evaluate.train_images: {recipe.evaluate.train_images} asked for, all {num} there are evaluated")
     key = f"{recipe.model.model_dump_json()} {data.num_classes} {stream.targets.num_slots} {recipe.start.freeze}"
     content = data_content(data).plus(data_content(held_out))
     return Task(

@@ -119,7 +119,7 @@ def fault_of(directory: Path, stop: int) -> str:
     for fault in torn_files(directory).values():
         return fault
     try:
-        checkpoint.load(checkpoint.path_of(directory, stop))
+        load_checked(checkpoint.path_of(directory, stop))
     except ValueError as error:
         return str(error)
     return ""
