@@ -40,11 +40,11 @@ from headstart.weights import checkpoint
 FREE_FIELDS = (*EVALUATION_FIELDS, "data.num_workers", "data.cache", "device", "train.precision")
 
 
-def load_trained(path: str | Path, overrides: dict[str, Any] | None = None) -> Trained:
+def load_trained(path: str | Path, overrides: dict[str, Any] | None = None, *, weights: str = "live") -> Trained:
     """The detector or segmentation model of a checkpoint file or of a run directory (its newest checkpoint).
 
     overrides {dotted field: value} change evaluation and prediction only; ValueError for any other field, and for a
-    checkpoint of another task.
+    checkpoint of another task. weights: "live", or "ema" for the averages that a run with `train.ema` keeps.
     """
     for field in overrides or {}:
         if not field.startswith(FREE_FIELDS) or field in TRAINING_FIELDS:
@@ -53,7 +53,7 @@ def load_trained(path: str | Path, overrides: dict[str, Any] | None = None) -> T
                 "device or train.precision"
             )
     path = checkpoint.newest(path)
-    state = checkpoint.load(path)
+    state = choose_weights(checkpoint.load(path), path, weights)
     task = state["recipe"].get("task")
     if task not in TASKS or TASKS[task].trained is None:
         raise ValueError(f"{path}: was made by a {task} recipe, expected a detection checkpoint")
@@ -65,6 +65,21 @@ def load_trained(path: str | Path, overrides: dict[str, Any] | None = None) -> T
     model.to(distributed.device(recipe.device)).eval()
     skeleton = tuple(tuple(pair) for pair in classes.get("skeleton", ()))
     return Trained(model, recipe, tuple(classes["ids"]), tuple(classes["names"]), state["step"], skeleton)
+
+
+def choose_weights(state: dict[str, Any], path: Path, weights: str) -> dict[str, Any]:
+    """A checkpoint's content with its live or averaged ("ema") weights as the model's.
+
+    ValueError for averages that it does not hold, and for another name.
+    """
+    if weights == "live":
+        return state
+    if weights != "ema":
+        raise ValueError(f"weights: {weights!r}, expected live or ema")
+    if "average" not in state:
+        raise ValueError(f"{path}: weights: 'ema', but it holds no averaged weights (train.ema); expected live")
+    average = state["average"]
+    return state | {"model": state["model"] | average["weights"], "statistics": average["statistics"]}
 
 
 _INSTEAD = "predict_labels and evaluate_labels take a segmentation model"

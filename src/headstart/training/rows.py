@@ -46,6 +46,7 @@ class Row(TypedDict, total=False):
     grad_norm: float | None
     # eval: of validation or training images; variant and patch in variants.jsonl only
     split: Literal["val", "train"]
+    weights: Literal["ema"]  # of averaged weights; absent for the live ones
     variant: str
     patch: dict[str, Any]
     metrics: dict[str, dict[str, float]]
@@ -61,9 +62,10 @@ def training_rows(rows: Iterable[Row]) -> list[Row]:
     return [row for row in rows if row["kind"] == "train"]
 
 
-def evaluations(rows: Iterable[Row], split: str = "val") -> list[Row]:
-    """Rows with metrics on validation or training images, in order of steps."""
-    return [row for row in rows if row["kind"] == "eval" and row.get("split", "val") == split]
+def evaluations(rows: Iterable[Row], split: str = "val", weights: str = "live") -> list[Row]:
+    """Rows with metrics on validation or training images, of the live or the averaged ("ema") weights, by step."""
+    kind = ("eval", split, weights)
+    return [row for row in rows if (row["kind"], row.get("split", "val"), row.get("weights", "live")) == kind]
 
 
 def work_rows(rows: Iterable[Row], after: int, until: int | None = None) -> list[Row]:
@@ -177,7 +179,7 @@ def _scalars(row: Row) -> list[tuple[str, float]]:
         return [("loss/total", row["loss"]), ("rate", row["rate"]), ("grad_norm", row["grad_norm"]), *losses]
     if row["kind"] == "eval":
         tree, split = row["metrics"], row.get("split", "val")
-        prefix = "" if split == "val" else f"{split}/"
+        prefix = "ema/" if row.get("weights") == "ema" else "" if split == "val" else f"{split}/"
         return [
             (f"{prefix}{kind}/{name}", value)
             for kind, values in tree.items()
