@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
+from cli_call import call
 from headstart.model.build import build
 from headstart.recipe.load import load_recipe
 from headstart.recipe.recipe import digest, rate_text, schedule_of
 from headstart.tasks import make_task
-from headstart.tasks.export import export_weights
 from headstart.tasks.predict import load_trained
 from headstart.training.average import Average
 from headstart.training.lineage import Span
@@ -95,13 +95,13 @@ def test_it_is_verified_averages_included(straight):
     found = verify(straight.directory)
     assert (found.start, found.stop, found.differences) == (4, 6, ())
     state = checkpoint.load(straight.checkpoint)
-    name, value = next(iter(state["average"]["weights"].items()))
-    value.view(torch.int32).view(-1)[0] ^= 1
+    name, value = next((name, value) for name, value in state["average"]["weights"].items() if value.dim() == 4)
+    value.view(torch.int32)[0, 0, 0, 0] ^= 1
     checkpoint.save(straight.checkpoint, state)
     try:
         assert verify(straight.directory).differences == (f"average.{name}",)
     finally:
-        value.view(torch.int32).view(-1)[0] ^= 1
+        value.view(torch.int32)[0, 0, 0, 0] ^= 1
         checkpoint.save(straight.checkpoint, state)
 
 
@@ -244,20 +244,16 @@ def test_averages_by_hand():
     assert torch.equal(Average(net, 0.5, {"weights": {"weight": torch.zeros(3)}}).weights["weight"], net.weight)
 
 
-def test_averages_change_nothing_of_the_live_weights(data_root, tmp_path):
+def test_averages_change_nothing_of_the_live_weights(data_root, tmp_path, monkeypatch, capsys):
     """Same rows and weights as without them, PreciseBN included; the average's rows and tensors come on top."""
-    options = {
-        "model__norm": "batch",
-        "evaluate__precise_bn": 1,
-        "train__base": "2 steps",
-        "evaluate__every": "1 steps",
-    }
+    options = {"model__norm": "batch", "evaluate__precise_bn": 1, "evaluate__every": "1 steps"}
+    options |= {"train__base": "1 steps", "train__warmup": 0}
     plain = train(tiny_recipe(data_root, **options), tmp_path)
     averaged = train(tiny_recipe(data_root, train__ema=0.5, **options), tmp_path)
     rows = rows_of(averaged)
     assert [row for row in rows if "weights" not in row] == rows_of(plain)
     mine = evaluations(rows, weights="ema")
-    assert [row["step"] for row in mine] == [row["step"] for row in evaluations(rows)] == [1, 2, 3, 4]
+    assert [row["step"] for row in mine] == [row["step"] for row in evaluations(rows)] == [1, 2]
     assert len(rows) == len(rows_of(plain)) + len(mine) and averaged.metrics == plain.metrics
     states = [checkpoint.load(run.checkpoint) for run in (plain, averaged)]
     assert state_differences(*({key: s[key] for key in ("model", "optimizer", "statistics")} for s in states)) == []
@@ -270,13 +266,19 @@ def test_averages_change_nothing_of_the_live_weights(data_root, tmp_path):
         not torch.equal(used[name], value)
         for name, value in load_trained(averaged.directory).model.state_dict().items()
     )
-    export_weights(averaged.directory, tmp_path / "ema.safetensors", weights="ema")
-    exported = checkpoint.load(tmp_path / "ema.safetensors")["model"]
+    out = tmp_path / "ema.safetensors"
+    assert call(monkeypatch, capsys, "export", averaged.directory, out, "--weights", "ema").code == 0
+    exported = checkpoint.load(out)["model"]
     assert all(torch.equal(exported[name], value) for name, value in average["weights"].items())
     with pytest.raises(ValueError, match=r"weights: 'ema', but it holds no averaged weights \(train\.ema\)"):
         load_trained(plain.directory, weights="ema")
     with pytest.raises(ValueError, match=r"weights: 'mean', expected live or ema"):
         load_trained(averaged.directory, weights="mean")
+    answer = call(monkeypatch, capsys, "eval", averaged.directory, "--weights", "ema")
+    points = [f"{100 * mine[-1]['metrics'][kind]['AP']:.1f}" for kind in ("box", "mask")]
+    assert answer.code == 0 and all(value in answer.out for value in points)
+    answer = call(monkeypatch, capsys, "predict", plain.directory, data_root / "scenes/val", "--weights", "ema")
+    assert answer.code == 2 and "it holds no averaged weights" in answer.err
 
 
 def small_net(width):
