@@ -105,6 +105,31 @@ def test_it_is_verified_averages_included(straight):
         checkpoint.save(straight.checkpoint, state)
 
 
+def test_a_branch_with_another_head_takes_over_moments_and_averages(recipe, tmp_path):
+    """Killed inside and run again it ends the same, and it is verified from its parent on."""
+    schedule = schedule_of(recipe, 8)
+    trunk = train(recipe, tmp_path, span=Span(replace(schedule, total=4, drops=()), 4, is_trunk=True))
+    other = recipe.model_copy(update={"model": recipe.model.model_copy(update={"hidden": (4,)})})
+    span = Span(schedule, 6, trunk.checkpoint, partial_restore=True)
+    whole = train(other, tmp_path, span=span)
+    (tmp_path / "torn").mkdir()
+    trunk.directory.rename(tmp_path / "torn" / trunk.directory.name)
+    moved = replace(span, parent=tmp_path / "torn" / trunk.directory.name / "checkpoints" / trunk.checkpoint.name)
+    killed_at(other, tmp_path / "torn", 5, span=moved)
+    again = train(other, tmp_path / "torn", span=moved)
+    assert state_differences(state_of(whole), state_of(again)) == [] and rows_of(whole) == rows_of(again)
+    assert verify(again.directory).differences == ()
+    state = state_of(whole)
+    names = {
+        i: n for group in state["optimizer"]["param_groups"] for i, n in zip(group["params"], group["param_names"])
+    }
+    steps = {names[index]: int(entry["step"]) for index, entry in state["optimizer"]["state"].items()}
+    assert sorted(name for name, step in steps.items() if step == 2) == ["fc.weight", "fcs.0.bias", "fcs.0.weight"]
+    assert steps["fc.bias"] == 6, "of the same shape in both heads"
+    assert {step for name, step in steps.items() if name.startswith("backbone.")} == {6}
+    assert state["average"]["weights"].keys() == steps.keys()
+
+
 @pytest.mark.parametrize("kind", ["adam", "adamw"])
 def test_adam_is_torchs_and_the_written_formula(kind):
     torch.manual_seed(0)
