@@ -30,6 +30,7 @@ ACCEPTED = {
         "model.rpn.straddle",  # no anchor is dropped
         "start.weights",  # none
         "train.clip_norm",  # no clipping
+        "train.ema",  # no averages
         "train.threads",  # torch's choice
         "evaluate.keypoint_sigmas",  # COCO's
     },
@@ -104,7 +105,23 @@ def test_accepted_values_are_those_of_fields():
     assert set(ACCEPTED) < set(VALUES) and math.isnan(VALUES["nan"])
 
 
+FROZEN = {"start.kind": "backbone", "start.weights": "w.pt", "start.freeze": "backbone"}
 CONTRADICTIONS = [
+    ({"train.optimizer": "adamw", "train.betas": [0.9, 1.0]}, "train.betas.1: 1.0 is not valid"),
+    ({"train.betas": [0.8, 0.999]}, "train.betas: [0.8, 0.999] has no effect with train.optimizer sgd"),
+    ({"train.eps": 1e-6}, "train.eps: 1e-06 has no effect with train.optimizer sgd; expected 1e-08"),
+    ({"train.optimizer": "lamb"}, "train.optimizer: 'lamb' is not valid: input should be 'sgd', 'adam' or 'adamw'"),
+    ({"train.ema": 1.0}, "train.ema: 1.0 is not valid: input should be less than 1"),
+    ({"train.ema": 0}, "train.ema: 0 is not valid: input should be greater than 0"),
+    ({"train.layer_decay": 1.5}, "train.layer_decay: 1.5 is not valid"),
+    ({"train.rates.backbone": 0}, "train.rates.backbone: 0 is not valid"),
+    ({"train.rates.body": 0.1}, "train.rates.body: unknown field; the nearest name is"),
+    (
+        {"model.pyramid": False, "train.rates.pyramid": 0.5},
+        "train.rates.pyramid: 0.5 has no effect with model.pyramid false",
+    ),
+    ({**FROZEN, "train.rates.backbone": 0.1}, "train.rates.backbone: 0.1 has no effect with start.freeze 'backbone'"),
+    ({**FROZEN, "train.layer_decay": 0.8}, "train.layer_decay: 0.8 has no effect with start.freeze 'backbone'"),
     ({"model.rpn.low": 0.8}, "model.rpn.low: 0.8 is above model.rpn.high, 0.7"),
     ({"model.rpn.high": 2.0}, "model.rpn.high: 2.0 is not valid: input should be less than or equal to 1"),
     ({"input.short": [800, 1400]}, "input.short: 1400 is above input.long, 1333"),

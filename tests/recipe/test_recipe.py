@@ -237,6 +237,7 @@ def other_value(value):
         return [other_value(value[0]), *value[1:]] if value else [1]
     return {
         "random": "backbone", "none": "stem", "group": "batch", "fp32": "bf16", "rgb": "bgr", None: 3, "resnet": "timm",
+        "sgd": "adam",
     }.get(value, f"{value}0")  # fmt: skip
 
 

@@ -146,15 +146,14 @@ def step_bar(progress: Progress, name: str, total: int) -> Callable[[int, dict[s
 
 def describe_run(recipe: Any, num_images: int) -> int:
     """Print durations in all units and the derivation of the rate; returns the total steps."""
-    from headstart.recipe.recipe import scaled_rate, schedule_of
+    from headstart.recipe.recipe import rate_text, schedule_of
     from headstart.recipe.schedule import describe
 
     schedule, part = schedule_of(recipe, num_images), recipe.train
     drops = ", ".join(f"{drop:,}" for drop in schedule.drops) or "none"
     length = describe(schedule.total, part.batch, num_images)
     say(f"{part.schedule}: {length}; drops at {drops}; warm-up {schedule.warmup:,} steps")
-    derivation = f"{part.rate:g} x {part.batch}/{part.reference_batch}"
-    say(f"rate {scaled_rate(recipe):g} = {derivation} (linear scaling with the batch)")
+    say(f"rate {rate_text(recipe)}")
     return schedule.total
 
 

@@ -38,14 +38,12 @@ def explain(
     """Show the origin of every value (base file, recipe, override or derived), and what applies on this machine."""
     from headstart.recipe.dotted import flatten
     from headstart.recipe.load import choices_of, resolve, settle
-    from headstart.recipe.recipe import digest, scaled_rate, to_dict
+    from headstart.recipe.recipe import digest, rate_text, to_dict
     from headstart.study.timing import model_costs
 
     found, origins = resolve(recipe, [("override", patch_of(overrides))])
     rows = [[key, value, origins.get(key, "model default")] for key, value in flatten(to_dict(found)).items()]
-    part = found.train
-    rate = f"{scaled_rate(found):g} = {part.rate:g} x {part.batch}/{part.reference_batch}"
-    derived = {"train.rate (actual)": rate, "digest": digest(settle(found)[0]), **model_costs(found)}
+    derived = {"train.rate (actual)": rate_text(found), "digest": digest(settle(found)[0]), **model_costs(found)}
     rows += [[key, value, "derived"] for key, value in derived.items()]
     show(f"{recipe}, resolved", ["field", "value", "from"], rows)
     say("on this machine:")

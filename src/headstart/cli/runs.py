@@ -21,6 +21,7 @@ from headstart.cli.console import (
 )
 from headstart.files import refuse_overwrite
 
+Weights = Annotated[str, typer.Option(help="Weights of the checkpoint: live, or ema for the averages of train.ema.")]
 Out = Annotated[Path, typer.Option(help="Parent folder of run directories.")]
 
 
@@ -82,6 +83,7 @@ def evaluate(
     labels: Annotated[Path | None, typer.Option(help="Folder of label maps, for a segmentation model.")] = None,
     save: Annotated[Path | None, typer.Option(help="Write the predictions as COCO JSON.")] = None,
     per_class: Annotated[bool, typer.Option("--per-class", help="Also show the AP of each class.")] = False,
+    weights: Weights = "live",
     force: Force = False,
     overrides: Overrides = None,
 ) -> None:
@@ -92,7 +94,7 @@ def evaluate(
     from headstart.tasks import TASKS
     from headstart.tasks.predict import load_trained
 
-    trained = load_trained(checkpoint, patch_of(overrides))
+    trained = load_trained(checkpoint, patch_of(overrides), weights=weights)
     _say_if_slow(trained.recipe.train.precision, trained.device.type)
     if save is not None:
         refuse_overwrite([(save, checkpoint)], force=True)  # never over the checkpoint; the task knows its other inputs
@@ -133,6 +135,7 @@ def predict(
     ],
     out: Annotated[Path, typer.Option(help="Output folder for drawings and predictions.json.")] = Path("predictions"),
     score: Annotated[float, typer.Option(help="Lowest score to draw and write.", min=0.0, max=1.0)] = 0.5,
+    weights: Weights = "live",
     force: Force = False,
 ) -> None:
     """Draw detections on images, and write them as COCO JSON; label maps (PNG) of a segmentation model."""
@@ -141,7 +144,7 @@ def predict(
 
     overrides = [text for text in images if "=" in text and not Path(text).exists()]
     files = image_files([text for text in images if text not in overrides])
-    trained = load_trained(checkpoint, patch_of(overrides))
+    trained = load_trained(checkpoint, patch_of(overrides), weights=weights)
     _say_if_slow(trained.recipe.train.precision, trained.device.type)
     if out.is_dir() and any(path.is_dir() and path.samefile(out) for path in map(Path, images)):
         raise ValueError(f"--out: {out} is a folder of the images, which pictures must not join; expected another one")
@@ -167,6 +170,7 @@ def export(
         list[Path] | None,
         typer.Option(help="Image or folder to compare a program on; by default images of the validation set."),
     ] = None,
+    weights: Weights = "live",
     force: Force = False,
 ) -> None:
     """Export a trained model, on the CPU in fp32; a program is written only if its detections equal the model's."""
@@ -174,12 +178,12 @@ def export(
 
     refuse_overwrite([(out, checkpoint)], inputs=check or (), force=force)
     if out.suffix in (".pt2", ".onnx"):
-        count = export_program(checkpoint, out, size=parse_size(size), images=check or ())
+        count = export_program(checkpoint, out, size=parse_size(size), images=check or (), weights=weights)
         say(f"{out}: its {count} detections equal those of the model without test-time augmentation")
         return
     if size or check:
         raise ValueError(f"{out}: --size and --check are for programs (.pt2, .onnx) and have no effect on weights")
-    export_weights(checkpoint, out)
+    export_weights(checkpoint, out, weights=weights)
     say(f"{out}: weights with their recipe; eval, predict and start.weights take it")
 
 

@@ -67,6 +67,7 @@ Iou = Annotated[float, real(gt=0, lt=1)]
 Decay = Annotated[float, real(ge=0, le=1)]  # of weights: 1 at a rate of 1 forgets everything at each step
 Pixels = Annotated[float, real(ge=0.1, le=100_000)]
 Factor = Annotated[float, real(ge=1e-4, le=10_000)]
+RateFactor = Annotated[float, real(ge=1e-6, le=1000)]  # 0 is start.freeze
 Seed = Annotated[int, whole(0, 2**32 - 1)]  # as NumPy takes them
 Batch = Annotated[int, whole(1, 65_536)]  # images; ImageNet's largest batches have 64k
 Width = Annotated[int, whole(1, 16_384)]  # channels of a layer; VGG's widest has 4,096
@@ -116,14 +117,31 @@ class Start(Part):
         return self
 
 
+class RatesPart(Part):
+    backbone: RateFactor
+    pyramid: RateFactor
+    heads: RateFactor
+
+    def require_no_pyramid(self, reason: str) -> None:
+        """ValueError for a factor of a pyramid that a model does not have, because of `reason`."""
+        if self.pyramid != 1:
+            raise ValueError(f"train.rates.pyramid: {self.pyramid:g} has no effect with {reason}; expected 1")
+
+
 class Train(Part):
+    optimizer: Literal["sgd", "adam", "adamw"]
     batch: Batch
     reference_batch: Batch
     # Below 1e-9 float32 weights of 0.01 no longer change; above 1e6 they overflow within steps.
     rate: Annotated[float, real(ge=1e-9, le=1_000_000)]
     momentum: BelowOne
+    betas: tuple[BelowOne, BelowOne]
+    eps: Annotated[float, real(ge=1e-15, le=1)]  # 0 would divide by 0 where a gradient has always been 0
     weight_decay: Decay
     norm_weight_decay: Decay
+    rates: RatesPart
+    layer_decay: Annotated[float, real(ge=0.01, le=1)]  # ViTDet's lowest is 0.7; 0.01 leaves a stem 1e-10 of the rate
+    ema: Annotated[float, real(gt=0, lt=1)] | None  # 1 keeps the initial weights, 0 is the live ones
     warmup: Duration
     warmup_from: Share
     base: Base
@@ -135,6 +153,18 @@ class Train(Part):
     channels_last: Flag
     log_every: Annotated[int, whole(1, MOST_STEPS)]
     threads: Annotated[int, whole(1, 1024)] | None  # 100,000 end the process
+
+    @model_validator(mode="after")
+    def _used(self) -> "Train":
+        for name, default in (("betas", (0.9, 0.999)), ("eps", 1e-8)) if self.optimizer == "sgd" else ():
+            value = getattr(self, name)
+            if value != default:
+                shown, expected = (list(each) if name == "betas" else f"{each:g}" for each in (value, default))
+                raise ValueError(
+                    f"train.{name}: {shown} has no effect with train.optimizer sgd; expected {expected}, or "
+                    "train.optimizer adam or adamw"
+                )
+        return self
 
     @property
     def bf16(self) -> bool:

@@ -45,6 +45,18 @@ DIGESTED_BY_CONTENT = (
     "train.base",
     "train.warmup",
 )
+# Fields that came later, at the values that change nothing: there they are no part of the digest, so that the runs made
+# before are found.
+ADDED: dict[str, Any] = {
+    "train.optimizer": "sgd",
+    "train.betas": [0.9, 0.999],
+    "train.eps": 1e-8,
+    "train.rates.backbone": 1.0,
+    "train.rates.pyramid": 1.0,
+    "train.rates.heads": 1.0,
+    "train.layer_decay": 1.0,
+    "train.ema": None,
+}
 # Fields that may change between two evaluations of one checkpoint.
 EVALUATION_FIELDS = ("evaluate.", "input.test_")
 TRAINING_FIELDS = ("evaluate.every", "evaluate.train_images", "evaluate.precise_bn")  # of these, only a run's own
@@ -87,6 +99,13 @@ class AnyRecipe(Part):
         if not is_file_name(self.name):
             most = f"expected letters and digits, at most {MOST_BYTES} bytes"
             raise ValueError(f"name: {reprlib.repr(self.name)} cannot name a folder on every platform, {most}")
+        unmoved = {"layer_decay": self.train.layer_decay, "rates.backbone": self.train.rates.backbone}
+        for field, value in unmoved.items() if self.start.freeze == "backbone" else ():
+            if value != 1:
+                raise ValueError(
+                    f"train.{field}: {value:g} has no effect with start.freeze 'backbone'; expected 1, or another "
+                    "start.freeze"
+                )
         if self.train.batch % self.processes:
             raise ValueError(f"train.batch: {self.train.batch} images do not divide among {self.processes} processes")
         if self.device == "mps" and self.processes > 1:
@@ -107,6 +126,8 @@ class Recipe(AnyRecipe):
     def _consistent(self) -> "Recipe":
         if self.input.copy_paste and not self.model.mask.enabled:
             raise ValueError("input.copy_paste: pastes masks, but model.mask.enabled is false; expected it to be true")
+        if not self.model.pyramid:
+            self.train.rates.require_no_pyramid("model.pyramid false")
         if self.evaluate.keypoint_sigmas is not None and not self.model.keypoint.enabled:
             raise ValueError("evaluate.keypoint_sigmas: given, but model.keypoint.enabled is false; expected null")
         return self
@@ -120,6 +141,11 @@ class ClassifyRecipe(AnyRecipe):
     input: ClassifyInput
     model: ClassifyModel
     evaluate: EvaluatePart
+
+    @model_validator(mode="after")
+    def _has_no_pyramid(self) -> "ClassifyRecipe":
+        self.train.rates.require_no_pyramid("task classification")
+        return self
 
     @model_validator(mode="after")
     def _features_can_be_kept(self) -> "ClassifyRecipe":
@@ -155,12 +181,16 @@ def digest(recipe: AnyRecipe, *extra: str) -> str:
     ValueError for a recipe whose precision is not settled: the same name would stand for two results.
     """
     flat = flatten(to_dict(recipe)) | {"train.precision": "bf16" if recipe.train.bf16 else "fp32"}
-    flat = {key: value for key, value in flat.items() if key not in NOT_IN_DIGEST + DIGESTED_BY_CONTENT}
+    flat = {
+        key: value
+        for key, value in flat.items()
+        if key not in NOT_IN_DIGEST + DIGESTED_BY_CONTENT and (key not in ADDED or value != ADDED[key])
+    }
     return hashlib.sha256(json.dumps([flat, *extra], sort_keys=True).encode()).hexdigest()[:12]
 
 
 def schedule_of(recipe: AnyRecipe, num_images: int, name: str | None = None) -> Schedule:
-    """The learning rate schedule of a recipe on `num_images` images, scaled linearly with the batch."""
+    """The learning rate schedule of a recipe on `num_images` images, with the rate of `scaled_rate`."""
     train, name = recipe.train, name or recipe.train.schedule
     options = {"batch": train.batch, "num_images": num_images}
     base = duration(train.base, field="train.base", **options)
@@ -179,5 +209,18 @@ def schedule_of(recipe: AnyRecipe, num_images: int, name: str | None = None) -> 
 
 
 def scaled_rate(recipe: AnyRecipe) -> float:
-    """The base learning rate at the actual batch: linear scaling from the reference batch (Goyal et al. 2017)."""
-    return recipe.train.rate * recipe.train.batch / recipe.train.reference_batch
+    """The base learning rate at the actual batch.
+
+    Linear scaling from the reference batch holds for SGD (Goyal et al. 2017); Adam and AdamW have `rate` as it is.
+    """
+    part = recipe.train
+    return part.rate * part.batch / part.reference_batch if part.optimizer == "sgd" else part.rate
+
+
+def rate_text(recipe: AnyRecipe) -> str:
+    """The base learning rate with its derivation."""
+    part = recipe.train
+    if part.optimizer != "sgd":
+        return f"{part.rate:g} ({part.optimizer}: not scaled with the batch)"
+    scaled = f"{scaled_rate(recipe):g} = {part.rate:g} x {part.batch}/{part.reference_batch}"
+    return f"{scaled} (linear scaling with the batch)"

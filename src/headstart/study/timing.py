@@ -21,9 +21,10 @@ from headstart.study.prepare import Prepared
 from headstart.study.spec import PRETRAIN_PREFIX
 from headstart.study.variants import variants_worth
 from headstart.tasks import TASKS, input_size, make_task
-from headstart.tasks.task import Task, parameter_groups
+from headstart.tasks.task import Task
 from headstart.training import memory
-from headstart.training.start import settings_of
+from headstart.training.optimizer import make_optimizer
+from headstart.training.start import settings_of, update_rule
 from headstart.training.workers import worker_pool
 
 WARM_UP, TIMED = 2, 10  # steps; the first two pay for caches and memory
@@ -106,7 +107,7 @@ def measure_loads(prepared: Prepared) -> dict[str, Load]:
             seconds_per_step=step,
             seconds_per_eval_image=image,
             seconds_to_start=start,
-            num_eval_images=task.num_eval_images + task.num_eval_train_images,
+            num_eval_images=task.num_eval_images * (1 if settings.ema is None else 2) + task.num_eval_train_images,
             eval_every=settings.eval_every,
             variants=0.0 if is_pretraining else variants_worth(prepared.study.also_evaluate, recipe),
         )
@@ -129,7 +130,7 @@ def model_costs(recipe: AnyRecipe) -> dict[str, str]:
 def seconds_per_step(task: Task, recipe: AnyRecipe, device: torch.device) -> float:
     """Mean seconds of a training step, loading included; the mean, because slow steps occur in runs too."""
     model = task.model.to(device).train()
-    optimizer = torch.optim.SGD(parameter_groups(model, weight_decay=0.0, norm_weight_decay=0.0), lr=0.0, foreach=True)
+    optimizer = make_optimizer(model, update_rule(recipe), 0.0)
     seconds, since = [], time.perf_counter()
     for batch in task.batches(0, WARM_UP + TIMED, device):
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.train.bf16):

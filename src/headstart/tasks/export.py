@@ -22,7 +22,7 @@ from headstart.files import replacing
 from headstart.model.build import input_spec
 from headstart.model.detector import Detector
 from headstart.tasks.detection import input_size, validation_data
-from headstart.tasks.predict import image_files, load_trained
+from headstart.tasks.predict import choose_weights, image_files, load_trained
 from headstart.tasks.task import Trained
 from headstart.tasks.trained import trained_model
 from headstart.weights import checkpoint
@@ -37,15 +37,15 @@ OPSET = 18  # the lowest that torch's exporter writes without conversion
 Program = Callable[[Tensor, Tensor], dict[str, Tensor]]
 
 
-def export_weights(source: str | Path, out: str | Path) -> None:
+def export_weights(source: str | Path, out: str | Path, *, weights: str = "live") -> None:
     """A checkpoint's tensors with its recipe, classes and input as metadata, to .safetensors; whole or not at all.
 
     `load_trained` (so eval and predict) and `start.weights` take the file. The optimizer's state is left behind.
-    ValueError for a checkpoint that `load_trained` would refuse.
+    weights: as for `load_trained`. ValueError for a checkpoint that `load_trained` would refuse.
     """
-    source, out = checkpoint.newest(source), _writable(out)
-    state = checkpoint.load(source)
-    model, recipe, _ = trained_model(state, source)
+    path, out = checkpoint.newest(source), _writable(out)
+    state = choose_weights(checkpoint.load(path), path, weights)
+    model, recipe, _ = trained_model(state, path)
     with replacing(out) as temporary:
         checkpoint.save_export(
             temporary, {**state, "model": model.state_dict()}, {"input": input_text(input_spec(recipe))}
@@ -75,14 +75,16 @@ def export_program(
     *,
     size: tuple[int, int] | None = None,
     images: Sequence[str | Path] = (),
+    weights: str = "live",
 ) -> int:
     """Write predict as a program for images of one padded size (height, width), by default the recipe's landscape one.
 
     Before it is written it is compared with the model on `images` (files and folders), by default a few of the
-    recipe's validation images; returns how many detections were compared.
+    recipe's validation images; returns how many detections were compared. weights: as for `load_trained`.
     ValueError, and no file, if it cannot be exported, gives other detections than the model, or has none to compare.
     """
-    out, trained = _writable(out), load_trained(source, {"device": "cpu", "train.precision": "fp32"})
+    out = _writable(out)
+    trained = load_trained(source, {"device": "cpu", "train.precision": "fp32"}, weights=weights)
     if trained.recipe.task != "detection":
         raise ValueError(f"{source}: is no detector, and a program is a detector's predict; expected .safetensors")
     _require_packages(out)

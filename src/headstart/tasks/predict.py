@@ -41,11 +41,12 @@ from headstart.weights import checkpoint
 FREE_FIELDS = (*EVALUATION_FIELDS, "data.num_workers", "data.cache", "device", "train.precision")
 
 
-def load_trained(path: str | Path, overrides: dict[str, Any] | None = None) -> Trained:
+def load_trained(path: str | Path, overrides: dict[str, Any] | None = None, *, weights: str = "live") -> Trained:
     """The detector or segmentation model of a checkpoint file or of a run directory (its newest checkpoint).
 
     overrides {dotted field: value} change evaluation and prediction only; ValueError for any other field, for a
-    checkpoint of another task, and for one whose classes and weights do not fit, or are not finite.
+    checkpoint of another task, and for one whose classes and weights do not fit, or are not finite. weights: "live", or
+    "ema" for the averages that a run with `train.ema` keeps.
     """
     for field in overrides or {}:
         if not field.startswith(FREE_FIELDS) or field in TRAINING_FIELDS:
@@ -54,13 +55,28 @@ def load_trained(path: str | Path, overrides: dict[str, Any] | None = None) -> T
                 "device or train.precision"
             )
     path = checkpoint.newest(path)
-    state = checkpoint.load(path)
+    state = choose_weights(checkpoint.load(path), path, weights)
     model, recipe, classes = trained_model(state, path, overrides)
     if TASKS[recipe.task].trained is None:
         raise ValueError(f"{path}: was made by a {recipe.task} recipe, expected a detection checkpoint")
     model.to(distributed.device(recipe.device)).eval()
     step = typed(state.get("step"), int, f"{path}: step")
     return Trained(model, recipe, tuple(classes.ids), tuple(classes.names), step, tuple(classes.skeleton))
+
+
+def choose_weights(state: dict[str, Any], path: Path, weights: str) -> dict[str, Any]:
+    """A checkpoint's content with its live or averaged ("ema") weights as the model's.
+
+    ValueError for averages that it does not hold, and for another name.
+    """
+    if weights == "live":
+        return state
+    if weights != "ema":
+        raise ValueError(f"weights: {weights!r}, expected live or ema")
+    if "average" not in state:
+        raise ValueError(f"{path}: weights: 'ema', but it holds no averaged weights (train.ema); expected live")
+    average = state["average"]
+    return state | {"model": state["model"] | average["weights"], "statistics": average["statistics"]}
 
 
 _INSTEAD = "predict_labels and evaluate_labels take a segmentation model"

@@ -188,17 +188,3 @@ class StepFlops:
             ghost = batch.to("meta")
             _counted[shape] = step_flops(self.model, lambda model: self.losses(model, ghost))
         return _counted[shape] * num_processes()
-
-
-def parameter_groups(model: nn.Module, *, weight_decay: float, norm_weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups of trainable parameters: weights; and scales, shifts and biases, with `norm_weight_decay`.
-
-    Parameters are named, so that a checkpoint says whose momentum it holds.
-    """
-    plain: list[tuple[str, Tensor]] = []
-    special: list[tuple[str, Tensor]] = []
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            (special if parameter.dim() <= 1 else plain).append((name, parameter))
-    groups = [{"params": plain, "weight_decay": weight_decay}, {"params": special, "weight_decay": norm_weight_decay}]
-    return [group for group in groups if group["params"]]

@@ -12,9 +12,11 @@ from torch import nn
 from headstart.data.digests import refuse_changed
 from headstart.ops import processes as distributed
 from headstart.recipe.schedule import Schedule, due
-from headstart.tasks.task import Task, parameter_groups
+from headstart.tasks.task import Task
 from headstart.training import memory
+from headstart.training.average import Average
 from headstart.training.finite import require_finite
+from headstart.training.optimizer import UpdateRule, make_optimizer, set_rate
 from headstart.training.precise_bn import holding, precise_statistics
 from headstart.training.rows import COUNTERS, Clock, Row, Rows
 from headstart.weights import checkpoint
@@ -31,9 +33,7 @@ class Settings:
     """
 
     batch: int
-    momentum: float
-    weight_decay: float
-    norm_weight_decay: float
+    update: UpdateRule
     clip_norm: float | None
     bf16: bool
     compile: bool
@@ -42,6 +42,7 @@ class Settings:
     save_every: int
     freeze: str
     precise_bn: int = 0
+    ema: float | None = None
     is_trunk: bool = False
     marks: tuple[int, ...] = ()
 
@@ -72,13 +73,14 @@ def run(
     """
     memory.reset_peak(device)
     task.model.to(device)
-    optimizer = make_optimizer(task.model, schedule, settings)
+    optimizer = make_optimizer(task.model, settings.update, schedule.base_rate)
     step, counters, window, clock = 0, dict.fromkeys(COUNTERS, 0), {}, Clock()
     if start.state is not None:
         task.model.load_state_dict(start.state["model"])
         optimizer.load_state_dict(start.state["optimizer"])
         step, counters, window = start.step, dict(start.state["counters"]), dict(start.state["window"])
         clock = Clock(start.state["seconds"])
+    average = None if settings.ema is None else Average(task.model, settings.ema, (start.state or {}).get("average"))
     model = distributed.wrap(torch.compile(task.model) if settings.compile else task.model, device)
     writer = distributed.is_writer()
     own = start.source == "checkpoint"
@@ -97,8 +99,7 @@ def run(
         batch = next(batches)
         clock.switch("train")
         rate = schedule.rate(step)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+        set_rate(optimizer, rate)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=settings.bf16):
             losses = task.losses(model, batch)
         loss = sum(losses.values())
@@ -115,6 +116,8 @@ def run(
         norm = _clipped_norm(task.model, settings.clip_norm, read=logged)
         optimizer.step()
         step += 1
+        if average is not None:
+            average.update(step)
 
         clock.switch("other")
         for name, amount in zip(COUNTERS, (settings.batch, *task.counts(step - 1), task.flops(batch)), strict=True):
@@ -146,13 +149,20 @@ def run(
                 results = {"val": task.evaluate(device)}
                 if task.evaluate_train is not None:
                     results["train"] = task.evaluate_train(device)
+            if average is not None:
+                with holding(task.model, average.weights):
+                    average.statistics = _precise(task, settings, step, device)
+                    with holding(task.model, average.statistics):
+                        task.model.eval()
+                        results["ema"] = task.evaluate(device)
             set_train_mode(task.model, settings.freeze)
-            for split, result in results.items() if rows else ():
+            for name, result in results.items() if rows else ():
+                evaluated_on = {"split": "val", "weights": "ema"} if name == "ema" else {"split": name}
                 rows.write(
                     Row(
                         kind="eval",
                         step=step,
-                        split=split,
+                        **evaluated_on,
                         **counters,
                         metrics=result.metrics,
                         per_class=result.per_class,
@@ -177,6 +187,8 @@ def run(
                 "rows": rows.steps,
                 "seconds": clock.read(),
             }
+            if average is not None:
+                state["average"] = average.state()
             checkpoint.save(checkpoint.path_of(directory, step), state | keep)
             checkpoint.prune(directory, step, settings.marks)
     final = checkpoint.path_of(directory, stop)
@@ -195,16 +207,6 @@ def run(
         rows.close()
     distributed.barrier()
     return final
-
-
-def make_optimizer(model: nn.Module, schedule: Schedule, settings: Settings) -> torch.optim.SGD:
-    """SGD with momentum over the trainable parameters of a model."""
-    return torch.optim.SGD(
-        parameter_groups(model, weight_decay=settings.weight_decay, norm_weight_decay=settings.norm_weight_decay),
-        lr=schedule.base_rate,
-        momentum=settings.momentum,
-        fused=True,  # one pass over weights, gradients and momentum; on a CPU 3.2 ms where foreach takes 5.1 (demo)
-    )
 
 
 def _precise(task: Task, settings: Settings, step: int, device: torch.device) -> dict[str, torch.Tensor]:

@@ -72,14 +72,14 @@ def _pooled(sums: Tensor, layer: _BatchNorm) -> dict[str, Tensor]:
 
 
 @contextmanager
-def holding(model: nn.Module, statistics: dict[str, Tensor]) -> Iterator[None]:
-    """Use these statistics in the model within the block."""
-    buffers = dict(model.named_buffers())
-    own = {name: buffers[name].clone() for name in statistics}
-    for name, value in statistics.items():
-        buffers[name].copy_(value)
+def holding(model: nn.Module, tensors: dict[str, Tensor]) -> Iterator[None]:
+    """Use these values of parameters and buffers in the model within the block."""
+    places = model.state_dict()  # without gradients, so that parameters can be written
+    own = {name: places[name].clone() for name in tensors}
+    for name, value in tensors.items():
+        places[name].copy_(value)
     try:
         yield
     finally:
         for name, value in own.items():
-            buffers[name].copy_(value)
+            places[name].copy_(value)

@@ -39,8 +39,9 @@ class Row(TypedDict, total=False):
     stop: int
     device: str
     precision: Literal["fp32", "bf16"]
-    # eval: of validation or training images
+    # eval: of validation or training images; of averaged weights, or by its absence of the live ones
     split: Literal["val", "train"]
+    weights: Literal["ema"]
     images: int
     instances: int
     pixels: int
@@ -80,9 +81,10 @@ def training_rows(rows: Iterable[Row]) -> list[Row]:
     return [row for row in rows if row["kind"] == "train"]
 
 
-def evaluations(rows: Iterable[Row], split: str = "val") -> list[Row]:
-    """Rows with metrics on validation or training images, in order of steps."""
-    return [row for row in rows if row["kind"] == "eval" and row.get("split", "val") == split]
+def evaluations(rows: Iterable[Row], split: str = "val", weights: str = "live") -> list[Row]:
+    """Rows with metrics on validation or training images, of the live or the averaged ("ema") weights, by step."""
+    kind = ("eval", split, weights)
+    return [row for row in rows if (row["kind"], row.get("split", "val"), row.get("weights", "live")) == kind]
 
 
 def work_rows(rows: Iterable[Row], after: int, until: int | None = None) -> list[Row]:
@@ -101,7 +103,7 @@ def end_row(rows: Iterable[Row], stop: int | None = None) -> Row | None:
 
 
 def steps_of(rows: Iterable[Row]) -> dict[str, list[int]]:
-    """Steps of rows by kind, as a checkpoint keeps them; evaluations of training images are "eval train"."""
+    """Steps of rows by kind, as a checkpoint keeps them; "eval train" of training images, "eval ema" of averages."""
     steps: dict[str, list[int]] = {}
     for row in rows:
         steps.setdefault(_kind(row), []).append(row["step"])
@@ -123,7 +125,9 @@ def missing_rows(rows: Iterable[Row], state: Mapping[str, Any]) -> str:
 
 
 def _kind(row: Row) -> str:
-    return "eval train" if row.get("split") == "train" else row["kind"]
+    if row["kind"] != "eval":
+        return row["kind"]
+    return "eval train" if row.get("split") == "train" else "eval ema" if "weights" in row else "eval"
 
 
 def _listed(steps: list[int]) -> str:
@@ -236,7 +240,7 @@ def _scalars(row: Row) -> list[tuple[str, float]]:
         return [("loss/total", row["loss"]), ("rate", row["rate"]), ("grad_norm", row["grad_norm"]), *losses]
     if row["kind"] == "eval":
         tree, split = row["metrics"], row.get("split", "val")
-        prefix = "" if split == "val" else f"{split}/"
+        prefix = "ema/" if row.get("weights") == "ema" else "" if split == "val" else f"{split}/"
         return [
             (f"{prefix}{kind}/{name}", value)
             for kind, values in tree.items()

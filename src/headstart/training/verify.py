@@ -80,9 +80,15 @@ def verify(run: str | Path, device: str | None = None) -> Verification:
         new_rows, new = read_rows(Path(folder) / "rows.jsonl"), checkpoint.load(again)
     old_rows = _compared(read_rows(directory / "rows.jsonl"), start.step, stop)
     new_rows = _compared(new_rows, start.step, stop)
-    old, new = ({key: state[key] for key in ("model", "optimizer", "counters", "window")} for state in (kept, new))
+    old, new = (_state(content) for content in (kept, new))
     differences = [*_row_differences(old_rows, new_rows), *state_differences(old, new)]
     return Verification(directory, start.step, stop, len(old_rows), _num_tensors(old), tuple(differences))
+
+
+def _state(content: dict[str, Any]) -> dict[str, Any]:
+    """The compared parts of a checkpoint; the averaged weights where it has any."""
+    averaged = {"average": content["average"]["weights"]} if "average" in content else {}
+    return {key: content[key] for key in ("model", "optimizer", "counters", "window")} | averaged
 
 
 def recipe_of(state: dict[str, Any], path: Path) -> AnyRecipe:
