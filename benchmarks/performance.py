@@ -110,6 +110,10 @@ def other_rows(kind: dict[str, dict[str, Any]]) -> list[str]:
         speeds = found["images per second and core"]
         text = ", ".join(f"{value:.0f} at {size} px" for size, value in speeds.items())
         rows.append(f"| images decoded and resized per second and core | {text} | - | loader |")
+    for size, found in kind["convolution"]["figures"].items() if "convolution" in kind else ():
+        ours, theirs = found["products"], found["oneDNN"]
+        text = f"{ours:.1f} ms, oneDNN {theirs:.1f} ms, ratio {ours / theirs:.2f}"
+        rows.append(f"| weight gradient of a 3x3 convolution, {size} | {text} | - | convolution |")
     for name in ("evaluation", "evaluation-5000"):
         if name in kind:
             found = kind[name]["figures"]
