@@ -30,6 +30,7 @@ from headstart.training.lineage import (
     trunk_identity,
     weights_digest,
 )
+from headstart.training.optimizer import factor_lines
 from headstart.training.start import prepare_run, settings_of
 from headstart.training.workers import Send, run_processes
 from headstart.version import __version__
@@ -106,7 +107,7 @@ def train(
         start, found = prepare_run(task, recipe, span, directory)
         if distributed.is_writer():
             _write_facts(directory, recipe, task, device, found, facts, provenance)
-        for line in task.notes if say else ():
+        for line in (*task.notes, *factor_lines(task.model, settings.update)) if say else ():
             say(line)
         final = loop.run(
             task, span.schedule, settings, directory, start, device=device, stop=span.stop, keep=keep, progress=progress
