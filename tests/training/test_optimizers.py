@@ -14,7 +14,7 @@ from headstart.tasks import make_task
 from headstart.tasks.predict import load_trained
 from headstart.training.average import Average
 from headstart.training.lineage import Span
-from headstart.training.optimizer import UpdateRule, make_optimizer, parameter_groups, set_rate
+from headstart.training.optimizer import UpdateRule, factor_lines, make_optimizer, parameter_groups, set_rate
 from headstart.training.rows import evaluations, read_rows
 from headstart.training.run import train
 from headstart.training.start import settings_of
@@ -199,6 +199,14 @@ def test_layer_decay_groups_by_name():
     }
     assert groups_of(model, rule) == expected and sum(map(len, expected.values())) == len(names)
     assert len(expected) == 14
+    assert factor_lines(model, rule) == [
+        "learning rate by part: stem x 0.0078125, stage1 x 0.015625, stage2 x 0.03125, stage3 x 0.0625, "
+        "stage4 x 0.125, pyramid x 3, heads x 1"
+    ]
+    assert factor_lines(model, RULE) == []
+    assert factor_lines(model, replace(RULE, backbone=0.1)) == [
+        "learning rate by part: backbone x 0.1, pyramid x 1, heads x 1"
+    ]
     optimizer = make_optimizer(model, rule, 0.02)
     rates = [group["lr"] for group in optimizer.param_groups]
     assert rates == [0.02 * group.get("factor", 1.0) for group in optimizer.param_groups] and min(rates) == 0.02 / 128

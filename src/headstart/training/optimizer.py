@@ -90,6 +90,15 @@ def part_factors(model: nn.Module, rule: UpdateRule) -> dict[str, float]:
     }
 
 
+def factor_lines(model: nn.Module, rule: UpdateRule) -> list[str]:
+    """One line with the factor of every part that has parameters; none where all are 1."""
+    factors, used = part_factors(model, rule), set(part_of_parameters(model, rule).values())
+    shown = {part: factor for part, factor in factors.items() if part in used}
+    if all(factor == 1 for factor in shown.values()):
+        return []
+    return ["learning rate by part: " + ", ".join(f"{part} x {factor:g}" for part, factor in shown.items())]
+
+
 def part_of_parameters(model: nn.Module, rule: UpdateRule) -> dict[str, str]:
     """{parameter: part}, by the parts of `part_factors`; a backbone's parameter outside of its stages is "backbone".
 

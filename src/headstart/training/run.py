@@ -31,6 +31,7 @@ from headstart.training.lineage import (
     trunk_identity,
     weights_digest,
 )
+from headstart.training.optimizer import factor_lines
 from headstart.training.start import prepare_run, settings_of
 from headstart.training.stored import AUDIT_FILE, ENVIRONMENT_FILE, FORMAT, SEGMENT_FILE, torn_files
 from headstart.training.workers import Send, run_processes
@@ -121,7 +122,7 @@ def train(
             if start.note:
                 (say or warnings.warn)(start.note)
             _write_facts(directory, recipe, task, device, found, facts, provenance)
-        for line in task.notes if say else ():
+        for line in (*task.notes, *factor_lines(task.model, settings.update)) if say else ():
             say(line)
         final = loop.run(
             task, span.schedule, settings, directory, start, device=device, stop=span.stop, keep=keep, progress=progress
