@@ -160,7 +160,7 @@ def attempt(command: Sequence[str], folders: Sequence[Path], fault: Fault | None
         with injector.installed():
             main()
     finally:
-        counted.write_text("".join(f"{name} {count}\n" for name, count in injector.counts.items()))
+        counted.write_text("".join(f"{name} {count}\n" for name, count in injector.counts.items()), encoding="utf-8")
 
 
 def given_loads(prepared: Any, jobs: int) -> dict[str, Any]:

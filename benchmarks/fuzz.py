@@ -260,10 +260,10 @@ STUDY = {
     "arms": {"scratch": {"start.kind": "random"}, "wide": {"start.kind": "random", "train.batch": 4}},
 }  # fmt: skip
 ROWS = [
-    {"kind": "start", "step": 0, "seed": 0},
+    {"kind": "start", "step": 0, "source": "random", "path": None, "total": 4, "stop": 4},
     {"kind": "train", "step": 3, "losses": {"box": 0.5}, "loss": 0.5, "rate": 0.01},
     {"kind": "eval", "step": 4, "metrics": {"bbox": {"AP": 0.25}}},
-    {"kind": "end", "step": 4, "hash": "0" * 64},
+    {"kind": "end", "step": 4, "checkpoint": "checkpoints/00000004.pt", "hash": "0" * 64},
 ]
 
 TARGETS = {

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import torch
+from tiny import patched
 
 from headstart.batch import Batch
 from headstart.model.build import build
@@ -41,7 +42,7 @@ NARROW = {
 
 def small_detector(**changes):
     """Built from the base recipe; `changes` are further overrides, with "__" for the dots."""
-    overrides = NARROW | {name.replace("__", "."): value for name, value in changes.items()}
+    overrides = patched(NARROW, {name.replace("__", "."): value for name, value in changes.items()})
     return build(load_recipe("base", overrides), NUM_CLASSES, NUM_KEYPOINTS)
 
 

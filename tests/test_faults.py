@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 import headstart
 from cli_call import call
 from headstart import cli
-from headstart.data.dataset import cache_folder, file_digests
+from headstart.data.digests import cache_folder, file_states
 from headstart.files import write_whole
 from headstart.report.plots import write_figures
 from headstart.training import workers
@@ -183,14 +183,14 @@ def test_without_a_home_nothing_is_cached(monkeypatch, tmp_path):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(pwd, "getpwuid", no_account)
     (tmp_path / "a").write_bytes(b"1")
-    assert len(file_digests(tmp_path, ("a", "b"))) == 2
+    assert len(file_states(tmp_path, ("a", "b"))) == 2
     assert not cache_folder().exists()
 
 
 def test_an_image_that_cannot_be_read_is_not_absent(monkeypatch, tmp_path):
     (tmp_path / "a").mkdir()
     with pytest.raises(IsADirectoryError):
-        file_digests(tmp_path, ("a",))
+        file_states(tmp_path, ("a",))
 
 
 class BrokenThread(RuntimeError):

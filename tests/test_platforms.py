@@ -111,9 +111,9 @@ def unspecified(path):
         given = {keyword.arg for keyword in node.keywords}
         values = [*node.args, *(keyword.value for keyword in node.keywords)]
         modes = {value.value for value in values if isinstance(value, ast.Constant)} & MODES
-        is_image = ast.unparse(node.func) == "Image.open"
+        is_other = ast.unparse(node.func) in ("Image.open", "os.open", "self.open")  # `self.open` is told its encoding
         reads_text = name in ("read_text", "write_text") or (
-            name in ("open", "fdopen") and not is_image and not any("b" in mode for mode in modes)
+            name in ("open", "fdopen") and not is_other and not any("b" in mode for mode in modes)
         )
         hears_text = name in ("run", "Popen", "check_output") and "text" in given
         if (reads_text or hears_text) and "encoding" not in given:
@@ -130,7 +130,13 @@ def test_text_is_utf8_on_every_system(tmp_path):
 
     bad = ["open('a')", "open('a', 'w')", "path.open()", "path.open('a+')", "path.read_text()", "path.write_text('b')",
            "subprocess.run(['a'], text=True)"]  # fmt: skip
-    good = ["open('a', 'rb')", "path.open('w+b')", "path.open('w', encoding='utf-8')", "Image.open('a')"]
+    good = [
+        "open('a', 'rb')",
+        "path.open('w+b')",
+        "path.open('w', encoding='utf-8')",
+        "Image.open('a')",
+        "os.open('a', 0)",
+    ]
     (tmp_path / "planted.py").write_text("\n".join(bad + good), encoding="utf-8")
     assert [line.partition(": ")[2] for line in unspecified(tmp_path / "planted.py")] == bad
 

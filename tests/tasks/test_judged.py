@@ -63,7 +63,7 @@ def test_the_judged_images_are_the_same_for_all_fractions(data_root, fraction, n
     assert task.num_eval_train_images == expected
     ids = training_data(tiny_recipe(data_root)).image_ids[np.sort(order[:expected])]
     assert set(ids) <= set(task.image_ids)
-    assert any(f"evaluate.train_images is {num}" in note for note in task.notes) == (num > expected)
+    assert any(f"evaluate.train_images: {num} asked for" in note for note in task.notes) == (num > expected)
 
 
 def test_error_types_are_those_of_the_predictions(watched):

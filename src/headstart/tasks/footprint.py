@@ -33,7 +33,8 @@ class PartCost:
 def check_memory(recipe: AnyRecipe) -> None:
     """ValueError where a recipe's model and batch cannot fit into memory: the estimate, and the fields behind most."""
     device = hardware.choose_device(recipe.device).value
-    limit = hardware.gpus()[0]["memory"] if device == "cuda" else hardware.memory()
+    gpus = hardware.gpus() if device == "cuda" else []
+    limit = gpus[0]["memory"] if gpus else hardware.memory()
     if limit is None:
         return
     if device != "cuda" and recipe.processes > 1:  # all on this machine, each with the whole model

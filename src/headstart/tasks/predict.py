@@ -56,9 +56,11 @@ def load_trained(path: str | Path, overrides: dict[str, Any] | None = None, *, w
             )
     path = checkpoint.newest(path)
     state = choose_weights(checkpoint.load(path), path, weights)
+    stored = state.get("recipe")
+    made_by = stored.get("task") if isinstance(stored, dict) else None
+    if made_by in tuple(TASKS) and TASKS[made_by].trained is None:
+        raise ValueError(f"{path}: was made by a {made_by} recipe, expected a detection checkpoint")
     model, recipe, classes = trained_model(state, path, overrides)
-    if TASKS[recipe.task].trained is None:
-        raise ValueError(f"{path}: was made by a {recipe.task} recipe, expected a detection checkpoint")
     model.to(distributed.device(recipe.device)).eval()
     step = typed(state.get("step"), int, f"{path}: step")
     return Trained(model, recipe, tuple(classes.ids), tuple(classes.names), step, tuple(classes.skeleton))
