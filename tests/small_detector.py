@@ -3,11 +3,11 @@
 from dataclasses import replace
 
 import torch
-from tiny import patched
 
 from headstart.batch import Batch
 from headstart.model.build import build
 from headstart.recipe.load import load_recipe
+from tiny import patched
 
 NUM_CLASSES, SIDE, FRAME, NUM_KEYPOINTS = 5, 96, 28, 3
 
