@@ -8,6 +8,7 @@ from torch import nn
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
+from headstart.model import pyramid
 from headstart.model.pyramid import Conv2d, ConvNorm, LastMap, Pyramid
 
 CHANNELS = (4, 6, 8, 10)
@@ -119,7 +120,8 @@ def test_only_single_cells_in_channels_last_memory_are_a_product():
 @pytest.mark.parametrize("level", ["DEFAULT", "AVX2", "AVX512"])
 def test_the_gradient_of_3x3_kernels_is_ours_only_below_avx512(monkeypatch, level):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: level)
-    x = torch.randn(1, 6, 5, 7)
+    x, least = torch.randn(1, 6, 5, 7), pyramid.LEAST_WORK
+    monkeypatch.setattr(pyramid, "LEAST_WORK", x.numel() * 8)
     taken = {
         (name, layout): Conv2d(6, 8, **options)._has_own_gradient(x.to(memory_format=layout))
         for name, options in SHAPES.items()
@@ -127,8 +129,13 @@ def test_the_gradient_of_3x3_kernels_is_ours_only_below_avx512(monkeypatch, leve
     }
     mine = [] if level == "AVX512" else [("three by three", torch.channels_last)]
     assert [place for place in taken if taken[place]] == mine
-    with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
-        assert not Conv2d(6, 8, 3, padding=1)._has_own_gradient(x.to(memory_format=torch.channels_last))
+    conv, x = Conv2d(6, 8, 3, padding=1), x.to(memory_format=torch.channels_last)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert not conv._has_own_gradient(x)
+    with torch.no_grad():
+        assert not conv._has_own_gradient(x)
+    monkeypatch.setattr(pyramid, "LEAST_WORK", least)
+    assert not conv._has_own_gradient(x)
 
 
 def test_no_image_gives_no_map():

@@ -12,6 +12,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 WITHOUT_AVX512 = ("DEFAULT", "AVX2")  # torch's names of the levels of its kernels
+# Multiply-adds of one tap from which on the products pay: at 19 million both take as long, at 164 million products
+# take two fifths (python benchmarks/convolution.py).
+LEAST_WORK = 2**26
 
 
 def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
