@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from headstart.model.norm import norm
-from headstart.ops.convolution import LEAST_WORK, WITHOUT_AVX512, conv3x3
+from headstart.ops.convolution import LEAST_SIDE, LEAST_WORK, WITHOUT_AVX512, conv3x3
 
 
 class Conv2d(nn.Conv2d):
@@ -35,6 +35,7 @@ class Conv2d(nn.Conv2d):
             and self.weight.requires_grad
             and torch.is_grad_enabled()
             and self._has_rows(x)
+            and min(x.shape[2:]) >= LEAST_SIDE
             and x.numel() * self.out_channels >= LEAST_WORK
             and x.dtype == self.weight.dtype
             and not torch.is_autocast_enabled("cpu")

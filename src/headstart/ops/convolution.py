@@ -15,6 +15,7 @@ WITHOUT_AVX512 = ("DEFAULT", "AVX2")  # torch's names of the levels of its kerne
 # Multiply-adds of one tap from which on the products pay: at 19 million both take as long, at 164 million products
 # take two fifths (python benchmarks/convolution.py).
 LEAST_WORK = 2**26
+LEAST_SIDE = 14  # of a map: the border of a padded one of 7 x 7 is two thirds of it, and products take longer there
 
 
 def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
