@@ -100,6 +100,11 @@ def bits(tensor: Tensor) -> bytes:
     return plain.view(-1).view(torch.uint8).numpy().tobytes()
 
 
+def tensor_digest(tensor: Tensor) -> str:
+    """First half of the SHA-256 of a tensor's values, which tells equal tensors from different ones."""
+    return hashlib.sha256(bits(tensor)).hexdigest()[:32]
+
+
 def _weight_file(path: Path, values: dict[str, Any], around: dict[str, Any]) -> WeightFile:
     """Tensors out of `values`; author and normalisation from what lies `around` them."""
     tensors, left_out = {}, []
