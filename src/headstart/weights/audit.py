@@ -11,7 +11,7 @@ from torch import nn
 
 from headstart.batch import InputSpec
 from headstart.weights.audit_table import AuditRow, audit_rows, has_statistics, is_fixed
-from headstart.weights.audits.values import names_text, unlike_file, untrained_file
+from headstart.weights.audits.values import listed, unlike_file, untrained_file
 from headstart.weights.files import tensor_digest
 from headstart.weights.freeze import frozen_modules
 from headstart.weights.input import input_differences
@@ -110,7 +110,7 @@ def _loaded_into_random(start: str, report: LoadReport | None) -> list[str]:
     if start != "random" or report is None or not report.loaded:
         return []
     return [
-        f"start.kind is random, but {names_text(report.loaded)} were loaded from {report.path}; "
+        f"start.kind is random, but {listed(report.loaded)} were loaded from {report.path}; "
         "set start.weights to null, or declare start.kind backbone or detector"
     ]
 
@@ -120,7 +120,7 @@ def _changed_since(now: dict[str, str], start: str, loaded: dict[str, str], init
     if not changed:
         return []
     return [
-        f"start.kind is {start}, but {names_text(changed)} changed after construction without being loaded from "
+        f"start.kind is {start}, but {listed(changed)} changed after construction without being loaded from "
         "start.weights; remove what sets them, or declare it as start.kind and start.weights"
     ]
 
@@ -142,7 +142,7 @@ def _unseeded(
     if not names:
         return []
     return [
-        f"start.kind is {start}, but {names_text(names)} leave the constructor the same for every seed; "
+        f"start.kind is {start}, but {listed(names)} leave the constructor the same for every seed; "
         "build the backbone without pre-trained weights (pretrained=False) and name them in start.weights"
     ]
 
@@ -156,7 +156,7 @@ def _not_loaded(model: nn.Module, start: str, report: LoadReport | None) -> list
     if not missing:
         return []
     return [
-        f"start.kind is {start}, but {names_text(missing)} did not come from {report.path} and are still random; "
+        f"start.kind is {start}, but {listed(missing)} did not come from {report.path} and are still random; "
         "use weights of this very model (depth, width, norm), or change model to fit them"
     ]
 
@@ -167,7 +167,7 @@ def _frozen_random(model: nn.Module, loaded: dict[str, str]) -> list[str]:
     random = [name for name in names if name not in loaded]
     if not random:
         return []
-    return [f"{names_text(random)} are random and frozen, so they will never be learnt; set start.freeze to none"]
+    return [f"{listed(random)} are random and frozen, so they will never be learnt; set start.freeze to none"]
 
 
 def _frozen_otherwise(model: nn.Module, policy: str) -> list[str]:
@@ -178,12 +178,10 @@ def _frozen_otherwise(model: nn.Module, policy: str) -> list[str]:
     frozen = [name for name, parameter in parameters if not parameter.requires_grad and id(parameter) not in meant]
     training = [name for name, parameter in parameters if parameter.requires_grad and id(parameter) in meant]
     if frozen:
-        errors.append(
-            f"start.freeze is {policy}, but {names_text(frozen)} are frozen too; let them train, or declare it"
-        )
+        errors.append(f"start.freeze is {policy}, but {listed(frozen)} are frozen too; let them train, or declare it")
     if training:
         errors.append(
-            f"start.freeze is {policy}, but {names_text(training)} train; apply the policy (freeze), or declare another"
+            f"start.freeze is {policy}, but {listed(training)} train; apply the policy (freeze), or declare another"
         )
     return errors
 
@@ -191,8 +189,8 @@ def _frozen_otherwise(model: nn.Module, policy: str) -> list[str]:
 def _norms(model: nn.Module) -> list[str]:
     prefix = prefix_of(model)
     norms = {prefix + name: module for name, module in model.named_modules() if has_statistics(module)}
-    identity = [name for name, module in norms.items() if is_fixed(module) and _is_identity(module)]
-    moving = [name for name, module in norms.items() if not is_fixed(module) and _is_frozen(module)]
+    identity = [name for name, module in norms.items() if is_fixed(module) and is_identity(module)]
+    moving = [name for name, module in norms.items() if not is_fixed(module) and is_frozen(module)]
     errors = []
     if identity:
         in_backbone = any(name.startswith("backbone.") for name in identity)
@@ -200,12 +198,12 @@ def _norms(model: nn.Module) -> list[str]:
         if not in_backbone:  # the weights of a classifier have none for these
             advice = "set model.pyramid_norm and the norm of every head to false, or model.norm to group"
         errors.append(
-            f"{names_text(identity, 'norm')} are frozen with identity statistics (mean 0, variance 1), which is no "
+            f"{listed(identity, 'norm')} are frozen with identity statistics (mean 0, variance 1), which is no "
             f"normalisation at all; {advice}"
         )
     if moving:
         errors.append(
-            f"{names_text(moving, 'norm')} are frozen but their statistics still follow each batch; keep them in eval mode "
+            f"{listed(moving, 'norm')} are frozen but their statistics still follow each batch; keep them in eval mode "
             "(set_train_mode), or set model.norm to frozen_batch"
         )
     return errors
@@ -224,10 +222,12 @@ def _input(report: LoadReport, input: InputSpec) -> list[str]:
     ]
 
 
-def _is_frozen(module: nn.Module) -> bool:
+def is_frozen(module: nn.Module) -> bool:
+    """True if a module has parameters of its own and none of them trains."""
     own = list(module.parameters(recurse=False))
     return bool(own) and not any(parameter.requires_grad for parameter in own)
 
 
-def _is_identity(module: nn.Module) -> bool:
+def is_identity(module: nn.Module) -> bool:
+    """True if the statistics of a norm are those of its constructor: mean 0, variance 1."""
     return bool((module.running_mean == 0).all()) and bool((module.running_var == 1).all())

@@ -18,12 +18,12 @@ def unlike_file(report: LoadReport, now: Mapping[str, str], initial: Mapping[str
     errors = []
     if fresh:
         errors.append(
-            f"{names_text(fresh)} count as loaded from {report.path}, but still have their initial values; "
+            f"{listed(fresh)} count as loaded from {report.path}, but still have their initial values; "
             "let nothing initialise the model after loading"
         )
     if changed:
         errors.append(
-            f"{names_text(changed)} count as loaded from {report.path}, but differ from it; "
+            f"{listed(changed)} count as loaded from {report.path}, but differ from it; "
             "let nothing change them between loading and step 0"
         )
     return errors
@@ -50,7 +50,7 @@ def is_constant(value: Tensor) -> bool:
     return not value.numel() or bool((value == value.flatten()[0]).all())
 
 
-def names_text(names: Iterable[str], noun: str = "tensor", num: int = 3) -> str:
+def listed(names: Iterable[str], noun: str = "tensor", num: int = 3) -> str:
     """ "4 tensors (a, b, c, …)"."""
     names = list(names)
     shown = ", ".join(names[:num]) + (", …" if len(names) > num else "")
