@@ -114,7 +114,7 @@ def test_trap_8_a_constructor_loads_weights_by_itself():
     for seed in (0, 1):
         model, _, file = loaded(seed)
         made.append(model)
-    result = audit_module(made[0], made[0].state_dict(), other=made[1].state_dict())
+    result = audit_module(made[0], copy.deepcopy(made[0].state_dict()), other=made[1].state_dict())
     assert_errors(result, "2 tensors (backbone.body.0.weight ... the same for every seed ... trap 8")
     assert audit_module(made[0], Net(0).state_dict(), file, other=made[1].state_dict()).errors == ()
 
@@ -203,7 +203,7 @@ def test_pickled_modules_are_read_without_executing_anything(key, legacy, tmp_pa
         read_weights(path)
     found = read_any(path)
     expected = net.state_dict()
-    assert found.tensors.keys() == expected.keys() and found.author == "pickled modules"
+    assert found.tensors.keys() == expected.keys() and found.author == "pickled objects"
     assert all(torch.equal(found.tensors[name], expected[name]) for name in expected)
     assert not marker.exists() and any("nothing of them was executed" in line for line in _notes(path))
 
@@ -261,3 +261,36 @@ def test_the_verb_names_all_eleven_traps_and_audits_files(monkeypatch, capsys, t
 def test_the_verb_refuses_in_one_line(arguments, message, monkeypatch, capsys):
     answer = call(monkeypatch, capsys, "audit", *arguments)
     assert answer.code == 2 and message in answer.err and len(answer.err.strip().splitlines()) == 1
+
+
+def test_the_page_has_every_trap_with_its_threads():
+    page = (Path(__file__).parents[2] / "docs/starts.md").read_text(encoding="utf-8")
+    for trap in TRAPS:
+        line = (trap.number, trap.trainer, trap.setting, trap.effect, ", ".join(trap.threads))
+        assert f"| {' | '.join(map(str, line))} |" in page
+    assert all(f"`{name}`" in page for name in TRAINERS)
+
+
+def test_values_before_that_are_no_copy_are_refused():
+    model = Net().train()
+    with pytest.raises(ValueError, match=r"before: shares its memory with the module, expected a copy"):
+        audit_module(model, model.state_dict())
+
+
+def test_modules_that_hold_one_another_many_times_end(tmp_path):
+    """Two children a level, all the same module: 2^30 paths in a file of a few kilobytes."""
+    module = nn.Linear(2, 2)
+    for _ in range(30):
+        module = nn.ModuleList([module, module])
+    torch.save(module, tmp_path / "w.pt")
+    with pytest.raises(ValueError, match=r"w.pt: .*100,000 modules"):
+        read_any(tmp_path / "w.pt")
+
+
+def test_tensors_beside_a_trainers_own_objects_are_read(tmp_path):
+    """Lightning keeps hyper-parameters of any class beside the state dict."""
+    state, path = randomise(Net()).state_dict(), tmp_path / "w.ckpt.pth"
+    torch.save({"hyper_parameters": {"path": Path("data")}, "state_dict": state}, path)
+    with pytest.raises(ValueError, match="refused"):
+        read_weights(path)
+    assert read_any(path).tensors.keys() == state.keys()

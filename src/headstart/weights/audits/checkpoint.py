@@ -43,8 +43,9 @@ def audit_checkpoint(file: str | Path, trainer: str, start: str | Path | None = 
     spec = input_of(weights, layout_of(weights))
     stated = input_text(spec) if spec else f"not stated in the file; of {trainer}: {TRAINERS[trainer].input}"
     notes = [f"input: {stated}"]
-    if weights.author == "pickled modules":
-        notes.append("the file holds pickled modules, read as data: nothing of them was executed")
+    notes += [] if first else ["the weights that the training began with, as --from FILE, tell the source of each part"]
+    if weights.author == "pickled objects":
+        notes.append("the file holds pickled objects, read as data: nothing of them was executed")
     return Audit(
         start="unknown" if first is None else "weights",
         freeze="unknown",
@@ -109,7 +110,7 @@ def _rows(own: Mapping[str, Tensor], sources: Mapping[str, str], start: str | No
 def _text(sources: list[str | None], start: str | None) -> str:
     """The source of a part's tensors, by what their values tell."""
     if start is None:
-        return "unknown: state the weights that it began with (--from)"
+        return "unknown"
     words = {"equal": f"equal to {start}", "tuned": f"tuned from {start}", "other": f"not from {start}"}
     counts = {word: sources.count(source) for source, word in words.items() if source in sources}
     counts |= {"too small to tell": sources.count("")} if "" in sources else {}

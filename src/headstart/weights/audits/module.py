@@ -35,6 +35,9 @@ def audit_module(
     own = floating(model.state_dict())
     weights = read_any(file) if isinstance(file, str | Path) else file
     first = None if before is None else floating(before)
+    shared = [name for name, value in (first or {}).items() if name in own and value.numel()]
+    if any(own[name].data_ptr() == first[name].data_ptr() for name in shared):
+        raise ValueError("before: shares its memory with the module, expected a copy: copy.deepcopy(model.state_dict())")
     theirs = {} if weights is None else floating(weights.tensors)
     pairs = pair(own, theirs)
     values = {tensor_digest(value.float()) for value in theirs.values() if not is_constant(value)}

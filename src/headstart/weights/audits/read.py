@@ -1,6 +1,6 @@
 """Checkpoints of any trainer read as tensors; a pickled module is walked as data, and nothing in it is called."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ from headstart.weights.formats.pickles import PickleReader, RefusedNameError
 from headstart.weights.formats.torch_files import read_torch
 from headstart.weights.public import locate
 
-_MOST_DEPTH = 100  # of modules in one another; the deepest nets have about ten levels
+# Of modules in one another, and in all: the deepest nets have about ten levels, and the largest some thousands.
+_MOST_DEPTH, _MOST_MODULES = 100, 100_000
 
 
 class StandIn(dict):
@@ -43,10 +44,10 @@ class StandInReader(PickleReader):
 
 
 def read_any(name: str | Path) -> WeightFile:
-    """Read a weight file, `package:NAME`, or a torch file with whole modules in it, as Ultralytics writes them.
+    """Read a weight file, `package:NAME`, or a torch file with objects in it, such as the whole modules of Ultralytics.
 
-    `author` of a file with modules is "pickled modules". ValueError in one line: as `read_weights`, and for one that
-    holds no module.
+    `author` of a file with such objects is "pickled objects". ValueError in one line: as `read_weights`, and for one
+    that holds no tensors.
     """
     path = locate(name)
     try:
@@ -59,23 +60,31 @@ def read_any(name: str | Path) -> WeightFile:
         content = read_torch(path, StandInReader)
     except Exception:  # damaged, or calls a stand-in with what it cannot take
         raise first from None
-    roots = [content, *(content[key] for key in ("ema", *NESTS) if key in content)] if isinstance(content, dict) else []
-    for root in roots:
-        tensors = dict(_tensors(root, "", 0)) if isinstance(root, StandIn) else {}
+    nests = [content[key] for key in ("ema", *NESTS) if key in content] if isinstance(content, dict) else []
+    for root in (*nests, content):
+        tensors = _tensors(str(name), root) if isinstance(root, StandIn) else {}
+        if not tensors and isinstance(root, dict):  # tensors beside objects of the trainer's own
+            tensors = {str(key): value for key, value in root.items() if isinstance(value, Tensor)}
         if tensors:
-            return WeightFile(str(name), file_digest(path), tensors, author="pickled modules")
+            return WeightFile(str(name), file_digest(path), tensors, author="pickled objects")
     raise first
 
 
-def _tensors(module: StandIn, prefix: str, depth: int) -> Iterator[tuple[str, Tensor]]:
+def _tensors(path: str, root: StandIn) -> dict[str, Tensor]:
     """Parameters and buffers of a module and those in it, by the names of its state dict."""
-    for kind in ("_parameters", "_buffers"):
-        own = module.get(kind)
-        for name, value in own.items() if isinstance(own, dict) else ():
-            if isinstance(value, Tensor):
-                yield f"{prefix}{name}", value
-    inner = module.get("_modules")
-    if depth < _MOST_DEPTH and isinstance(inner, dict):
-        for name, child in inner.items():
-            if isinstance(child, StandIn):
-                yield from _tensors(child, f"{prefix}{name}.", depth + 1)
+    found: dict[str, Tensor] = {}
+    waiting, num = [("", root, 0)], 0
+    while waiting:
+        prefix, module, depth = waiting.pop()
+        num += 1
+        if num > _MOST_MODULES:
+            raise ValueError(f"{path}: holds more than {_MOST_MODULES:,} modules")
+        own = [values for kind in ("_parameters", "_buffers") if isinstance(values := module.get(kind), dict)]
+        found |= {
+            f"{prefix}{name}": value for values in own for name, value in values.items() if isinstance(value, Tensor)
+        }
+        inner = module.get("_modules")
+        if depth < _MOST_DEPTH and isinstance(inner, dict):
+            children = [(f"{prefix}{name}.", child, depth + 1) for name, child in inner.items()]
+            waiting += [entry for entry in reversed(children) if isinstance(entry[1], StandIn)]
+    return found
