@@ -37,7 +37,7 @@ def audit_module(
     first = None if before is None else floating(before)
     shared = [name for name, value in (first or {}).items() if name in own and value.numel()]
     if any(own[name].data_ptr() == first[name].data_ptr() for name in shared):
-        raise ValueError("before: shares its memory with the module, expected a copy: copy.deepcopy(model.state_dict())")
+        raise ValueError("before: shares its memory with the module, expected a copy (copy.deepcopy)")
     theirs = {} if weights is None else floating(weights.tensors)
     pairs = pair(own, theirs)
     values = {tensor_digest(value.float()) for value in theirs.values() if not is_constant(value)}
