@@ -91,7 +91,7 @@ def _settings(seeds: int, schedules: tuple[str, ...], fractions: tuple[float, ..
             {"fraction": f, "schedules": list(schedules) if f == 1 else list(schedules[:3])} for f in fractions
         ],
         "seeds": seeds,
-        "pretrain": {"shapes": {"recipe": "demo_pretrain"}},
+        "pretrain": {"shapes": {"recipe": "demo_pretrain", "set": {"seed": 0, "data.fraction": 1.0}}},
         "rule": {"metric": "box.AP", "baseline": "pretrained", "candidate": "scratch", "margin": 0.01},
     }
 

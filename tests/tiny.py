@@ -57,6 +57,7 @@ DETECTOR = {
     "evaluate.detections": 10,
     "checkpoint.every": "3 steps",
 }
+ONCE = {"seed": 0, "data.fraction": 1.0}  # a pre-training that follows neither the fraction nor the seed of its arms
 CLASSIFIER = {
     **NET,
     "name": "tiny-pretrain",
@@ -165,7 +166,7 @@ def tiny_study(root: Path, **changes) -> dict:
         },
         "schedules": ["2x", "3x"],
         "seeds": 1,
-        "pretrain": {"forms": {"recipe": "base_classify", "set": {**CLASSIFIER, **class_paths(root)}}},
+        "pretrain": {"forms": {"recipe": "base_classify", "set": {**CLASSIFIER, **class_paths(root), **ONCE}}},
         **changes,
     }
 

@@ -23,12 +23,14 @@ if TYPE_CHECKING:
     from headstart.tasks.predict import draw_prediction, evaluate, load_trained, predict
     from headstart.tasks.segmentation import evaluate_labels, predict_labels
     from headstart.training.run import train
+    from headstart.weights.audits.module import audit_module
 
 _HOMES = {
     "ClassifyRecipe": "headstart.recipe.recipe",
     "Recipe": "headstart.recipe.recipe",
     "SegmentRecipe": "headstart.recipe.recipe",
     "Study": "headstart.api",
+    "audit_module": "headstart.weights.audits.module",
     "draw_prediction": "headstart.tasks.predict",
     "evaluate": "headstart.tasks.predict",
     "evaluate_labels": "headstart.tasks.segmentation",
@@ -46,6 +48,7 @@ __all__ = [
     "SegmentRecipe",
     "Study",
     "__version__",
+    "audit_module",
     "draw_prediction",
     "evaluate",
     "evaluate_labels",

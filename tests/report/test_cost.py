@@ -15,7 +15,7 @@ STUDY = {
     "arms": {"scratch": {}, "pretrained": {"start.weights": "pretrain:shapes"}},
     "schedules": ["1x", "2x", "3x"],
     "seeds": 2,
-    "pretrain": {"shapes": {"recipe": "p"}},
+    "pretrain": {"shapes": {"recipe": "p", "set": {"seed": 0, "data.fraction": 1.0}}},
 }
 FLOPS = {"scratch": 10.0, "pretrained": 8.0, "pretrain:shapes": 2.0}
 

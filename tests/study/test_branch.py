@@ -25,7 +25,7 @@ from headstart.training.start import prepare_branch
 from headstart.training.verify import recipe_of, verify
 from headstart.weights import checkpoint
 from schedules import make_schedules
-from tiny import outcome, tiny_recipe, tiny_study, without_clock
+from tiny import ONCE, outcome, tiny_recipe, tiny_study, without_clock
 
 COCO = {"base": 90_000, "base_rate": 0.02, "warmup": 500, "warmup_from": 1 / 3}
 LATE = {"branch_of": "scratch", "last": "270k steps", "model.box.class_agnostic": True}
@@ -99,7 +99,14 @@ def test_a_branch_is_its_parents_recipe_with_its_own_patch_on_top():
         "b": {"branch_of": "a", "last": "3x", "train": {"rate": 0.2}, "seed": 1},
     }
     study = parse_study(
-        {"name": "s", "recipe": "r", "arms": arms, "schedules": ["6x"], "pretrain": {"p": {"recipe": "q"}}}, source="s"
+        {
+            "name": "s",
+            "recipe": "r",
+            "arms": arms,
+            "schedules": ["6x"],
+            "pretrain": {"p": {"recipe": "q", "set": ONCE}},
+        },
+        source="s",
     )
     assert study.patch_of("b") == {
         "start.kind": "backbone", "start.weights": "pretrain:p", "train.rate": 0.2, "seed": 1,

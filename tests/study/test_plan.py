@@ -21,7 +21,7 @@ GOOD = {
     "schedules": ["1x", "2x", "3x", "6x"],
     "fractions": [1.0, {"fraction": 0.1, "schedules": ["2x", "6x"]}],
     "seeds": 2,
-    "pretrain": {"shapes": {"recipe": "shapes"}},
+    "pretrain": {"shapes": {"recipe": "shapes", "set": {"seed": 0, "data.fraction": 1.0}}},
     "rule": {"metric": "box.AP", "baseline": "pretrained", "candidate": "scratch", "margin": 0.01},
 }
 

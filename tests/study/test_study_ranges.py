@@ -63,6 +63,7 @@ ACCEPTED = {
         "rule", "search", "runs", "paper", "account",  # none
         "tuning.public.trials", "tuning.public.steps",  # not stated
         "search.images",  # all
+        "pretrain.shapes.recipe",  # the study's own
     },
     "0": {"seeds.0", "search.seed", "tuning.public.trials", "tuning.public.steps", "account.instances_per_image"},
     "[]": {"fractions.0.schedules"},  # the study's

@@ -1,4 +1,4 @@
-"""The nine situations of trainers that silently void a from-scratch arm, each rebuilt small and stopped by the audit.
+"""The eleven situations of trainers that silently void a from-scratch arm, each rebuilt small and stopped by the audit.
 
 They are the rows of a survey of detection trainers: what a user does to turn pre-training off, and what happens
 instead.
@@ -249,6 +249,42 @@ def test_9_frozen_base_with_moving_norms_and_foreign_input():
     )
 
 
+def test_10_loader_reports_every_tensor_and_loads_none():
+    """LibreYOLO with Transformers 5: "223/223 loaded", and the model initialises itself once more (#444)."""
+    model = classifier("group")
+    initial, fresh = tensor_digests(model), {name: value.clone() for name, value in model.state_dict().items()}
+    report = load_weights(model, pretrained(), scope="backbone", input=IMAGENET)
+    assert len(report.loaded) == 60
+    expect = {"start": "backbone", "freeze": "none", "input": IMAGENET, "report": report, "initial": initial}
+    assert audit(model, **expect).errors == ()
+    model.load_state_dict(fresh)
+    assert_errors(audit(model, **expect), "60 tensors (backbone.conv1.weight ... still have their initial values")
+
+    load_weights(model, pretrained(), scope="backbone", input=IMAGENET)
+    with torch.no_grad():
+        model.backbone.layer2[0].conv1.weight.copy_(fresh["backbone.layer2.0.conv1.weight"])
+        model.backbone.layer3[0].bn1.bias[3] += 1e-6
+    assert_errors(
+        audit(model, **expect),
+        "1 tensor (backbone.layer2.0.conv1.weight) count as loaded ... still have their initial values",
+        "1 tensor (backbone.layer3.0.bn1.bias) count as loaded from weights.pth, but differ from it",
+    )
+
+
+@pytest.mark.parametrize("kind", ["group", "batch"])
+def test_11_arm_called_pretrained_is_random(kind):
+    """LightlyTrain before 0.14.3: `pretrained` hard-coded to False behind a switch that says otherwise (#802)."""
+    model = classifier(kind)
+    assert_errors(
+        audit(model, start="backbone", freeze="none", input=IMAGENET, initial=tensor_digests(model)),
+        "start.kind is backbone, but nothing was loaded",
+    )
+    untrained = file_of(resnet(18, kind, **NARROW).state_dict())  # what such a constructor's checkpoint holds
+    report = load_weights(model, untrained, scope="backbone", input=IMAGENET)
+    result = audit(model, start="backbone", freeze="none", input=IMAGENET, report=report)
+    assert_errors(result, "weights.pth holds a network that was never trained ... set start.kind to random")
+
+
 # --- the five rules, one by one
 
 
@@ -286,7 +322,8 @@ def test_converted_weights_pass_and_near_means_are_the_same():
 
 def test_file_that_does_not_tell_its_input_is_an_error():
     model = classifier("group")
-    report = load_weights(model, file_of(named_tensors(classifier(seed=1))), scope="backbone", input=IMAGENET)
+    trained = randomise(classifier(seed=1))
+    report = load_weights(model, file_of(named_tensors(trained)), scope="backbone", input=IMAGENET)
     result = audit(model, start="backbone", freeze="none", input=IMAGENET, report=report)
     assert_errors(result, "weights.pth does not say how its images were normalised")
 

@@ -11,7 +11,7 @@ from io import TextIOWrapper
 
 import typer
 
-from headstart.cli import data, env, recipes, runs, studies, weights
+from headstart.cli import audit, data, env, recipes, runs, studies, weights
 from headstart.cli.console import cause_of, fail, is_out_of_memory, open_streams
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
@@ -28,6 +28,7 @@ app.command("eval")(runs.evaluate)
 app.command("predict")(runs.predict)
 app.command("export")(runs.export)
 app.command("verify")(runs.verify)
+app.command("audit")(audit.audit)
 app.command("env")(env.env)
 app.add_typer(data.app, name="data", help="Generate, convert, check and count data sets.")
 app.add_typer(recipes.app, name="recipe", help="List and show recipes, with the origin of each value.")

@@ -186,10 +186,14 @@ def study_costs(folder: StudyFolder) -> tuple[dict[str, CellCost], dict[str, Sta
     """
     segments, settings = folder.plan.segments, folder.settings
     costs = segment_costs(segments, {name: run.rows for name, run in folder.runs.items()})
-    made = {s.arm: s.weights_from for s in segments if s.kind != "pretrain" and s.weights_from}
+    made: dict[str, str] = {}  # the first of an arm: those of other fractions and seeds take as many steps
+    for segment in segments:
+        if segment.kind != "pretrain" and segment.weights_from:
+            made.setdefault(segment.arm, segment.weights_from)
+    entries = {segment.name: segment.arm for segment in segments if segment.kind == "pretrain"}
     starts = {}
     for arm, name in made.items():
-        entry = (settings.get("pretrain") or {}).get(name.removeprefix("pretrain-")) or {}
+        entry = (settings.get("pretrain") or {}).get(entries[name]) or {}
         starts[arm] = StartCost(costs[name], float(entry.get("uses", 1)), f"measured in {name}")
     for arm, entry in (settings.get("public_weights") or {}).items():
         name = entry["name"]

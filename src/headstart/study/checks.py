@@ -11,7 +11,7 @@ from typing import Any
 from headstart.recipe.dotted import flatten
 from headstart.recipe.recipe import EVALUATION_FIELDS, TRAINING_FIELDS, AnyRecipe, to_dict
 from headstart.recipe.schedule import Schedule, duration, parse_schedule
-from headstart.study.sections import MOST, Search, check_names
+from headstart.study.sections import MOST, PRETRAIN_PREFIX, Search, check_names
 from headstart.tasks import METRIC_KINDS, TASKS
 from headstart.verdict.verdict import Rule, fewest_seeds
 
@@ -75,6 +75,16 @@ def _length(name: str, where: str) -> tuple[Fraction, str]:
         return parse_schedule(name)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
+
+
+def check_public(weights: Mapping[str, object]) -> None:
+    """ValueError for an arm with documented public weights whose {arm: start.weights} are none, or the study's own."""
+    for arm, name in weights.items():
+        if name is None or str(name).startswith(PRETRAIN_PREFIX):
+            raise ValueError(
+                f"public_weights.{arm} has no effect: the arm's start.weights is {name!r}, expected a file of weights "
+                "made elsewhere (the cost of a pretrain entry is measured, its uses stand there)"
+            )
 
 
 def check_lengths(schedules: Mapping[str, Schedule], source: str) -> None:

@@ -14,9 +14,10 @@ from headstart.study.spec import PRETRAIN_PREFIX
 class Load:
     """The work of one arm, or one pre-training, in a step and in an evaluation.
 
-    num_images are training images by fraction (a pre-training has {1.0: n}). Seconds are measured on this machine,
-    seconds_to_start before the first step. With num_eval_images 0 nothing is evaluated, with eval_every 0 only the end
-    of a run. variants is the cost of all evaluation variants of a final checkpoint, in plain evaluations.
+    num_images are training images by fraction ({1.0: n} for a pre-training that does not follow it). Seconds are
+    measured on this machine, seconds_to_start before the first step. With num_eval_images 0 nothing is evaluated, with
+    eval_every 0 only the end of a run. variants is the cost of all evaluation variants of a final checkpoint, in plain
+    evaluations.
     """
 
     batch: int

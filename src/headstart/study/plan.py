@@ -8,7 +8,7 @@ Pure: no files, no model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal
@@ -39,7 +39,7 @@ class Segment:
 
     kind "pretrain" makes weights (arm is then the entry of `pretrain`); "trunk" is shared, "tail" ends one schedule.
     schedule is None for all but tails. parent is the segment whose last checkpoint this one continues; weights_from
-    the pre-training that its lineage began with. fraction and seed of a pre-training are 1 and 0: it is done once.
+    the pre-training that its lineage began with. A pre-training that does not follow its arm has fraction 1, seed 0.
     """
 
     name: str
@@ -131,14 +131,15 @@ def expand(
     Numbers of images must be shares by now (`StudySpec.on`).
     arm_schedules replaces `schedules` for arms whose patch changes rate, warm-up or base length. branch_steps are the
     steps that each branch runs by itself.
-    Pre-training comes first, then seed by seed, so that one whole seed is soon there; then by fraction and arm,
-    branches after the arms that they leave.
+    Seed by seed, so that one whole seed is soon there: its pre-training, then by fraction and arm, branches after the
+    arms that they leave.
     Raises ValueError naming the field for schedules that are missing or that cannot share a trunk when asked to.
     """
     assert all(entry.fraction is not None for entry in study.fractions), study.fractions
-    segments = _pretraining(study, pretrain_steps or {})
+    segments: list[Segment] = []
     cells: list[Cell] = []
     for seed in study.seeds:
+        segments += _pretraining(study, seed, pretrain_steps or {}, {segment.name for segment in segments})
         for entry in study.fractions:
             chosen: dict[str, dict[str, Schedule]] = {}
             for arm in study.arms:
@@ -165,15 +166,15 @@ def lineage_name(arm: str, fraction: float, seed: int) -> str:
     return f"{arm}-f{fraction:.6g}-s{seed}"
 
 
-def _pretraining(study: StudySpec, steps: Mapping[str, int]) -> list[Segment]:
-    used = dict.fromkeys(name for arm in study.arms if (name := study.pretraining_of(arm)))
-    check_names(used, steps, "pretrain: steps of")
-    return [Segment(f"pretrain-{name}", "pretrain", name, 1.0, 0, None, 0, steps[name]) for name in used]
-
-
-def _weights_from(study: StudySpec, arm: str) -> str | None:
-    name = study.pretraining_of(arm)
-    return f"pretrain-{name}" if name else None
+def _pretraining(study: StudySpec, seed: int, steps: Mapping[str, int], known: Collection[str]) -> list[Segment]:
+    found: dict[str, Segment] = {}
+    for arm in filter(study.pretraining_of, study.arms):
+        entry = study.pretraining_of(arm)
+        check_names([entry], steps, "pretrain: steps of")
+        for own in study.fractions:
+            name, *place = study.pretrain_place(arm, own.fraction, seed)
+            found.setdefault(name, Segment(name, "pretrain", entry, *place, None, 0, steps[entry]))
+    return [segment for name, segment in found.items() if name not in known]
 
 
 def _trunk(
@@ -184,7 +185,7 @@ def _trunk(
         return []
     branches = [child for child in study.arms if (branch := study.branch_of(child)) and branch.parent == arm]
     steps = {step for name in (arm, *branches) for step in cuts[name].values()}
-    segments, weights = [], _weights_from(study, arm)
+    segments, (weights, *_) = [], study.pretrain_place(arm, fraction, seed)
     for start, stop in pairwise(sorted({0, *steps})):
         name = f"{lineage_name(arm, fraction, seed)}-trunk-{start}-{stop}"
         parent = segments[-1].name if segments else None
@@ -202,7 +203,7 @@ def _tails(
     trunk: list[Segment],
 ) -> list[Segment]:
     """The end of each schedule, from where it leaves the trunk."""
-    tails, weights = [], _weights_from(study, arm)
+    tails, (weights, *_) = [], study.pretrain_place(arm, fraction, seed)
     for schedule, numbers in schedules.items():
         start, stop = cuts[schedule], numbers.total
         label = schedule.replace(" ", "")  # names become folders: "18000 steps"

@@ -34,8 +34,9 @@ class Prepared:
     """A study with its plan, and the recipes, schedules and data that the plan rests on.
 
     recipes {arm or "pretrain:NAME": (recipe, origin of each value)}, with every `auto` settled on this machine; asked
-    are the same recipes as written; schedules {arm: {name: Schedule}}; num_images {fraction: images}; differences are
-    rows of `difference_sheet`; overrides are the command line's patch on every recipe.
+    are the same recipes as written; schedules {arm: {name: Schedule}}; num_images {fraction: images}, pretrain_images
+    {pre-training: {fraction: images}}; differences are rows of `difference_sheet`; overrides are the command line's
+    patch on every recipe.
     """
 
     study: StudySpec
@@ -45,6 +46,7 @@ class Prepared:
     schedules: dict[str, dict[str, Schedule]]
     pretrain_schedules: dict[str, Schedule]
     num_images: dict[float, int]
+    pretrain_images: dict[str, dict[float, int]]
     differences: list[dict[str, Any]]
     overrides: Patch
 
@@ -78,10 +80,14 @@ def prepare(study: StudySpec, overrides: Patch | None = None) -> Prepared:
     schedules = {arm: {name: schedule_of(recipe, full, name) for name in names} for arm, recipe in arms.items()}
     for chosen in schedules.values():
         check_lengths(chosen, f"study {study.name}")
-    pretrain_schedules = {}
+    pretrain_schedules, pretrain_images = {}, {}
     for name in used:
         recipe = recipes[f"{PRETRAIN_PREFIX}{name}"][0]
-        pretrain_schedules[name] = schedule_of(recipe, num_training_images(recipe))
+        if "data.fraction" in study.pretrain[name].follows:
+            images = {share: num_training_images(_on_fraction(recipe, share)) for share in num_images}
+        else:
+            images = {1.0: num_training_images(recipe)}
+        pretrain_schedules[name], pretrain_images[name] = schedule_of(recipe, images[max(images)]), images
     plan = expand(
         study,
         next(iter(schedules.values())),
@@ -97,6 +103,7 @@ def prepare(study: StudySpec, overrides: Patch | None = None) -> Prepared:
         schedules,
         pretrain_schedules,
         num_images,
+        pretrain_images,
         difference_sheet(study, arms),
         overrides,
     )
@@ -109,19 +116,34 @@ def arm_recipe(study: StudySpec, arm: str, overrides: Patch) -> Resolved:
 
 
 def pretrain_recipe(study: StudySpec, name: str, overrides: Patch) -> Resolved:
-    """The resolved recipe of a pre-training, as `arm_recipe`; of the overrides it takes fields of the machine only."""
-    entry = study.pretrain[name]
-    machine = {key: value for key, value in overrides.items() if key in MACHINE}
-    return resolve(
-        entry.recipe, [("study", entry.set), ("override", machine), ("segment", {"name": f"pretrain-{name}"})]
-    )
+    """The resolved recipe of a pre-training, as `arm_recipe`; ValueError for one that starts from another.
+
+    A recipe of its own takes fields of the machine only from the overrides; the study's recipe takes all, below `set`.
+    """
+    entry, label = study.pretrain[name], ("segment", {"name": f"pretrain-{name}"})
+    if entry.recipe is None:
+        patches = [("study", study.set), ("override", overrides), (f"pretrain {name}", entry.set), label]
+    else:
+        machine = {key: value for key, value in overrides.items() if key in MACHINE}
+        patches = [("study", entry.set), ("override", machine), label]
+    found = resolve(study.recipe if entry.recipe is None else entry.recipe, patches)
+    if str(found[0].start.weights).startswith(PRETRAIN_PREFIX):
+        raise ValueError(
+            f"study {study.name}: pretrain.{name}: start.weights = {found[0].start.weights}: expected a file, or "
+            "start.kind random: a pre-training cannot start from another"
+        )
+    return found
 
 
 def segment_recipe(prepared: Prepared, segment: Segment, weights: Path | None = None) -> Resolved:
     """The recipe of a segment: its arm's, with the segment's name, seed and fraction, and weights made by the study."""
     recipe, origins = prepared.recipes[load_key(segment)]
     if segment.kind == "pretrain":
-        return recipe, origins
+        follows = prepared.study.pretrain[segment.arm].follows
+        changes: dict[str, Any] = {"name": segment.name} | ({"seed": segment.seed} if "seed" in follows else {})
+        if "data.fraction" in follows:
+            changes["data"] = _on_fraction(recipe, segment.fraction).data
+        return recipe.model_copy(update=changes), Provenance(origins | dict.fromkeys(("name", *follows), "segment"))
     # Added, so that arms of another seed, as an A/A study has them, stay so.
     seed = segment.seed + prepared.study.patch_of(segment.arm).get("seed", 0)
     changes = {"name": segment.name, "seed": seed, "data": _on_fraction(recipe, segment.fraction).data}

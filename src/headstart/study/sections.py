@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from headstart.recipe.dotted import flatten
 from headstart.recipe.fields import DataShare, Seed, Text, real, whole
 
 # The tables of report/paper.py.
@@ -16,6 +17,7 @@ PaperTable = Literal[
     "R50", "R101", "Table 2", "scale augmentation", "cascade", "test augmentation", "X152", "keypoints", "VGG-16",
     "35k", "10k", "3.5k", "1k", "VOC",
 ]  # fmt: skip
+PRETRAIN_PREFIX = "pretrain:"  # "start.weights: pretrain:NAME" means the result of this study's own pre-training
 MOST = 1000  # arms, schedules, fractions and seeds each: verdicts advise no more seeds either (verdict.MOST_SEEDS)
 
 
@@ -113,13 +115,27 @@ class DataFraction(StudySection):
 class Pretraining(StudySection):
     """A pre-training of this study; arms take its weights with `start.weights: pretrain:NAME`.
 
+    recipe: any recipe; without one, the study's own with its `set` and the command line's overrides. It is repeated for
+    each fraction and seed of its arms, except for those that `set` states (`data.fraction`, `seed`).
     uses: the number of trainings over which its cost is amortised.
     """
 
     section = "pretrain"
-    recipe: Text
+    recipe: Text | None = None
     set: Patch = Field(default_factory=dict)
     uses: Uses = 1
+
+    @property
+    def follows(self) -> frozenset[str]:
+        """The fields that follow the arm: `data.fraction` and `seed`, unless `set` states them."""
+        return frozenset(("data.fraction", "seed")) - flatten(self.set).keys()
+
+    def place(self, name: str, fraction: float, seed: int) -> tuple[str, float, int]:
+        """Segment name, fraction and seed of the pre-training for an arm's; 1 and 0 for what does not follow."""
+        parts, follows = [f"pretrain-{name}"], self.follows
+        parts += [f"f{fraction:.6g}"] if "data.fraction" in follows else []
+        parts += [f"s{seed}"] if "seed" in follows else []
+        return "-".join(parts), fraction if "data.fraction" in follows else 1.0, seed if "seed" in follows else 0
 
 
 class PublicStart(StudySection):

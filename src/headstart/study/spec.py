@@ -25,6 +25,7 @@ from headstart.study.checks import (
     branch_of,
     check_branch,
     check_distinct,
+    check_public,
     check_rule,
     check_rule_numbers,
     check_schedules,
@@ -35,6 +36,7 @@ from headstart.study.checks import (
 )
 from headstart.study.sections import (
     MOST,
+    PRETRAIN_PREFIX,
     Account,
     DataFraction,
     Fractions,
@@ -51,10 +53,9 @@ from headstart.study.sections import (
 )
 from headstart.verdict.verdict import Rule
 
-PRETRAIN_PREFIX = "pretrain:"  # "start.weights: pretrain:NAME" means the result of this study's own pre-training
 WEIGHTS_FIELD = "start.weights"
 SMALL = "small"  # the one size besides a study as written, and the folder that the segments of all small twins share
-# Overrides of these fields, of arms.NAME.FIELD and of rule.FIELD change the study; all others change its recipes.
+# Overrides of these fields, and of those in arms., pretrain. and rule., change the study; all others its recipes.
 STUDY_FIELDS = ("seeds", "fractions", "schedules", "name")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")  # names become parts of folder names
 
@@ -134,7 +135,8 @@ class StudySpec(StudySection):
         for name, entry in self.pretrain.items():
             flat_patch(f"pretrain.{name}.set.", entry.set, allowed=OWNED)
         check_names(self.tuning, self.arms, "tuning: arm")
-        _check_public(self)
+        check_names(self.public_weights, self.arms, "public_weights: arm")
+        check_public({arm: self.weights_of(arm) for arm in self.public_weights})
         for name, patch in self.also_evaluate.items():
             check_variant(name, flat_patch(f"also_evaluate.{name}.", patch))
         if self.search is not None:
@@ -189,6 +191,12 @@ class StudySpec(StudySection):
         check_names([name], self.pretrain, f"arms.{arm}.{WEIGHTS_FIELD}: pretrain entry")
         return name
 
+    def pretrain_place(self, arm: str, fraction: float, seed: int) -> tuple[str | None, float, int]:
+        """Segment name, fraction and seed of an arm's pre-training (`Pretraining.place`); None for any other start."""
+        name = self.pretraining_of(arm)
+        own = seed + self.patch_of(arm).get("seed", 0)
+        return self.pretrain[name].place(name, fraction, own) if name else (None, fraction, own)
+
 
 def parse_study(data: Mapping[str, Any], *, source: str) -> StudySpec:
     """The study of a mapping; a ValueError is one line: source, field, value, what was expected."""
@@ -208,10 +216,14 @@ def read_study(name: str | Path, *, size: object = None, changes: Mapping[str, A
 def define_study(name: str | Path, overrides: Mapping[str, Any] | None = None) -> tuple[StudySpec, dict[str, Any]]:
     """The study with the overrides that are its own, and those left for its recipes; no data is read.
 
-    Its own are `size`, STUDY_FIELDS, and fields of its arms and rule.
+    Its own are `size`, STUDY_FIELDS, and fields of its arms, its pre-trainings and its rule.
     """
     patch = dict(overrides or {})
-    own = {key: patch.pop(key) for key in list(patch) if key in STUDY_FIELDS or key.startswith(("arms.", "rule."))}
+    own = {
+        key: patch.pop(key)
+        for key in list(patch)
+        if key in STUDY_FIELDS or key.startswith(("arms.", "pretrain.", "rule."))
+    }
     flat_patch("override ", {key: value for key, value in patch.items() if key != "size"})
     return read_study(name, size=patch.pop("size", None), changes=own), patch
 
@@ -233,30 +245,22 @@ def sized(data: Mapping[str, Any], size: object, *, source: str) -> dict[str, An
 
 
 def changed(data: Mapping[str, Any], changes: Mapping[str, Any], *, source: str) -> dict[str, Any]:
-    """A study's mapping with fields of its own changed: "seeds", "arms.NAME.FIELD", "rule.FIELD" and the like."""
+    """A study's mapping with fields of its own changed: "seeds", "arms.NAME.FIELD", "pretrain.NAME.FIELD"."""
     data = dict(data)
     for key, value in changes.items():
         section, _, field = key.partition(".")
-        if section == "arms":
-            arm, _, field = field.partition(".")
-            arms = data.get("arms") or {}
-            check_names([arm], arms if isinstance(arms, Mapping) else (), f"{source}: {key}: arm")
-            own = arms[arm] or {}
+        if section in ("arms", "pretrain"):
+            (name, _, field), entries = field.partition("."), data.get(section) or {}
+            known, kind = entries if isinstance(entries, Mapping) else (), section.removesuffix("s")
+            check_names([name], known, f"{source}: {key}: {kind}")
+            entry = entries[name] or {}
+            own = entry.get("set") or {} if section == "pretrain" and isinstance(entry, Mapping) else entry
             if not field or not isinstance(own, Mapping):
-                raise ValueError(f"{source}: {key}: expected arms.NAME.FIELD for an arm that has fields")
-            data["arms"] = {**arms, arm: {**flatten(dict(own)), **flatten({field: value})}}
+                raise ValueError(f"{source}: {key}: expected {section}.NAME.FIELD, of a NAME that has fields")
+            patch = {**flatten(dict(own)), **flatten({field: value})}
+            data[section] = {**entries, name: {**entry, "set": patch} if section == "pretrain" else patch}
         elif field and isinstance(data.get(section) or {}, Mapping):
             data[section] = {**(data.get(section) or {}), field: value}
         elif not field:
             data[section] = value
     return data
-
-
-def _check_public(study: StudySpec) -> None:
-    check_names(study.public_weights, study.arms, "public_weights: arm")
-    for arm in study.public_weights:
-        if study.weights_of(arm) is None or study.pretraining_of(arm):
-            raise ValueError(
-                f"public_weights.{arm} has no effect: the arm's start.weights is {study.weights_of(arm)!r}, expected "
-                "a file of weights made elsewhere (the cost of a pretrain entry is measured, its uses stand there)"
-            )

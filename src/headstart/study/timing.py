@@ -103,7 +103,9 @@ def measure_loads(prepared: Prepared) -> dict[str, Load]:
         settings = settings_of(recipe, task)
         loads[name] = Load(
             batch=recipe.train.batch,
-            num_images={1.0: task.num_images} if is_pretraining else prepared.num_images,
+            num_images=prepared.pretrain_images[name.removeprefix(PRETRAIN_PREFIX)]
+            if is_pretraining
+            else prepared.num_images,
             seconds_per_step=step,
             seconds_per_eval_image=image,
             seconds_to_start=start,

@@ -4,8 +4,6 @@ It examines the model itself and the tensors that were really loaded, not the se
 an arm that does not start as declared voids the comparison.
 """
 
-import hashlib
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -13,7 +11,8 @@ from torch import nn
 
 from headstart.batch import InputSpec
 from headstart.weights.audit_table import AuditRow, audit_rows, has_statistics, is_fixed
-from headstart.weights.files import bits
+from headstart.weights.audits.values import listed, unlike_file, untrained_file
+from headstart.weights.files import tensor_digest
 from headstart.weights.freeze import frozen_modules
 from headstart.weights.input import input_differences
 from headstart.weights.load import expected_names, named_tensors, prefix_of
@@ -59,7 +58,7 @@ class Audit:
 
 def tensor_digests(model: nn.Module) -> dict[str, str]:
     """{tensor name: digest of its values}, to be compared with those right after construction."""
-    return {name: hashlib.sha256(bits(value)).hexdigest()[:16] for name, value in named_tensors(model).items()}
+    return {name: tensor_digest(value) for name, value in named_tensors(model).items()}
 
 
 def audit(
@@ -80,11 +79,14 @@ def audit(
     """
     assert start in STARTS
     loaded = {} if report is None else report.loaded
+    now = tensor_digests(model) if initial or loaded else {}
     errors = [
         *_loaded_into_random(start, report),
-        *_changed_since(model, start, loaded, initial or {}),
+        *_changed_since(now, start, loaded, initial or {}),
         *_unseeded(model, start, loaded, initial or {}, other_seed or {}),
         *_not_loaded(model, start, report),
+        *(unlike_file(report, now, initial or {}) if report is not None else ()),
+        *(untrained_file(report, named_tensors(model), now) if report is not None else ()),
         *_frozen_random(model, loaded),
         *_frozen_otherwise(model, freeze),
         *_norms(model),
@@ -108,18 +110,17 @@ def _loaded_into_random(start: str, report: LoadReport | None) -> list[str]:
     if start != "random" or report is None or not report.loaded:
         return []
     return [
-        f"start.kind is random, but {_names(report.loaded)} were loaded from {report.path}; "
+        f"start.kind is random, but {listed(report.loaded)} were loaded from {report.path}; "
         "set start.weights to null, or declare start.kind backbone or detector"
     ]
 
 
-def _changed_since(model: nn.Module, start: str, loaded: dict[str, str], initial: dict[str, str]) -> list[str]:
-    now = tensor_digests(model) if initial else {}
-    changed = [name for name in now if now[name] != initial.get(name) and name not in loaded]
+def _changed_since(now: dict[str, str], start: str, loaded: dict[str, str], initial: dict[str, str]) -> list[str]:
+    changed = [name for name in now if initial and now[name] != initial.get(name) and name not in loaded]
     if not changed:
         return []
     return [
-        f"start.kind is {start}, but {_names(changed)} changed after construction without being loaded from "
+        f"start.kind is {start}, but {listed(changed)} changed after construction without being loaded from "
         "start.weights; remove what sets them, or declare it as start.kind and start.weights"
     ]
 
@@ -141,7 +142,7 @@ def _unseeded(
     if not names:
         return []
     return [
-        f"start.kind is {start}, but {_names(names)} leave the constructor the same for every seed; "
+        f"start.kind is {start}, but {listed(names)} leave the constructor the same for every seed; "
         "build the backbone without pre-trained weights (pretrained=False) and name them in start.weights"
     ]
 
@@ -155,7 +156,7 @@ def _not_loaded(model: nn.Module, start: str, report: LoadReport | None) -> list
     if not missing:
         return []
     return [
-        f"start.kind is {start}, but {_names(missing)} did not come from {report.path} and are still random; "
+        f"start.kind is {start}, but {listed(missing)} did not come from {report.path} and are still random; "
         "use weights of this very model (depth, width, norm), or change model to fit them"
     ]
 
@@ -166,7 +167,7 @@ def _frozen_random(model: nn.Module, loaded: dict[str, str]) -> list[str]:
     random = [name for name in names if name not in loaded]
     if not random:
         return []
-    return [f"{_names(random)} are random and frozen, so they will never be learnt; set start.freeze to none"]
+    return [f"{listed(random)} are random and frozen, so they will never be learnt; set start.freeze to none"]
 
 
 def _frozen_otherwise(model: nn.Module, policy: str) -> list[str]:
@@ -177,10 +178,10 @@ def _frozen_otherwise(model: nn.Module, policy: str) -> list[str]:
     frozen = [name for name, parameter in parameters if not parameter.requires_grad and id(parameter) not in meant]
     training = [name for name, parameter in parameters if parameter.requires_grad and id(parameter) in meant]
     if frozen:
-        errors.append(f"start.freeze is {policy}, but {_names(frozen)} are frozen too; let them train, or declare it")
+        errors.append(f"start.freeze is {policy}, but {listed(frozen)} are frozen too; let them train, or declare it")
     if training:
         errors.append(
-            f"start.freeze is {policy}, but {_names(training)} train; apply the policy (freeze), or declare another"
+            f"start.freeze is {policy}, but {listed(training)} train; apply the policy (freeze), or declare another"
         )
     return errors
 
@@ -188,8 +189,8 @@ def _frozen_otherwise(model: nn.Module, policy: str) -> list[str]:
 def _norms(model: nn.Module) -> list[str]:
     prefix = prefix_of(model)
     norms = {prefix + name: module for name, module in model.named_modules() if has_statistics(module)}
-    identity = [name for name, module in norms.items() if is_fixed(module) and _is_identity(module)]
-    moving = [name for name, module in norms.items() if not is_fixed(module) and _is_frozen(module)]
+    identity = [name for name, module in norms.items() if is_fixed(module) and is_identity(module)]
+    moving = [name for name, module in norms.items() if not is_fixed(module) and is_frozen(module)]
     errors = []
     if identity:
         in_backbone = any(name.startswith("backbone.") for name in identity)
@@ -197,12 +198,12 @@ def _norms(model: nn.Module) -> list[str]:
         if not in_backbone:  # the weights of a classifier have none for these
             advice = "set model.pyramid_norm and the norm of every head to false, or model.norm to group"
         errors.append(
-            f"{_names(identity, 'norm')} are frozen with identity statistics (mean 0, variance 1), which is no "
+            f"{listed(identity, 'norm')} are frozen with identity statistics (mean 0, variance 1), which is no "
             f"normalisation at all; {advice}"
         )
     if moving:
         errors.append(
-            f"{_names(moving, 'norm')} are frozen but their statistics still follow each batch; keep them in eval mode "
+            f"{listed(moving, 'norm')} are frozen but their statistics still follow each batch; keep them in eval mode "
             "(set_train_mode), or set model.norm to frozen_batch"
         )
     return errors
@@ -221,17 +222,12 @@ def _input(report: LoadReport, input: InputSpec) -> list[str]:
     ]
 
 
-def _is_frozen(module: nn.Module) -> bool:
+def is_frozen(module: nn.Module) -> bool:
+    """True if a module has parameters of its own and none of them trains."""
     own = list(module.parameters(recurse=False))
     return bool(own) and not any(parameter.requires_grad for parameter in own)
 
 
-def _is_identity(module: nn.Module) -> bool:
+def is_identity(module: nn.Module) -> bool:
+    """True if the statistics of a norm are those of its constructor: mean 0, variance 1."""
     return bool((module.running_mean == 0).all()) and bool((module.running_var == 1).all())
-
-
-def _names(names: Iterable[str], noun: str = "tensor", num: int = 3) -> str:
-    """ "4 tensors (a, b, c, …)"."""
-    names = list(names)
-    shown = ", ".join(names[:num]) + (", …" if len(names) > num else "")
-    return f"{len(names)} {noun}{'' if len(names) == 1 else 's'} ({shown})"

@@ -32,7 +32,7 @@ def audit_rows(model: nn.Module, report: LoadReport | None) -> list[AuditRow]:
     trains = {prefix + name: parameter.requires_grad for name, parameter in model.named_parameters()}
     norms: dict[str, list[str]] = {}
     for name, module in model.named_modules():
-        kind = _norm_kind(module)
+        kind = norm_kind(module)
         if kind:
             norms.setdefault(group_of(prefix + name, parts), []).append(kind)
     initialisers = dict.fromkeys([*parts.values(), "backbone"], backbone_of(model).initialiser)
@@ -44,7 +44,7 @@ def audit_rows(model: nn.Module, report: LoadReport | None) -> list[AuditRow]:
             source=_source(initialisers[group], names, report),
             num_tensors=len(names),
             num_params=sum(tensors[name].numel() for name in names),
-            training=_training([trains[name] for name in names if name in trains]),
+            training=training_text([trains[name] for name in names if name in trains]),
             norm=", ".join(dict.fromkeys(norms.get(group, ["none"]))),
         )
         for group, names in groups.items()
@@ -80,22 +80,25 @@ def _source(initialiser: str, names: list[str], report: LoadReport | None) -> st
     return file if len(loaded) == len(names) else f"{file}, {len(loaded)} of {len(names)}; the others {random}"
 
 
-def _training(flags: list[bool]) -> str:
+def training_text(flags: list[bool]) -> str:
+    """The share of a part's parameters that train, in words."""
     if not flags or not any(flags):
         return "frozen"
     return "trains" if all(flags) else f"{flags.count(False)} of {len(flags)} frozen"
 
 
-def _norm_kind(module: nn.Module) -> str:
+def norm_kind(module: nn.Module) -> str:
     """Kind and mode of a normalisation layer; "" for any other module."""
+    package = type(module).__module__.partition(".")[0]
     if isinstance(module, nn.GroupNorm):
-        return f"group ({module.num_groups})" if isinstance(module, GroupNorm) else f"group ({module.num_groups}, timm)"
+        own = isinstance(module, GroupNorm)
+        return f"group ({module.num_groups})" if own else f"group ({module.num_groups}, {package})"
     if isinstance(module, nn.LayerNorm):
         return "layer"
     if not has_statistics(module):
         return ""
     if not isinstance(module, nn.modules.batchnorm._BatchNorm):
-        return "frozen_batch" if isinstance(module, FrozenBatchNorm) else "frozen_batch (timm)"
+        return "frozen_batch" if isinstance(module, FrozenBatchNorm) else f"frozen_batch ({package})"
     kind = "sync_batch" if isinstance(module, SyncBatchNorm | nn.SyncBatchNorm) else "batch"
     return f"{kind}, {'fixed statistics' if is_fixed(module) else 'live'}"
 

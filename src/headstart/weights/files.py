@@ -35,6 +35,10 @@ _MOST_PICKLE = 2**35  # bytes of a pickle where nothing tells the memory, into w
 DIGEST = "headstart.digest"  # the key in our .safetensors files; foreign ones have none
 
 
+class RefusedError(ValueError):
+    """A pickle asks for something that could run code."""
+
+
 @dataclass(frozen=True, eq=False)
 class WeightFile:
     """Content of a weight file: tensors by name, its sha256, its author, and its input normalisation.
@@ -100,6 +104,11 @@ def bits(tensor: Tensor) -> bytes:
     return plain.view(-1).view(torch.uint8).numpy().tobytes()
 
 
+def tensor_digest(tensor: Tensor) -> str:
+    """First half of the SHA-256 of a tensor's values, which tells equal tensors from different ones."""
+    return hashlib.sha256(bits(tensor)).hexdigest()[:32]
+
+
 def _weight_file(path: Path, values: dict[str, Any], around: dict[str, Any]) -> WeightFile:
     """Tensors out of `values`; author and normalisation from what lies `around` them."""
     tensors, left_out = {}, []
@@ -162,7 +171,7 @@ def _read_pickle(path: Path) -> Any:
         return PickleReader(len(content)).load(BytesIO(content))
     except RefusedNameError as refused:
         name = _printable(str(refused))
-        raise ValueError(
+        raise RefusedError(
             f"{path}: refused, because it asks for {name} when loaded, which could run code; nothing was executed"
         ) from None
     except Exception as error:  # damaged bytes raise nearly anything

@@ -16,7 +16,7 @@ from headstart.batch import InputSpec
 from headstart.files import replacing
 from headstart.model.backbones.vgg import Vgg
 from headstart.model.norm import EPSILON, FrozenBatchNorm
-from headstart.weights.files import WeightFile, read_weights, write_safetensors
+from headstart.weights.files import WeightFile, read_weights, tensor_digest, write_safetensors
 from headstart.weights.freeze import backbone_of
 from headstart.weights.input import input_text
 from headstart.weights.mismatch import LoadReport, refuse_other_stride, strict_error
@@ -97,7 +97,8 @@ def load_weights(
     with torch.no_grad():
         for name in report.loaded:
             own[name].copy_(tensors[name])  # state_dict shares memory with the model
-    return replace(report, source_input=source, notes=(*report.notes, *notes))
+    digests = {name: tensor_digest(tensors[name].to(own[name].dtype)) for name in report.loaded}
+    return replace(report, source_input=source, notes=(*report.notes, *notes), digests=digests)
 
 
 def convert_weights(file: WeightFile, path: str | Path, *, input: InputSpec | None = None) -> Names:

@@ -16,6 +16,7 @@ class LoadReport:
     mismatched {our name: (shape in the file, shape in the model)}; left_out: of no use here, or outside the scope
     (names in the file); reset: class predictors that keep their initial values, because the number of classes differs.
     `source_input` is how images must be normalised for these weights as they now are; None where the file does not say.
+    digests {our name: digest of the values to be loaded}, for the audit; empty for a branch.
     """
 
     path: str
@@ -30,6 +31,7 @@ class LoadReport:
     reset: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     source_input: InputSpec | None = None
+    digests: dict[str, str] = field(default_factory=dict)
 
 
 def strict_error(report: LoadReport, own: dict[str, Tensor], tensors: dict[str, Tensor]) -> str:

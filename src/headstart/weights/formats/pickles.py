@@ -178,6 +178,8 @@ class PickleReader:
                     state = stack.pop()
                     if isinstance(stack[-1], Array | Element):
                         stack[-1].set_state(_of(state, tuple))
+                    elif hasattr(stack[-1], "keep_state"):  # of `audits.read`
+                        stack[-1].keep_state(state)
                     elif not isinstance(stack[-1], dict | Tensor):  # whose attributes are of no use here
                         raise ValueError(f"a state of a {type(stack[-1]).__name__}")
                 case "BINPERSID" if self._storage is not None:

@@ -21,20 +21,20 @@ _STORAGES = {
 }  # fmt: skip
 
 
-def read_torch(path: Path) -> Any:
+def read_torch(path: Path, reader: type[PickleReader] = PickleReader) -> Any:
     """The content of a file of `torch.save`, on the CPU: tensors, containers, numbers and texts.
 
     Tensors that share storage share it again. RefusedNameError for any other object, before anything is called; some
-    other exception for a damaged file, and for tensors whose elements are not all in it.
+    other exception for a damaged file, and for tensors whose elements are not all in it. `reader` reads the pickles.
     """
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         start = file.read(4)
         file.seek(0)
-        return _read_archive(file, size) if start == b"PK\x03\x04" else _read_sequence(file, size)
+        return (_read_archive if start == b"PK\x03\x04" else _read_sequence)(file, size, reader)
 
 
-def _read_archive(file: BinaryIO, size: int) -> Any:
+def _read_archive(file: BinaryIO, size: int, reader: type[PickleReader]) -> Any:
     with zipfile.ZipFile(file) as archive:
         members = {info.filename.partition("/")[2]: info for info in archive.infolist()}
         if "constants.pkl" in members:
@@ -60,10 +60,10 @@ def _read_archive(file: BinaryIO, size: int) -> Any:
 
         if "byteorder" in members and content("byteorder") != b"little":
             raise ValueError("its byte order is not little")
-        return PickleReader(size, _NAMES, storage).load(BytesIO(content("data.pkl")))
+        return reader(size, _NAMES, storage).load(BytesIO(content("data.pkl")))
 
 
-def _read_sequence(file: BinaryIO, size: int) -> Any:
+def _read_sequence(file: BinaryIO, size: int, kind: type[PickleReader]) -> Any:
     buffers: dict[Any, tuple[int, bytearray]] = {}  # by key: elements, and the room for them
     left = size
 
@@ -81,7 +81,7 @@ def _read_sequence(file: BinaryIO, size: int) -> Any:
             raise ValueError(f"storage {key} of {count:,} elements, and of {values.numel():,}")
         return values if view is None else checked_view(values, view[1], (view[2],), (1,))
 
-    reader = PickleReader(size, _NAMES, storage)
+    reader = kind(size, _NAMES, storage)
     if reader.load(file) != _MAGIC or reader.load(file) != _PROTOCOL:
         raise ValueError("it does not begin as torch's files do")
     reader.load(file)  # the machine that wrote it
