@@ -16,7 +16,7 @@ from headstart.files import MOST_BYTES, is_file_name
 from headstart.recipe.classification import ClassifyData, ClassifyInput, ClassifyModel
 from headstart.recipe.detection import Data, Evaluate, Input, Model
 from headstart.recipe.dotted import flatten
-from headstart.recipe.fields import Batch, BatchStatistics, Duration, Part, Seed, Start, Train, whole
+from headstart.recipe.fields import Batch, BatchStatistics, Duration, InputPart, Part, Seed, Start, Train, whole
 from headstart.recipe.schedule import Schedule, duration, multiple_of
 from headstart.recipe.segmentation import SegmentData, SegmentInput, SegmentModel
 
@@ -45,6 +45,12 @@ DIGESTED_BY_CONTENT = (
     "train.base",
     "train.warmup",
 )
+# Fields that came later, at the values that change nothing: there they are no part of the digest, so that the runs made
+# before are found.
+ADDED: dict[str, Any] = {
+    "input.channels": 3,
+    "start.stem": None,
+}
 # Fields that may change between two evaluations of one checkpoint.
 EVALUATION_FIELDS = ("evaluate.", "input.test_")
 TRAINING_FIELDS = ("evaluate.every", "evaluate.train_images", "evaluate.precise_bn")  # of these, only a run's own
@@ -69,7 +75,7 @@ class AnyRecipe(Part):
     processes: Annotated[int, whole(1, 1024)]
     device: Literal["auto", "cpu", "cuda", "mps"]
     data: Part
-    input: Part
+    input: InputPart
     model: Part
     start: Start
     train: Train
@@ -87,6 +93,10 @@ class AnyRecipe(Part):
         if not is_file_name(self.name):
             most = f"expected letters and digits, at most {MOST_BYTES} bytes"
             raise ValueError(f"name: {reprlib.repr(self.name)} cannot name a folder on every platform, {most}")
+        if self.start.stem is not None and self.input.channels == 3:
+            raise ValueError(
+                f"start.stem: {self.start.stem!r} has no effect on RGB weights with input.channels 3; expected null"
+            )
         if self.train.batch % self.processes:
             raise ValueError(f"train.batch: {self.train.batch} images do not divide among {self.processes} processes")
         if self.device == "mps" and self.processes > 1:
@@ -155,7 +165,11 @@ def digest(recipe: AnyRecipe, *extra: str) -> str:
     ValueError for a recipe whose precision is not settled: the same name would stand for two results.
     """
     flat = flatten(to_dict(recipe)) | {"train.precision": "bf16" if recipe.train.bf16 else "fp32"}
-    flat = {key: value for key, value in flat.items() if key not in NOT_IN_DIGEST + DIGESTED_BY_CONTENT}
+    flat = {
+        key: value
+        for key, value in flat.items()
+        if key not in NOT_IN_DIGEST + DIGESTED_BY_CONTENT and (key not in ADDED or value != ADDED[key])
+    }
     return hashlib.sha256(json.dumps([flat, *extra], sort_keys=True).encode()).hexdigest()[:12]
 
 
