@@ -9,11 +9,13 @@ import torch
 from PIL import Image
 
 from headstart.batch import InputSpec
+from headstart.data import images
 from headstart.data.images import as_rgb, image_size, load_image, orientation_of, without_copies
 from headstart.data.order import Resize
 from headstart.data.read import read_folders
 from headstart.data.read.yolo import _images_at
 from headstart.data.stream import make_batch
+from headstart.recipe import fields
 
 RNG = np.random.default_rng(0)
 BANDS = RNG.integers(0, 256, (5, 7, 4), dtype=np.uint8)
@@ -124,11 +126,11 @@ def test_a_picture_with_other_channels_is_refused(tmp_path):
 
 def test_a_batch_has_the_channels_and_their_normalisation():
     spec = InputSpec((10.0, 20.0, 30.0, 40.0), (1.0, 2.0, 4.0, 8.0), "rgb")
-    images, sizes = make_batch([BANDS, BANDS.astype(np.float32)], Resize(5, 7), spec, "cpu", flip=True)
-    assert images.shape[:2] == (2, 4) and sizes.tolist() == [[5, 7]] * 2
+    batch, sizes = make_batch([BANDS, BANDS.astype(np.float32)], Resize(5, 7), spec, "cpu", flip=True)
+    assert batch.shape[:2] == (2, 4) and sizes.tolist() == [[5, 7]] * 2
     expected = (torch.from_numpy(BANDS).permute(2, 0, 1).flip(2) - torch.tensor(spec.mean).view(4, 1, 1)).float()
-    assert torch.equal(images[0, :, :5, :7], expected / torch.tensor(spec.std).view(4, 1, 1))
-    assert torch.equal(images[0], images[1])
+    assert torch.equal(batch[0, :, :5, :7], expected / torch.tensor(spec.std).view(4, 1, 1))
+    assert torch.equal(batch[0], batch[1])
 
 
 def test_a_drawing_shows_the_first_three_channels_or_grey():
@@ -148,3 +150,7 @@ def test_copies_beside_images_are_no_images(tmp_path):
     assert read_folders(tmp_path).file_names == ("cat/a.png", "cat/b.npy", "dog/a.png", "dog/b.npy")
     found = _images_at(tmp_path / "data.yaml", "train", tmp_path, "cat")
     assert sorted(path.name for path in found) == ["a.png", "b.npy"]
+
+
+def test_recipes_and_readers_have_the_same_most_channels():
+    assert images.MOST_CHANNELS == fields.MOST_CHANNELS
