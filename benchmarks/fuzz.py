@@ -208,6 +208,16 @@ def picture(path: Path) -> None:
     Image.new("RGB", (8, 6), (200, 10, 30)).save(path)
 
 
+def arrays() -> list[bytes]:
+    """Small images as .npy: grey, and four channels in 16 bits."""
+    found = []
+    for values in (np.zeros((6, 8), np.uint8), np.zeros((6, 8, 4), np.uint16)):
+        buffer = io.BytesIO()
+        np.save(buffer, values)
+        found.append(buffer.getvalue())
+    return found
+
+
 def pictures(kind: str) -> list[bytes]:
     """Small pictures of a format in its common modes."""
     modes = {"JPEG": ("RGB", "L", "CMYK"), "PNG": ("RGB", "P", "I;16", "LA"), "GIF": ("P",), "TIFF": ("RGB", "I;16")}
@@ -280,6 +290,7 @@ TARGETS = {
         Target("label-map", "a.png", label_maps, read_labels, label_folder),
         *(Target(f"image-{kind.lower()}", f"b.{kind.lower()}", lambda kind=kind: pictures(kind), images.load_image)
           for kind in images.FORMATS),
+        Target("image-npy", "b.npy", arrays, images.load_image),
         Target("safetensors", "a.safetensors", lambda: [save(tensors(), {"author": "x"})], read_weights),
         Target("torch-archive", "a.pt", lambda: torch_file(archive=True), read_weights),
         Target("torch-sequence", "a.pth", lambda: torch_file(archive=False), read_weights),

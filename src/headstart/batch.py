@@ -34,8 +34,8 @@ class InputSpec:
 class Batch:
     """One training or evaluation batch.
 
-    images [B,3,H,W] float, normalised, zero-padded at the right and bottom; sizes [B,2] (height, width) in pixels
-    before padding.
+    images [B,3,H,W] float (3: `input.channels`), normalised, zero-padded at the right and bottom; sizes [B,2]
+    (height, width) in pixels before padding.
     gt_boxes [B,G,4] XYXY pixels of the padded image; gt_labels [B,G] in 0..C-1; gt_valid, gt_crowd [B,G] bool.
     gt_masks [B,G,M,M] bool in the box frame (M = 0 without masks); gt_keypoints [B,G,K,3] (x, y, visibility).
     image_ids [B] ids in the data set; slots [B] the global slot numbers that key all randomness.

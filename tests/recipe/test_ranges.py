@@ -28,7 +28,7 @@ ACCEPTED = {
         "data.max_objects",  # that of the fullest image
         "model.backbone.bottleneck", "model.backbone.group_width",  # those of the depth and the width
         "model.rpn.straddle",  # no anchor is dropped
-        "start.weights",  # none
+        "start.weights", "start.stem",  # none
         "train.clip_norm",  # no clipping
         "train.ema",  # no averages
         "train.threads",  # torch's choice

@@ -34,7 +34,7 @@ def tensors_of(depth=18, kind="batch", **changes):
         (
             tensors_of(**NARROW),
             ResNet((2, 2, 2, 2), bottleneck=False, width=16, norm_kind="batch", in_channels=1),
-            r"backbone\.conv1\.weight: \[16, 3, 7, 7\], expected \[16, 1, 7, 7\]",
+            r"backbone\.conv1\.weight takes 3 channels, the model's 1; set start\.stem to mean or random",
         ),
     ],
     ids=["norm", "statistics", "depth", "channels"],

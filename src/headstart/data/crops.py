@@ -35,7 +35,7 @@ class CropStream:
     ):
         self.spec, self.size, self.min_area, self.flip = spec, size, min_area, flip
         groups = {(size, size): np.arange(dataset.num_images)}
-        options = {"batch": batch, "seed": seed, "cache": cache, "num_workers": num_workers}
+        options = {"batch": batch, "seed": seed, "cache": cache, "num_workers": num_workers, "channels": len(spec.mean)}
         self.stream = Stream(dataset, groups, **options, rank=rank, num_ranks=num_ranks)
 
     def _raw(self, step: int) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
@@ -74,7 +74,7 @@ def random_crop(shape: tuple[int, int], min_area: float, generator: np.random.Ge
 def crop_images(
     images: Sequence[np.ndarray], crops: Sequence[Crop], size: int, spec: InputSpec, device: torch.device | str
 ) -> Tensor:
-    """Crops of images uint8 [h,w,3], resized to [B,3,size,size] and normalised."""
+    """Crops of images [h,w,C], resized to [B,C,size,size] and normalised."""
     cut = [
         image[top : top + height, left : left + width] for image, (top, left, height, width, _) in zip(images, crops)
     ]

@@ -80,9 +80,9 @@ class Dataset:
         """The file of image index i (not id)."""
         return self.image_dir / self.file_names[i]
 
-    def load_image(self, i: int) -> np.ndarray:
-        """Image index i (not id) as uint8 [H, W, 3] RGB; ValueError naming the file if it cannot be read."""
-        return load_image(self.image_path(i))
+    def load_image(self, i: int, channels: int | None = None) -> np.ndarray:
+        """Image index i (not id) as uint8 [H, W, 3] RGB; other channels, and errors, as `images.load_image`."""
+        return load_image(self.image_path(i), channels)
 
     def polygons(self, n: int) -> list[np.ndarray]:
         """Polygons of annotation index n as float64 [points, 2] in image pixels; empty unless it has polygons."""

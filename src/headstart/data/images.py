@@ -1,9 +1,12 @@
-"""Read image files: any common mode in, uint8 RGB out, upright."""
+"""Read image files: any common mode in, uint8 RGB out, upright; or any number of channels in up to 16 bits."""
 
 import os
-from collections.abc import Iterator
+import reprlib
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from math import prod
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -11,6 +14,7 @@ from PIL import Image
 from headstart.files import open_regular
 
 MAX_PIXELS = 89_478_485  # Pillow's own limit (256 MiB of RGB); a photograph of 50 megapixels passes
+MOST_CHANNELS = 12  # as in recipes: `input.channels`
 MOST_BYTES = 2**30  # of a file: MAX_PIXELS of 16-bit RGBA take 0.7 GB even where nothing is compressed
 _EXIF_ORIENTATION = 0x0112
 _TURNS = {
@@ -25,22 +29,32 @@ _TURNS = {
 _GREY_16 = ("I;16", "I;16L", "I;16B", "I;16N", "I")  # "I": how some Pillow versions open a 16-bit PNG
 # Formats that are decoded, whatever a file is called: Pillow knows more, among them EPS, which it hands to Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")  # what counts as an image in a folder
+ARRAY = ".npy"  # NumPy's format of one array
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ARRAY)  # what counts as an image in a folder
 
 
-def load_image(path: str | Path) -> np.ndarray:
-    """One image as uint8 [H, W, 3] RGB, turned upright by its EXIF orientation.
+def load_image(path: str | Path, channels: int | None = None) -> np.ndarray:
+    """One image as uint8 [H, W, 3] RGB, turned upright by its EXIF orientation; or with another number of channels.
 
-    Grey is repeated three times; palette and CMYK are converted; alpha is dropped, not blended, so the colours under
-    transparent pixels show. 16-bit grey is scaled by 255/65535, the same for every image: a 12-bit scan stays dark.
+    channels: those to give. None: all of an .npy file, RGB of any other. Other than 3 of a picture: stored values of as
+    many bands, without conversion. .npy is [H, W] or [H, W, C], C at most MOST_CHANNELS, of uint8 or uint16. 16 bits
+    that are not converted to RGB become float32 in 0..255, by 255/65535, nothing rounded; of 16-bit colour in a picture
+    Pillow gives the upper 8 bits.
+
+    RGB of a picture: grey is repeated three times; palette and CMYK are converted; alpha is dropped, not blended, so
+    the colours under transparent pixels show. 16-bit grey is scaled by 255/65535, the same for every image: a 12-bit
+    scan stays dark.
     Of an animation the first frame. ValueError naming the file: missing, truncated, not an image, a mode without a
     fixed range (32-bit, float), a format outside FORMATS, no regular file, more than
-    MOST_BYTES bytes, or more than MAX_PIXELS pixels, which is refused before anything is decoded.
+    MOST_BYTES bytes, more than MAX_PIXELS pixels, which is refused before anything is decoded, or another number of
+    channels.
     """
+    if _is_array(path):
+        return _array(path, channels)
     with open_image(path) as image:
         try:
             image.load()
-            pixels = _rgb(image, path)
+            pixels = _rgb(image, path) if channels in (None, 3) else _bands(image, path, channels)
             return np.ascontiguousarray(pixels)
         except _Refused:
             raise
@@ -50,6 +64,9 @@ def load_image(path: str | Path) -> np.ndarray:
 
 def image_size(path: str | Path) -> tuple[int, int]:
     """(height, width) in pixels after the EXIF orientation, from the header alone; errors as load_image."""
+    if _is_array(path):
+        with _opened(path) as file:
+            return _array_header(file, path)[0][:2]
     with open_image(path) as image:
         width, height = image.size
         return (width, height) if _orientation(image) >= 5 else (height, width)
@@ -57,25 +74,33 @@ def image_size(path: str | Path) -> tuple[int, int]:
 
 def orientation_of(path: str | Path) -> int:
     """EXIF orientation 1 to 8 of an image file (1: upright), from the header alone; errors as load_image."""
+    if _is_array(path):
+        return 1
     with open_image(path) as image:
         return _orientation(image)
+
+
+def as_rgb(image: np.ndarray) -> np.ndarray:
+    """A picture uint8 [H, W, 3] of an image [H, W, C] in 0..255: its first three channels, or the first as grey."""
+    shown = image if image.shape[2] == 3 else image[:, :, :3] if image.shape[2] > 3 else image[:, :, [0, 0, 0]]
+    return shown if shown.dtype == np.uint8 else np.rint(shown).astype(np.uint8)
+
+
+def without_copies(paths: Iterable[Path]) -> list[Path]:
+    """Paths of images without each .npy beside another image of its name.
+
+    Ultralytics keeps decoded copies there (`cache=disk`).
+    """
+    paths = list(paths)
+    others = {path.with_suffix("") for path in paths if not _is_array(path)}
+    return [path for path in paths if not _is_array(path) or path.with_suffix("") not in others]
 
 
 @contextmanager
 def open_image(path: str | Path) -> Iterator[Image.Image]:
     """An image file of one of FORMATS, nothing decoded yet, closed afterwards; errors as load_image."""
-    try:
-        file = open_regular(path)
-    except FileNotFoundError:
-        raise _Refused(f"{path}: no such image file") from None
-    except OSError as error:
-        raise _Refused(f"{path}: cannot be read ({error.strerror}): expected an image file") from None
-    except ValueError as error:  # no regular file, or a name that none can have
-        raise _unreadable(path, error) from None
-    with file:
+    with _opened(path) as file:
         try:
-            if (size := os.fstat(file.fileno()).st_size) > MOST_BYTES:
-                raise ValueError(f"{size:,} bytes, more than {MOST_BYTES:,}")
             image = Image.open(file, formats=FORMATS)
         except (Image.DecompressionBombError, Image.DecompressionBombWarning):
             raise _too_large(path, "far more") from None
@@ -85,6 +110,23 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
         if width * height > MAX_PIXELS:
             raise _too_large(path, f"{width} x {height} = {width * height}")
         yield image
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[BinaryIO]:
+    """A regular file of at most MOST_BYTES bytes, closed afterwards."""
+    try:
+        file = open_regular(path)
+    except FileNotFoundError:
+        raise _Refused(f"{path}: no such image file") from None
+    except OSError as error:
+        raise _Refused(f"{path}: cannot be read ({error.strerror}): expected an image file") from None
+    except ValueError as error:  # no regular file, or a name that none can have
+        raise _unreadable(path, error) from None
+    with file:
+        if (size := os.fstat(file.fileno()).st_size) > MOST_BYTES:
+            raise _unreadable(path, ValueError(f"{size:,} bytes, more than {MOST_BYTES:,}"))
+        yield file
 
 
 class _Refused(ValueError):
@@ -97,7 +139,10 @@ def _too_large(path: str | Path, found: str) -> ValueError:
 
 def _unreadable(path: str | Path, error: Exception) -> ValueError:
     reason = " ".join(str(error).removeprefix(f"{path}: ").split()) or type(error).__name__
-    return _Refused(f"{path}: not a readable image ({reason}): expected a whole file of {', '.join(FORMATS)}")
+    expected = ", ".join(FORMATS)
+    if str(path).lower().endswith((".tif", ".tiff")):
+        expected += " (TIFF of at most 4 channels in one plane; others as .npy)"
+    return _Refused(f"{path}: not a readable image ({reason}): expected a whole file of {expected}")
 
 
 def _orientation(image: Image.Image) -> int:
@@ -107,21 +152,81 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _rgb(image: Image.Image, path: str | Path) -> np.ndarray:
-    turn = _TURNS.get(_orientation(image))
-    upright = image.transpose(turn) if turn is not None else image
-    if upright.mode in _GREY_16:
-        grey = _scale_16_bit(np.asarray(upright), path)
-        return np.repeat(grey[:, :, None], 3, axis=2)
-    if upright.mode == "F":
+def _upright(image: Image.Image, path: str | Path) -> Image.Image:
+    if image.mode == "F":
         raise _Refused(f"{path}: mode F (floating point): expected 8-bit colour or 8- or 16-bit grey")
+    turn = _TURNS.get(_orientation(image))
+    return image.transpose(turn) if turn is not None else image
+
+
+def _rgb(image: Image.Image, path: str | Path) -> np.ndarray:
+    upright = _upright(image, path)
+    if upright.mode in _GREY_16:
+        grey = _check_16_bit(np.asarray(upright), path).astype(np.uint32)
+        return np.repeat(((grey * 255 + 32767) // 65535).astype(np.uint8)[:, :, None], 3, axis=2)
     if upright.mode in ("P", "PA"):  # through RGBA: a palette may carry transparency, which then is dropped
         upright = upright.convert("RGBA")
     return np.array(upright.convert("RGB"))
 
 
-def _scale_16_bit(grey: np.ndarray, path: str | Path) -> np.ndarray:
+def _bands(image: Image.Image, path: str | Path, channels: int) -> np.ndarray:
+    """The stored bands of a picture [H, W, channels]; a palette counts as the three of its colours."""
+    upright = _upright(image, path)
+    _check_channels(path, 3 if upright.mode in ("P", "PA") else len(upright.getbands()), channels)
+    if upright.mode in _GREY_16:
+        return _of_16_bits(_check_16_bit(np.asarray(upright), path))[:, :, None]
+    values = np.array(upright.convert("L") if upright.mode == "1" else upright)
+    return values if values.ndim == 3 else values[:, :, None]
+
+
+def _check_channels(path: str | Path, found: int, channels: int | None) -> None:
+    if channels not in (None, found):
+        hint = f"; a picture has at most 4, .npy [H,W,{channels}] more" if channels > 4 and not _is_array(path) else ""
+        raise _Refused(f"{path}: {found} channel{'s' * (found > 1)}: expected {channels} (input.channels){hint}")
+
+
+def _is_array(path: str | Path) -> bool:
+    return str(path).lower().endswith(ARRAY)
+
+
+def _array(path: str | Path, channels: int | None) -> np.ndarray:
+    with _opened(path) as file:
+        shape, dtype, order = _array_header(file, path)
+        _check_channels(path, shape[2], channels)
+        values = np.frombuffer(file.read(prod(shape) * dtype.itemsize), dtype).reshape(shape, order=order)
+    return _of_16_bits(values) if dtype.itemsize == 2 else np.array(values, order="C")
+
+
+def _array_header(file: BinaryIO, path: str | Path) -> tuple[tuple[int, int, int], np.dtype, str]:
+    """Shape [H, W, C], dtype and memory order of an .npy file, which nothing in it can make run as code."""
+    try:
+        version = np.lib.format.read_magic(file)
+        readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        shape, by_columns, dtype = readers[version](file)
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise _Refused(f"{path}: not a readable .npy file ({reprlib.repr(reason)}): expected one array") from None
+    if dtype.kind != "u" or dtype.itemsize > 2:
+        raise _Refused(f"{path}: dtype {reprlib.repr(str(dtype))}: expected uint8 or uint16")
+    if len(shape) not in (2, 3) or min(shape) < 1 or (len(shape) == 3 and shape[2] > MOST_CHANNELS):
+        found = reprlib.repr(list(shape))
+        raise _Refused(f"{path}: shape {found}: expected [H,W] or [H,W,C], C from 1 to {MOST_CHANNELS}")
+    shape = (*shape, 1)[:3]
+    if shape[0] * shape[1] > MAX_PIXELS:
+        raise _too_large(path, f"{shape[1]} x {shape[0]} = {shape[0] * shape[1]}")
+    found, expected = os.fstat(file.fileno()).st_size - file.tell(), prod(shape) * dtype.itemsize
+    if found != expected:
+        raise _Refused(f"{path}: {found:,} bytes of values: expected {expected:,} for the shape {list(shape)}")
+    return shape, dtype, "F" if by_columns else "C"
+
+
+def _of_16_bits(values: np.ndarray) -> np.ndarray:
+    """Values of 16 bits as float32 in 0..255: 65535 becomes 255."""
+    return np.ascontiguousarray(values.astype(np.float32) / 257)
+
+
+def _check_16_bit(grey: np.ndarray, path: str | Path) -> np.ndarray:
     low, high = int(grey.min()), int(grey.max())
     if low < 0 or high > 65535:
         raise _Refused(f"{path}: grey values {low} to {high}: expected 16 bits, 0 to 65535")
-    return ((grey.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
+    return grey

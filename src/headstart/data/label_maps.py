@@ -194,7 +194,7 @@ class PixelStream:
         self.augmentation, self.spec, self.stride = augmentation, spec, stride
         self.labels = Cache(maps, keep=cache)
         groups = augmentation.groups(maps.dataset, smallest=batch)
-        options = {"batch": batch, "seed": seed, "cache": cache, "num_workers": num_workers}
+        options = {"batch": batch, "seed": seed, "cache": cache, "num_workers": num_workers, "channels": len(spec.mean)}
         self.stream = Stream(maps.dataset, groups, **options, rank=rank, num_ranks=num_ranks)
 
     def _view(self, slot: int, index: int) -> View:

@@ -86,9 +86,9 @@ class Cache:
         return self.kept[index]
 
 
-def decode(dataset: Dataset, index: int) -> np.ndarray:
-    """Image `index` uint8 [h,w,3]; ValueError if its size is not the annotated one."""
-    image = dataset.load_image(index)
+def decode(dataset: Dataset, index: int, *, channels: int) -> np.ndarray:
+    """Image `index` [h,w,C]; ValueError if its size is not the annotated one, or it has other channels."""
+    image = dataset.load_image(index, channels)
     expected = (int(dataset.heights[index]), int(dataset.widths[index]))
     if image.shape[:2] != expected:
         raise ValueError(
@@ -111,6 +111,7 @@ class Stream:
         dataset: Dataset,
         groups: dict[tuple[int, int], np.ndarray],
         *,
+        channels: int,
         batch: int,
         seed: int,
         cache: bool,
@@ -123,7 +124,7 @@ class Stream:
         if batch % num_ranks:
             raise ValueError(f"train.batch: {batch} images do not divide among {num_ranks} processes")
         self.dataset, self.seed, self.num_workers = dataset, seed, num_workers
-        self.images = Cache(partial(decode, dataset), keep=cache)
+        self.images = Cache(partial(decode, dataset, channels=channels), keep=cache)
         self.order, self._buckets = Order(list(groups.values()), batch=batch, seed=seed), list(groups)
         share = batch // num_ranks
         self._share = slice(rank * share, (rank + 1) * share)
@@ -178,7 +179,7 @@ def make_batch(
     flip: bool = False,
     bucket: tuple[int, int] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Whole images uint8 [h,w,3] as a batch [B,3,H,W], and their sizes [B,2] before padding.
+    """Whole images [h,w,C] as a batch [B,C,H,W], and their sizes [B,2] before padding.
 
     bucket: the padded size (H, W); by default the smallest bucket that holds all of them.
     """
@@ -196,7 +197,7 @@ class EvalImages:
 
     def __init__(self, dataset: Dataset, resize: Resize, spec: InputSpec, *, batch: int, cache: bool, num_workers: int):
         self.dataset, self.resize, self.spec, self.batch, self.num_workers = dataset, resize, spec, batch, num_workers
-        self.images = Cache(partial(decode, dataset), keep=cache)
+        self.images = Cache(partial(decode, dataset, channels=len(spec.mean)), keep=cache)
         groups = group_by_bucket(dataset.heights, dataset.widths, resize, smallest=1)
         self.plan = [
             (bucket, group[at : at + batch]) for bucket, group in groups.items() for at in range(0, len(group), batch)

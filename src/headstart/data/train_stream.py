@@ -34,7 +34,7 @@ class TrainStream:
     ):
         self.augmentation, self.spec = augmentation, spec
         groups = augmentation.groups(dataset, smallest=batch)
-        options = {"batch": batch, "seed": seed, "cache": cache, "num_workers": num_workers}
+        options = {"batch": batch, "seed": seed, "cache": cache, "num_workers": num_workers, "channels": len(spec.mean)}
         self.stream = Stream(dataset, groups, **options, rank=rank, num_ranks=num_ranks)
         copies = 2 if augmentation.copy_paste else 1
         self.targets = Targets(dataset, mask_frame=mask_frame, max_objects=max_objects, copies=copies)

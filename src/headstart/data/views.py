@@ -79,7 +79,7 @@ def stack_images(
     spec: InputSpec,
     device: torch.device | str,
 ) -> Tensor:
-    """Images uint8 [h,w,3] RGB as a float batch [B,3,H,W]: resized (bilinear, antialiased), normalised, zero-padded.
+    """Images [h,w,C] in 0..255 as a float batch [B,C,H,W]: resized (bilinear, antialiased), normalised, zero-padded.
 
     In memory the channels come last, as decoders give them and convolutions take them. Rows of pixels are normalised as
     rows of numbers, because a loop over three channels at a time is slow.

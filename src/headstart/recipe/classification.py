@@ -6,12 +6,10 @@ from pydantic import Field
 
 from headstart.recipe.fields import (
     BelowOne,
-    Channels,
     DataShare,
-    Deviations,
     Flag,
+    InputPart,
     Net,
-    Order,
     Part,
     Pool,
     Seed,
@@ -33,13 +31,10 @@ class ClassifyData(Part):
     cache_features: Flag
 
 
-class ClassifyInput(Part):
+class ClassifyInput(InputPart):
     size: Side
     min_area: DataShare
     flip: Share
-    mean: Channels
-    std: Deviations
-    order: Order
 
 
 class ClassifyModel(Net):

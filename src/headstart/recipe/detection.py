@@ -9,16 +9,14 @@ from headstart.recipe.fields import (
     Batch,
     BatchStatistics,
     BelowOne,
-    Channels,
     DataShare,
-    Deviations,
     Duration,
     Factor,
     Flag,
+    InputPart,
     Iou,
     Layers,
     Net,
-    Order,
     Part,
     Pixels,
     Pool,
@@ -64,7 +62,7 @@ class JitterPart(Part):
         return self
 
 
-class Input(Part):
+class Input(InputPart):
     short: Sizes
     long: Side
     jitter: JitterPart
@@ -72,9 +70,6 @@ class Input(Part):
     test_short: Side
     test_long: Side
     flip: Share
-    mean: Channels
-    std: Deviations
-    order: Order
 
     @model_validator(mode="after")
     def _one_scaling(self) -> "Input":

@@ -79,8 +79,7 @@ Sizes = Annotated[tuple[Side, ...], Field(min_length=1, max_length=100)]
 Workers = Annotated[int, whole(0, 256)]  # threads
 Mean = Annotated[float, real(ge=-10_000, le=10_000)]
 Deviation = Annotated[float, real(ge=0.001, le=10_000)]  # 0.004 where images are 0..1
-Channels = tuple[Mean, Mean, Mean]  # of an image, in the order that `order` names
-Deviations = tuple[Deviation, Deviation, Deviation]
+MOST_CHANNELS = 12  # of an image; Sentinel-2 has 12 bands after atmospheric correction
 Order = Literal["rgb", "bgr"]
 Blocks = Annotated[int, whole(1, 200)]  # of a stage; the deepest stage of a ResNet-200 has 36
 Stages = tuple[Blocks, Blocks, Blocks, Blocks]
@@ -100,9 +99,31 @@ def check_sides(short: str, sides: tuple[int, ...], long: str, longest: int) -> 
         raise ValueError(f"{short}: {max(sides)} is above {long}, {longest}; expected at most that")
 
 
+class InputPart(Part):
+    """The images of any task: channels and their normalisation, a number a channel."""
+
+    channels: Annotated[int, whole(1, MOST_CHANNELS)]
+    mean: Annotated[tuple[Mean, ...], Field(min_length=1, max_length=MOST_CHANNELS)]
+    std: Annotated[tuple[Deviation, ...], Field(min_length=1, max_length=MOST_CHANNELS)]
+    order: Order
+
+    @model_validator(mode="after")
+    def _a_number_a_channel(self) -> "InputPart":
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != self.channels:
+                raise ValueError(
+                    f"input.{name}: {len(values)} numbers, but input.channels is {self.channels}; "
+                    "expected a number a channel"
+                )
+        if self.order == "bgr" and self.channels != 3:
+            raise ValueError(f"input.order: 'bgr', but input.channels is {self.channels}; expected rgb, or 3 channels")
+        return self
+
+
 class Start(Part):
     kind: Literal["random", "backbone", "detector"]
     weights: Text | None
+    stem: Literal["mean", "random"] | None
     freeze: Literal["none", "stem", "stage1", "stage2", "stage3", "stage4", "backbone"]
 
     @model_validator(mode="after")
@@ -114,6 +135,8 @@ class Start(Part):
             )
         if self.kind != "random" and self.weights is None:
             raise ValueError(f"start.weights: missing for start.kind {self.kind!r}; expected a weights file")
+        if self.kind == "random" and self.stem is not None:
+            raise ValueError(f"start.stem: {self.stem!r} is given but start.kind is 'random'; expected null")
         return self
 
 

@@ -16,7 +16,7 @@ from headstart.files import MOST_BYTES, is_file_name
 from headstart.recipe.classification import ClassifyData, ClassifyInput, ClassifyModel
 from headstart.recipe.detection import Data, Evaluate, Input, Model
 from headstart.recipe.dotted import flatten
-from headstart.recipe.fields import Batch, BatchStatistics, Duration, Part, Seed, Start, Train, whole
+from headstart.recipe.fields import Batch, BatchStatistics, Duration, InputPart, Part, Seed, Start, Train, whole
 from headstart.recipe.schedule import Schedule, duration, multiple_of
 from headstart.recipe.segmentation import SegmentData, SegmentInput, SegmentModel
 
@@ -56,6 +56,8 @@ ADDED: dict[str, Any] = {
     "train.rates.heads": 1.0,
     "train.layer_decay": 1.0,
     "train.ema": None,
+    "input.channels": 3,
+    "start.stem": None,
 }
 # Fields that may change between two evaluations of one checkpoint.
 EVALUATION_FIELDS = ("evaluate.", "input.test_")
@@ -81,7 +83,7 @@ class AnyRecipe(Part):
     processes: Annotated[int, whole(1, 1024)]
     device: Literal["auto", "cpu", "cuda", "mps"]
     data: Part
-    input: Part
+    input: InputPart
     model: Part
     start: Start
     train: Train
@@ -106,6 +108,10 @@ class AnyRecipe(Part):
                     f"train.{field}: {value:g} has no effect with start.freeze 'backbone'; expected 1, or another "
                     "start.freeze"
                 )
+        if self.start.stem is not None and self.input.channels == 3:
+            raise ValueError(
+                f"start.stem: {self.start.stem!r} has no effect on RGB weights with input.channels 3; expected null"
+            )
         if self.train.batch % self.processes:
             raise ValueError(f"train.batch: {self.train.batch} images do not divide among {self.processes} processes")
         if self.device == "mps" and self.processes > 1:

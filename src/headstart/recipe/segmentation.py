@@ -5,14 +5,12 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from headstart.recipe.fields import (
-    Channels,
     DataShare,
     DetNetPart,
-    Deviations,
     Factor,
     Flag,
+    InputPart,
     Net,
-    Order,
     Part,
     ResNetPart,
     Seed,
@@ -50,15 +48,12 @@ class SegmentData(Part):
         return self
 
 
-class SegmentInput(Part):
+class SegmentInput(InputPart):
     short: Sizes
     long: Side
     test_short: Side
     test_long: Side
     flip: Share
-    mean: Channels
-    std: Deviations
-    order: Order
 
     @model_validator(mode="after")
     def _ordered(self) -> "SegmentInput":

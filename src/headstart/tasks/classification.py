@@ -28,10 +28,10 @@ class Images:
 
     def __init__(self, dataset: Dataset, recipe: ClassifyRecipe, cache: Cache | None = None):
         self.dataset, self.recipe = dataset, recipe
-        self.cache = cache or Cache(partial(decode, dataset), keep=recipe.data.cache)
+        self.cache = cache or Cache(partial(decode, dataset, channels=recipe.input.channels), keep=recipe.data.cache)
 
     def batches(self, device: torch.device) -> Iterator[Tensor]:
-        """Batches [B,3,S,S] in the order of the data set."""
+        """Batches [B,C,S,S] in the order of the data set."""
         size, batch = self.recipe.input.size, self.recipe.evaluate.batch
         options = {"size": size, "spec": input_spec(self.recipe), "batch": batch, "device": device}
         return whole_images(self.cache, self.dataset.num_images, **options)

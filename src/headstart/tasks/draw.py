@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from headstart.data import rle
+from headstart.data.images import as_rgb
 
 # Okabe and Ito 2008, distinct for all common kinds of colour vision; without black, which vanishes in photographs.
 PALETTE = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167))
@@ -54,7 +55,7 @@ def draw(
     skeleton: Sequence[tuple[int, int]] = (),
     scale: int = 1,
 ) -> Image.Image:
-    """A picture of image uint8 [H,W,3] with n objects: boxes [n,4] XYXY pixels, masks as COCO RLE.
+    """A picture of an image [H,W,C] with n objects: boxes [n,4] XYXY pixels, masks as COCO RLE.
 
     keypoints [n,K,3] (x, y, logit): those of at least LEAST_LOGIT are dots, joined for the pairs of `skeleton`.
     `scale` enlarges small images.
@@ -81,9 +82,10 @@ def draw_shapes(
     text_size: int,
     skeleton: Sequence[tuple[int, int]] = (),
 ) -> Image.Image:
-    """A picture of image uint8 [H,W,3] times `scale`, with the shapes on it; the first shape is drawn last."""
+    """A picture of an image [H,W,C] (`as_rgb`) times `scale`, with the shapes on it; the first shape is drawn last."""
     size = max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale))
-    picture = Image.fromarray(image).resize(size, Image.Resampling.BICUBIC if scale > 1 else Image.Resampling.LANCZOS)
+    filter = Image.Resampling.BICUBIC if scale > 1 else Image.Resampling.LANCZOS
+    picture = Image.fromarray(as_rgb(image)).resize(size, filter)
     for shape in reversed(shapes):
         if shape.mask is not None and shape.mask.any():
             cover = Image.fromarray((shape.mask * round(255 * MASK_SHARE)).astype(np.uint8))

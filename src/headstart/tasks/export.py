@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from headstart.batch import Detections
-from headstart.data.images import load_image
 from headstart.data.order import STRIDE
 from headstart.data.views import View, stack_images
 from headstart.files import replacing
@@ -156,10 +155,10 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
 
 def _check_images(trained: Trained, images: Sequence[str | Path]) -> list[np.ndarray]:
     if images:
-        return [load_image(path) for path in image_files(images)]
+        return [trained.pixels(path) for path in image_files(images)]
     try:
         data = validation_data(trained.recipe)
-        return [data.load_image(index) for index in range(min(NUM_CHECKED, data.num_images))]
+        return [trained.pixels(data.image_path(index)) for index in range(min(NUM_CHECKED, data.num_images))]
     except ValueError as error:
         raise ValueError(f"{error}; a program is compared with the model on images: name some by --check") from None
 
@@ -177,7 +176,7 @@ def _facts(trained: Trained, size: tuple[int, int]) -> dict[str, Any]:
     part = trained.recipe.input
     return {
         "input": {"mean": part.mean, "std": part.std, "order": part.order, "range": "0..255"},
-        "images": [1, 3, *size],
+        "images": [1, part.channels, *size],
         "sizes": "height and width of the scaled image before it was padded with zeros at the right and bottom",
         "classes": {"ids": trained.category_ids, "names": trained.class_names},
         "step": trained.step,

@@ -64,7 +64,7 @@ def costs(recipe: AnyRecipe) -> list[PartCost]:
     else:
         side, field = max(recipe.input.short), "input.short"  # a padded image has at least this square
     maps, found = _backbone(recipe, side**2, field)
-    found.append(PartCost(0, 3 * side**2, (field,)))
+    found.append(PartCost(0, recipe.input.channels * side**2, (field,)))
     if isinstance(recipe, ClassifyRecipe):
         widths = [maps[-1][0] * recipe.model.pool**2 if maps else 0, *recipe.model.hidden]
         return [*found, PartCost(_products(widths), sum(widths), ("model.hidden", "model.pool"))]

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from headstart.data.dataset import Dataset
-from headstart.data.images import SUFFIXES, load_image
+from headstart.data.images import SUFFIXES, load_image, without_copies
 from headstart.data.order import Resize
 from headstart.data.read import open_dataset
 from headstart.data.stream import make_batch
@@ -125,7 +125,7 @@ def image_files(paths: Iterable[str | Path]) -> list[Path]:
     files: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            found = sorted(item for item in path.iterdir() if item.suffix.lower() in SUFFIXES)
+            found = without_copies(sorted(item for item in path.iterdir() if item.suffix.lower() in SUFFIXES))
             if not found:
                 raise ValueError(f"{path}: holds no images ({', '.join(SUFFIXES)})")
             files += found
@@ -138,12 +138,12 @@ def image_files(paths: Iterable[str | Path]) -> list[Path]:
 
 @torch.no_grad()
 def predict(trained: Trained, image: str | Path | np.ndarray, *, score_threshold: float = 0.0) -> ImagePrediction:
-    """Detections on one image (a file, or uint8 [H,W,3] RGB), best first, in its own pixels and its run's precision.
+    """Detections on one image (see `Trained.pixels`), best first, in its own pixels and its run's precision.
 
     ValueError for an unreadable image, and for a segmentation model: use `predict_labels` for that.
     """
     trained.require("detection", _INSTEAD)
-    pixels = image if isinstance(image, np.ndarray) else load_image(image)
+    pixels = trained.pixels(image)
     own, spec = trained.recipe.input, input_spec(trained.recipe)
 
     def view(resize: Resize | None = None, *, flip: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
@@ -168,7 +168,7 @@ def predict(trained: Trained, image: str | Path | np.ndarray, *, score_threshold
 
 
 def draw_prediction(image: str | Path | np.ndarray, found: ImagePrediction, *, scale: int = 1) -> Image.Image:
-    """Picture of an image (a file, or uint8 [H,W,3] RGB) with its detections; `scale` enlarges small images."""
+    """Picture of an image (a file, or an array [H,W,C]) with its detections; `scale` enlarges small images."""
     return draw(
         image if isinstance(image, np.ndarray) else load_image(image),
         found.boxes,
@@ -214,7 +214,7 @@ def predict_files(trained: Trained, files: list[Path], out: Path, *, score: floa
     """`headstart predict` of a detector: a picture of each image and predictions.json in `out`; returns a summary."""
     results: list[dict[str, Any]] = []
     for number, path in enumerate(files, start=1):
-        pixels = load_image(path)
+        pixels = trained.pixels(path)
         found = predict(trained, pixels, score_threshold=score)
         draw_prediction(pixels, found, scale=max(1, 384 // max(pixels.shape[:2]))).save(out / f"{path.stem}.png")
         rows = Predictions(

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from headstart.data.dataset import Dataset
-from headstart.data.images import load_image
+from headstart.data.images import as_rgb
 from headstart.data.label_maps import InstanceLabels, LabelMaps, PixelLabels, PixelStream
 from headstart.data.order import Resize
 from headstart.data.read.coco import read
@@ -170,12 +170,12 @@ def evaluate_labels(trained: Trained, maps: LabelMaps) -> PixelRecords:
 
 @torch.no_grad()
 def predict_labels(trained: Trained, image: str | Path | np.ndarray) -> np.ndarray:
-    """Class id of each pixel, int64 [H,W], of an image (a file, or uint8 [H,W,3] RGB), in its own pixels.
+    """Class id of each pixel, int64 [H,W], of an image (see `Trained.pixels`), in its own pixels.
 
     ValueError for an unreadable image, and for a detector: use `predict` for that.
     """
     trained.require("segmentation", _INSTEAD)
-    pixels = image if isinstance(image, np.ndarray) else load_image(image)
+    pixels = trained.pixels(image)
     resize = Resize(trained.recipe.input.test_short, trained.recipe.input.test_long)
     batch, sizes = make_batch([pixels], resize, input_spec(trained.recipe), trained.device)
     with torch.autocast(trained.device.type, dtype=torch.bfloat16, enabled=trained.recipe.train.bf16):
@@ -220,7 +220,7 @@ def predict_files(trained: Trained, files: list[Path], out: Path, *, score: floa
     score has no effect: every pixel has a class.
     """
     for path in files:
-        pixels = load_image(path)
+        pixels = trained.pixels(path)
         ids = predict_labels(trained, pixels)
         save_labels(ids, out / f"{path.stem}-labels.png")
         draw_labels(pixels, ids).save(out / f"{path.stem}.png")
@@ -240,7 +240,8 @@ def save_labels(ids: np.ndarray, path: str | Path) -> None:
 
 
 def draw_labels(image: np.ndarray, ids: np.ndarray) -> Image.Image:
-    """Picture of image uint8 [H,W,3] with each pixel tinted in the colour of its class; id 0 is not tinted."""
+    """Picture of an image [H,W,C] with each pixel tinted in the colour of its class; id 0 is not tinted."""
+    image = as_rgb(image)
     numbers, place = np.unique(ids, return_inverse=True)
     colours = np.array([_colour(number) for number in numbers.tolist()])[place.reshape(ids.shape)]
     mixed = image * (1 - LABEL_SHARE) + colours * LABEL_SHARE

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from headstart.data.dataset import Dataset, nested_fraction
 from headstart.data.digests import FileState
+from headstart.data.images import load_image
 from headstart.data.order import Resize, bucket_of
 from headstart.data.stream import EvalImages
 from headstart.model.build import build, input_spec
@@ -91,6 +92,21 @@ class Trained:
     def device(self) -> torch.device:
         """Device of the model."""
         return next(self.model.parameters()).device
+
+    def pixels(self, image: str | Path | np.ndarray) -> np.ndarray:
+        """Pixels [H,W,C] of an image file, or the array itself: uint8 or float32 in 0..255.
+
+        ValueError for another number of channels than the model has.
+        """
+        channels = self.recipe.input.channels
+        if not isinstance(image, np.ndarray):
+            return load_image(image, channels)
+        if image.ndim != 3 or image.shape[2] != channels or image.dtype not in (np.uint8, np.float32):
+            raise ValueError(
+                f"image: an array {image.dtype} {list(image.shape)}, expected uint8, or float32 in 0..255, "
+                f"[H,W,{channels}] (input.channels)"
+            )
+        return image
 
     def require(self, task: str, instead: str) -> None:
         """ValueError unless the model was trained for `task`; `instead` names the functions for others."""

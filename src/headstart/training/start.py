@@ -37,7 +37,8 @@ def prepare_start(task: Task, recipe: AnyRecipe) -> Audit:
     """Load weights, freeze, and audit the start; ValueError with the audit's errors, one a line."""
     start, initial, report = recipe.start, tensor_digests(task.model), None
     if start.kind != "random":
-        report = load_weights(task.model, open_weights(start.weights), scope=start.kind, input=input_spec(recipe))
+        file, spec = open_weights(start.weights), input_spec(recipe)
+        report = load_weights(task.model, file, scope=start.kind, input=spec, stem=start.stem)
     freeze(task.model, start.freeze)
     set_train_mode(task.model, start.freeze)
     return _audited(task, recipe, start.kind, report, initial)

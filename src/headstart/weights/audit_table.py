@@ -77,7 +77,10 @@ def _source(initialiser: str, names: list[str], report: LoadReport | None) -> st
         return random
     # Every seed and schedule has another parent; which one, the audit says above the rows.
     file = "carried from its parent" if report.scope == "branch" else f"{report.path} (sha256 {report.hash[:12]})"
-    return file if len(loaded) == len(names) else f"{file}, {len(loaded)} of {len(names)}; the others {random}"
+    adapted = "".join(f"; {name}: {how}" for name, how in report.adapted.items() if name in names)
+    if len(loaded) < len(names):
+        file = f"{file}, {len(loaded)} of {len(names)}; the others {random}"
+    return file + adapted
 
 
 def training_text(flags: list[bool]) -> str:

@@ -1,8 +1,12 @@
-"""Input normalisation that weights were trained with: known projects' values, reading, writing, comparing."""
+"""Input that weights were trained with: its normalisation, and the first convolution for another input."""
 
 import json
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from headstart.batch import InputSpec
 
@@ -51,6 +55,57 @@ def parse_input_spec(value: Any) -> InputSpec | None:
         return InputSpec(mean, std, fields["order"].lower())
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError, RecursionError):
         return None
+
+
+def convert_input(
+    tensors: dict[str, Tensor], first: str, source: InputSpec | None, input: InputSpec | None
+) -> tuple[InputSpec | None, tuple[str, ...]]:
+    """Convert the convolution `first` from the source's channel order and deviations to ours; its new normalisation.
+
+    (p - m) / s_source = (p - m) / s_ours * (s_ours / s_source), so that the factor moves into the weights.
+    """
+    weight = tensors.get(first)
+    if source is None or input is None or weight is None or not weight.shape[1] == len(input.std) == len(source.std):
+        return source, ()
+    notes = []
+    if source.order != input.order and len(source.std) == 3:
+        weight, source = weight.flip(1), source.in_order(input.order)
+        notes.append(f"first convolution turned to {input.order} input")
+    if source.std != input.std:
+        weight = weight * (torch.tensor(input.std) / torch.tensor(source.std)).view(1, -1, 1, 1)
+        source = replace(source, std=input.std)
+        notes.append("first convolution scaled to this recipe's input.std")
+    tensors[first] = weight
+    return source, tuple(notes)
+
+
+def adapt_stem(
+    how: str, path: str, tensors: dict[str, Tensor], own: Mapping[str, Tensor], first: str, source: InputSpec | None
+) -> dict[str, str]:
+    """Adapt the convolution `first` of RGB weights to the model's number of channels C, in `tensors`; what was done.
+
+    mean: each channel gets the mean over RGB times 3 / C, so that a normalised image whose channels are all equal has
+    the same response as before; weights that have taken deviations in (std 1) are scaled to ImageNet's first.
+    random: the convolution keeps its initial values. Returns {our name: description}. ValueError for weights that are
+    not RGB, and for a backbone without a single first convolution.
+    """
+    if not first:
+        raise ValueError(f"start.stem: {how!r}, but this backbone has no plain first convolution; expected null")
+    weight = tensors.get(first)
+    if weight is None or weight.dim() != 4 or weight.shape[1] != 3:
+        found = "is not there" if weight is None else f"has the shape {list(weight.shape)}"
+        raise ValueError(
+            f"{path}: start.stem: {how!r} is for RGB weights, but {first} {found}; expected weights of 3 channels, "
+            "or start.stem null"
+        )
+    if how == "random":
+        names = (first, f"{first.removesuffix('weight')}bias")
+        return {name: "random" for name in names if name in own}
+    if source is not None and set(source.std) == {1.0}:
+        weight = weight * torch.tensor(IMAGENET.in_order(source.order).std).view(1, -1, 1, 1)
+    channels = own[first].shape[1]
+    tensors[first] = weight.mean(1, keepdim=True).repeat(1, channels, 1, 1) * (3 / channels)
+    return {first: f"mean of the RGB weights times 3 / {channels}"}
 
 
 def _near(values: tuple[float, ...], expected: tuple[float, ...], tolerances: list[float]) -> bool:

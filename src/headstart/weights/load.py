@@ -18,7 +18,7 @@ from headstart.model.backbones.vgg import Vgg
 from headstart.model.norm import EPSILON, FrozenBatchNorm
 from headstart.weights.files import WeightFile, read_weights, tensor_digest, write_safetensors
 from headstart.weights.freeze import backbone_of
-from headstart.weights.input import input_text
+from headstart.weights.input import adapt_stem, convert_input, input_text
 from headstart.weights.mismatch import LoadReport, refuse_other_stride, strict_error
 from headstart.weights.names import (
     Names,
@@ -76,24 +76,31 @@ def open_weights(name: str | Path) -> WeightFile:
 
 
 def load_weights(
-    model: nn.Module, file: WeightFile, *, scope: str, input: InputSpec | None = None, strict: bool = True
+    model: nn.Module,
+    file: WeightFile,
+    *,
+    scope: str,
+    input: InputSpec | None = None,
+    strict: bool = True,
+    stem: str | None = None,
 ) -> LoadReport:
     """Copy a file's tensors into a detector, a classifier or a bare backbone, and report on each.
 
     `input` is how this model's images will be normalised: where the source differs in channel order or deviation, the
     first convolution is converted (exactly, borders included); a different mean cannot be, and is left to the audit.
+    stem: "mean" or "random" adapts RGB weights to another number of channels, which `input` normalises (`adapt_stem`).
     A detector of another number of classes keeps its initial class predictors. ValueError, before anything is copied,
     where the account is not clean; with strict=False what fits is copied and the report tells the rest.
     """
     own, layout = named_tensors(model), _layout(model, file)
-    tensors, report = _account(model, file, layout, scope)
     source = _source_input(model, file, layout)
+    tensors, report = _account(model, file, layout, scope, stem, source)
     refuse_other_stride(file.path, layout, report.loaded, tensors, source)
     if (strict and (report.missing or report.unexpected or report.mismatched)) or not report.loaded:
         raise ValueError(strict_error(report, own, tensors))
     if file.hash.startswith(WITHOUT_EPSILON):
         tensors |= {name: tensors[name] - EPSILON for name in report.loaded if name.endswith("running_var")}
-    source, notes = _convert_input(tensors, _first_conv(model), source, input)
+    source, notes = (input, ()) if stem else convert_input(tensors, _first_conv(model), source, input)
     with torch.no_grad():
         for name in report.loaded:
             own[name].copy_(tensors[name])  # state_dict shares memory with the model
@@ -151,7 +158,9 @@ def _first_conv(model: nn.Module) -> str:
     return next((name for name in names if name in own), "")
 
 
-def _account(model: nn.Module, file: WeightFile, layout: str, scope: str) -> tuple[dict[str, Tensor], LoadReport]:
+def _account(
+    model: nn.Module, file: WeightFile, layout: str, scope: str, stem: str | None, source: InputSpec | None
+) -> tuple[dict[str, Tensor], LoadReport]:
     """Tensors by our name and in our layout, and what would be loaded of them."""
     own, expected = named_tensors(model), expected_names(model, scope)
     names, net = our_names(file, layout), backbone_of(model)
@@ -161,6 +170,10 @@ def _account(model: nn.Module, file: WeightFile, layout: str, scope: str) -> tup
     tensors = {ours: to_our_rows(ours, file.tensors[name], layout) for ours, name in names.found.items()}
     names = _sort_out(names, own, tensors, expected)
     reset, notes = _changed_predictors(model, own, tensors) if scope == "detector" else ((), ())
+    adapted = {}
+    if stem is not None:
+        adapted = adapt_stem(stem, file.path, tensors, own, _first_conv(model), source)
+        reset = (*reset, *(adapted if stem == "random" else ()))
     found = {ours: name for ours, name in names.found.items() if ours not in reset}
     if layout == "Detectron":
         found |= _unfold(model, found, tensors)
@@ -181,7 +194,8 @@ def _account(model: nn.Module, file: WeightFile, layout: str, scope: str) -> tup
         mismatched=mismatched,
         left_out=(*names.left_out, *(names.found[name] for name in reset if name in names.found), *file.left_out),
         reset=reset,
-        notes=notes,
+        notes=(*notes, *(f"{name}: {how} (start.stem)" for name, how in adapted.items())),
+        adapted=adapted,
     )
 
 
@@ -242,25 +256,3 @@ def _unfold(model: nn.Module, found: dict[str, str], tensors: dict[str, Tensor])
         tensors[f"{norm}.running_var"] = torch.full_like(module.running_var, 1 - module.eps)
         added |= dict.fromkeys((f"{norm}.running_mean", f"{norm}.running_var"), f"folded in {found[f'{norm}.weight']}")
     return added
-
-
-def _convert_input(
-    tensors: dict[str, Tensor], first: str, source: InputSpec | None, input: InputSpec | None
-) -> tuple[InputSpec | None, tuple[str, ...]]:
-    """Convert the convolution `first` from the source's channel order and deviations to ours; its new normalisation.
-
-    (p - m) / s_source = (p - m) / s_ours * (s_ours / s_source), so that the factor moves into the weights.
-    """
-    weight = tensors.get(first)
-    if source is None or input is None or weight is None or not weight.shape[1] == len(input.std) == len(source.std):
-        return source, ()
-    notes = []
-    if source.order != input.order and len(source.std) == 3:
-        weight, source = weight.flip(1), source.in_order(input.order)
-        notes.append(f"first convolution turned to {input.order} input")
-    if source.std != input.std:
-        weight = weight * (torch.tensor(input.std) / torch.tensor(source.std)).view(1, -1, 1, 1)
-        source = replace(source, std=input.std)
-        notes.append("first convolution scaled to this recipe's input.std")
-    tensors[first] = weight
-    return source, tuple(notes)

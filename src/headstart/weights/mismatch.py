@@ -15,6 +15,7 @@ class LoadReport:
     loaded {our name: name in the file}; missing: expected, not in the file; unexpected: in the file, not in the model;
     mismatched {our name: (shape in the file, shape in the model)}; left_out: of no use here, or outside the scope
     (names in the file); reset: class predictors that keep their initial values, because the number of classes differs.
+    adapted {our name: description} by `start.stem`.
     `source_input` is how images must be normalised for these weights as they now are; None where the file does not say.
     digests {our name: digest of the values to be loaded}, for the audit; empty for a branch.
     """
@@ -32,6 +33,7 @@ class LoadReport:
     notes: tuple[str, ...] = ()
     source_input: InputSpec | None = None
     digests: dict[str, str] = field(default_factory=dict)
+    adapted: dict[str, str] = field(default_factory=dict)
 
 
 def strict_error(report: LoadReport, own: dict[str, Tensor], tensors: dict[str, Tensor]) -> str:
@@ -43,6 +45,7 @@ def strict_error(report: LoadReport, own: dict[str, Tensor], tensors: dict[str, 
         _net_reason(report, own)
         or _norm_reason(report, own)
         or _depth_reason(own, tensors)
+        or _channels_reason(report)
         or _part_reason(report, own, tensors)
     )
     return f"{report.path}: {reason or _counts(report)}"
@@ -80,6 +83,14 @@ def _block_counts(names: dict[str, Tensor]) -> list[int]:
     blocks = {match[0] for match in (re.match(r"backbone\.layer(\d)\.\d+", name) for name in names) if match}
     counts = [sum(block.startswith(f"backbone.layer{stage}.") for block in blocks) for stage in range(1, 5)]
     return counts if any(counts) else []
+
+
+def _channels_reason(report: LoadReport) -> str:
+    """A backbone's convolution that differs from RGB weights in nothing but the channels of its input."""
+    for name, (theirs, ours) in report.mismatched.items():
+        if name.startswith("backbone.") and len(ours) == 4 and theirs == (ours[0], 3, *ours[2:]):
+            return f"{name} takes 3 channels, the model's {ours[1]}; set start.stem to mean or random"
+    return ""
 
 
 def _part_reason(report: LoadReport, own: dict[str, Tensor], tensors: dict[str, Tensor]) -> str:

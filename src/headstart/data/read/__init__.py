@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from headstart.data.dataset import Dataset
-from headstart.data.images import SUFFIXES, image_size
+from headstart.data.images import SUFFIXES, image_size, without_copies
 from headstart.data.read.coco import from_document, read
 from headstart.data.read.text import walk
 from headstart.data.read.voc import read_voc
@@ -107,7 +107,7 @@ def read_folders(root: str | Path) -> Dataset:
 def folder_images(root: Path) -> tuple[list[Path], int]:
     """The images in class folders below `root`, sorted, none of them opened; and how many other files there are."""
     files = sorted(walk(root)) if os.path.isdir(root) else []
-    images = [p for p in files if p.suffix.lower() in SUFFIXES and p.parent != root]
+    images = without_copies(p for p in files if p.suffix.lower() in SUFFIXES and p.parent != root)
     if not images:
         raise ValueError(f"{root}: no images in class folders: expected for example {root}/CLASS/IMAGE.jpg")
     return images, len(files) - len(images)

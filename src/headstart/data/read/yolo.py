@@ -10,7 +10,7 @@ import numpy as np
 import yaml
 
 from headstart.data.dataset import Dataset
-from headstart.data.images import SUFFIXES, image_size
+from headstart.data.images import SUFFIXES, image_size, without_copies
 from headstart.data.polygons import area
 from headstart.data.read.coco import from_document
 from headstart.data.read.coco_records import show
@@ -183,7 +183,7 @@ def _images_at(path: Path, split: str, base: Path, place: str) -> list[Path]:
     if found is None:
         raise ValueError(f"{path}: {split} = {show(place)}: no such folder or file: looked at {str(candidates[0])!r}")
     if os.path.isdir(found):
-        return [Path(os.path.abspath(p)) for p in walk(found) if p.suffix.lower() in SUFFIXES]
+        return without_copies(Path(os.path.abspath(p)) for p in walk(found) if p.suffix.lower() in SUFFIXES)
     listed = []
     for number, line in enumerate(read_text(found, "a path of an image a line").splitlines(), 1):
         if line.strip():
