@@ -105,7 +105,8 @@ def sync_folders(path: Path) -> None:
     for folder in (path.parent, path.parent.parent) if os.name == "posix" else ():
         descriptor = os.open(folder, os.O_RDONLY)
         try:
-            os.fsync(descriptor)
+            with named(folder):
+                os.fsync(descriptor)
         except OSError as error:
             if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot
                 raise

@@ -191,7 +191,8 @@ class Rows:
 
     def sync(self) -> None:
         """Write all rows down to the disk, before a checkpoint counts on them."""
-        os.fsync(self._file.fileno())
+        with named(self.path):
+            os.fsync(self._file.fileno())
         if not self._synced:  # the file's own entry: once is enough
             sync_folders(self.path)
             self._synced = True
