@@ -47,7 +47,7 @@ def _schedule(value: object) -> object:
 
 
 def _accepted(parse: Callable[[Any], tuple[Fraction, str]], value: object) -> tuple[Fraction, str]:
-    """What `parse` makes of a value; its refusal without field and value, which `validate` gives."""
+    """Value by `parse`; its refusal is without field and value, which `validate` gives."""
     try:
         return parse(value)
     except ValueError as error:

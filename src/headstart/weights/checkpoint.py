@@ -92,7 +92,7 @@ def _open(path: Path) -> BinaryIO:
 
 
 def _content(path: Path, file: BinaryIO, sealed: bool) -> Any:
-    """What torch reads in a file whose seal is right, or that has none."""
+    """Content by torch of a file whose seal is right, or that has none."""
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
