@@ -208,8 +208,8 @@ class Trial:
         process = self.context.Process(target=attempt, args=(command, folders, fault, said, counted))
         process.start()
         process.join()
-        counts = {name: int(count) for name, count in map(str.split, counted.read_text().splitlines())}
-        return Outcome(process.exitcode, tuple(said.read_text(errors="replace").splitlines()), counts)
+        counts = {name: int(count) for name, count in map(str.split, counted.read_text(encoding="utf-8").splitlines())}
+        return Outcome(process.exitcode, tuple(said.read_text(encoding="utf-8", errors="replace").splitlines()), counts)
 
 
 def finished(out: Path) -> dict[str, bytes]:

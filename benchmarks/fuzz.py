@@ -184,16 +184,16 @@ def yolo_folder(folder: Path) -> None:
     (folder / "images").mkdir()
     (folder / "labels").mkdir()
     picture(folder / "images" / "a.png")
-    (folder / "labels" / "a.txt").write_text("0 .5 .5 .5 .5\n")
-    (folder / "data.yaml").write_text("train: images\nval: list.txt\nnames: [ant, bee]\n")
-    (folder / "list.txt").write_text("images/a.png\n")
+    (folder / "labels" / "a.txt").write_text("0 .5 .5 .5 .5\n", encoding="utf-8")
+    (folder / "data.yaml").write_text("train: images\nval: list.txt\nnames: [ant, bee]\n", encoding="utf-8")
+    (folder / "list.txt").write_text("images/a.png\n", encoding="utf-8")
 
 
 def label_folder(folder: Path) -> None:
     """A COCO file of one picture, whose label map is read."""
     records = [{"id": 1, "file_name": "a.jpg", "height": 6, "width": 8}]
     content = {"images": records, "annotations": [], "categories": [{"id": 0, "name": "sky"}]}
-    (folder / "maps.json").write_text(json.dumps(content))
+    (folder / "maps.json").write_text(json.dumps(content), encoding="utf-8")
 
 
 def read_labels(path: Path) -> np.ndarray:

@@ -56,7 +56,7 @@ CHAIN = [
     Fault("fsync", 1, errno.EIO),
     Fault("rename", 9, errno.EIO),
     Fault("write", 70, errno.EIO),
-    Fault("open", 90, errno.EACCES),
+    Fault("open", 100, errno.EACCES),
     Fault("write", 120, errno.ENOSPC, lasting=True),
     Fault("fsync", 4, errno.EIO),
     Fault("open", 120, errno.EMFILE),

@@ -112,7 +112,8 @@ def unspecified(path):
         values = [*node.args, *(keyword.value for keyword in node.keywords)]
         modes = {value.value for value in values if isinstance(value, ast.Constant)} & MODES
         is_other = ast.unparse(node.func) in ("Image.open", "os.open", "self.open")  # `self.open` is told its encoding
-        reads_text = name in ("read_text", "write_text") or (
+        is_method = isinstance(node.func, ast.Attribute)
+        reads_text = (is_method and name in ("read_text", "write_text")) or (
             name in ("open", "fdopen") and not is_other and not any("b" in mode for mode in modes)
         )
         hears_text = name in ("run", "Popen", "check_output") and "text" in given
