@@ -51,6 +51,7 @@ def tear(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+@pytest.mark.filterwarnings("ignore:.*is not a whole checkpoint")
 def test_a_torn_trunk_is_run_again_for_a_missing_tail(finished, data_root, study):
     trunk = directory_of(study, TRUNK)
     shutil.rmtree(directory_of(study, TAIL))
@@ -72,6 +73,7 @@ def test_a_task_of_a_cluster_names_a_torn_trunk(data_root, study):
         run_named(prepared_study(data_root), TAIL, study.parent)
 
 
+@pytest.mark.filterwarnings("ignore:.*is not a whole checkpoint")
 def test_torn_weights_of_a_pre_training_are_made_again(data_root, tmp_path):
     changes = tiny_study(data_root, schedules=["2x"])
     del changes["arms"]["scratch"]
