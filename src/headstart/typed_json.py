@@ -41,9 +41,7 @@ def read_lines(path: Path, kind: type[Record]) -> list[Record]:
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror}); nothing was changed") from None
     decoder, lines = msgspec.json.Decoder(kind), content.split(b"\n")
-    with suppress(
-        msgspec.DecodeError, UnicodeDecodeError, RecursionError
-    ):  # line by line takes 1.6 times as long
+    with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):  # line by line takes 1.6 times as long
         records = decoder.decode_lines(content)
         if len(records) == sum(map(bool, lines)):
             return records

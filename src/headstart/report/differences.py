@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from headstart.recipe.dotted import flatten
-from headstart.study.folder import Run, StudyFolder
+from headstart.study.results import Run, StudyFolder
 from headstart.training.stored import AUDIT_FILE, SEGMENT_FILE, RunFacts
 from headstart.weights.audits.record import Audit
 

@@ -24,7 +24,7 @@ from headstart.report.tables import (
     settled_schedule,
     size_table,
 )
-from headstart.study.folder import Run
+from headstart.study.results import Run
 from headstart.training.stored import AUDIT_FILE, ENVIRONMENT_FILE, Environment
 from headstart.verdict import numbers
 from headstart.verdict.curves import Crossover

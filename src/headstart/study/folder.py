@@ -21,16 +21,7 @@ from headstart.files import json_text, named, write_whole
 from headstart.recipe.dotted import flatten
 from headstart.recipe.yaml_text import read_yaml
 from headstart.study.plan import Cell, Plan, Segment
-from headstart.study.results import (
-    NAN,
-    TRAIN,
-    VARIANTS_FILE,
-    Run,
-    StudyFolder,
-    final_row,
-    metric_of,
-    read_variants,
-)
+from headstart.study.results import VARIANTS_FILE, Run, StudyFolder, read_variants
 from headstart.study.spec import check_names, parse_study
 from headstart.training.rows import read_rows
 from headstart.training.stored import AUDIT_FILE, ENVIRONMENT_FILE, SEGMENT_FILE
@@ -39,23 +30,6 @@ from headstart.version import __version__
 
 STUDY_FILE, PLAN_FILE, CHANGES_FILE = "study.yaml", "plan.json", "segments.jsonl"
 FORMAT = 1  # of all files of a study's folder; plan.json states it, and those written before it did not
-
-__all__ = [
-    "NAN",
-    "TRAIN",
-    "VARIANTS_FILE",
-    "Run",
-    "StudyFolder",
-    "final_row",
-    "inputs_digest",
-    "is_current",
-    "is_finished",
-    "metric_of",
-    "note_segment",
-    "read_plan",
-    "read_study_folder",
-    "write_study",
-]
 
 
 class PlannedSegment(Segment, frozen=True, kw_only=True):
