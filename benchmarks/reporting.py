@@ -10,10 +10,10 @@ import json
 import sys
 import tempfile
 import time
-from dataclasses import asdict
 from math import exp
 from pathlib import Path
 
+from msgspec.structs import asdict
 from record import keep
 
 from headstart.recipe.schedule import Schedule, multiple_of

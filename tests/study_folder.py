@@ -1,12 +1,12 @@
 """A made-up study as the runner writes one: real plan, plausible rows, pictures, and names that try to be markup."""
 
 import json
-from dataclasses import asdict
 from math import exp
 from pathlib import Path
 
 import numpy as np
 import yaml
+from msgspec.structs import asdict
 from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 

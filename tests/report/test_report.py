@@ -25,7 +25,8 @@ from headstart.report.findings import find
 from headstart.report.page import MOST_BYTES, script_json
 from headstart.report.paper import table_1
 from headstart.report.pictures import MIN_SCORE, make_gallery
-from headstart.study.folder import is_current, metric_of, read_study_folder
+from headstart.study.folder import is_current, read_study_folder
+from headstart.study.results import metric_of
 from headstart.verdict.verdict import judge
 from headstart.verdict.words import sentence
 from study_folder import CLASSES, FILE_NAME, box_ap, build_study, hash_of

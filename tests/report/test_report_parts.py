@@ -14,7 +14,8 @@ from headstart.report.cost import public_cost
 from headstart.report.differences import undeclared
 from headstart.report.facts import ERROR_TYPES, Facts
 from headstart.report.tables import error_tables
-from headstart.study.folder import StudyFolder, read_study_folder
+from headstart.study.folder import read_study_folder
+from headstart.study.results import StudyFolder
 from headstart.verdict.numbers import large
 from headstart.weights.public import find_training, trainings
 from study_folder import build_study

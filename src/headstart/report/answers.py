@@ -11,10 +11,9 @@ import numpy as np
 
 from headstart.report.cost import Cost, outside_weights
 from headstart.report.facts import Facts
-from headstart.study.folder import TRAIN
 from headstart.verdict import words
 from headstart.verdict.curves import Crossover, Curve, compare_at, crossover, images_worth, overfit_onset
-from headstart.verdict.numbers import fraction_name
+from headstart.verdict.numbers import TRAIN, fraction_name
 from headstart.verdict.paired import t_half_width
 from headstart.verdict.verdict import Verdict
 

@@ -30,7 +30,8 @@ from headstart.report.sections import (
     trace,
     verdict,
 )
-from headstart.study.folder import StudyFolder, inputs_digest, read_study_folder
+from headstart.study.folder import inputs_digest, read_study_folder
+from headstart.study.results import StudyFolder
 
 # In the order of the page. Each takes the facts and findings, and has a template of its name in templates/sections.
 SECTIONS = (verdict, answers, curves, schedules, data, cost, classes, mistakes, pictures, audit, plan, trace)

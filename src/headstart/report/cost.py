@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from headstart.study.folder import StudyFolder
 from headstart.study.plan import Segment, lineage_name
+from headstart.study.results import StudyFolder
 from headstart.training.rows import WORK
 from headstart.weights.public import Training, find_training
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 from headstart.recipe.dotted import flatten
-from headstart.study.folder import Run, StudyFolder
-from headstart.training.stored import AUDIT_FILE, SEGMENT_FILE, RunFacts, StoredAudit
+from headstart.study.results import Run, StudyFolder
+from headstart.training.stored import AUDIT_FILE, SEGMENT_FILE, RunFacts
+from headstart.weights.audits.record import Audit
 
 # Fields that an arm must declare for its runs to differ in these, by the beginning of a declared field.
 PARAMETERS, TRAINED, NORM, DATA = "parameters", "trained parameters", "norm", "content of the data"
@@ -66,11 +67,11 @@ def _facts(folder: StudyFolder, arm: str) -> dict[str, str]:
     """Of the first run of an arm at the largest fraction and first seed that has an audit."""
     own = [run for run in folder.runs.values() if run.segment.kind != "pretrain" and run.segment.arm == arm]
     own = [run for run in own if run.segment.fraction == folder.fractions[0] and run.directory]
-    found = next(((run, audit) for run in own if (audit := run.fact(AUDIT_FILE, StoredAudit))), None)
+    found = next(((run, audit) for run in own if (audit := run.fact(AUDIT_FILE, Audit))), None)
     return _facts_of(*found) if found else {}
 
 
-def _facts_of(run: Run, audit: StoredAudit) -> dict[str, str]:
+def _facts_of(run: Run, audit: Audit) -> dict[str, str]:
     frozen = [row.group for row in audit.rows if row.training != "trains"]
     facts = {
         PARAMETERS: f"{sum(row.num_params for row in audit.rows):,}",

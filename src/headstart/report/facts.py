@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 
 from headstart.report.cost import COUNTERS, WAYS, CellCost, Cost, StartCost, mean_costs, study_costs
-from headstart.study.folder import NAN, TRAIN, Run, StudyFolder, final_row
 from headstart.study.plan import Cell
+from headstart.study.results import NAN, Run, StudyFolder, final_row
 from headstart.tasks import METRIC_KINDS
 from headstart.training.rows import training_rows
 from headstart.training.stored import ErrorsOfKinds
+from headstart.verdict.numbers import TRAIN
 
 Row = dict[str, Any]
 Key = tuple[str, str, float]  # arm, schedule, fraction

@@ -14,8 +14,7 @@ from headstart.report.facts import Facts, Row, Stretch
 from headstart.report.paper import SAMPLES, sample_figure
 from headstart.report.plots import GREY, RANDOM_COLOURS, TITLE, WEIGHTS_COLOURS, arm_colours
 from headstart.report.tables import ErrorRow
-from headstart.study.folder import TRAIN
-from headstart.verdict.numbers import fraction_name, metric_name
+from headstart.verdict.numbers import TRAIN, fraction_name, metric_name
 from headstart.weights.public import find_training
 
 _BARS = ("box.AP", "box.AP50", "box.AP75", "mask.AP", "mask.AP50", "mask.AP75")

@@ -10,7 +10,7 @@ import numpy as np
 from headstart.report.answers import Answer, Comparison, EqualEffort, equal_efforts, find_answers, find_crossover
 from headstart.report.differences import starts_differ, undeclared
 from headstart.report.facts import Facts
-from headstart.study.folder import NAN, Run, StudyFolder, final_row, metric_of
+from headstart.study.results import NAN, Run, StudyFolder, final_row, metric_of
 from headstart.tasks import METRIC_KINDS, RecordsReader
 from headstart.verdict import words
 from headstart.verdict.curves import Crossover

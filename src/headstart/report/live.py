@@ -23,9 +23,10 @@ from headstart.report.facts import Facts
 from headstart.report.figures import training_figure
 from headstart.report.page import TEMPLATES, arms_data, template
 from headstart.report.plots import STYLE
-from headstart.study.folder import Run, StudyFolder, read_study_folder
+from headstart.study.folder import read_study_folder
 from headstart.study.forecast import time_to_finish
 from headstart.study.plan import Segment
+from headstart.study.results import Run, StudyFolder
 from headstart.training.rows import work_rows
 from headstart.verdict import numbers
 from headstart.version import __version__

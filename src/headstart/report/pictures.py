@@ -19,7 +19,7 @@ from headstart.metrics.records import Records
 from headstart.report.facts import Facts
 from headstart.report.findings import Findings
 from headstart.report.page import Section
-from headstart.study.folder import Run, StudyFolder
+from headstart.study.results import Run, StudyFolder
 from headstart.tasks.draw import Shape, draw_shapes
 
 MIN_SCORE = 0.5  # the detections that a user would see; AP ranks the others too

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from headstart.files import replacing, write_whole
-from headstart.study.folder import StudyFolder
+from headstart.study.results import StudyFolder
 
 # As in the paper, random starts are purple and the first start with weights is green; all are distinct for the common
 # kinds of colour vision, and by lightness in grey.

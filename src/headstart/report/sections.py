@@ -24,13 +24,14 @@ from headstart.report.tables import (
     settled_schedule,
     size_table,
 )
-from headstart.study.folder import Run
-from headstart.training.stored import AUDIT_FILE, ENVIRONMENT_FILE, Environment, StoredAudit
+from headstart.study.results import Run
+from headstart.training.stored import AUDIT_FILE, ENVIRONMENT_FILE, Environment
 from headstart.verdict import numbers
 from headstart.verdict.curves import Crossover
 from headstart.verdict.numbers import file_part, metric_name
 from headstart.verdict.verdict import Verdict
 from headstart.verdict.words import rule_sentence
+from headstart.weights.audits.record import Audit
 
 
 @dataclass(frozen=True)
@@ -250,9 +251,9 @@ def _efforts(cost: Cost) -> dict[str, float]:
 
 def _audits(facts: Facts) -> list[Row]:
     """The audit of each arm and pre-training: that of the first run which has one, and the runs that differ from it."""
-    found: dict[str, list[tuple[Run, StoredAudit]]] = {}
+    found: dict[str, list[tuple[Run, Audit]]] = {}
     for run in facts.folder.runs.values():
-        if content := run.fact(AUDIT_FILE, StoredAudit):
+        if content := run.fact(AUDIT_FILE, Audit):
             label = f"pre-training {run.segment.arm}" if run.segment.kind == "pretrain" else run.segment.arm
             found.setdefault(label, []).append((run, content))
     made = []

@@ -10,7 +10,7 @@ import numpy as np
 
 from headstart.report.facts import ERROR_TYPES, KINDS, Facts, Row
 from headstart.report.paper import paper_rows
-from headstart.study.folder import NAN
+from headstart.study.results import NAN
 from headstart.tasks import METRIC_KINDS
 
 # The metrics of the paper's tables, in its order; a study without boxes has its own first.

@@ -9,28 +9,19 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import msgspec
 import yaml
 from msgspec import Meta, Struct
+from msgspec.structs import asdict, replace
 
 from headstart.files import json_text, named, write_whole
 from headstart.recipe.dotted import flatten
 from headstart.recipe.yaml_text import read_yaml
 from headstart.study.plan import Cell, Plan, Segment
-from headstart.study.results import (
-    NAN,
-    TRAIN,
-    VARIANTS_FILE,
-    Run,
-    StudyFolder,
-    final_row,
-    metric_of,
-    read_variants,
-)
+from headstart.study.results import VARIANTS_FILE, Run, StudyFolder, read_variants
 from headstart.study.spec import check_names, parse_study
 from headstart.training.rows import read_rows
 from headstart.training.stored import AUDIT_FILE, ENVIRONMENT_FILE, SEGMENT_FILE
@@ -40,48 +31,10 @@ from headstart.version import __version__
 STUDY_FILE, PLAN_FILE, CHANGES_FILE = "study.yaml", "plan.json", "segments.jsonl"
 FORMAT = 1  # of all files of a study's folder; plan.json states it, and those written before it did not
 
-__all__ = [
-    "NAN",
-    "TRAIN",
-    "VARIANTS_FILE",
-    "Run",
-    "StudyFolder",
-    "final_row",
-    "inputs_digest",
-    "is_current",
-    "is_finished",
-    "metric_of",
-    "note_segment",
-    "read_plan",
-    "read_study_folder",
-    "write_study",
-]
 
+class PlannedSegment(Segment, frozen=True, kw_only=True):
+    """A segment with the directory of its run, None before it has begun."""
 
-class PlannedCell(Struct, forbid_unknown_fields=True):
-    """`plan.Cell` in plan.json."""
-
-    arm: str
-    schedule: str
-    fraction: float
-    seed: int
-    total: int
-    segments: Annotated[list[str], Meta(min_length=1)]
-
-
-class PlannedSegment(Struct, forbid_unknown_fields=True):
-    """`plan.Segment` in plan.json, with the directory of its run, None before it has begun."""
-
-    name: str
-    kind: Literal["pretrain", "trunk", "tail"]
-    arm: str
-    fraction: float
-    seed: int
-    schedule: str | None
-    start: int
-    stop: int
-    parent: str | None
-    weights_from: str | None
     directory: str | None
     finished: bool
 
@@ -106,7 +59,7 @@ class PlanFile(Struct, forbid_unknown_fields=True, kw_only=True):
     """The content of plan.json."""
 
     format: Annotated[int, Meta(ge=1, le=FORMAT)] = 1
-    cells: list[PlannedCell]
+    cells: list[Cell]
     segments: list[PlannedSegment]
     notes: list[str]
     num_images: dict[float, int]
@@ -131,25 +84,23 @@ def read_study_folder(path: str | Path) -> StudyFolder:
     content = read_yaml(path / STUDY_FILE)
     study, plan = parse_study(content, source=str(path / STUDY_FILE)), read_plan(path)
     asked = {name: flatten(patch) for name, patch in study.also_evaluate.items()}
-    runs, cells = {}, []
+    runs = {}
     for entry in plan.segments:
-        segment = Segment(**{f.name: getattr(entry, f.name) for f in fields(Segment)})
+        segment = Segment(*(getattr(entry, name) for name in Segment.__struct_fields__))
         runs[entry.name] = read_run(segment, path / entry.directory if entry.directory else None, asked)
     for run in runs.values():
         check_names(sorted(run.segment.needs), runs, f"{path / PLAN_FILE}: segment")
-    for entry in plan.cells:
-        cell = Cell(**msgspec.structs.asdict(entry) | {"segments": tuple(entry.segments)})
+    for cell in plan.cells:
         check_names(cell.segments, runs, f"{path / PLAN_FILE}: cell {cell.name}: segment")
-        cells.append(cell)
     return StudyFolder(
         path=path,
         settings=content,
         rule=study.rule,
-        plan=Plan(tuple(run.segment for run in runs.values()), tuple(cells), tuple(plan.notes)),
+        plan=Plan(tuple(run.segment for run in runs.values()), tuple(plan.cells), tuple(plan.notes)),
         runs=runs,
         num_images=plan.num_images,
         batch=plan.batch,
-        differences=tuple(msgspec.structs.asdict(row) for row in plan.differences),
+        differences=tuple(asdict(row) for row in plan.differences),
     )
 
 
@@ -166,9 +117,9 @@ def read_plan(directory: Path) -> PlanFile:
     """The content of plan.json with the segments as they are now; ValueError where there is none."""
     plan = read_json(directory / PLAN_FILE, PlanFile)
     changes = {change.name: change for change in read_lines(directory / CHANGES_FILE, Change)}
-    for entry in plan.segments if changes else ():
+    for place, entry in enumerate(plan.segments if changes else ()):
         if change := changes.get(entry.name):
-            entry.directory, entry.finished = change.directory, change.finished
+            plan.segments[place] = replace(entry, directory=change.directory, finished=change.finished)
     return plan
 
 

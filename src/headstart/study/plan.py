@@ -9,16 +9,17 @@ Pure: no files, no model.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
 
 from headstart.recipe.schedule import Schedule, shared_until
 from headstart.study.spec import StudySpec, check_names
 
 
-@dataclass(frozen=True)
-class Cell:
+class Cell(Struct, frozen=True, forbid_unknown_fields=True):
     """One arm, schedule, fraction and seed; `segments` names what makes it up, trunk first, its tail last."""
 
     arm: str
@@ -26,15 +27,14 @@ class Cell:
     fraction: float
     seed: int
     total: int
-    segments: tuple[str, ...] = field(compare=False)
+    segments: Annotated[tuple[str, ...], Meta(min_length=1)]
 
     @property
     def name(self) -> str:
         return f"{lineage_name(self.arm, self.fraction, self.seed)}-{self.schedule}"
 
 
-@dataclass(frozen=True)
-class Segment:
+class Segment(Struct, frozen=True, forbid_unknown_fields=True):
     """One stretch of training, steps start..stop, named like "scratch-f1-s0-trunk-0-200".
 
     kind "pretrain" makes weights (arm is then the entry of `pretrain`); "trunk" is shared, "tail" ends one schedule.

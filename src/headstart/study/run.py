@@ -4,10 +4,11 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
 from math import inf
 from pathlib import Path
 from typing import Any
+
+from msgspec.structs import asdict
 
 from headstart.files import locked
 from headstart.hardware import choose_device, usable_cores

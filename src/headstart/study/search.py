@@ -15,7 +15,7 @@ import yaml
 
 from headstart.files import json_text, write_whole
 from headstart.recipe.dotted import flatten
-from headstart.study.folder import StudyFolder
+from headstart.study.results import StudyFolder
 from headstart.study.spec import StudySpec, parse_study
 from headstart.verdict.numbers import metric_name, score
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from headstart.metrics import pixels
 from headstart.metrics.records import Records, ap_from_records, bootstrap_ap
+from headstart.recipe.load import KINDS
 from headstart.recipe.recipe import AnyRecipe
 
 
@@ -98,6 +99,7 @@ TASKS = {
         num_classes=80,
     ),
 }
+assert TASKS.keys() == KINDS.keys(), "a task has a row here and a recipe there"
 METRIC_KINDS = {kind: metrics for row in TASKS.values() for kind, metrics in row.kinds.items()}
 
 

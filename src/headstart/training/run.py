@@ -37,7 +37,7 @@ from headstart.training.stored import AUDIT_FILE, ENVIRONMENT_FILE, FORMAT, SEGM
 from headstart.training.workers import Send, run_processes
 from headstart.version import __version__
 from headstart.weights import checkpoint
-from headstart.weights.audit import Audit
+from headstart.weights.audits.record import Audit
 
 PATIENCE = 5.0  # seconds that a run waits for a killed process to leave its directory
 

@@ -13,7 +13,8 @@ from headstart.training.optimizer import UpdateRule, make_optimizer, part_factor
 from headstart.training.precise_bn import live_norms
 from headstart.training.resume import start_point
 from headstart.weights import checkpoint
-from headstart.weights.audit import Audit, audit, tensor_digests
+from headstart.weights.audit import audit, tensor_digests
+from headstart.weights.audits.record import Audit
 from headstart.weights.freeze import freeze, set_train_mode
 from headstart.weights.load import load_weights, open_weights
 from headstart.weights.mismatch import LoadReport

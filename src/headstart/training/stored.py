@@ -61,32 +61,6 @@ class Environment(Struct, forbid_unknown_fields=True, kw_only=True):
     processes: int = 1
 
 
-class StoredAuditRow(Struct, forbid_unknown_fields=True):
-    """`weights.audit_table.AuditRow`."""
-
-    group: str
-    source: str
-    num_tensors: int
-    num_params: int
-    training: str
-    norm: str
-
-
-class StoredAudit(Struct, forbid_unknown_fields=True, kw_only=True):
-    """audit.json: `weights.audit.Audit`."""
-
-    start: str
-    freeze: str
-    file: str | None
-    hash: str | None
-    rows: list[StoredAuditRow]
-    errors: list[str]
-    notes: list[str] = []
-    left_out: list[str] = []
-    new: list[str] = []
-    reshaped: dict[str, tuple[list[int], list[int]]] = {}
-
-
 class ErrorCounts(Struct, forbid_unknown_fields=True):
     """Number of errors by type."""
 

@@ -4,13 +4,11 @@ It examines the model itself and the tensors that were really loaded, not the se
 an arm that does not start as declared voids the comparison.
 """
 
-from dataclasses import asdict, dataclass, field
-from typing import Any
-
 from torch import nn
 
 from headstart.batch import InputSpec
-from headstart.weights.audit_table import AuditRow, audit_rows, has_statistics, is_fixed
+from headstart.weights.audit_table import audit_rows, has_statistics, is_fixed
+from headstart.weights.audits.record import Audit
 from headstart.weights.audits.values import listed, unlike_file, untrained_file
 from headstart.weights.files import tensor_digest
 from headstart.weights.freeze import frozen_modules
@@ -19,41 +17,6 @@ from headstart.weights.load import expected_names, named_tensors, prefix_of
 from headstart.weights.mismatch import LoadReport
 
 STARTS = ("random", "backbone", "detector", "branch")
-
-
-@dataclass(frozen=True)
-class Audit:
-    """Start of a run, tensor by tensor. `errors` is empty where it is the declared one.
-
-    A branch also has `new` tensors, and `reshaped` ones {name: (shape in the parent, shape here)}; both keep their
-    initial values.
-    """
-
-    start: str
-    freeze: str
-    file: str | None
-    hash: str | None
-    rows: tuple[AuditRow, ...]
-    errors: tuple[str, ...]
-    notes: tuple[str, ...] = ()
-    left_out: tuple[str, ...] = ()
-    new: tuple[str, ...] = ()
-    reshaped: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data, as it is written to a run's audit.json."""
-        return asdict(self)
-
-    def table(self) -> list[tuple[str, ...]]:
-        """Header and rows of text, to be printed."""
-        header = ("part", "source", "tensors", "parameters", "trains", "norm")
-        rows = [(r.group, r.source, str(r.num_tensors), f"{r.num_params:,}", r.training, r.norm) for r in self.rows]
-        return [header, *rows]
-
-    def check(self) -> None:
-        """Raise ValueError with every error, one a line."""
-        if self.errors:
-            raise ValueError("\n".join(f"initialisation audit: {error}" for error in self.errors))
 
 
 def tensor_digests(model: nn.Module) -> dict[str, str]:

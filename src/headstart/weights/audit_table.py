@@ -1,25 +1,12 @@
 """Rows of the initialisation audit, one a part of the model."""
 
-from dataclasses import dataclass
-
 from torch import nn
 
 from headstart.model.norm import FrozenBatchNorm, GroupNorm, SyncBatchNorm
+from headstart.weights.audits.record import AuditRow
 from headstart.weights.freeze import backbone_of
 from headstart.weights.load import named_tensors, prefix_of
 from headstart.weights.mismatch import LoadReport
-
-
-@dataclass(frozen=True)
-class AuditRow:
-    """One group of tensors. `num_tensors` and `num_params` count parameters and buffers, counters left out."""
-
-    group: str
-    source: str
-    num_tensors: int
-    num_params: int
-    training: str
-    norm: str
 
 
 def audit_rows(model: nn.Module, report: LoadReport | None) -> list[AuditRow]:

@@ -6,11 +6,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from headstart.weights.audit import Audit
-from headstart.weights.audit_table import AuditRow
 from headstart.weights.audits.module import part_of
 from headstart.weights.audits.pairs import correlation, floating, is_same, pair
 from headstart.weights.audits.read import read_any
+from headstart.weights.audits.record import Audit, AuditRow
 from headstart.weights.audits.traps import TRAINERS
 from headstart.weights.audits.values import is_constant, is_untrained, listed
 from headstart.weights.input import input_text

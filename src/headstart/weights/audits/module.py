@@ -6,10 +6,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from headstart.weights.audit import Audit, is_frozen, is_identity
-from headstart.weights.audit_table import AuditRow, has_statistics, is_fixed, norm_kind, training_text
+from headstart.weights.audit import is_frozen, is_identity
+from headstart.weights.audit_table import has_statistics, is_fixed, norm_kind, training_text
 from headstart.weights.audits.pairs import floating, is_same, pair, plain
 from headstart.weights.audits.read import read_any
+from headstart.weights.audits.record import Audit, AuditRow
 from headstart.weights.audits.values import is_constant, is_untrained, listed
 from headstart.weights.files import WeightFile, tensor_digest
 from headstart.weights.input import input_text
