@@ -33,7 +33,7 @@ def documented():
     }
 
 
-# mypy takes 40 seconds to read these packages. Of torch the documented Python meets one decorator, which changes no type.
+# mypy takes long to read these packages. Of torch the documented Python meets one decorator, which changes no type.
 UNREAD = """[mypy]
 [mypy-matplotlib.*,plotly.*,ray.*,scipy.*,timm.*,torch.*,torchvision.*]
 follow_imports = skip
