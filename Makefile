@@ -25,9 +25,10 @@ demo: install
 	$(BIN)/headstart study run demo $(if $(seeds),seeds=$(seeds))
 
 # One thread a process and one process a core: small nets spend two threads waiting for one another.
+# No reordering by the number of tests: tests/conftest.py puts files with slow tests first.
 # What pytest takes besides: make test args='tests/ops -m "not slow"'
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile $(args)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder $(args)
 
 lint: install
 	$(BIN)/ruff check src tests benchmarks

@@ -35,7 +35,13 @@ from record import ROOT, keep
 from headstart.training.rows import end_row, read_rows
 
 OPERATIONS = ("open", "read", "write", "fsync", "rename")
-PRELOADED = ("headstart.cli", "headstart.report.build", "headstart.study.run", "headstart.study.timing")
+PRELOADED = (
+    "headstart.cli",
+    "headstart.report.build",
+    "headstart.study.run",
+    "headstart.study.timing",
+    "torch._dynamo",  # which the first optimizer imports
+)
 LEFT_OUT = "tensorboard"  # in the path: its writer is a thread, so that no run has the same n-th operation
 
 

@@ -13,6 +13,12 @@ from tiny import write_data
 pytest_plugins = ["no_skips"]
 
 
+def pytest_collection_modifyitems(items):
+    """Files with slow tests come first, so that at the end no process waits for another's."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(autouse=True)
 def _same_numbers_every_time(request):
     """Random inputs are a function of the test's name: no draw fails one time in a thousand, on another machine."""

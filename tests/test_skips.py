@@ -23,15 +23,16 @@ SKIPPED = (
     ],
     ids=["named", "not allowed", "nothing skipped"],
 )
-def test_what_is_skipped_is_told(tmp_path, text, options, code, told):
+def test_what_is_skipped_is_told(request, tmp_path, text, options, code, told):
     (tmp_path / "test_one.py").write_text(text)
+    assert request.config.pluginmanager.has_plugin("no_skips")  # here; it alone there, which imports no torch
     settings = [
         "-c",
         TESTS.parent / "pyproject.toml",
         "--rootdir",
         tmp_path,
         "-p",
-        "conftest",
+        "no_skips",
         "-p",
         "no:cacheprovider",
     ]

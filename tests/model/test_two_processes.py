@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from test_norm import CHANNELS, above, assert_same, features, randomised, run
 
 from headstart.model.norm import norm
 from headstart.ops.processes import mean_over_processes
+from headstart.training.workers import run_processes
 from small_detector import assert_same_gradients, in_double, rows, small_batch, small_detector, with_keypoints
 
 SPLITS = {"even": (4, 3), "one sample": (6, 1), "empty": (7, 0), "empty first": (0, 7)}
@@ -49,9 +49,10 @@ def _norms(rank):
             yield (name, weighted), run(randomised(norm("sync_batch", CHANNELS)), x, gradient, weight)
 
 
-def _worker(rank, folder):
+def _worker(send, folder):
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
     results = {
         "norms": dict(_norms(rank)),
         "steps": {name: step(detector(), rows(batch, [2 * rank, 2 * rank + 1])) for name, batch in batches().items()},
@@ -65,7 +66,7 @@ def _worker(rank, folder):
 def parts(tmp_path_factory):
     """What each of two processes found."""
     folder = tmp_path_factory.mktemp("processes")
-    mp.spawn(_worker, args=(str(folder),), nprocs=2)
+    run_processes(2, _worker, (str(folder),), lambda *content: None, silence=60.0)
     return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
 
 

@@ -36,7 +36,8 @@ def work(study, out, jobs):
 def start():
     """Start an attempt, in a process that needs no import."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["headstart.study.run", "headstart.training.run", "tiny", "pytest"])
+    preloaded = ["headstart.study.run", "headstart.training.run", "torch._dynamo", "tiny", "pytest"]
+    context.set_forkserver_preload(preloaded)
 
     def started(study, out, jobs=1):
         process = context.Process(target=work, args=(study, out, jobs))

@@ -1,7 +1,6 @@
 """Exact greedy non-maximum suppression: a sequential form for CPUs and a form of fixed shapes."""
 
 import torch
-import torchvision  # also registers torch.ops.torchvision, called directly where the wrapper's cost shows
 from torch import Tensor
 
 from headstart.ops.boxes import iou
@@ -22,9 +21,14 @@ def nms(boxes: Tensor, valid: Tensor, threshold: float) -> Tensor:
     boxes [P,N,4] sorted by falling score; valid [P,N] bool, invalid boxes neither survive nor suppress.
     A box is suppressed by a better survivor when their IoU is strictly above `threshold`.
     """
-    if boxes.device.type == "cpu" and not torch.compiler.is_compiling() and boxes.shape[1] > SMALL:
+    if _is_sequential(boxes):
         return _nms_sequential(boxes, valid, threshold)
     return nms_fixed_point(boxes, valid, threshold)
+
+
+def _is_sequential(boxes: Tensor) -> bool:
+    """Whether torchvision suppresses boxes [P,N,4]. It is imported then only: it takes four seconds."""
+    return boxes.device.type == "cpu" and not torch.compiler.is_compiling() and boxes.shape[1] > SMALL
 
 
 def _nms_sequential(boxes: Tensor, valid: Tensor, threshold: float) -> Tensor:
@@ -33,6 +37,8 @@ def _nms_sequential(boxes: Tensor, valid: Tensor, threshold: float) -> Tensor:
     Invalid boxes are emptied instead of left out: an empty box overlaps nothing, and gathering the valid ones of every
     small problem costs more than the suppression itself.
     """
+    import torchvision  # noqa: F401  registers torch.ops.torchvision
+
     boxes = boxes * valid.unsqueeze(2)
     order = torch.arange(boxes.shape[1], 0, -1, dtype=boxes.dtype)
     keep = torch.zeros_like(valid)
@@ -84,9 +90,11 @@ def nms_by_label(boxes: Tensor, scores: Tensor, labels: Tensor, valid: Tensor, t
     """Survivors bool [B,N] when boxes of different labels ignore one another.
 
     boxes [B,N,4], scores [B,N] sorted falling, labels [B,N]. Labels are compared exactly (no coordinate
-    offsets, which would round the boxes) in the static form, and by torchvision's own rule on a CPU.
+    offsets, which would round the boxes) in the static form, and by torchvision's own rule for many boxes on a CPU.
     """
-    if boxes.device.type == "cpu" and not torch.compiler.is_compiling():
+    if _is_sequential(boxes):
+        import torchvision
+
         keep = torch.zeros_like(valid)
         for image in range(boxes.shape[0]):
             chosen = valid[image].nonzero().squeeze(1)

@@ -34,7 +34,7 @@ class Cluster:
 def cluster_of(executor: str, jobs: int | None, given: dict[str, int | None]) -> Cluster | None:
     """The cluster of an executor and the options given for it; None for this machine.
 
-    ValueError for an unknown executor and for an option without effect.
+    ValueError for an unknown executor, for Ray where it is not installed and for an option without effect.
     """
     check_names([executor], ("local", "ray"), "executor")
     chosen = {name: value for name, value in given.items() if value is not None}
@@ -43,6 +43,7 @@ def cluster_of(executor: str, jobs: int | None, given: dict[str, int | None]) ->
             raise ValueError(
                 f"jobs: {jobs} has no effect with --executor ray, which runs what its machines have room for"
             )
+        _require_ray()
         return Cluster(**chosen)
     for name, value in chosen.items():
         raise ValueError(f"{name}: {value} has no effect with --executor local, expected --executor ray")
@@ -83,10 +84,7 @@ def ray_calls(cluster: Cluster, study: str) -> Iterator[Callable[..., Future[Any
 @contextmanager
 def _connected(cluster: Cluster) -> Iterator[Any]:
     """Ray, connected to a cluster that can run these tasks; disconnected at the end."""
-    if importlib.util.find_spec("ray") is None:
-        raise ValueError(
-            "executor: ray is not installed, expected pip install 'headstart[cluster]', or --executor local"
-        )
+    _require_ray()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing here reaches for the network by itself
     import ray
 
@@ -104,6 +102,13 @@ def _connected(cluster: Cluster) -> Iterator[Any]:
     finally:
         if own:
             ray.shutdown()
+
+
+def _require_ray() -> None:
+    if importlib.util.find_spec("ray") is None:
+        raise ValueError(
+            "executor: ray is not installed, expected pip install 'headstart[cluster]', or --executor local"
+        )
 
 
 def _most(machines: list[dict[str, float]], kind: str) -> float:

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -200,13 +201,11 @@ def _write_facts(
 
 def environment(device: torch.device) -> dict[str, Any]:
     """Machine, versions and the device of a run, as written beside it."""
-    import torchvision
-
     return {
         "headstart": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
+        "torchvision": version("torchvision"),
         "machine": platform.machine(),
         "processor": hardware.processor(),
         "features": " ".join(hardware.features()),

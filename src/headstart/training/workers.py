@@ -37,7 +37,7 @@ def run_processes(
     a ValueError, FloatingPointError, OSError or MemoryError as it is, ChildProcessError for any other failure, for a
     killed process and for one that has given no sign of life for `silence` seconds.
     """
-    context = multiprocessing.get_context("spawn")
+    context: Any = _context()
     port, processes, pipes = _free_port(), [], []
     try:
         for rank in range(num):
@@ -198,7 +198,8 @@ def _context() -> multiprocessing.context.BaseContext:
     """
     can_fork = "forkserver" in multiprocessing.get_all_start_methods()  # not on Windows
     context = multiprocessing.get_context("forkserver" if can_fork else "spawn")
-    context.set_forkserver_preload(["headstart.training.run", *(row.module for row in TASKS.values())])
+    # torch's optimizers import torch._dynamo when the first is made, which takes three seconds.
+    context.set_forkserver_preload(["headstart.training.run", "torch._dynamo", *(row.module for row in TASKS.values())])
     return context
 
 
