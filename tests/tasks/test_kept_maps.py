@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from test_transfer import interrupt_at
 
 import headstart.data.stream as stream_file
 import headstart.data.train_stream as train_stream_file
@@ -19,7 +20,6 @@ from headstart.training.rows import read_rows
 from headstart.training.run import train
 from headstart.weights import checkpoint
 from headstart.weights.freeze import freeze, set_train_mode
-from test_transfer import interrupt_at
 from tiny import tiny_classifier, tiny_recipe
 
 FROZEN = {"start__kind": "backbone", "start__freeze": "backbone"}
@@ -119,7 +119,7 @@ def test_maps_that_would_change_cannot_be_kept(data_root, changes, message):
 
 def test_more_maps_than_memory_holds_are_refused(data_root, monkeypatch):
     monkeypatch.setattr(kept_maps_file, "memory", lambda: 2**20)
-    with pytest.raises(ValueError, match=r"cache_features: true, but the maps of .*train\.json take .* or false") as error:
+    with pytest.raises(ValueError, match=r"the maps of .*train\.json take .* or false") as error:
         frozen_task(data_root, kept=True)
     assert "\n" not in str(error.value)
 

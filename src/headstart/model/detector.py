@@ -175,7 +175,7 @@ class Detector(nn.Module):
 
     @torch.no_grad()
     def predict(self, images: Inputs, sizes: Tensor) -> Detections:
-        """Detections of images [B,3,H,W] (normalised, padded) or `Inputs`, sizes [B,2] (height, width) before padding."""
+        """Detections of images [B,3,H,W] (normalised, padded; or `Inputs`) of sizes [B,2] before padding."""
         features = self.features(images)
         return self.complete(features, self.find(features, sizes))
 
