@@ -241,7 +241,7 @@ class EvalImages:
     ) -> Iterator[tuple[np.ndarray, torch.Tensor, torch.Tensor]]:
         """Image indices [B], images [B,3,H,W] and sizes [B,2] of each batch; `part` and `parts` as in `decoded`."""
         for raw in self.decoded(part=part, parts=parts):
-            yield raw.indices, *self.make_batch(raw, device)
+            yield raw.indices, *make_batch(raw.images, self.resize, self.spec, device, bucket=raw.bucket)
 
     def make_batch(
         self, raw: Raw, device: torch.device | str, resize: Resize | None = None, *, flip: bool = False
