@@ -30,18 +30,21 @@ class InputSpec:
         return InputSpec(self.mean[::-1], self.std[::-1], order)
 
 
+Inputs = Tensor | list[Tensor]  # of a detector: images [B,3,H,W], or in their place the maps of a frozen backbone
+
+
 @dataclass(frozen=True)
 class Batch:
     """One training or evaluation batch.
 
-    images [B,3,H,W] float (3: `input.channels`), normalised, zero-padded at the right and bottom; sizes [B,2]
-    (height, width) in pixels before padding.
+    images [B,3,H,W] float (3: `input.channels`), normalised, zero-padded at the right and bottom, or the backbone's
+    maps of them (`Inputs`); sizes [B,2] (height, width) in pixels before padding.
     gt_boxes [B,G,4] XYXY pixels of the padded image; gt_labels [B,G] in 0..C-1; gt_valid, gt_crowd [B,G] bool.
     gt_masks [B,G,M,M] bool in the box frame (M = 0 without masks); gt_keypoints [B,G,K,3] (x, y, visibility).
     image_ids [B] ids in the data set; slots [B] the global slot numbers that key all randomness.
     """
 
-    images: Tensor
+    images: Inputs
     sizes: Tensor
     gt_boxes: Tensor
     gt_labels: Tensor
@@ -54,10 +57,14 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """This batch on another device."""
-        return Batch(**{field.name: getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)})
+
+        def moved(value: Inputs) -> Inputs:
+            return list(map(moved, value)) if isinstance(value, list) else value.to(device, non_blocking=True)
+
+        return Batch(**{field.name: moved(getattr(self, field.name)) for field in fields(self)})
 
     def __len__(self) -> int:
-        return self.images.shape[0]
+        return self.slots.shape[0]
 
 
 IGNORE_LABEL = -1  # of pixels without a known class (padding among them): ignored in loss and metrics

@@ -9,7 +9,7 @@ from headstart.study.prepare import prepare
 from headstart.study.spec import parse_study
 from headstart.study.timing import kept_loads, measure_apart, measure_loads
 from headstart.tasks import make_task
-from tiny import tiny_study
+from tiny import tiny_recipe, tiny_study
 
 
 def test_loads_are_those_of_the_recipes_however_many_measure(data_root):
@@ -45,3 +45,15 @@ def test_a_study_that_goes_on_is_not_timed_again(data_root, tmp_path, monkeypatc
     assert kept_loads(path, prepared, 1) == measured and calls == [2, 1, 1]
     other = prepare(parse_study(tiny_study(data_root, schedules=["1x"]), source="tiny"), None)
     assert kept_loads(path, other, 1) == measured and calls == [2, 1, 1, 1]
+
+
+def test_a_frozen_backbone_is_timed_frozen_and_on_kept_maps(data_root):
+    start = {"start__kind": "backbone", "start__weights": "w.pt", "start__freeze": "backbone"}
+    recipe = tiny_recipe(data_root, data__cache_features=True, model__norm="batch", **start)
+    task, calls = make_task(recipe), []
+    task.model.backbone.register_forward_hook(lambda module, given, maps: calls.append(module.training))
+    before = [value.clone() for value in task.model.backbone.state_dict().values()]
+    assert timing.seconds_per_step(task, recipe, torch.device("cpu")) > 0
+    assert 6 < len(calls) <= 12 and not any(calls)  # of 24: six images and their mirror images
+    assert all(map(torch.equal, before, task.model.backbone.state_dict().values()))
+    assert not any(parameter.requires_grad for parameter in task.model.backbone.parameters())

@@ -3,11 +3,13 @@
 import importlib.util
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from test_channel_runs import FOUR, to_arrays
 
 from cli_call import call
 from headstart.ops import nms
@@ -20,14 +22,14 @@ from headstart.weights.files import read_weights
 from headstart.weights.load import load_weights
 from tiny import DETECTOR, scene_paths
 
+PATCH = {**DETECTOR, "train.base": "2 steps", "evaluate.score_threshold": 0.0, "model.norm": "batch"}
 ONNX = all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
 
 
 @pytest.fixture(scope="module")
 def run(data_root, tmp_path_factory):
     """A run of the tiny detector, BatchNorm included, that reports everything however unsure."""
-    patch = {**DETECTOR, **scene_paths(data_root), "train.base": "2 steps", "evaluate.score_threshold": 0.0}
-    return train(load_recipe("base", patch | {"model.norm": "batch"}), tmp_path_factory.mktemp("run")).directory
+    return train(load_recipe("base", PATCH | scene_paths(data_root)), tmp_path_factory.mktemp("run")).directory
 
 
 def test_exported_weights_are_the_model(run, data_root, tmp_path):
@@ -82,15 +84,18 @@ def test_torch_program_finds_the_same(run, tmp_path, few_rounds):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not ONNX, reason="needs ONNX: make test extras=export")
-def test_onnx_program_finds_the_same(run, data_root, tmp_path, few_rounds):
+def test_onnx_program_of_four_channels_finds_the_same(data_root, tmp_path, few_rounds):
     import onnxruntime
 
+    scenes = to_arrays(shutil.copytree(data_root / "scenes", tmp_path / "scenes"))
+    four = {name.replace("__", "."): value for name, value in FOUR.items()}
+    run = train(load_recipe("base", PATCH | scene_paths(tmp_path) | four), tmp_path / "runs").directory
     out = tmp_path / "tiny.onnx"
-    assert export_program(run, out, size=(64, 96), images=[data_root / "scenes/val"]) > 10
+    assert export_program(run, out, size=(64, 96), images=[scenes / "val"]) > 10
     session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
     facts = json.loads(session.get_modelmeta().custom_metadata_map["headstart"])
-    assert facts["images"] == [1, 3, 64, 96]
-    images, sizes = torch.randn(1, 3, 64, 96), torch.tensor([[60, 96]])
+    assert facts["images"] == [1, 4, 64, 96]
+    images, sizes = torch.randn(1, 4, 64, 96), torch.tensor([[60, 96]])
     names = [output.name for output in session.get_outputs()]
     found = session.run(names, {"images": images.numpy(), "sizes": sizes.numpy()})
     expected = tensors_of(load_trained(run).model.predict(images, sizes))

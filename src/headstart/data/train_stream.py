@@ -9,13 +9,16 @@ from headstart.batch import Batch, InputSpec
 from headstart.data.dataset import Dataset
 from headstart.data.order import slot_generator
 from headstart.data.paste import Paste, alpha_of, choose, paste_images, visible_objects
-from headstart.data.stream import Augmentation, Raw, Stream
+from headstart.data.stream import Augmentation, MapsOf, Raw, Stream
 from headstart.data.targets import Targets
 from headstart.data.views import View, stack_images, to_device
 
 
 class TrainStream:
-    """Batches of a training run by step; rank, num_ranks and errors as in `Stream`."""
+    """Batches of a training run by step; rank, num_ranks and errors as in `Stream`.
+
+    maps: gives what stands for the images, which are not decoded then.
+    """
 
     def __init__(
         self,
@@ -31,7 +34,9 @@ class TrainStream:
         num_workers: int,
         rank: int = 0,
         num_ranks: int = 1,
+        maps: MapsOf | None = None,
     ):
+        self.maps = maps
         self.augmentation, self.spec = augmentation, spec
         groups = augmentation.groups(dataset, smallest=batch)
         options = {"batch": batch, "seed": seed, "cache": cache, "num_workers": num_workers, "channels": len(spec.mean)}
@@ -43,7 +48,8 @@ class TrainStream:
         """This process's part of a step, decoded; a pure function of (seed, step)."""
         indices, slots = self.stream.own(step)
         views = [self._view(slot, i) for slot, i in zip(slots.tolist(), indices.tolist())]
-        images, bucket = [self.stream.images(int(i)) for i in indices], self.stream.bucket(step)
+        images = [] if self.maps else [self.stream.images(int(i)) for i in indices]
+        bucket = self.stream.bucket(step)
         pastes = [self._paste(slot, bucket) for slot in slots.tolist()] if self.augmentation.copy_paste else ()
         return Raw(images, views, bucket, indices, slots, pastes)
 
@@ -92,11 +98,14 @@ class TrainStream:
         ids = self.stream.dataset.image_ids
         for raw in self.stream.prefetch(self.raw, start, stop):
             targets = {name: to_device(array, device) for name, array in self.targets.fill(raw).items()}
-            images = stack_images(raw.images, raw.views, raw.bucket, self.spec, device)
             yield Batch(
-                images=paste_images(images, raw.pastes, self.spec),
+                images=self.maps(raw, device) if self.maps else self._pixels(raw, device),
                 sizes=to_device(np.array(raw.sizes()), device),
                 image_ids=to_device(ids[raw.indices].astype(np.int64), device),
                 slots=to_device(raw.slots.astype(np.int64), device),
                 **targets,
             )
+
+    def _pixels(self, raw: Raw, device: torch.device | str) -> torch.Tensor:
+        images = stack_images(raw.images, raw.views, raw.bucket, self.spec, device)
+        return paste_images(images, raw.pastes, self.spec)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from headstart.batch import Detections
+from headstart.batch import Detections, Inputs
 from headstart.data.order import Resize
 from headstart.model.detector import AnyDetector
 from headstart.ops.boxes import iou
@@ -24,7 +24,7 @@ from headstart.ops.nms import nms_by_label
 class TtaView:
     """One view of a batch: `make_batch()` gives images [B,3,H,W] and sizes [B,2]; `flip`: they are mirrored."""
 
-    make_batch: Callable[[], tuple[Tensor, Tensor]]
+    make_batch: Callable[[], tuple[Inputs, Tensor]]
     flip: bool = False
 
 

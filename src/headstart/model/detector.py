@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from headstart.batch import Batch, Detections
+from headstart.batch import Batch, Detections, Inputs
 from headstart.model import AnyModel, Predictor
 from headstart.model.backbones import Backbone
 from headstart.model.box_head import BoxHead, DetectionLimits, cascade_loss, cascade_predict
@@ -28,8 +28,8 @@ class AnyDetector(AnyModel, Protocol):
 
     forward(batch) gives scalar losses by name, finite and connected to every parameter even without objects.
     predict(images, sizes) equals complete(f, find(f, sizes)) with f = features(images): `find` gives boxes, scores and
-    labels, `complete` adds masks and heat maps to given boxes. images [B,3,H,W] are normalised and padded, sizes [B,2]
-    (height, width) in pixels before padding.
+    labels, `complete` adds masks and heat maps to given boxes. images [B,3,H,W] are normalised and padded, or the
+    backbone's maps of them (`Inputs`); sizes [B,2] (height, width) in pixels before padding.
     """
 
     kinds: tuple[str, ...]  # predicted: of "box", "mask", "keypoints"
@@ -38,9 +38,9 @@ class AnyDetector(AnyModel, Protocol):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]: ...
 
-    def predict(self, images: Tensor, sizes: Tensor) -> Detections: ...
+    def predict(self, images: Inputs, sizes: Tensor) -> Detections: ...
 
-    def features(self, images: Tensor) -> list[Tensor]: ...
+    def features(self, images: Inputs) -> list[Tensor]: ...
 
     def find(self, features: list[Tensor], sizes: Tensor) -> Detections: ...
 
@@ -99,7 +99,7 @@ class Detector(nn.Module):
         """
         batch = without_empty_slots(batch)
         keys = batch.slots ^ self.key
-        features = self.pyramid(self.backbone(batch.images))
+        features = self.features(batch.images)
         anchors = self.rpn.anchors(features)
         targets = self.rpn.targets(anchors, batch, keys)
         losses = self.rpn.loss(*self.rpn.predict_at(features, targets.chosen.index), targets)
@@ -174,14 +174,14 @@ class Detector(nn.Module):
         return self.keypoint_head.loss(logits, batch.gt_keypoints[image, gt], boxes, chosen)
 
     @torch.no_grad()
-    def predict(self, images: Tensor, sizes: Tensor) -> Detections:
-        """Detections of images [B,3,H,W] (normalised, padded) with sizes [B,2] (height, width) before padding."""
+    def predict(self, images: Inputs, sizes: Tensor) -> Detections:
+        """Detections of images [B,3,H,W] (normalised, padded; or `Inputs`) of sizes [B,2] before padding."""
         features = self.features(images)
         return self.complete(features, self.find(features, sizes))
 
-    def features(self, images: Tensor) -> list[Tensor]:
-        """The pyramid of images [B,3,H,W]."""
-        return self.pyramid(self.backbone(images))
+    def features(self, images: Inputs) -> list[Tensor]:
+        """The pyramid of images [B,3,H,W], or of the backbone's maps of them."""
+        return self.pyramid(images if isinstance(images, list) else self.backbone(images))
 
     @torch.no_grad()
     def find(self, features: list[Tensor], sizes: Tensor) -> Detections:

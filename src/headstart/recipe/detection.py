@@ -47,6 +47,7 @@ class Data(Part):
     max_objects: Regions | None
     num_workers: Workers
     cache: Flag
+    cache_features: Flag
 
 
 class JitterPart(Part):

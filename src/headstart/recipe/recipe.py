@@ -58,7 +58,9 @@ ADDED: dict[str, Any] = {
     "train.ema": None,
     "input.channels": 3,
     "start.stem": None,
+    "data.cache_features": False,
 }
+ALWAYS = {"classification": ("data.cache_features",)}  # of ADDED: a part of a task's digests from the start
 # Fields that may change between two evaluations of one checkpoint.
 EVALUATION_FIELDS = ("evaluate.", "input.test_")
 TRAINING_FIELDS = ("evaluate.every", "evaluate.train_images", "evaluate.precise_bn")  # of these, only a run's own
@@ -132,6 +134,7 @@ class Recipe(AnyRecipe):
     def _consistent(self) -> "Recipe":
         if self.input.copy_paste and not self.model.mask.enabled:
             raise ValueError("input.copy_paste: pastes masks, but model.mask.enabled is false; expected it to be true")
+        _require_unchanged_features(self, {"input.jitter.enabled": False, "input.short": [self.input.short[0]]})
         if not self.model.pyramid:
             self.train.rates.require_no_pyramid("model.pyramid false")
         if self.evaluate.keypoint_sigmas is not None and not self.model.keypoint.enabled:
@@ -155,14 +158,7 @@ class ClassifyRecipe(AnyRecipe):
 
     @model_validator(mode="after")
     def _features_can_be_kept(self) -> "ClassifyRecipe":
-        required = {"start.freeze": "backbone", "input.min_area": 1.0, "input.flip": 0.0}
-        values = flatten(to_dict(self))
-        for field, expected in required.items() if self.data.cache_features else ():
-            if values[field] != expected:
-                raise ValueError(
-                    f"data.cache_features: true keeps one feature vector an image, but {field} is {values[field]!r}, "
-                    f"so that features change; expected {field} {expected!r}, or data.cache_features: false"
-                )
+        _require_unchanged_features(self, {"input.min_area": 1.0, "input.flip": 0.0})
         return self
 
 
@@ -174,6 +170,17 @@ class SegmentRecipe(AnyRecipe):
     input: SegmentInput
     model: SegmentModel
     evaluate: EvaluatePart
+
+
+def _require_unchanged_features(recipe: AnyRecipe, required: dict[str, Any]) -> None:
+    """ValueError where features cannot be kept: the backbone moves, or a field {name: value} changes its input."""
+    values = flatten(to_dict(recipe))
+    for field, expected in {"start.freeze": "backbone", **required}.items() if values["data.cache_features"] else ():
+        if values[field] != expected:
+            raise ValueError(
+                f"data.cache_features: true keeps the features of an image, but {field} is {values[field]!r}, "
+                f"so that features change; expected {field} {expected!r}, or data.cache_features: false"
+            )
 
 
 def to_dict(recipe: AnyRecipe) -> dict[str, Any]:
@@ -190,7 +197,8 @@ def digest(recipe: AnyRecipe, *extra: str) -> str:
     flat = {
         key: value
         for key, value in flat.items()
-        if key not in NOT_IN_DIGEST + DIGESTED_BY_CONTENT and (key not in ADDED or value != ADDED[key])
+        if key not in NOT_IN_DIGEST + DIGESTED_BY_CONTENT
+        and (key not in ADDED or value != ADDED[key] or key in ALWAYS.get(recipe.task, ()))
     }
     return hashlib.sha256(json.dumps([flat, *extra], sort_keys=True).encode()).hexdigest()[:12]
 

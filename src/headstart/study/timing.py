@@ -26,6 +26,7 @@ from headstart.training import memory
 from headstart.training.optimizer import make_optimizer
 from headstart.training.start import settings_of, update_rule
 from headstart.training.workers import worker_pool
+from headstart.weights.freeze import freeze, set_train_mode
 
 WARM_UP, TIMED = 2, 10  # steps; the first two pay for caches and memory
 EVALUATED = 128  # images at most
@@ -131,7 +132,9 @@ def model_costs(recipe: AnyRecipe) -> dict[str, str]:
 
 def seconds_per_step(task: Task, recipe: AnyRecipe, device: torch.device) -> float:
     """Mean seconds of a training step, loading included; the mean, because slow steps occur in runs too."""
-    model = task.model.to(device).train()
+    model = task.model.to(device)
+    freeze(model, recipe.start.freeze)
+    set_train_mode(model, recipe.start.freeze)
     optimizer = make_optimizer(model, update_rule(recipe), 0.0)
     seconds, since = [], time.perf_counter()
     for batch in task.batches(0, WARM_UP + TIMED, device):

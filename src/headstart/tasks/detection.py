@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from headstart.batch import Detections
+from headstart.batch import Detections, Inputs
 from headstart.data.dataset import Dataset
 from headstart.data.digests import data_content
 from headstart.data.order import Resize
@@ -33,6 +33,7 @@ from headstart.model.keypoint_head import peaks
 from headstart.ops import processes as distributed
 from headstart.ops.processes import num_processes
 from headstart.recipe.recipe import Recipe
+from headstart.tasks.kept_maps import kept_maps
 from headstart.tasks.task import (
     EvalResult,
     StepFlops,
@@ -88,7 +89,8 @@ def make_task(recipe: Recipe) -> Task:
     """The recipe's detector and data, ready for the loop."""
     whole, held_out = _all_training_data(recipe), validation_data(recipe)
     data = take_fraction(recipe, whole)
-    check_same_classes(data.path, _names(data), held_out.path, _names(held_out))
+    ours, theirs = (dict(zip(each.category_ids.tolist(), each.class_names)) for each in (data, held_out))
+    check_same_classes(data.path, ours, held_out.path, theirs)
     require_images(data, held_out)
     if recipe.model.mask.enabled and data.num_annotations and not data.segment_kind.any():
         raise ValueError(
@@ -96,6 +98,8 @@ def make_task(recipe: Recipe) -> Task:
             "expected model.mask.enabled=false"
         )
     keypoints = _keypoint_classes(recipe, data, held_out) if recipe.model.keypoint.enabled else {}
+    model = make_model(recipe, data.num_classes, len(data.keypoint_names), data.left_right)
+    keep = partial(kept_maps, recipe, model.backbone)
     stream = TrainStream(
         data,
         augmentation_of(recipe),
@@ -108,9 +112,9 @@ def make_task(recipe: Recipe) -> Task:
         num_workers=recipe.data.num_workers,
         rank=distributed.rank(),
         num_ranks=num_processes(),
+        maps=keep(data, training=True),
     )
-    model = make_model(recipe, data.num_classes, len(data.keypoint_names), data.left_right)
-    images = eval_images(recipe, held_out)
+    images = eval_images(recipe, held_out, keep(held_out, training=False))
     num = min(recipe.evaluate.train_images, data.num_images)
     seen = eval_images(recipe, take_fraction(recipe, whole, num)) if num else None
     plain = partial(evaluate, model, bf16=recipe.train.bf16, sigmas=recipe.evaluate.keypoint_sigmas)
@@ -137,10 +141,6 @@ def make_task(recipe: Recipe) -> Task:
         num_eval_train_images=num,
         evaluate_first=lambda device, most: full(images.first(most), device),
     )
-
-
-def _names(data: Dataset) -> dict[int, str]:
-    return dict(zip(data.category_ids.tolist(), data.class_names))
 
 
 def _keypoint_classes(recipe: Recipe, train: Dataset, val: Dataset) -> dict[str, list]:
@@ -184,7 +184,7 @@ def predict_all(
 
 
 def predict_batch(
-    model: Detector, make_batch: Callable[..., tuple[Tensor, Tensor]], tta: Tta | None
+    model: Detector, make_batch: Callable[..., tuple[Inputs, Tensor]], tta: Tta | None
 ) -> tuple[Detections, Tensor]:
     """Detections of a batch, and the sizes [B,2] of the images in whose pixels they are.
 

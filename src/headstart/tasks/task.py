@@ -14,7 +14,7 @@ from headstart.data.dataset import Dataset, nested_fraction
 from headstart.data.digests import FileState
 from headstart.data.images import load_image
 from headstart.data.order import Resize, bucket_of
-from headstart.data.stream import EvalImages
+from headstart.data.stream import EvalImages, MapsOf
 from headstart.model.build import build, input_spec
 from headstart.model.detector import Detector
 from headstart.model.flops import step_flops
@@ -154,8 +154,8 @@ def require_images(*sets: Dataset) -> None:
                 )
 
 
-def eval_images(recipe: Any, data: Dataset) -> EvalImages:
-    """Images of a data set at the recipe's evaluation size."""
+def eval_images(recipe: Any, data: Dataset, maps: MapsOf | None = None) -> EvalImages:
+    """Images of a data set at the recipe's evaluation size, or maps in their place."""
     return EvalImages(
         data,
         Resize(recipe.input.test_short, recipe.input.test_long),
@@ -163,6 +163,7 @@ def eval_images(recipe: Any, data: Dataset) -> EvalImages:
         batch=recipe.evaluate.batch,
         cache=recipe.data.cache,
         num_workers=recipe.data.num_workers,
+        maps=maps,
     )
 
 
@@ -184,13 +185,14 @@ def check_same_classes(train: Path | str, known: Mapping[Any, str], val: Path | 
     )
 
 
-_counted: dict[tuple[str, tuple[int, ...]], int] = {}  # tracing a model takes a second
+_counted: dict[tuple, int] = {}  # tracing a model takes a second
 
 
 class StepFlops:
     """Floating-point operations of a step by the shape of its images, counted when a shape first occurs.
 
-    losses as in `Task`; `key` identifies the model: its shapes and its frozen parts.
+    losses as in `Task`; `key` identifies the model: its shapes and its frozen parts. Steps on kept maps count without
+    the backbone.
     """
 
     def __init__(
@@ -199,7 +201,8 @@ class StepFlops:
         self.model, self.losses, self.key = model, losses, key
 
     def __call__(self, batch: Any) -> int:
-        shape = (self.key, tuple(batch.images.shape))
+        inputs = batch.images if isinstance(batch.images, list) else [batch.images]
+        shape = (self.key, *(tuple(each.shape) for each in inputs))
         if shape not in _counted:
             ghost = batch.to("meta")
             _counted[shape] = step_flops(self.model, lambda model: self.losses(model, ghost))

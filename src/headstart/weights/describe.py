@@ -108,6 +108,7 @@ def describe_file(file: WeightFile) -> list[tuple[str, str]]:
         ("norm", _norm(file)),
         ("tensors", f"{len(file.tensors)} with {num_params:,} numbers"),
         ("starts", _starts(file, names.found)),
+        ("stem", _stem(file)),
     ]
 
 
@@ -147,6 +148,14 @@ def _norm(file: WeightFile) -> str:
 def _starts(file: WeightFile, found: dict[str, str]) -> str:
     kind = "backbone or detector" if "box_head.classify.weight" in found else "backbone"
     return f"start.kind={kind}{_of_resnet(file, found) or _of_timm(_timm_name(file)) or _UNKNOWN}"
+
+
+def _stem(file: WeightFile) -> str:
+    """Effect of `start.stem`, which adapts the one convolution of RGB images to other channels."""
+    rgb = [name for name, value in file.tensors.items() if value.dim() == 4 and value.shape[1] == 3]
+    if len(rgb) != 1:
+        return f"start.stem=null only: {'no convolution takes' if not rgb else 'several convolutions take'} 3 channels"
+    return f"for input.channels C other than 3, start.stem=mean ({rgb[0]} by its mean over RGB, times 3 / C) or random"
 
 
 def _of_timm(name: str) -> str:

@@ -1,0 +1,149 @@
+"""Make the tables of docs/results.md from the rows of finished studies, kept as JSON in docs/results/studies.
+
+    python benchmarks/studies.py [--add runs/STUDY "COMMAND"]
+
+One JSON file is one study: every evaluation of its finished cells, with the command that ran it. `--add` first reads
+the study in a folder. The tables replace the text between the two marks in docs/results.md.
+"""
+
+import argparse
+import json
+import statistics
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from record import ROOT, git
+
+from headstart.study.folder import read_study_folder
+from headstart.study.results import StudyFolder, metric_of
+
+KEPT = ROOT / "docs" / "results" / "studies"
+PAGE = ROOT / "docs" / "results.md"
+BEGIN, END = "<!-- tables: python benchmarks/studies.py -->\n", "<!-- end of tables -->\n"
+FACTS = ("processor", "features", "cpus", "threads", "device", "torch")  # of a run's environment.json
+MOST_COLUMNS = 8  # steps in a table: more do not fit a page
+
+Kept = dict[str, dict[str, Any]]  # {study: {"made": …, "figures": …}}
+
+
+def read_kept(folder: Path = KEPT) -> Kept:
+    """All kept studies by the name of their file."""
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
+
+
+def kept_of(folder: StudyFolder, command: str) -> dict[str, Any]:
+    """Provenance and evaluations of a study, {step: value} for each finished cell; ValueError without one."""
+    finished = [cell for cell in folder.plan.cells if all(folder.runs[name].end for name in cell.segments)]
+    if not finished:
+        raise ValueError(f"{folder.path}: no cell is finished, expected at least one")
+    ends = [folder.tail(cell) for cell in finished]
+    environment = json.loads((ends[-1].directory / "environment.json").read_text(encoding="utf-8"))
+    last = max((run.directory / "rows.jsonl").stat().st_mtime for run in ends)
+    changed = bool(git("status", "--porcelain", "--untracked-files=no"))
+    cells = [
+        {
+            "arm": cell.arm,
+            "schedule": cell.schedule,
+            "fraction": cell.fraction,
+            "seed": cell.seed,
+            "total": cell.total,
+            "values": {
+                str(row["step"]): metric_of(row, folder.metric)
+                for name in cell.segments
+                for row in folder.runs[name].evaluations
+            },
+        }
+        for cell in finished
+    ]
+    return {
+        "made": {
+            "command": command,
+            "date": datetime.fromtimestamp(last).date().isoformat(),
+            "commit": git("rev-parse", "--short", "HEAD") + "+" * changed,
+            **{name: environment.get(name, "unknown") for name in FACTS},
+        },
+        "figures": {
+            "metric": folder.metric,
+            "batch": folder.batch,
+            "images": {str(fraction): number for fraction, number in folder.num_images.items()},
+            "pretrain_steps": folder.plan.steps_pretrain,
+            "planned": len(folder.plan.cells),
+            "cells": cells,
+        },
+    }
+
+
+def cell_text(values: list[float]) -> str:
+    """Mean of points over seeds, with their standard deviation where there are several; "-" without any."""
+    points = [100 * value for value in values]
+    if not points:
+        return "-"
+    mean = f"{statistics.mean(points):.1f}"
+    return mean if len(points) == 1 else f"{mean} ± {statistics.stdev(points):.1f}"
+
+
+def curve_steps(cells: list[dict[str, Any]]) -> list[int]:
+    """Steps of a table: all evaluated ones, or about MOST_COLUMNS of them evenly, the last always."""
+    steps = sorted({int(step) for cell in cells for step in cell["values"]})
+    stride = -(-len(steps) // MOST_COLUMNS)
+    return steps[::-1][::stride][::-1] if steps else []
+
+
+def tables_of(figures: dict[str, Any]) -> list[str]:
+    """A table of arms by steps for each fraction and schedule of a study, longest first."""
+    parts = []
+    kinds = {(cell["fraction"], cell["schedule"]): cell["total"] for cell in figures["cells"]}
+    for fraction, schedule in sorted(kinds, key=lambda kind: (-kind[0], -kinds[kind])):
+        cells = [c for c in figures["cells"] if (c["fraction"], c["schedule"]) == (fraction, schedule)]
+        steps, seeds = curve_steps(cells), len({cell["seed"] for cell in cells})
+        title = f"{figures['images'][str(fraction)]:,} images, {schedule} ({seeds} seed{'s' * (seeds > 1)}), at steps"
+        rows = [f"| {title} | {' | '.join(f'{step:,}' for step in steps)} |", "|---|" + "---|" * len(steps)]
+        for arm in dict.fromkeys(cell["arm"] for cell in cells):
+            own = [cell["values"] for cell in cells if cell["arm"] == arm]
+            found = [cell_text([values[str(step)] for values in own if str(step) in values]) for step in steps]
+            rows.append(f"| {arm} | {' | '.join(found)} |")
+        parts.append("\n".join(rows) + "\n")
+    return parts
+
+
+def render(kept: Kept) -> str:
+    """Text of all tables: a section a study, with its command at the end."""
+    parts = []
+    for name, study in kept.items():
+        made, figures = study["made"], study["figures"]
+        parts += [f"### Study `{name}`: {figures['metric']} in points, {figures['batch']} images a step\n"]
+        parts += tables_of(figures)
+        finished, extra = len(figures["cells"]), ""
+        if finished < figures["planned"]:
+            extra = f"; {finished} of {figures['planned']} cells had finished"
+        if figures["pretrain_steps"]:
+            extra += f"; {figures['pretrain_steps']:,} steps of pre-training"
+        parts.append(
+            f"`{made['command']}`, {made['date']}, commit {made['commit']}, {made['processor']} ({made['features']}), "
+            f"{made['cpus']} cores, {made['threads']} thread{'s' * (made['threads'] != 1)} a run, "
+            f"torch {made['torch']}{extra}.\n"
+        )
+    return "\n".join(parts)
+
+
+def rewritten(page: str, kept: Kept) -> str:
+    """The page with its tables made anew."""
+    head, rest = page.split(BEGIN)
+    return head + BEGIN + "\n" + render(kept) + "\n" + END + rest.split(END)[1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--add", nargs=2, metavar=("FOLDER", "COMMAND"), help="keep this study first")
+    added = parser.parse_args().add
+    if added:
+        folder = read_study_folder(added[0])
+        KEPT.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(kept_of(folder, added[1]), indent=1)
+        (KEPT / f"{folder.name}.json").write_text(text + "\n", encoding="utf-8")
+    PAGE.write_text(rewritten(PAGE.read_text(encoding="utf-8"), read_kept()), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

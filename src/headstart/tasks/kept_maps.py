@@ -1,0 +1,64 @@
+"""Maps of a frozen backbone, computed once for each image and kept in memory."""
+
+import torch
+from torch import Tensor
+
+from headstart.batch import InputSpec
+from headstart.data.dataset import Dataset
+from headstart.data.order import Resize, bucket_of
+from headstart.data.stream import Raw, decode
+from headstart.data.views import View, stack_images
+from headstart.hardware import memory
+from headstart.model.backbones import Backbone
+from headstart.model.build import input_spec
+from headstart.recipe.recipe import Recipe
+
+MOST = 1 / 8  # share of memory for one data set: there are two, and some segments of a study run at a time
+
+
+class KeptMaps:
+    """Maps of images under a frozen backbone by image and view, computed when first asked for, and kept.
+
+    Each image passes the backbone alone, so its maps do not depend on the batch or on the order of the images. In a
+    batch the same sums may be rounded otherwise. The backbone must be in its final state.
+    """
+
+    def __init__(self, backbone: Backbone, dataset: Dataset, spec: InputSpec, *, bf16: bool):
+        self.backbone, self.dataset, self.spec, self.bf16 = backbone, dataset, spec, bf16
+        self._kept: dict[tuple[int, View, tuple[int, int]], list[Tensor]] = {}
+
+    @torch.no_grad()
+    def __call__(self, raw: Raw, device: torch.device | str) -> list[Tensor]:
+        """Maps [B,C,h,w] of a batch, one a level; its images need not be decoded."""
+        parts = [self._maps(i, view, raw.bucket, device) for i, view in zip(raw.indices.tolist(), raw.views)]
+        return [torch.cat(level) for level in zip(*parts, strict=True)]
+
+    def _maps(self, index: int, view: View, bucket: tuple[int, int], device: torch.device | str) -> list[Tensor]:
+        key = (index, view, bucket)
+        if key not in self._kept:
+            image = decode(self.dataset, index, channels=len(self.spec.mean))
+            pixels = stack_images([image], [view], bucket, self.spec, device)
+            with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=self.bf16):
+                self._kept[key] = self.backbone(pixels)
+        return self._kept[key]
+
+
+def kept_maps(recipe: Recipe, backbone: Backbone, data: Dataset, *, training: bool) -> KeptMaps | None:
+    """Kept maps of a recipe's training or evaluation images; None where the recipe keeps none.
+
+    ValueError where they may need more than MOST of the machine's memory, at four bytes a value and the recipe's
+    largest padded size.
+    """
+    own = recipe.input
+    if not recipe.data.cache_features or (recipe.evaluate.tta.enabled and not training):
+        return None
+    short, long = (own.short[0], own.long) if training else (own.test_short, own.test_long)
+    height, width = bucket_of(short, long, Resize(short, long))
+    values = sum(c * -(-height // s) * -(-width // s) for c, s in zip(backbone.channels, backbone.strides))
+    needed, there = 4 * values * data.num_images * (2 if training and 0 < own.flip < 1 else 1), memory()
+    if there is not None and needed > MOST * there:
+        raise ValueError(
+            f"data.cache_features: true, but the maps of {data.path} take {needed / 2**30:,.1f} GiB, expected at most "
+            f"{MOST * there / 2**30:,.1f} GiB on this machine, or false"
+        )
+    return KeptMaps(backbone, data, input_spec(recipe), bf16=recipe.train.bf16)

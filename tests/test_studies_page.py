@@ -1,0 +1,48 @@
+"""The tables of docs/results.md are what their script makes of the kept studies, and these what it reads from rows."""
+
+import json
+
+import pytest
+from studies import BEGIN, END, PAGE, cell_text, curve_steps, kept_of, read_kept, render, rewritten
+
+from headstart.study.folder import read_study_folder
+from study_folder import box_ap, build_study
+
+
+def test_the_tables_are_those_of_the_kept_studies():
+    page = PAGE.read_text(encoding="utf-8")
+    assert rewritten(page, read_kept()) == page, "run `python benchmarks/studies.py`"
+
+
+def test_a_study_is_kept_and_shown_as_its_rows_say(tmp_path):
+    path = build_study(tmp_path, seeds=2, schedules=("2x", "3x"), fractions=(1.0,), pictures=False)
+    kept = kept_of(read_study_folder(path), "headstart study run made-up")
+    kept = json.loads(json.dumps(kept))
+    cells = {(cell["arm"], cell["schedule"], cell["seed"]): cell for cell in kept["figures"]["cells"]}
+    assert len(cells) == 8 and kept["figures"]["planned"] == 8
+    for (arm, _, seed), cell in cells.items():
+        *before, end = (int(step) for step in cell["values"])
+        assert end == cell["total"] and before == list(range(100, end, 100))[: len(before)]
+        assert cell["values"][str(end)] == pytest.approx(box_ap(arm, 1.0, seed, end, True))
+    text = render({"made-up": kept})
+    ends = [cells["scratch", "3x", seed]["values"]["900"] for seed in (0, 1)]
+    assert f"| {cell_text(ends)} |\n" in text and "800 images, 3x (2 seeds), at steps" in text
+    assert "`headstart study run made-up`" in text and kept["made"]["processor"] in text
+    page = rewritten(f"before\n{BEGIN}old\n{END}after\n", {"made-up": kept})
+    assert page.startswith(f"before\n{BEGIN}") and page.endswith(f"{END}after\n") and "old" not in page
+
+
+def test_an_unfinished_study_keeps_what_is_finished(tmp_path):
+    options = {"schedules": ("2x", "3x"), "fractions": (1.0,), "pictures": False}
+    with pytest.raises(ValueError, match="no cell is finished, expected at least one"):
+        kept_of(read_study_folder(build_study(tmp_path / "a", num_begun=1, **options)), "a")
+    some = kept_of(read_study_folder(build_study(tmp_path / "b", num_begun=4, **options)), "b")
+    assert 0 < len(some["figures"]["cells"]) < 4
+    assert f"{len(some['figures']['cells'])} of 4 cells had finished" in render({"b": some})
+
+
+def test_many_steps_are_thinned_and_the_last_stays():
+    cells = [{"values": dict.fromkeys(map(str, range(80, 1000, 80)), 0.1)}]
+    assert curve_steps(cells) == [80, 240, 400, 560, 720, 880][-6:] or curve_steps(cells)[-1] == 960
+    assert curve_steps([{"values": {}}]) == [] and cell_text([]) == "-"
+    assert cell_text([0.1]) == "10.0" and cell_text([0.1, 0.2]) == "15.0 ± 7.1"
