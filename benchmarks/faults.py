@@ -1,11 +1,15 @@
 """Make one file operation of a small study fail, run the same command again, and compare it with an undisturbed one.
 
-python benchmarks/faults.py [--minutes M] [--json FILE]   (10 minutes without arguments: then an evenly spaced sample of
-the operations; `--minutes 0` for every one, hours)
+python benchmarks/faults.py [--minutes M] [--lanes N] [--json FILE]   (every operation without `--minutes`; with it as
+many as fit, evenly spaced over the study)
 
 Faults: the n-th open, read, write, fsync or rename below the study's folder, data and cache fails with EIO, or, of
 writes, this and all later ones with ENOSPC, as a full disk has it; a rename also with EINTR, after which it must be
 tried again. Python itself repeats the other calls that a signal interrupts (PEP 475).
+
+The study is as small as it can be with every kind of file: a pre-training, a trunk with two checkpoints, and a tail
+with boxes and masks, on three images, and one figure in the report. Files are buffered in blocks of 64 KiB, so that a
+checkpoint is a few operations, not dozens. Commands are forked from a process that has run such a study once.
 
 Exit code 1 unless each faulty command ends with one line and an exit code other than 0, or does no harm, loses nothing
 finished, and the command after it ends with the same weights, rows, plan and report.
@@ -22,10 +26,13 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +42,7 @@ from record import ROOT, keep
 from headstart.training.rows import end_row, read_rows
 
 OPERATIONS = ("open", "read", "write", "fsync", "rename")
-PRELOADED = ("headstart.cli", "headstart.report.build", "headstart.study.run", "headstart.study.timing")
+BLOCK = 1 << 16  # bytes between two operations on a file
 LEFT_OUT = "tensorboard"  # in the path: its writer is a thread, so that no run has the same n-th operation
 
 
@@ -102,7 +109,7 @@ class Injector:
         raw = _raw_file(self, os.fspath(file), mode.replace("b", "").replace("t", ""), closefd, opener)
         if buffering == 0:
             return raw
-        size = io.DEFAULT_BUFFER_SIZE if buffering < 2 else buffering
+        size = BLOCK if buffering < 2 else buffering
         kind = io.BufferedRandom if "+" in mode else io.BufferedReader if "r" in mode else io.BufferedWriter
         buffered = kind(raw, size)
         if "b" in mode:
@@ -143,17 +150,20 @@ def _raw_file(injector: Injector, *given: Any) -> io.FileIO:
 
 
 def attempt(command: Sequence[str], folders: Sequence[Path], fault: Fault | None, said: Path, counted: Path) -> None:
-    """Main function of a process: run a headstart command under a fault, its streams and counts kept in files.
+    """Run a headstart command under a fault in a process of its own, its streams and counts kept in files.
 
-    No plan is timed: what a step takes on this machine is given, so that the process starts no others.
+    No plan is timed: what a step takes on this machine is given, so that the process starts no others. All figures are
+    written alike, so that one is enough.
     """
     from headstart.cli import main
+    from headstart.report import build
     from headstart.study import timing
 
     for stream, path in ((1, counted.with_suffix(".out")), (2, said)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
     os.environ["XDG_CACHE_HOME"] = str(said.with_name("cache"))
     timing.measure_apart = given_loads
+    build.write_figures = first_figure
     sys.argv = ["headstart", *command]
     injector = Injector(folders, fault)
     try:
@@ -170,6 +180,13 @@ def given_loads(prepared: Any, jobs: int) -> dict[str, Any]:
     costs = {"seconds_per_step": 0.01, "seconds_per_eval_image": 0.01, "seconds_to_start": 0.1, "num_eval_images": 3}
     more = {"num_images": {**prepared.num_images, 1.0: 8}, "batch": 2, "eval_every": 4, "variants": 0.0}
     return {name: Load(**costs, **more) for name in prepared.plan_arms()}
+
+
+def first_figure(figures: Mapping[str, Any], directory: Path) -> None:
+    """Write one of a report's figures, as `plots.write_figures` writes all."""
+    from headstart.report.plots import write_figures
+
+    write_figures(dict(list(figures.items())[:1]), directory)
 
 
 @dataclass(frozen=True)
@@ -192,24 +209,60 @@ class Outcome:
 
 
 class Trial:
-    """Commands on one study, each in a process of its own that is forked with everything imported."""
+    """Commands on one study, each in a process of its own, forked from one that has run it once.
+
+    All but that process's own folder is at its first run as if nothing had run.
+    """
 
     def __init__(self, root: Path, study: Path, data: Path):
-        self.root, self.study, self.data = root, study, data
-        self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(list(PRELOADED))
+        self.root, self.study = root, study
+        context = multiprocessing.get_context("spawn")  # a clean process: pytest's has threads
+        self.pipe, theirs = context.Pipe()
+        warm = (["study", "run", str(study), "--out", str(root / "warm"), "--jobs", "1"], root / "warm")
+        folders = (study.parent, data, root / "cache")
+        context.Process(target=serve, args=(theirs, root, folders, warm), daemon=True).start()
+        theirs.close()
 
     def run(self, out: Path, fault: Fault | None = None) -> Outcome:
         """Run the study into `out`."""
         out.mkdir(parents=True, exist_ok=True)
-        said, counted = self.root / "said", self.root / "counted"
-        command = ["study", "run", str(self.study), "--out", str(out), "--jobs", "1"]
-        folders = (out, self.study.parent, self.data, self.root / "cache")
-        process = self.context.Process(target=attempt, args=(command, folders, fault, said, counted))
-        process.start()
-        process.join()
-        counts = {name: int(count) for name, count in map(str.split, counted.read_text(encoding="utf-8").splitlines())}
-        return Outcome(process.exitcode, tuple(said.read_text(encoding="utf-8", errors="replace").splitlines()), counts)
+        self.pipe.send((["study", "run", str(self.study), "--out", str(out), "--jobs", "1"], out, fault))
+        code = self.pipe.recv()
+        counted = (self.root / "counted").read_text(encoding="utf-8").splitlines()
+        counts = {name: int(count) for name, count in map(str.split, counted)}
+        said = (self.root / "said").read_text(encoding="utf-8", errors="replace")
+        return Outcome(code, tuple(said.splitlines()), counts)
+
+
+def serve(pipe: Connection, root: Path, folders: Sequence[Path], warm: tuple[list[str], Path]) -> None:
+    """Main function of a process: run a command here for what it imports and compiles, then fork for each request."""
+    said, counted, code = root / "said", root / "counted", 0
+    streams = [os.dup(stream) for stream in (1, 2)]
+    warm[1].mkdir()
+    try:
+        attempt(warm[0], (warm[1],), None, said, counted)
+    except SystemExit as stop:
+        code = stop.code
+    finally:
+        for stream, copy in zip((1, 2), streams):
+            os.dup2(copy, stream)
+    assert not code, said.read_text(encoding="utf-8")
+    shutil.rmtree(warm[1])
+    shutil.rmtree(root / "cache")
+    while True:
+        command, out, fault = pipe.recv()  # EOFError at the end, when the parent has gone
+        child = os.fork()
+        if child == 0:
+            code = 0
+            try:
+                attempt(command, (out, *folders), fault, said, counted)
+            except SystemExit as stop:
+                code = int(stop.code or 0)
+            except BaseException:
+                traceback.print_exc()
+                code = 1
+            os._exit(code)
+        pipe.send(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 
 def finished(out: Path) -> dict[str, bytes]:
@@ -218,16 +271,17 @@ def finished(out: Path) -> dict[str, bytes]:
     return {str(path.relative_to(out)): path.read_bytes() for path in rows if end_row(read_rows(path))}
 
 
-def sample(counts: dict[str, int], share: float) -> list[Fault]:
-    """Every fault of a study with so many operations, or an evenly spaced share of those of each kind."""
-    faults = []
-    for operation in OPERATIONS:
-        for error, lasting in errors_of(operation):
-            total = counts.get(operation, 0)
-            number = max(1, min(total, round(total * share)))
-            chosen = sorted({1 + k * (total - 1) // max(1, number - 1) for k in range(number)}) if total else []
-            faults += [Fault(operation, n, error, lasting) for n in chosen]
-    return faults
+def faults_of(counts: Mapping[str, int]) -> list[Fault]:
+    """Every fault of a study with so many operations, in an order of which each beginning is spread evenly."""
+    faults = [
+        Fault(operation, number, error, lasting)
+        for operation in OPERATIONS
+        for error, lasting in errors_of(operation)
+        for number in range(1, counts.get(operation, 0) + 1)
+    ]
+    digits = len(f"{len(faults):b}")
+    reversed_bits = sorted(range(1 << digits), key=lambda place: f"{place:0{digits}b}"[::-1])  # van der Corput's
+    return [faults[place] for place in reversed_bits if place < len(faults)]
 
 
 def try_fault(trial: Trial, out: Path, fault: Fault, expected: dict[str, object]) -> str:
@@ -249,47 +303,99 @@ def try_fault(trial: Trial, out: Path, fault: Fault, expected: dict[str, object]
     return f"different: {', '.join(odd)}" if odd else ""
 
 
-def main(minutes: float, path: Path | None) -> int:
-    """Print a table of faults by operation and error, with those that went wrong."""
+def write_inputs(root: Path) -> tuple[Path, Path]:
+    """A study file and its data in a folder."""
     sys.path.insert(0, str(ROOT / "tests"))
     import tiny
+    from headstart.data.shapes.write import generate, generate_classes
 
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder).resolve()
-        study = root / "study" / "tiny.yaml"
-        study.parent.mkdir()
-        data = tiny.write_data(root / "data")
-        trial = Trial(root, tiny.write_study(study, tiny.tiny_study(data, schedules=["2x"])), data)
-        trial.run(root / "first")  # pays for the imports
-        since = time.monotonic()
-        whole = trial.run(root / "undisturbed")
-        if whole.code != 0:
-            raise SystemExit(f"the undisturbed study failed: {whole.lines}")
-        cost = 2 * (time.monotonic() - since)  # a fault costs two commands, the first of which is short
-        expected = evidence(root / "undisturbed" / "tiny")
-        every = sample(whole.counts, 1.0)
-        faults = sample(whole.counts, 60 * minutes / (cost * len(every))) if minutes else every
-        print(f"operations: {whole.counts}; {len(faults)} of {len(every)} faults", flush=True)
-        wrong: dict[str, list[str]] = {}
+    data, file = root / "data", root / "study" / "tiny.yaml"
+    generate(data / "scenes", 2, 1, 0, tiny.SIDE, processes=1)
+    generate_classes(data / "classes", 2, 2, 0, 32, num_classes=2, processes=1)
+    own = {"train.base": "2 steps", "train.warmup": "1 steps", "train.log_every": 2, "train.batch": 1}
+    own |= {"train.reference_batch": 1, "evaluate.every": "4 steps", "checkpoint.every": "3 steps"}
+    study = tiny.tiny_study(data, schedules=["2x"])
+    del study["arms"]["scratch"]
+    study["set"] |= own
+    study["pretrain"]["forms"]["set"]["checkpoint.every"] = "4 steps"
+    file.parent.mkdir()
+    return tiny.write_study(file, study), data
+
+
+class Lane:
+    """One trial after another in a folder of its own, with the undisturbed study beside it."""
+
+    def __init__(self, root: Path):
+        root.mkdir()
+        self.trial = Trial(root, *write_inputs(root))
+        self.out = root / "out"
+        self.whole = self.trial.run(root / "undisturbed")
+        if self.whole.code != 0:
+            raise SystemExit(f"the undisturbed study failed: {self.whole.lines}")
+        self.expected = evidence(root / "undisturbed" / "tiny")
+
+    def work(self, faults: Iterator[Fault], until: float, found: list[tuple[Fault, str]]) -> None:
+        """Take faults until there are none, or the time is over; what was wrong goes to `found`."""
         for fault in faults:
-            reason = try_fault(trial, root / "out", fault, expected)
-            kind = f"{fault.operation} {errno.errorcode[fault.error]}"
-            wrong.setdefault(kind, [])
+            reason = try_fault(self.trial, self.out, fault, self.expected)
+            found.append((fault, reason))
             if reason:
-                wrong[kind].append(f"{fault}: {reason}")
-                print(wrong[kind][-1], flush=True)
-    tried = Counter(f"{fault.operation} {errno.errorcode[fault.error]}" for fault in faults)
-    print(f"{'fault':16}{'tried':>8}{'wrong':>8}")
-    for kind, count in tried.items():
-        print(f"{kind:16}{count:8}{len(wrong[kind]):8}")
-    figures = {"operations": whole.counts, "tried": tried, "wrong": wrong, "seconds": round(time.monotonic() - since)}
-    keep(path, figures)
+                print(f"{fault}: {reason}", flush=True)
+            if time.monotonic() > until:
+                return
+
+
+class Turns:
+    """An iterator that several threads may take from."""
+
+    def __init__(self, values: Sequence[Fault]):
+        self.values, self.turn = iter(values), threading.Lock()
+
+    def __iter__(self) -> Iterator[Fault]:
+        return self
+
+    def __next__(self) -> Fault:
+        with self.turn:
+            return next(self.values)
+
+
+def main(minutes: float | None, lanes: int, path: Path | None) -> int:
+    """Print a table of faults by operation and error, with those that went wrong."""
+    since = time.monotonic()
+    until = float("inf") if minutes is None else since + 60 * minutes
+    found: list[tuple[Fault, str]] = []
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(lanes) as pool:
+        places = [Path(folder).resolve() / str(number) for number in range(lanes)]
+        made = list(pool.map(Lane, places))
+        counts = made[0].whole.counts
+        assert all(lane.whole.counts == counts for lane in made), "two undisturbed studies differ"
+        every = faults_of(counts)
+        print(f"operations: {counts}; {len(every)} faults", flush=True)
+        turns = Turns(every)
+        for task in [pool.submit(lane.work, turns, until, found) for lane in made]:
+            task.result()
+    tried, wrong = Counter(map(kind_of, (fault for fault, _ in found))), {}
+    for fault, reason in found:
+        wrong.setdefault(kind_of(fault), [])
+        wrong[kind_of(fault)] += [f"{fault}: {reason}"] if reason else []
+    print(f"{'fault':16}{'tried':>8}{'of':>8}{'wrong':>8}")
+    totals = Counter(map(kind_of, every))
+    for kind, total in totals.items():
+        print(f"{kind:16}{tried[kind]:8}{total:8}{len(wrong.get(kind, ())):8}")
+    figures = {"operations": counts, "faults": totals, "tried": tried, "wrong": wrong}
+    keep(path, figures | {"seconds": round(time.monotonic() - since)})
     return 1 if any(wrong.values()) else 0
+
+
+def kind_of(fault: Fault) -> str:
+    """Operation and error."""
+    return f"{fault.operation} {errno.errorcode[fault.error]}"
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--minutes", type=float)
+    parser.add_argument("--lanes", type=int, default=2)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
-    sys.exit(main(given.minutes, given.json))
+    sys.exit(main(given.minutes, given.lanes, given.json))

@@ -23,8 +23,9 @@ from headstart.data.digests import cache_folder, file_states
 from headstart.files import write_whole
 from headstart.report.plots import write_figures
 from headstart.training import workers
+from headstart.training.pool import worker_pool
 from headstart.training.run import train
-from headstart.training.workers import run_processes, worker_pool
+from headstart.training.workers import run_processes
 from shares import lost, pause, share
 from tiny import tiny_recipe, tiny_study, write_study
 

@@ -26,7 +26,13 @@ ONNX = all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript", "on
 @pytest.fixture(scope="module")
 def run(data_root, tmp_path_factory):
     """A run of the tiny detector, BatchNorm included, that reports everything however unsure."""
-    patch = {**DETECTOR, **scene_paths(data_root), "train.base": "2 steps", "evaluate.score_threshold": 0.0}
+    patch = {
+        "name": "tiny",
+        **DETECTOR,
+        **scene_paths(data_root),
+        "train.base": "2 steps",
+        "evaluate.score_threshold": 0.0,
+    }
     return train(load_recipe("base", patch | {"model.norm": "batch"}), tmp_path_factory.mktemp("run")).directory
 
 

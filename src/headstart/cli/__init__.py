@@ -12,7 +12,7 @@ from io import TextIOWrapper
 import typer
 
 from headstart.cli import audit, data, env, recipes, runs, studies, weights
-from headstart.cli.console import cause_of, fail, is_out_of_memory, open_streams
+from headstart.cli.console import cause_of, fail, is_out_of_memory, open_streams, warn
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
@@ -42,7 +42,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # a pipe on Windows may not know "−" or "α": then a "?" is written
             stream.reconfigure(errors="replace")
-    threading.excepthook = _one_line
+    threading.excepthook, warnings.showwarning = _one_line, warn
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns where there is no home for its cache
     # Pillow warns where `load_image` refuses: one line is enough.
     warnings.filterwarnings("ignore", message="Image size .* could be decompression bomb")

@@ -52,6 +52,12 @@ def fail(message: str, code: int) -> None:
     sys.exit(code)
 
 
+def warn(message: Warning | str, *where: object) -> None:
+    """Print a warning as one line on the error stream, in place of Python's file, line and source."""
+    with suppress(OSError):
+        err.print(shown(f"headstart: warning: {' '.join(str(message).split())}"))
+
+
 def open_streams() -> None:
     """Open standard streams that the caller closed on the null device.
 

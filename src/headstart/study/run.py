@@ -19,8 +19,8 @@ from headstart.study.ray import Cluster, ray_calls
 from headstart.study.spec import check_names
 from headstart.study.variants import evaluate_variants, missing_variants
 from headstart.training.lineage import Finder, RunResult, fault_of, find_result
+from headstart.training.pool import send, worker_calls
 from headstart.training.run import only_process, train
-from headstart.training.workers import send, worker_calls
 
 Progress = Callable[[Segment, int, dict[str, Any]], None]
 _STRIDE = 10  # steps between two progress messages of a worker

@@ -1,0 +1,137 @@
+"""Many calls on a pool of processes of this machine, which die with their parent."""
+
+import multiprocessing
+import os
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
+from queue import Empty
+from typing import Any
+
+from headstart.ops.processes import SILENCE
+from headstart.tasks import TASKS
+from headstart.training.workers import BEAT, Signs, end_with_parent
+
+_queue: Any = None  # of a pool's worker, for its messages to the parent
+
+
+@contextmanager
+def worker_calls(jobs: int, hear: Callable[..., None] | None) -> Iterator[Callable[..., Future[Any]]]:
+    """A function that submits a call to one of `jobs` processes of one thread each.
+
+    On a small net several processes of one thread use a CPU better than one process of several threads; the result does
+    not depend on their number. send(*content) in a worker calls hear(*content) in this process.
+    """
+    with worker_pool(jobs, hear, threads=1) as pool:
+        yield pool.submit
+
+
+def send(*content: Any) -> None:
+    """In a process of `worker_calls`: pass a message to the parent."""
+    _queue.put(("message", content))
+
+
+@contextmanager
+def worker_pool(
+    jobs: int, hear: Callable[..., None] | None = None, *, threads: int | None = None, silence: float = SILENCE
+) -> Iterator[ProcessPoolExecutor]:
+    """A pool of processes. An error inside the context ends them at once; their warnings are given here.
+
+    ChildProcessError where one is killed, and where one has given no sign of life for `silence` seconds.
+    """
+    pools: list[ProcessPoolExecutor] = []
+    lost: list[str] = []
+
+    def lose(process: int, seconds: float) -> None:
+        lost.append(
+            f"one of {jobs} worker processes (number {process} of the system) has given no sign of life for "
+            f"{seconds:.0f} s; all were stopped"
+        )
+        _kill(pools[0])
+
+    queue = _context().Queue()
+    with (
+        _listening(queue, hear, lose, silence),
+        ProcessPoolExecutor(jobs, _context(), _begin, (queue, threads)) as pool,
+    ):
+        pools.append(pool)
+        try:
+            yield pool
+        except BrokenProcessPool:
+            killed = f"one of {jobs} worker processes was killed, by hand or where memory ran out; the others were"
+            raise ChildProcessError(lost[0] if lost else f"{killed} stopped") from None
+        except BaseException:
+            _kill(pool)  # a call may run for hours: do not wait for it
+            raise
+
+
+def _kill(pool: ProcessPoolExecutor) -> None:
+    for process in list(pool._processes.values()):
+        process.kill()  # a stopped process would not end otherwise
+
+
+def _context() -> multiprocessing.context.BaseContext:
+    """Worker processes forked from one clean process that has imported everything, where the system can.
+
+    So they share what the imports take, 0.4 GB each otherwise. A fork of this process would inherit its threads' locks.
+    """
+    can_fork = "forkserver" in multiprocessing.get_all_start_methods()  # not on Windows
+    context = multiprocessing.get_context("forkserver" if can_fork else "spawn")
+    context.set_forkserver_preload(["headstart.training.run", *(row.module for row in TASKS.values())])
+    return context
+
+
+def _begin(queue: Any, threads: int | None) -> None:
+    """Start a pool's worker: signs of life and warnings go to the parent, with whom it ends."""
+    global _queue
+    _queue = queue
+    end_with_parent()
+    warnings.showwarning = lambda message, *where: queue.put(("warning", str(message)))
+
+    def live() -> None:
+        while True:
+            queue.put(("alive", os.getpid()))
+            time.sleep(BEAT)
+
+    threading.Thread(target=live, daemon=True).start()
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+@contextmanager
+def _listening(
+    queue: Any, hear: Callable[..., None] | None, lose: Callable[[int, float], None], silence: float
+) -> Iterator[None]:
+    """Pass the workers' messages to `hear` in this process, and warn as they do; `lose` hears of one that is silent."""
+
+    def listen() -> None:
+        signs = Signs()
+        while True:
+            with suppress(Empty):
+                kind, content = queue.get(timeout=BEAT)
+                if kind == "end":
+                    return
+                if kind == "alive":
+                    signs.hear(content)
+                elif kind == "warning":
+                    warnings.warn(content, stacklevel=1)
+                elif hear:
+                    hear(*content)
+            signs.pass_time()
+            if signs.longest()[1] > silence:
+                lose(*signs.longest())
+                return
+
+    thread = threading.Thread(target=listen, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        queue.put(("end", None))
+        thread.join(timeout=5)
