@@ -8,7 +8,7 @@ writes, this and all later ones with ENOSPC, as a full disk has it; a rename als
 tried again. Python itself repeats the other calls that a signal interrupts (PEP 475).
 
 The study is as small as it can be with every kind of file: a pre-training, a trunk with two checkpoints, and a tail
-with boxes and masks, on three images, and one figure in the report. Files are buffered in blocks of 64 KiB, so that a
+with boxes and masks, on three images, and one figure in the report. Files are buffered in blocks of 1 MiB, so that a
 checkpoint is a few operations, not dozens. Commands are forked from a process that has run such a study once.
 
 Exit code 1 unless each faulty command ends with one line and an exit code other than 0, or does no harm, loses nothing
@@ -18,6 +18,7 @@ finished, and the command after it ends with the same weights, rows, plan and re
 import argparse
 import builtins
 import errno
+import gc
 import io
 import multiprocessing
 import os
@@ -42,7 +43,7 @@ from record import ROOT, keep
 from headstart.training.rows import end_row, read_rows
 
 OPERATIONS = ("open", "read", "write", "fsync", "rename")
-BLOCK = 1 << 16  # bytes between two operations on a file
+BLOCK = 1 << 20  # bytes between two operations on a file
 LEFT_OUT = "tensorboard"  # in the path: its writer is a thread, so that no run has the same n-th operation
 
 
@@ -249,6 +250,7 @@ def serve(pipe: Connection, root: Path, folders: Sequence[Path], warm: tuple[lis
     assert not code, said.read_text(encoding="utf-8")
     shutil.rmtree(warm[1])
     shutil.rmtree(root / "cache")
+    gc.freeze()  # else each child's first collection copies all that it shares
     while True:
         command, out, fault = pipe.recv()  # EOFError at the end, when the parent has gone
         child = os.fork()
@@ -341,6 +343,8 @@ class Lane:
             found.append((fault, reason))
             if reason:
                 print(f"{fault}: {reason}", flush=True)
+            if len(found) % 100 == 0:
+                print(f"{len(found)} tried", flush=True)
             if time.monotonic() > until:
                 return
 

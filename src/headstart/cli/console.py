@@ -35,7 +35,11 @@ Overrides = Annotated[
 ]
 
 Rehash = Annotated[
-    bool, typer.Option("--rehash", help="Read every image anew, also where size and times are as they were.")
+    bool,
+    typer.Option(
+        "--rehash",
+        help="Read every image anew, also where size and times are as they were; and a study's finished checkpoints.",
+    ),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace files that are in the way; inputs never.")]
 

@@ -8,15 +8,15 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
-from queue import Empty
+from contextlib import contextmanager
+from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from headstart.ops.processes import SILENCE
 from headstart.tasks import TASKS
 from headstart.training.workers import BEAT, Signs, end_with_parent
 
-_queue: Any = None  # of a pool's worker, for its messages to the parent
+_tell: Callable[[str, Any], None]  # of a pool's worker: a message to the parent
 
 
 @contextmanager
@@ -32,7 +32,7 @@ def worker_calls(jobs: int, hear: Callable[..., None] | None) -> Iterator[Callab
 
 def send(*content: Any) -> None:
     """In a process of `worker_calls`: pass a message to the parent."""
-    _queue.put(("message", content))
+    _tell("message", content)
 
 
 @contextmanager
@@ -53,10 +53,11 @@ def worker_pool(
         )
         _kill(pools[0])
 
-    queue = _context().Queue()
+    context = _context()
+    reader, writer = context.Pipe(duplex=False)
     with (
-        _listening(queue, hear, lose, silence),
-        ProcessPoolExecutor(jobs, _context(), _begin, (queue, threads)) as pool,
+        _listening(reader, hear, lose, silence),
+        ProcessPoolExecutor(jobs, context, _begin, (writer, context.Lock(), threads)) as pool,
     ):
         pools.append(pool)
         try:
@@ -85,18 +86,23 @@ def _context() -> multiprocessing.context.BaseContext:
     return context
 
 
-def _begin(queue: Any, threads: int | None) -> None:
+def _begin(writer: Connection, turn: Any, threads: int | None) -> None:
     """Start a pool's worker: signs of life and warnings go to the parent, with whom it ends."""
-    global _queue
-    _queue = queue
-    end_with_parent()
-    warnings.showwarning = lambda message, *where: queue.put(("warning", str(message)))
+
+    def tell(kind: str, content: Any) -> None:
+        with turn:
+            writer.send((kind, content))
 
     def live() -> None:
         while True:
-            queue.put(("alive", os.getpid()))
             time.sleep(BEAT)
+            tell("alive", os.getpid())
 
+    global _tell
+    _tell = tell
+    end_with_parent()
+    warnings.showwarning = lambda message, *where: tell("warning", str(message))
+    tell("alive", os.getpid())
     threading.Thread(target=live, daemon=True).start()
     if threads is not None:
         import torch
@@ -106,32 +112,35 @@ def _begin(queue: Any, threads: int | None) -> None:
 
 @contextmanager
 def _listening(
-    queue: Any, hear: Callable[..., None] | None, lose: Callable[[int, float], None], silence: float
+    reader: Connection, hear: Callable[..., None] | None, lose: Callable[[int, float], None], silence: float
 ) -> Iterator[None]:
     """Pass the workers' messages to `hear` in this process, and warn as they do; `lose` hears of one that is silent."""
+    signs, (ending, end) = Signs(), multiprocessing.Pipe(duplex=False)
+
+    def take() -> None:
+        kind, content = reader.recv()
+        if kind == "alive":
+            signs.hear(content)
+        elif kind == "warning":
+            warnings.warn(content, stacklevel=1)
+        elif hear:
+            hear(*content)
 
     def listen() -> None:
-        signs = Signs()
-        while True:
-            with suppress(Empty):
-                kind, content = queue.get(timeout=BEAT)
-                if kind == "end":
-                    return
-                if kind == "alive":
-                    signs.hear(content)
-                elif kind == "warning":
-                    warnings.warn(content, stacklevel=1)
-                elif hear:
-                    hear(*content)
+        while ending not in (ready := wait([reader, ending], timeout=BEAT)):
+            if ready:
+                take()
             signs.pass_time()
             if signs.longest()[1] > silence:
                 lose(*signs.longest())
                 return
+        while reader.poll():
+            take()
 
     thread = threading.Thread(target=listen, daemon=True)
     thread.start()
     try:
         yield
     finally:
-        queue.put(("end", None))
+        end.send(None)
         thread.join(timeout=5)
