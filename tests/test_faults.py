@@ -242,6 +242,12 @@ def python_without_memory():
     bytearray(2**60)
 
 
+def loader_without_memory():
+    """As NumPy reports a library that the loader cannot map: with advice around the one line that matters."""
+    cause = ImportError("libscipy_openblas.so: failed to map segment from shared object")
+    raise ImportError("\n\nIMPORTANT: PLEASE READ THIS\n") from cause
+
+
 def thread_without_disk():
     """As TensorBoard's writer has it: the error is raised in its thread and then in the main one."""
     error = OSError(errno.EIO, os.strerror(errno.EIO), "events")
@@ -260,6 +266,7 @@ def thread_without_disk():
     [
         (torch_without_memory, "headstart: memory: "),
         (python_without_memory, "headstart: memory: the system gives no more\n"),
+        (loader_without_memory, "headstart: memory: libscipy_openblas.so: failed to map segment from shared object\n"),
         (thread_without_disk, "headstart: events: Input/output error\n"),
     ],
 )

@@ -12,7 +12,7 @@ from io import TextIOWrapper
 import typer
 
 from headstart.cli import audit, data, env, recipes, runs, studies, weights
-from headstart.cli.console import cause_of, fail, is_out_of_memory, open_streams, warn
+from headstart.cli.console import cause_of, fail, lack_of_memory, open_streams, warn
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
@@ -59,9 +59,10 @@ def main() -> None:
     except MemoryError:
         fail("memory: the system gives no more", 1)
     except (RuntimeError, ImportError) as error:
-        if not is_out_of_memory(error):
+        line = lack_of_memory(error)
+        if not line:
             raise
-        fail(f"memory: {str(error).splitlines()[0]}", 1)
+        fail(f"memory: {line}", 1)
     except SystemExit as stop:
         if stop.code == INTERRUPTED:  # what typer makes of Ctrl-C
             fail("stopped; the same command continues at the last checkpoint", INTERRUPTED)
