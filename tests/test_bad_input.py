@@ -32,7 +32,7 @@ class Bomb:
 def finished(data_root, tmp_path_factory):
     """A folder of earlier results: a tiny detector without masks and a tiny classifier, as a user would have them."""
     runs = tmp_path_factory.mktemp("earlier")
-    patch = {**DETECTOR, **scene_paths(data_root), "model.mask.enabled": False, "train.base": "2 steps"}
+    patch = {"name": "tiny", **DETECTOR, **scene_paths(data_root), "model.mask.enabled": False, "train.base": "2 steps"}
     detector = train(load_recipe("base", patch), runs)
     classifier = train(tiny_classifier(data_root), runs)
     return {"runs": runs, "detector": detector.checkpoint, "classifier": classifier.checkpoint, "data": data_root}
@@ -459,7 +459,7 @@ def test_a_batch_that_does_not_divide_among_processes(say, finished, data_root, 
     for name in ("detection", "classification"):
         monkeypatch.setattr(importlib.import_module(f"headstart.tasks.{name}"), "num_processes", lambda: 2)
     fail_to_train(say, finished, "train.batch: 3", "2 processes", train__batch=3)
-    patch = {**CLASSIFIER, **class_paths(data_root), "train.batch": 3}
+    patch = {"name": "tiny-pretrain", **CLASSIFIER, **class_paths(data_root), "train.batch": 3}
     answer = say("pretrain", "base_classify", *overrides(patch), "--out", finished["runs"])
     refused(answer, "train.batch: 3", "2 processes")
 

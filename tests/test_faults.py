@@ -2,29 +2,38 @@
 
 import errno
 import os
+import pickle
 import pwd
 import signal
 import subprocess
 import sys
 import threading
 import time
+import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from faults import Fault, Injector, Trial, finished
 from kill import evidence
 from matplotlib.figure import Figure
+from safetensors.torch import save_file
 
 import headstart
 from cli_call import call
 from headstart import cli
+from headstart.cli.studies import say_verdict
 from headstart.data.digests import cache_folder, file_states
+from headstart.data.images import load_image
 from headstart.files import write_whole
+from headstart.metrics.predictions import Predictions
 from headstart.report.plots import write_figures
 from headstart.training import workers
+from headstart.training.pool import worker_pool
 from headstart.training.run import train
-from headstart.training.workers import run_processes, worker_pool
+from headstart.training.workers import run_processes
+from headstart.weights.files import read_weights
 from shares import lost, pause, share
 from tiny import tiny_recipe, tiny_study, write_study
 
@@ -96,6 +105,32 @@ def test_an_error_while_writing_names_the_file_and_leaves_the_old_one(tmp_path, 
         write_whole(tmp_path / "a", "new")
     assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(tmp_path / "a"))
     assert (tmp_path / "a").read_text() == "old" and [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+WRITERS = {
+    "a.pt": lambda path: torch.save({"model": {"a": torch.ones(3)}}, path),
+    "a.safetensors": lambda path: save_file({"a": torch.ones(3)}, path),
+    "a.pkl": lambda path: path.write_bytes(pickle.dumps({"a": np.ones(3)})),
+    "a.npy": lambda path: np.save(path, np.zeros((4, 4), np.uint8)),
+    "a.json": lambda path: path.write_text("[]"),
+    "report.json": lambda path: path.write_text('{"title": "", "text": "", "answers": []}'),
+}
+READERS = {"a.npy": load_image, "a.json": Predictions.from_json, "report.json": say_verdict}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_file_that_cannot_be_read_is_named(tmp_path, name):
+    """An error of each of its reads as the kernel gives it: without a name."""
+    path, read, undisturbed = tmp_path / name, READERS.get(name, read_weights), Injector([tmp_path], None)
+    WRITERS[name](path)
+    with undisturbed.installed():
+        read(path)
+    for number in range(1, undisturbed.counts["read"] + 1):
+        injector = Injector([tmp_path], Fault("read", number, errno.EIO))
+        with injector.installed(), pytest.raises((OSError, ValueError)) as caught:
+            read(path)
+        assert getattr(caught.value, "filename", None) == str(path) or str(caught.value).startswith(f"{path}: ")
+    assert undisturbed.counts["read"]
 
 
 def test_a_figure_that_cannot_be_written_is_named_and_leaves_the_old_one(tmp_path):
@@ -207,6 +242,12 @@ def python_without_memory():
     bytearray(2**60)
 
 
+def loader_without_memory():
+    """As NumPy reports a library that the loader cannot map: with advice around the one line that matters."""
+    cause = ImportError("libscipy_openblas.so: failed to map segment from shared object")
+    raise ImportError("\n\nIMPORTANT: PLEASE READ THIS\n") from cause
+
+
 def thread_without_disk():
     """As TensorBoard's writer has it: the error is raised in its thread and then in the main one."""
     error = OSError(errno.EIO, os.strerror(errno.EIO), "events")
@@ -225,6 +266,7 @@ def thread_without_disk():
     [
         (torch_without_memory, "headstart: memory: "),
         (python_without_memory, "headstart: memory: the system gives no more\n"),
+        (loader_without_memory, "headstart: memory: libscipy_openblas.so: failed to map segment from shared object\n"),
         (thread_without_disk, "headstart: events: Input/output error\n"),
     ],
 )
@@ -308,6 +350,39 @@ def test_a_nan_on_one_of_two_processes_stops_both(data_root, tmp_path):
     ):
         run_processes(2, nan_on_one, (recipe, tmp_path), lambda *content: None, silence=60.0)
     assert [path.stem for path in tmp_path.glob("*/checkpoints/*")] == ["00000001"]
+
+
+@pytest.mark.slow
+def test_a_worker_of_a_pool_that_is_stopped_ends_all():
+    with (
+        pytest.raises(
+            ChildProcessError, match=r"^one of 2 worker processes \(number \d+ of .*\) has given no sign of "
+        ),
+        worker_pool(2, silence=3.0) as pool,
+    ):
+        pool.submit(signal.raise_signal, signal.SIGSTOP).result()
+
+
+@pytest.mark.slow
+def test_an_error_ends_a_worker_that_is_stopped():
+    with pytest.raises(ValueError, match="another segment"), worker_pool(1) as pool:
+        pool.submit(os.getpid).result()
+        pool.submit(signal.raise_signal, signal.SIGSTOP)
+        time.sleep(1.0)  # it is at work by then
+        raise ValueError("another segment")
+
+
+@pytest.mark.slow
+def test_a_warning_of_a_worker_is_given_by_its_parent():
+    with pytest.warns(UserWarning, match=r"^a checkpoint is torn$"), worker_pool(1) as pool:
+        pool.submit(warnings.warn, "a checkpoint is torn").result()
+
+
+def test_a_warning_is_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
+    monkeypatch.setattr(cli, "app", lambda: warnings.warn("a checkpoint\nis torn \x1b[2J", stacklevel=1))
+    answer = call(monkeypatch, capsys)
+    assert (answer.code, answer.err) == (0, "headstart: warning: a checkpoint is torn \\x1b[2J\n")
 
 
 @pytest.mark.slow

@@ -109,7 +109,7 @@ def test_the_watch_sees_what_it_is_for(tmp_path):
 def test_training_prediction_and_reports_stay_in_their_folder(monkeypatch, capsys, data_root, tmp_path):
     out, cache = tmp_path / "out", Path(os.environ["XDG_CACHE_HOME"])
     monkeypatch.chdir(tmp_path)
-    patch = {**DETECTOR, **scene_paths(data_root), "train.base": "2 steps", "model.mask.enabled": False}
+    patch = {"name": "tiny", **DETECTOR, **scene_paths(data_root), "train.base": "2 steps", "model.mask.enabled": False}
     overrides = [f"{name}={json.dumps(value)}" for name, value in patch.items()]
     directory = build_study(out, schedules=("1x",), fractions=(1.0,))
     with watched("open", *CHANGES, *PROGRAMS, *NETWORK) as events:

@@ -22,7 +22,6 @@ NET = {
 }
 DETECTOR = {
     **NET,
-    "name": "tiny",
     "data.mask_frame": 16,
     "data.num_workers": 0,
     "input.short": [SIDE],
@@ -60,7 +59,6 @@ DETECTOR = {
 ONCE = {"seed": 0, "data.fraction": 1.0}  # a pre-training that follows neither the fraction nor the seed of its arms
 CLASSIFIER = {
     **NET,
-    "name": "tiny-pretrain",
     "data.num_workers": 0,
     "input.size": 32,
     "train.batch": 4,
@@ -75,7 +73,6 @@ CLASSIFIER = {
 }
 SEGMENTER = {
     **NET,
-    "name": "tiny-segment",
     "data.num_workers": 0,
     "input.short": [48, SIDE],
     "input.long": SIDE,
@@ -131,13 +128,13 @@ def patched(base: dict, changes: dict) -> dict:
 def tiny_recipe(root: Path, **changes):
     """The tiny detector's recipe; `changes` are overrides with "__" for the dots."""
     patch = {name.replace("__", "."): value for name, value in changes.items()}
-    return load_recipe("base", patched({**DETECTOR, **scene_paths(root)}, patch))
+    return load_recipe("base", patched({"name": "tiny", **DETECTOR, **scene_paths(root)}, patch))
 
 
 def tiny_classifier(root: Path, **changes):
     """The tiny classifier's recipe; `changes` as in `tiny_recipe`."""
     patch = {name.replace("__", "."): value for name, value in changes.items()}
-    return load_recipe("base_classify", patched({**CLASSIFIER, **class_paths(root)}, patch))
+    return load_recipe("base_classify", patched({"name": "tiny-pretrain", **CLASSIFIER, **class_paths(root)}, patch))
 
 
 def pixel_paths(root: Path, *, maps: bool = True) -> dict[str, str]:
@@ -151,7 +148,9 @@ def pixel_paths(root: Path, *, maps: bool = True) -> dict[str, str]:
 def tiny_segmenter(root: Path, *, maps: bool = True, **changes):
     """The tiny segmentation model's recipe; `changes` as in `tiny_recipe`."""
     patch = {name.replace("__", "."): value for name, value in changes.items()}
-    return load_recipe("base_segment", patched({**SEGMENTER, **pixel_paths(root, maps=maps)}, patch))
+    return load_recipe(
+        "base_segment", patched({"name": "tiny-segment", **SEGMENTER, **pixel_paths(root, maps=maps)}, patch)
+    )
 
 
 def tiny_study(root: Path, **changes) -> dict:

@@ -208,7 +208,7 @@ def read_regular(path: str | Path, *, most: int) -> bytes:
 
     ValueError naming the path if it is none, larger than `most` bytes, or of another size than its folder says.
     """
-    with open_regular(path) as file:
+    with named(path), open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > most:
             raise ValueError(f"{path}: has {size:,} bytes: expected at most {most:,}")

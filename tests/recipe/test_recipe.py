@@ -107,6 +107,30 @@ def test_what_is_wrong_is_named_in_one_line(override, expected):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("base", "patch", "expected"),
+    [
+        ("base", {"model.norm_groups": 24}, "24 do not divide the 64 channels of model.backbone.width; expected a"),
+        (
+            "base",
+            {"model.backbone.group_width": 9},
+            "32 do not divide the 9 channels of model.backbone.groups x group_",
+        ),
+        ("base", {"model.backbone": {"kind": "detnet", "depth": 59, "width": 40}}, "the 40 channels of model.backbone"),
+        ("base", {"model.pyramid_norm": True, "model.pyramid_channels": 40}, "the 40 channels of model.pyramid_chan"),
+        ("base", {"model.box.norm": True, "model.box.conv_channels": 40}, "the 40 channels of model.box.conv_channels"),
+        ("base", {"model.mask.norm": True, "model.mask.conv_channels": 40}, "channels of model.mask.conv_channels"),
+        ("base_classify", {"model.norm_groups": 33}, "divisor, the nearest is 32"),
+        ("base_segment", {"model.semantic.channels": 40}, "the 40 channels of model.semantic.channels"),
+    ],
+)
+def test_groups_that_do_not_divide_channels_are_refused_before_a_model_is_built(base, patch, expected):
+    with pytest.raises(ValueError) as caught:
+        load_recipe(base, patch)
+    assert ": model.norm_groups: " in str(caught.value) and expected in str(caught.value)
+    load_recipe(base, patch | {"model.norm": "frozen_batch"})  # which has no groups
+
+
 def test_unknown_recipe_names_get_the_nearest():
     with pytest.raises(
         ValueError, match="recipe 'demmo': no such file or shipped name; the nearest shipped name is 'demo'"

@@ -37,11 +37,11 @@ def directory_of(study, name):
     return study / outcome(study)[name][0]
 
 
-def run_again(data_root, study):
+def run_again(data_root, study, **options):
     """The steps that each segment takes, and what is said."""
     steps, said = {}, []
     run_study(
-        prepared_study(data_root), study.parent, say=said.append,
+        prepared_study(data_root), study.parent, say=said.append, **options,
         progress=lambda segment, step, values: steps.setdefault(segment.name, []).append(step),
     )  # fmt: skip
     return steps, said
@@ -60,6 +60,20 @@ def test_a_torn_trunk_is_run_again_for_a_missing_tail(finished, data_root, study
     assert steps == {TRUNK: [4, 5], TAIL: [6, 7, 8]}
     assert len(said) == 1 and said[0].startswith(f"segment {TRUNK} runs again: {trunk}/checkpoints/00000005.pt: ")
     assert outcome(study) == outcome(finished)
+
+
+@pytest.mark.filterwarnings("ignore:.*is not a whole checkpoint")
+@pytest.mark.parametrize(("segment", "step"), [(TRUNK, 5), (TAIL, 8)])
+def test_a_flipped_bit_of_a_finished_segment_is_found_by_rehash(finished, data_root, study, segment, step):
+    path = directory_of(study, segment) / f"checkpoints/{step:08d}.pt"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    assert run_again(data_root, study) == ({}, [])
+    steps, said = run_again(data_root, study, rehash=True)
+    assert set(steps) == {segment} and len(said) == 1
+    assert said[0].startswith(f"segment {segment} runs again: {path}: is not a whole checkpoint")
+    assert outcome(study) == outcome(finished) and run_again(data_root, study, rehash=True) == ({}, [])
 
 
 def test_a_task_of_a_cluster_names_a_torn_trunk(data_root, study):

@@ -12,7 +12,7 @@ import pytest
 from headstart.study.prepare import prepare
 from headstart.study.run import run_study
 from headstart.study.spec import parse_study
-from headstart.training.workers import worker_pool
+from headstart.training.pool import worker_pool
 from tiny import outcome, tiny_study, tree_digest
 
 NUM_KILLS = 6

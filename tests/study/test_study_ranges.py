@@ -119,6 +119,8 @@ REFUSED = [
     ({"rule": {**STUDY["rule"], "min_seeds": True}}, ["rule.min_seeds: True is not valid"]),
     ({"set": {"data.fraction": 0.5}}, ["set.data.fraction: is set by the study", "expected fractions"]),
     ({"set": {"seed": 3}}, ["set.seed: is set by the study", "expected seeds"]),
+    ({"set": {"name": "x"}}, ["set.name: is set by the study", "expected name"]),
+    ({"arms": {"a": {"name": "x"}}}, ["arms.a.name: is set by the study", "expected name"]),
     ({"set": {"train": {"rate": 0.1}, "train.rate": 0.2}}, ["set.train.rate: is given twice"]),
     ({"arms": {"a": {"train.schedule": "2x"}}}, ["arms.a.train.schedule: is set by the study", "expected schedules"]),
     ({"arms": {"a": {"train.rate": 0.5, "train": {"rate": 0.001}}}}, ["arms.a.train.rate: is given twice"]),

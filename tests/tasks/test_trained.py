@@ -19,7 +19,7 @@ from tiny import DETECTOR, scene_paths
 @pytest.fixture(scope="module")
 def run(data_root, tmp_path_factory):
     """A run of the tiny detector with BatchNorm, and precise statistics in its checkpoint."""
-    patch = {**DETECTOR, **scene_paths(data_root), "train.base": "2 steps", "evaluate.precise_bn": 2}
+    patch = {"name": "tiny", **DETECTOR, **scene_paths(data_root), "train.base": "2 steps", "evaluate.precise_bn": 2}
     return train(load_recipe("base", patch | {"model.norm": "batch"}), tmp_path_factory.mktemp("run"))
 
 

@@ -12,7 +12,7 @@ from io import TextIOWrapper
 import typer
 
 from headstart.cli import audit, data, env, recipes, runs, studies, weights
-from headstart.cli.console import cause_of, fail, is_out_of_memory, open_streams
+from headstart.cli.console import cause_of, fail, lack_of_memory, open_streams, warn
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
@@ -42,7 +42,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # a pipe on Windows may not know "−" or "α": then a "?" is written
             stream.reconfigure(errors="replace")
-    threading.excepthook = _one_line
+    threading.excepthook, warnings.showwarning = _one_line, warn
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns where there is no home for its cache
     # Pillow warns where `load_image` refuses: one line is enough.
     warnings.filterwarnings("ignore", message="Image size .* could be decompression bomb")
@@ -59,9 +59,10 @@ def main() -> None:
     except MemoryError:
         fail("memory: the system gives no more", 1)
     except (RuntimeError, ImportError) as error:
-        if not is_out_of_memory(error):
+        line = lack_of_memory(error)
+        if not line:
             raise
-        fail(f"memory: {str(error).splitlines()[0]}", 1)
+        fail(f"memory: {line}", 1)
     except SystemExit as stop:
         if stop.code == INTERRUPTED:  # what typer makes of Ctrl-C
             fail("stopped; the same command continues at the last checkpoint", INTERRUPTED)

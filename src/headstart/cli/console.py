@@ -22,10 +22,12 @@ err = Console(stderr=True, soft_wrap=True)
 # Characters that a terminal obeys: control codes (ECMA-48), line separators, changes of direction (UAX 9), and
 # halves of pairs, which no encoding has.
 _OBEYED = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-# torch's allocator; the dynamic loader; oneDNN, whose only word for it this is; Python's threads.
+# torch's allocator; the dynamic loader, thrice; oneDNN, whose only word for it this is; Python's threads.
 _NO_MEMORY = (
     "can't allocate memory",
     "cannot allocate memory",
+    "failed to map segment",
+    "cannot map zero-fill pages",
     "could not create a primitive",
     "can't start new thread",
 )
@@ -35,7 +37,11 @@ Overrides = Annotated[
 ]
 
 Rehash = Annotated[
-    bool, typer.Option("--rehash", help="Read every image anew, also where size and times are as they were.")
+    bool,
+    typer.Option(
+        "--rehash",
+        help="Read every image anew, also where size and times are as they were; and a study's finished checkpoints.",
+    ),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace files that are in the way; inputs never.")]
 
@@ -50,6 +56,12 @@ def fail(message: str, code: int) -> None:
     with suppress(OSError):  # a full error stream still gets the exit code
         err.print(shown(f"headstart: {message}"), style="red")
     sys.exit(code)
+
+
+def warn(message: Warning | str, *where: object) -> None:
+    """Print a warning as one line on the error stream, in place of Python's file, line and source."""
+    with suppress(OSError):
+        err.print(shown(f"headstart: warning: {' '.join(str(message).split())}"))
 
 
 def open_streams() -> None:
@@ -76,9 +88,13 @@ def cause_of(error: OSError) -> str:
     return f"{name}: {error.strerror}" if name else f"{error.strerror}"
 
 
-def is_out_of_memory(error: Exception) -> bool:
-    """True for errors of torch, oneDNN, the loader and threads where the system gives no memory."""
-    return type(error).__name__ == "OutOfMemoryError" or any(text in str(error).lower() for text in _NO_MEMORY)
+def lack_of_memory(error: BaseException) -> str:
+    """The line of an error, of torch, oneDNN, the loader or threads, that says that memory is gone; else ""."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    if type(error).__name__ == "OutOfMemoryError":
+        return lines[0]
+    found = next((line for line in lines if any(text in line.lower() for text in _NO_MEMORY)), "")
+    return found or (lack_of_memory(error.__cause__) if error.__cause__ else "")
 
 
 def say(text: str) -> None:

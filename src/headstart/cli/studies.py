@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from headstart.cli.console import Overrides, Rehash, bar, patch_of, say, show
+from headstart.files import named
 
 app = typer.Typer(no_args_is_help=True)
 Name = Annotated[str, typer.Argument(help="A shipped study or a YAML file.")]
@@ -139,7 +140,7 @@ def run(
     refuse_undeclared(prepared)
     if rehash:
         rehash_data(prepared)
-    directory = run_prepared(prepared, out, jobs, cluster)
+    directory = run_prepared(prepared, out, jobs, cluster, rehash=rehash)
     say_verdict(directory / "report.html" if is_current(directory) else build_report(directory))
 
 
@@ -171,7 +172,7 @@ def search(
     say(f"the picked values, and the effort for the difference sheet: {path}")
 
 
-def run_prepared(prepared: Any, out: Path, jobs: int | None, cluster: Any = None) -> Path:
+def run_prepared(prepared: Any, out: Path, jobs: int | None, cluster: Any = None, *, rehash: bool = False) -> Path:
     """Print the plan, unless all is done, and run it under a progress bar; the study's directory."""
     from headstart.study.folder import is_finished
     from headstart.study.forecast import WorkDone
@@ -192,7 +193,9 @@ def run_prepared(prepared: Any, out: Path, jobs: int | None, cluster: Any = None
         def finish(name: str) -> None:
             progress.update(whole, completed=work.update(name, 1.0), note=f"{name} done")
 
-        return run_study(prepared, out, jobs=jobs, cluster=cluster, progress=update, finished=finish, say=say)
+        return run_study(
+            prepared, out, jobs=jobs, cluster=cluster, progress=update, finished=finish, say=say, rehash=rehash
+        )
 
 
 @app.command()
@@ -241,7 +244,9 @@ def say_verdict(page: Path) -> None:
     """Print the verdict sentences of a report and where to look."""
     import json
 
-    found = json.loads(page.with_name("report.json").read_text(encoding="utf-8"))
+    summary = page.with_name("report.json")
+    with named(summary):
+        found = json.loads(summary.read_text(encoding="utf-8"))
     say(f"{found['title']}. {found['text']}")
     for answer in found["answers"]:
         lines = answer["lines"] if isinstance(answer["lines"], list) else [answer["lines"]]

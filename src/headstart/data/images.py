@@ -11,7 +11,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
-from headstart.files import open_regular
+from headstart.files import named, open_regular
 
 MAX_PIXELS = 89_478_485  # Pillow's own limit (256 MiB of RGB); a photograph of 50 megapixels passes
 MOST_CHANNELS = 12  # as in recipes: `input.channels`
@@ -123,7 +123,7 @@ def _opened(path: str | Path) -> Iterator[BinaryIO]:
         raise _Refused(f"{path}: cannot be read ({error.strerror}): expected an image file") from None
     except ValueError as error:  # no regular file, or a name that none can have
         raise _unreadable(path, error) from None
-    with file:
+    with named(path), file:
         if (size := os.fstat(file.fileno()).st_size) > MOST_BYTES:
             raise _unreadable(path, ValueError(f"{size:,} bytes, more than {MOST_BYTES:,}"))
         yield file

@@ -16,7 +16,7 @@ from pycocotools import mask as coco_mask
 
 from headstart.data import rle
 from headstart.data.read.coco_records import Id, fits, show
-from headstart.files import write_whole
+from headstart.files import named, write_whole
 
 _Finite = Annotated[float, Meta(ge=-sys.float_info.max, le=sys.float_info.max)]
 _Extent = Annotated[float, Meta(ge=0, le=sys.float_info.max)]
@@ -97,7 +97,8 @@ class Predictions:
         Raises ValueError naming the file, the entry (from 0), the field and the value; OSError if it cannot be read.
         """
         try:
-            rows = orjson.loads(Path(path).read_bytes())
+            with named(path):
+                rows = orjson.loads(Path(path).read_bytes())
         except orjson.JSONDecodeError as error:
             raise ValueError(f"{path}: is not JSON ({error})") from None
         if not isinstance(rows, list):

@@ -172,6 +172,13 @@ class Model(Net):
     def _consistent(self) -> "Model":
         if self.backbone.kind == "vgg" and self.pyramid:
             raise ValueError("model.pyramid: true for a vgg backbone, which gives one map; expected false")
+        if self.pyramid and self.pyramid_norm:
+            self.require_groups("model.pyramid_channels", self.pyramid_channels)
+        if self.box.norm and self.box.convs:
+            self.require_groups("model.box.conv_channels", self.box.conv_channels)
+        for name, head in (("mask", self.mask), ("keypoint", self.keypoint)):
+            if head.enabled and head.norm and head.convs:
+                self.require_groups(f"model.{name}.conv_channels", head.conv_channels)
         if self.cascade.enabled and not self.box.class_agnostic:
             raise ValueError(
                 "model.box.class_agnostic: false, expected true with model.cascade.enabled: a stage hands one box a "

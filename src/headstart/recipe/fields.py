@@ -252,4 +252,18 @@ class Net(Part):
     def _norm_fits(self) -> "Net":
         if self.backbone.kind == "vgg" and self.norm != "none":
             raise ValueError(f"model.norm: {self.norm!r} for a vgg backbone, which has no normalisation; expected none")
+        if self.backbone.kind in ("resnet", "detnet"):  # timm knows its own widths, when the model is built
+            self.require_groups("model.backbone.width", self.backbone.width)
+        if self.backbone.kind == "resnet" and (self.backbone.groups > 1 or self.backbone.group_width is not None):
+            width = self.backbone.groups * (self.backbone.group_width or self.backbone.width)
+            self.require_groups("model.backbone.groups x group_width", width)
         return self
+
+    def require_groups(self, field: str, channels: int) -> None:
+        """ValueError where GroupNorm's groups do not divide the channels that `field` gives."""
+        if self.norm == "group" and channels % self.norm_groups:
+            fit = max(groups for groups in range(1, self.norm_groups) if channels % groups == 0)
+            raise ValueError(
+                f"model.norm_groups: {self.norm_groups} do not divide the {channels} channels of {field}; "
+                f"expected a divisor, the nearest is {fit}"
+            )

@@ -74,3 +74,11 @@ class SegmentModel(Net):
     pyramid_channels: Width
     pyramid_norm: Flag
     semantic: SemanticPart
+
+    @model_validator(mode="after")
+    def _groups_fit(self) -> "SegmentModel":
+        if self.pyramid_norm:
+            self.require_groups("model.pyramid_channels", self.pyramid_channels)
+        if self.semantic.norm:
+            self.require_groups("model.semantic.channels", self.semantic.channels)
+        return self

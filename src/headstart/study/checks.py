@@ -24,7 +24,7 @@ METRICS = (
 # Kinds of metrics that are measured only if a field of the recipe is true.
 SWITCHES = {"mask": "model.mask.enabled", "keypoints": "model.keypoint.enabled", "voc": "evaluate.voc"}
 # Fields of recipes that a study sets for each of its segments, and the key of the study that says how.
-OWNED = {"seed": "seeds", "data.fraction": "fractions", "train.schedule": "schedules"}
+OWNED = {"name": "name", "seed": "seeds", "data.fraction": "fractions", "train.schedule": "schedules"}
 MOST_CELLS = 20_000  # a plan of so many takes seconds; the paper's largest study has 20
 MOST_TRIALS = 10_000
 HIGHEST_LEVEL = 0.9999  # of a rule; nearer to 1 no number of seeds decides

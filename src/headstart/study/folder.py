@@ -139,7 +139,8 @@ def inputs_digest(directory: Path) -> str:
     begun = [(directory / entry.directory, entry.stop) for entry in plan.segments if entry.directory]
     for path in (place / name for place, stop in begun for name in (*names, f"errors-{stop}.json")):
         try:
-            content = path.read_bytes()
+            with named(path):
+                content = path.read_bytes()
         except FileNotFoundError:
             content = b""
         digest.update(b"%d " % len(content))
@@ -200,8 +201,9 @@ def write_study(
     (directory / CHANGES_FILE).unlink(missing_ok=True)
     study = yaml.safe_dump(dict(settings), sort_keys=False)
     for path, text in {directory / PLAN_FILE: json_text(content, indent=1), directory / STUDY_FILE: study}.items():
-        if not path.exists() or path.read_text(encoding="utf-8") != text:
-            write_whole(path, text)
+        with named(path):
+            if not path.exists() or path.read_text(encoding="utf-8") != text:
+                write_whole(path, text)
 
 
 def note_segment(directory: Path, name: str, place: Path, *, finished: bool) -> None:

@@ -20,8 +20,8 @@ from headstart.study.ray import Cluster, ray_calls
 from headstart.study.spec import check_names
 from headstart.study.variants import evaluate_variants, missing_variants
 from headstart.training.lineage import Finder, RunResult, fault_of, find_result
+from headstart.training.pool import send, worker_calls
 from headstart.training.run import only_process, train
-from headstart.training.workers import send, worker_calls
 
 Progress = Callable[[Segment, int, dict[str, Any]], None]
 _STRIDE = 10  # steps between two progress messages of a worker
@@ -36,6 +36,7 @@ def run_study(
     progress: Progress | None = None,
     finished: Callable[[str], None] | None = None,
     say: Callable[[str], None] = warnings.warn,
+    rehash: bool = False,
 ) -> Path:
     """Run every segment that is not finished, `jobs` at a time here, or on a `cluster`; returns the study's directory.
 
@@ -43,6 +44,7 @@ def run_study(
     or found finished. Kill it anywhere and call it again: finished segments are found by their digest, begun ones
     continue at their last checkpoint, and those with a damaged file, which `say` names, run again. Segments that
     another study trains in the same folder are waited for. The first error stops the segments that are running.
+    With `rehash` the final checkpoint of every finished segment is read whole, else only those that are used.
     """
     if jobs > 1 or (cluster and not cluster.gpus):
         check_threads(prepared)
@@ -57,7 +59,7 @@ def run_study(
     else:
         calls, listener = nullcontext(_call_here), progress
     with lock(directory):
-        done, begun = find_segments(prepared, directory, finder, whole=True, say=say)
+        done, begun = find_segments(prepared, directory, finder, whole=True, every=rehash, say=say)
         _write(prepared, directory, done, begun)
         for name in done if finished else ():
             finished(name)
@@ -138,13 +140,14 @@ def find_segments(
     *,
     segments: Iterable[Segment] | None = None,
     whole: bool = False,
+    every: bool = False,
     say: Callable[[str], None] = warnings.warn,
 ) -> tuple[dict[str, RunResult], dict[str, Path]]:
     """The finished segments and the directories of those only begun, by name, found by digest; no model is built.
 
     A tail is finished when all variants of the study have been evaluated too. `segments` (all by default) come after
-    what they need. With `whole` the checkpoints that missing segments begin from are read: a segment whose checkpoint
-    is damaged is not finished, and `say` names the file.
+    what they need. With `whole` the checkpoints that missing segments begin from are read, and with `every` those of
+    all finished ones: a segment whose checkpoint is damaged is not finished, and `say` names the file.
     """
     finder, done, begun = finder or Finder(), {}, {}
     out, variants = segments_folder(prepared, directory), prepared.study.also_evaluate
@@ -153,7 +156,7 @@ def find_segments(
         if segment.needs <= done.keys():
             recipe, _, span = segment_run(prepared, segment, done)
             place = finder.place(recipe, out, span)
-            found = find_result(place, span.stop, whole=whole and segment.kind == "pretrain")
+            found = find_result(place, span.stop, whole=every or (whole and segment.kind == "pretrain"))
             if found is None and whole and (fault := fault_of(place, span.stop)):
                 say(f"segment {segment.name} runs again: {fault}")
             is_tail = segment.kind == "tail"

@@ -133,7 +133,7 @@ class StudySpec(StudySection):
             check_branch(self.arms, arm, share=self.share)
             self.pretraining_of(arm)
         for name, entry in self.pretrain.items():
-            flat_patch(f"pretrain.{name}.set.", entry.set, allowed=OWNED)
+            flat_patch(f"pretrain.{name}.set.", entry.set, allowed=OWNED.keys() - {"name"})
         check_names(self.tuning, self.arms, "tuning: arm")
         check_names(self.public_weights, self.arms, "public_weights: arm")
         check_public({arm: self.weights_of(arm) for arm in self.public_weights})

@@ -24,8 +24,8 @@ from headstart.tasks import TASKS, input_size, make_task
 from headstart.tasks.task import Task
 from headstart.training import memory
 from headstart.training.optimizer import make_optimizer
+from headstart.training.pool import worker_pool
 from headstart.training.start import settings_of, update_rule
-from headstart.training.workers import worker_pool
 from headstart.weights.freeze import freeze, set_train_mode
 
 WARM_UP, TIMED = 2, 10  # steps; the first two pay for caches and memory

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from headstart.batch import InputSpec
-from headstart.files import file_digest, open_regular, read_regular
+from headstart.files import file_digest, named, open_regular, read_regular
 from headstart.hardware import memory
 from headstart.weights.formats.pickles import Array, PickleReader, RefusedNameError
 from headstart.weights.formats.torch_files import read_torch
@@ -71,7 +71,7 @@ def read_weights(path: str | Path) -> WeightFile:
         raise ValueError(f"{path}: cannot be read ({error.strerror}): expected a weight file") from None
     if path.suffix not in SUFFIXES:
         raise ValueError(f"{path}: unknown suffix {path.suffix!r} of a weight file, expected {', '.join(SUFFIXES)}")
-    with path.open("rb") as file:
+    with named(path), path.open("rb") as file:
         check_seal(path, file)
     if path.suffix == ".safetensors":
         return _weight_file(path, *read_safetensors(path))

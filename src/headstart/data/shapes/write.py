@@ -204,7 +204,8 @@ def _is_missing(file: Path, content: bytes) -> bool:
     """True for a file still to be written: absent, or cut off; ValueError where it holds anything else."""
     if not file.exists():
         return True
-    there = file.read_bytes()
+    with named(file):
+        there = file.read_bytes()
     if not content.startswith(there):
         raise ValueError(f"{file}: holds something else than what belongs there; expected a new or empty folder")
     return len(there) < len(content)
@@ -236,7 +237,8 @@ def _finished(marker: Path, info: dict, files: list[Path], progress: Progress | 
     if not marker.exists():
         return False
     try:
-        found = json.loads(marker.read_text(encoding="utf-8"))
+        with named(marker):
+            found = json.loads(marker.read_text(encoding="utf-8"))
     except ValueError:
         found = {}
     found = found.get("info", found) if isinstance(found, dict) else {}
