@@ -8,9 +8,11 @@ import pytest
 from scipy import stats
 from simulate import Setting, crossover_coverage, draw, is_wrong, simulate, wrong_for_other_images
 
-from headstart.verdict.curves import Curve, compare_at, crossover, images_worth, overfit_onset
+from headstart.verdict.curves import Curve, compare_at, crossover, images_worth
+from headstart.verdict.overfit import overfit_onset
 from headstart.verdict.paired import p_above, t_half_width, t_power
-from headstart.verdict.verdict import Rule, decide, fewest_seeds, judge, seeds_needed
+from headstart.verdict.rule import Rule, fewest_seeds, seeds_needed
+from headstart.verdict.verdict import decide, judge
 from headstart.verdict.words import caveats, outcome, sentence
 
 RULE = Rule(metric="box.AP", baseline="pretrained", candidate="scratch", margin=0.01)

@@ -243,6 +243,8 @@ def say_verdict(page: Path) -> None:
 
     found = json.loads(page.with_name("report.json").read_text(encoding="utf-8"))
     say(f"{found['title']}. {found['text']}")
+    if step := found["next_with_seconds"]:
+        say(f"{step['sentence']}\n  {step['command']}")
     for answer in found["answers"]:
         lines = answer["lines"] if isinstance(answer["lines"], list) else [answer["lines"]]
         say(f"{answer['question']} {' '.join(lines)}")

@@ -28,9 +28,9 @@ from headstart.study.folder import Run
 from headstart.training.stored import AUDIT_FILE, ENVIRONMENT_FILE, Environment, StoredAudit
 from headstart.verdict import numbers
 from headstart.verdict.curves import Crossover
-from headstart.verdict.numbers import file_part, metric_name
+from headstart.verdict.numbers import file_part, metric_name, minus
 from headstart.verdict.verdict import Verdict
-from headstart.verdict.words import rule_sentence
+from headstart.verdict.words import crossing_interval, difference_text, margin_text, rule_sentence
 
 
 @dataclass(frozen=True)
@@ -216,20 +216,24 @@ def _tiles(facts: Facts, findings: Findings) -> list[Tile]:
 
 
 def _lead_tile(label: str, found: Verdict, when: str) -> Tile:
-    shown = numbers.signed(abs(found.mean)).replace("+", "")
-    leader = found.rule.candidate if found.mean > 0 else found.rule.baseline
-    if shown == "0.0":
-        return Tile(label, "level", f"neither is ahead {when}")
-    return Tile(label, f"{shown} points", f"{leader} is ahead {when}", leader)
+    """An arm is named as ahead only where the rule decided so; every difference has its interval, or none."""
+    text = minus(difference_text(found))
+    if found.obstacle:
+        return Tile(label, "no answer yet", f"{found.obstacle.title}; difference {text}")
+    if found.outcome in ("equivalent", "not worse"):
+        value = "level" if found.outcome == "equivalent" else f"{found.rule.candidate} not worse"
+        return Tile(label, value, f"{when}, margin {margin_text(found.rule)}: difference {text}")
+    leader = found.rule.candidate if found.outcome == "better" else found.rule.baseline
+    size = numbers.signed(abs(found.mean)).replace("+", "")
+    return Tile(label, f"{size} points", f"{leader} is ahead {when}: difference {text}", leader)
 
 
 def _crossover_tile(found: Crossover) -> Tile:
-    label, start = f"{found.candidate} catches up", f"{numbers.amount(found.start)} {found.axis}"
-    if found.x is None:
-        return Tile(label, "not yet", f"not within {numbers.amount(found.budget)} {found.axis}", found.baseline)
+    label = f"{found.candidate} within {100 * found.within:g} points of {found.baseline}"
+    value = "not yet" if found.x is None else f"≈ {numbers.amount(found.x)} {found.axis}"
     if found.x == found.start:
-        return Tile(label, "at once", f"level or ahead from {start} on", found.candidate)
-    return Tile(label, f"≈ {numbers.amount(found.x)} {found.axis}", "between the ends of schedules", found.candidate)
+        value = f"from {numbers.amount(found.start)} {found.axis} on"
+    return Tile(label if found.within else f"{found.candidate} catches up", value, crossing_interval(found))
 
 
 def _start_tile(arm: str, start: StartCost) -> Tile:

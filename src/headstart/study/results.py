@@ -20,7 +20,7 @@ from headstart.study.spec import WEIGHTS_FIELD
 from headstart.training.rows import Row, end_row, evaluations, read_rows
 from headstart.typed_json import Record, read_json
 from headstart.verdict.numbers import TRAIN
-from headstart.verdict.verdict import Rule
+from headstart.verdict.rule import Rule
 
 NAN = float("nan")
 DEFAULT_METRIC = "box.AP"  # of a study without a rule
@@ -78,7 +78,7 @@ class StudyFolder:
     """A study's results: its settings (study.yaml), its plan, and one Run a segment, by segment name.
 
     num_images are training images by fraction; differences are the rows of the difference sheet, each with field,
-    values by arm, and declared.
+    values by arm, and declared; overrides are the command line's patch on every recipe.
     """
 
     path: Path
@@ -89,6 +89,7 @@ class StudyFolder:
     num_images: dict[float, int]
     batch: int | None
     differences: tuple[dict[str, Any], ...]
+    overrides: dict[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:

@@ -246,6 +246,7 @@ def _write(prepared: Prepared, directory: Path, done: Mapping[str, RunResult], b
             batch=recipe.train.batch,
             differences=prepared.differences,
             data={"val": recipe.data.val, "val_images": getattr(recipe.data, "val_images", None)},
+            overrides=prepared.overrides,
             begun=begun,
             finished={name: result.directory for name, result in done.items()},
         )

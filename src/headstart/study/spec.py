@@ -51,7 +51,7 @@ from headstart.study.sections import (
     Tunings,
     check_names,
 )
-from headstart.verdict.verdict import Rule
+from headstart.verdict.rule import Rule
 
 WEIGHTS_FIELD = "start.weights"
 SMALL = "small"  # the one size besides a study as written, and the folder that the segments of all small twins share

@@ -32,6 +32,7 @@ class RunFacts(Struct, forbid_unknown_fields=True, kw_only=True):
     span: SpanFacts | None = None
     trunk: tuple[str, str] | None = None
     notes: list[str] = []
+    overlap: int = 0  # validation images that are training images too
     name: str | None = None
     kind: Literal["pretrain", "trunk", "tail"] | None = None
     arm: str | None = None
