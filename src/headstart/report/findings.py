@@ -10,7 +10,8 @@ import numpy as np
 from headstart.report.answers import Answer, Comparison, EqualEffort, equal_efforts, find_answers, find_crossover
 from headstart.report.differences import starts_differ
 from headstart.report.facts import Facts
-from headstart.report.headline import NextStep, next_step, still_rising, unfinished, void
+from headstart.report.headline.next_step import NextStep, next_step
+from headstart.report.headline.obstacles import still_rising, unfinished, void
 from headstart.study.folder import NAN, Run, StudyFolder, final_row, metric_of
 from headstart.tasks import METRIC_KINDS, RecordsReader
 from headstart.verdict import words

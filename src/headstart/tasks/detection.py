@@ -119,7 +119,6 @@ def make_task(recipe: Recipe) -> Task:
     if num < recipe.evaluate.train_images:
         notes.append(f"evaluate.train_images: {recipe.evaluate.train_images} asked for, all {num} there are evaluated")
     key = f"{recipe.model.model_dump_json()} {data.num_classes} {stream.targets.num_slots} {recipe.start.freeze}"
-    content = data_content(data).plus(data_content(held_out))
     return Task(
         model=model,
         batches=stream.batches,
@@ -129,8 +128,7 @@ def make_task(recipe: Recipe) -> Task:
         classes={"ids": data.category_ids.tolist(), "names": list(data.class_names), **keypoints},
         num_images=data.num_images,
         num_eval_images=held_out.num_images,
-        fingerprint=content.digest,
-        files=content.files,
+        contents=(data_content(data), data_content(held_out)),
         image_ids=data.image_ids.tolist(),
         notes=notes,
         evaluate_train=None if seen is None else partial(plain, seen),

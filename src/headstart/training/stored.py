@@ -33,6 +33,7 @@ class RunFacts(Struct, forbid_unknown_fields=True, kw_only=True):
     trunk: tuple[str, str] | None = None
     notes: list[str] = []
     overlap: int = 0  # validation images that are training images too
+    weights_cost: dict[str, float] | None = None  # COUNTERS and seconds of the run that made the start's weights
     name: str | None = None
     kind: Literal["pretrain", "trunk", "tail"] | None = None
     arm: str | None = None

@@ -49,7 +49,7 @@ def until_then(verdict: Verdict) -> str:
         return ""
     rule, where = verdict.rule, verdict.where.partition(" with ")[0]
     if verdict.is_small:
-        return f"Until then use either {where}: {difference_text(verdict)} lie within the margin."
+        return f"Until then use either: {where} the difference lies within the margin, {difference_text(verdict)}."
     leader = rule.candidate if verdict.mean > 0 else rule.baseline
     return f"Until then use {leader}, which is ahead {where}: difference {difference_text(verdict)}."
 
