@@ -213,8 +213,10 @@ def _price(facts: Facts) -> list[Answer]:
         if mean := facts.mean_costs.get((arm, schedule, fraction)):
             sizes = {"training": _effort(mean["alone"]), "total": _effort(mean["whole"])}
             lines.append(words.price_sentence(arm, schedule, **sizes))
-    outside = [arm for arm in outside_weights(folder) if arm in arms]
-    lines += [f"{arm} starts from weights made elsewhere, whose cost is not counted here." for arm in outside]
+    outside = [arm for arm in outside_weights(folder) if arm in arms and arm not in facts.starts]
+    lines += [
+        f"{arm} starts from weights made elsewhere, whose cost is unknown (“?” in the tables)." for arm in outside
+    ]
     return [Answer("What does the start cost?", tuple(lines), from_clock=True)] if lines else []
 
 

@@ -48,7 +48,11 @@ def verdict(facts: Facts, findings: Findings) -> Section:
     folder = facts.folder
     question = "Do you need the head start?" if starts_differ(folder) else f"{' or '.join(folder.arms)}?"
     rule = rule_sentence(folder.rule) if folder.rule else None
-    return Section("verdict", context={"question": question, "rule": rule, "tiles": _tiles(facts, findings)})
+    judged = {
+        run.segment.arm for run in folder.runs.values() if run.weights == "ema" and run.segment.arm in folder.arms
+    }
+    context = {"question": question, "rule": rule, "tiles": _tiles(facts, findings), "averaged": sorted(judged)}
+    return Section("verdict", context=context)
 
 
 def answers(facts: Facts, findings: Findings) -> Section:

@@ -13,7 +13,7 @@ from headstart.batch import Detections
 from headstart.data.dataset import Dataset
 from headstart.data.digests import data_content
 from headstart.data.order import Resize
-from headstart.data.read import open_dataset
+from headstart.data.read import open_annotated
 from headstart.data.rle import paste_rle
 from headstart.data.stream import Augmentation, EvalImages
 from headstart.data.targets import PIXEL_CENTRE, mirror_note, require_keypoints, sigmas_of, with_keypoints
@@ -59,13 +59,13 @@ def training_data(recipe: Recipe) -> Dataset:
 
 
 def _all_training_data(recipe: Recipe) -> Dataset:
-    data = open_dataset(recipe.data.train, recipe.data.train_images, recipe.data.train_split)
+    data = open_annotated(recipe.data.train, recipe.data.train_images, recipe.data.train_split)
     return with_keypoints(data) if recipe.model.keypoint.enabled else data
 
 
 def validation_data(recipe: Recipe) -> Dataset:
     """Validation images of a recipe."""
-    return open_dataset(recipe.data.val, recipe.data.val_images, recipe.data.val_split)
+    return open_annotated(recipe.data.val, recipe.data.val_images, recipe.data.val_split)
 
 
 def num_training_images(recipe: Recipe) -> int:
