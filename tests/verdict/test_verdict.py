@@ -114,11 +114,9 @@ def test_one_seed_decides_nothing_and_says_that_it_has_no_interval():
     )
     assert sentence(verdict) == f"{outcome(verdict)} {caveats(verdict)}".strip()
     assert title(verdict, starts_differ=True) == ("No answer yet: 1 of 3 seeds", None)
-    assert until_then(verdict) == (
-        "Until then use pretrained, which is ahead at 2x: difference -5.0 points (1 seed, no interval)."
-    )
+    assert until_then(verdict) == ("Until then use pretrained: it is 5.0 points ahead at 2x, with 1 seed.")
     assert until_then(judge(RULE, [0.4], [0.401], where="at 2x")) == (
-        "Until then use either: at 2x the difference lies within the margin, +0.1 points (1 seed, no interval)."
+        "Until then use either: at 2x the difference of 0.1 points lies within the margin, with 1 seed."
     )
     assert judge(RULE, [0.4, 0.4], [0.4, 0.41]).obstacle.code == "seeds"
 
@@ -254,7 +252,7 @@ def test_crossovers_that_are_not_there():
     single = crossover(steps_curve("b", [0.4, 0.4], num_seeds=1), steps_curve("a", [0.3, 0.5], num_seeds=1))
     assert single.indicative and single.low is None and "1 seed, no interval" in sentence(single)
     near = crossover(high, steps_curve("a", [0.395, 0.395], num_seeds=3), within=0.01)
-    assert near.x == 180_000 and sentence(near).startswith("a is within 1.0 points of b or ahead from the first point")
+    assert near.x == 180_000 and sentence(near).startswith("a is within 1 point of b or ahead from the first point")
     with pytest.raises(ValueError, match="3 and 5 seeds"):
         crossover(low, steps_curve("b", [0.4, 0.4]))
     with pytest.raises(ValueError, match="do not overlap"):

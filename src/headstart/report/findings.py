@@ -80,7 +80,8 @@ def find(facts: Facts) -> Findings:
     answers = find_answers(facts, comparisons, crossing, blind=blind)
     if problem:
         answers.append(Answer("Would other test images say the same?", (f"Not known: {problem}.",)))
-    equal = [] if blind else equal_efforts(facts, against)
+    steep = next((obstacle for obstacle in at_end if obstacle and "rising" in obstacle.code), None)
+    equal = [] if blind else equal_efforts(facts, against or steep)
     return Findings(*_title(facts, headline, against), comparisons, tuple(answers), tuple(equal), crossing, resampled)
 
 

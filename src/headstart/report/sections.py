@@ -48,10 +48,8 @@ def verdict(facts: Facts, findings: Findings) -> Section:
     folder = facts.folder
     question = "Do you need the head start?" if starts_differ(folder) else f"{' or '.join(folder.arms)}?"
     rule = rule_sentence(folder.rule) if folder.rule else None
-    judged = {
-        run.segment.arm for run in folder.runs.values() if run.weights == "ema" and run.segment.arm in folder.arms
-    }
-    context = {"question": question, "rule": rule, "tiles": _tiles(facts, findings), "averaged": sorted(judged)}
+    averaged = {run.segment.arm for run in folder.runs.values() if run.weights == "ema"}.intersection(folder.arms)
+    context = {"question": question, "rule": rule, "tiles": _tiles(facts, findings), "averaged": sorted(averaged)}
     return Section("verdict", context=context)
 
 
@@ -221,23 +219,22 @@ def _tiles(facts: Facts, findings: Findings) -> list[Tile]:
 
 def _lead_tile(label: str, found: Verdict, when: str) -> Tile:
     """An arm is named as ahead only where the rule decided so; every difference has its interval, or none."""
-    text = minus(difference_text(found))
+    text = difference_text(found)
     if found.obstacle:
-        return Tile(label, "no answer yet", f"{found.obstacle.title}; difference {text}")
+        return Tile(label, "no answer", minus(f"{found.obstacle.title}; difference {text}"))
     if found.outcome in ("equivalent", "not worse"):
         value = "level" if found.outcome == "equivalent" else f"{found.rule.candidate} not worse"
-        return Tile(label, value, f"{when}, margin {margin_text(found.rule)}: difference {text}")
+        return Tile(label, value, minus(f"{when}, margin {margin_text(found.rule.margin)}: difference {text}"))
     leader = found.rule.candidate if found.outcome == "better" else found.rule.baseline
     size = numbers.signed(abs(found.mean)).replace("+", "")
-    return Tile(label, f"{size} points", f"{leader} is ahead {when}: difference {text}", leader)
+    return Tile(label, f"{size} points", minus(f"{leader} is ahead {when}: difference {text}"), leader)
 
 
 def _crossover_tile(found: Crossover) -> Tile:
-    label = f"{found.candidate} within {100 * found.within:g} points of {found.baseline}"
-    value = "not yet" if found.x is None else f"≈ {numbers.amount(found.x)} {found.axis}"
-    if found.x == found.start:
-        value = f"from {numbers.amount(found.start)} {found.axis} on"
-    return Tile(label if found.within else f"{found.candidate} catches up", value, crossing_interval(found))
+    near = f"{found.candidate} within {margin_text(found.within)} of {found.baseline}"
+    at = f"{'from' if found.x == found.start else '≈'} {numbers.amount(found.x or 0)} {found.axis}"
+    label, value = near if found.within else f"{found.candidate} catches up", "not yet" if found.x is None else at
+    return Tile(label, value, crossing_interval(found))
 
 
 def _start_tile(arm: str, start: StartCost) -> Tile:

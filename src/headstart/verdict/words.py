@@ -33,7 +33,7 @@ def outcome(verdict: Verdict) -> str:
     difference = f"difference {difference_text(verdict)}" if verdict.num_seeds else "no difference known"
     if verdict.obstacle:
         return f"{quantity}: no answer yet ({verdict.obstacle.reason}); {difference}."
-    margin = margin_text(rule)
+    margin = margin_text(rule.margin)
     claim = {
         "better": f"{rule.candidate} is better than {rule.baseline}",
         "worse": f"{rule.candidate} is worse than {rule.baseline}",
@@ -48,10 +48,12 @@ def until_then(verdict: Verdict) -> str:
     if not verdict.num_seeds or verdict.obstacle is None or verdict.obstacle.code == "floor":
         return ""
     rule, where = verdict.rule, verdict.where.partition(" with ")[0]
+    size = f"{points(abs(verdict.mean), fine=_fine(verdict))[1:]} points"
     if verdict.is_small:
-        return f"Until then use either: {where} the difference lies within the margin, {difference_text(verdict)}."
+        reason = f"{where} the difference of {size} lies within the margin"
+        return f"Until then use either: {reason}, with {counted(verdict.num_seeds, 'seed')}."
     leader = rule.candidate if verdict.mean > 0 else rule.baseline
-    return f"Until then use {leader}, which is ahead {where}: difference {difference_text(verdict)}."
+    return f"Until then use {leader}: it is {size} ahead {where}, with {counted(verdict.num_seeds, 'seed')}."
 
 
 def caveats(verdict: Verdict) -> str:
@@ -72,14 +74,14 @@ def title(verdict: Verdict, *, starts_differ: bool) -> tuple[str, str | None]:
     }[verdict.outcome]
 
 
-def margin_text(rule: Rule) -> str:
-    """The margin in points: "1 point", "2 points"."""
-    return f"{100 * rule.margin:g} point{'' if rule.margin == 0.01 else 's'}"
+def margin_text(margin: float) -> str:
+    """A margin in points: "1 point", "2 points"."""
+    return f"{100 * margin:g} point{'' if margin == 0.01 else 's'}"
 
 
 def rule_sentence(rule: Rule) -> str:
     """The decision rule as fixed before the first run."""
-    margin = margin_text(rule)
+    margin = margin_text(rule.margin)
     claim = {
         "equivalence": f"whether {rule.candidate} and {rule.baseline} differ by less than {margin}",
         "non_inferiority": f"whether {rule.candidate} is not worse than {rule.baseline} by more than {margin}",
@@ -93,7 +95,7 @@ def rule_sentence(rule: Rule) -> str:
 @sentence.register
 def _crossover(found: Crossover) -> str:
     """Point from which the candidate stays within the margin or ahead, with the interval over seeds."""
-    near = f"within {points(found.within)[1:]} points of" if found.within else "level with"
+    near = f"within {margin_text(found.within)} of" if found.within else "level with"
     if found.x is None:
         budget = f"the {amount(found.budget)} {found.axis} tried"
         claim = f"{found.candidate} does not come {near} {found.baseline} in {budget}"
@@ -121,7 +123,7 @@ def crossing_interval(found: Crossover) -> str:
 @sentence.register
 def _images_worth(found: ImagesWorth) -> str:
     """Worth of a start in labelled images, with the interval over seeds; no worth is claimed unless it is shown."""
-    near = f"come within {points(found.within)[1:]} points of" if found.within else "match"
+    near = f"come within {margin_text(found.within)} of" if found.within else "match"
     have = f"{found.baseline} with {found.images:,} labelled images"
     worth = "the start is worth none there"
     if found.needed is None:

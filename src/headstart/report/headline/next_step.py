@@ -67,7 +67,9 @@ def next_step(facts: Facts, verdict: Verdict | None, obstacle: Obstacle) -> Next
         sets = [f"{data.train}", f"{data.val}"]
         images = [getattr(data, name, None) for name in ("train_images", "val_images")]
         words = ["headstart", "data", "check", *sets, *(w for i in images if i for w in ("--images", str(i)))]
-        return NextStep("remove the shared pictures from one of the two", (), shlex.join(words), every)
+        return NextStep(
+            "remove the shared pictures from one of the two sets and run the study again", (), shlex.join(words), every
+        )
     what = "declare the fields in an arm, or set them alike" if obstacle.code == "undeclared" else "run the study again"
     return _run(facts, what, (), every)
 
