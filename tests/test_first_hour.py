@@ -58,7 +58,7 @@ def test_a1_two_arms_that_learnt_nothing_decide_nothing(tmp_path):
     )
     assert summary["next"] == {"what": "train twice as long", "changes": [LONGER]}
     assert "decided by the rule" not in page and "Until then" not in summary["text"]
-    assert not any(word in page for word in ("Either start", ">level<", "catch up", "is ahead"))
+    assert not any(word in page for word in ("Either start", ">level<", "catch up", "scratch is ahead"))
 
 
 def test_a1_no_spread_decides_nothing(tmp_path):
