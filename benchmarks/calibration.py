@@ -10,7 +10,7 @@ from math import sqrt
 import numpy as np
 from simulate import Setting, crossover_coverage, simulate, wrong_for_other_images
 
-from headstart.verdict.verdict import Rule, fewest_seeds
+from headstart.verdict.rule import Rule, fewest_seeds
 
 MARGIN = 0.01
 OUTCOMES = ("better", "worse", "equivalent", "not worse", "not decidable")

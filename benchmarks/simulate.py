@@ -13,7 +13,8 @@ import numpy as np
 
 from headstart.verdict.curves import Curve, crossover
 from headstart.verdict.paired import t_half_width
-from headstart.verdict.verdict import Rule, decide, judge
+from headstart.verdict.rule import Rule
+from headstart.verdict.verdict import decide, judge
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +87,7 @@ def wrong_for_other_images(
     drawn = draw(setting, num_studies, generator)
     for differences in drawn[:, decide(setting.rule, drawn) != "not decidable"].T:
         moved = setting.image_sd * generator.standard_normal(num_resamples)
-        verdict = judge(setting.rule, 0 * differences, differences, bootstrap=differences[:, None] + moved)
+        verdict = judge(setting.rule, 0 * differences + 0.5, differences + 0.5, bootstrap=differences[:, None] + moved)
         if verdict.holds_for_other_images:
             mistaken = is_wrong(setting.rule, verdict.outcome, setting.true_difference)
             wrong, right = wrong + mistaken, right + (not mistaken)

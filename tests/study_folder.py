@@ -1,6 +1,7 @@
 """A made-up study as the runner writes one: real plan, plausible rows, pictures, and names that try to be markup."""
 
 import json
+from collections.abc import Callable
 from math import exp
 from pathlib import Path
 
@@ -30,10 +31,10 @@ SHEET = [
 ]
 # Where box AP ends and how many steps it takes to get there, by arm and fraction.
 ENDS = {
-    ("pretrained", 1.0): (0.47, 250),
-    ("scratch", 1.0): (0.49, 520),
-    ("pretrained", 0.1): (0.24, 160),
-    ("scratch", 0.1): (0.13, 350),
+    ("pretrained", 1.0): (0.47, 80),
+    ("scratch", 1.0): (0.49, 170),
+    ("pretrained", 0.1): (0.24, 55),
+    ("scratch", 0.1): (0.13, 115),
 }
 
 
@@ -50,8 +51,15 @@ def build_study(
     differences: list[dict] | None = None,
     pictures: bool = True,
     judge_training: bool = False,
+    ap: Callable[..., float] | None = None,
+    ema: Callable[..., float] | None = None,
+    stored: dict | None = None,
 ) -> Path:
-    """A study's directory below `root`, of which the first num_begun segments are finished (None: all)."""
+    """A study's directory below `root`, of which the first num_begun segments are finished (None: all).
+
+    ap replaces `box_ap`; ema is that of averaged weights, evaluated beside the live ones; stored are further fields of
+    segment.json.
+    """
     study = parse_study(_settings(seeds, schedules, fractions) | (settings or {}), source="fixture")
     made = make_schedules(schedule_names(study), base=300, base_rate=0.04, warmup=50, warmup_from=0.3)
     plan = expand(study, made, pretrain_steps={"shapes": 900})
@@ -68,9 +76,8 @@ def build_study(
         finished={segment.name: path / directory_of(segment) for segment in begun},
     )
     for segment in begun:
-        _write_run(
-            path, root, segment, dataset, log_every=log_every, eval_every=eval_every, judge_training=judge_training
-        )
+        rows = _rows(segment, log_every, eval_every, judge_training, ap or box_ap, ema)
+        _write_run(path, root, segment, dataset, rows, stored or {})
     return path
 
 
@@ -100,12 +107,9 @@ def directory_of(segment: Segment) -> str:
     return f"segments/{segment.name}-0123456789ab"
 
 
-def _write_run(
-    path: Path, root: Path, segment: Segment, dataset, *, log_every: int, eval_every: int, judge_training: bool
-) -> None:
+def _write_run(path: Path, root: Path, segment: Segment, dataset, rows: list[dict], stored: dict) -> None:
     directory = path / directory_of(segment)
     directory.mkdir(parents=True)
-    rows = _rows(segment, log_every, eval_every, judge_training)
     (directory / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = {"val": "data/val.json", "val_images": "data/images", "val_split": None}
     (directory / "recipe.yaml").write_text(yaml.safe_dump({"name": "demo", "data": data, "train": {"batch": BATCH}}))
@@ -113,7 +117,7 @@ def _write_run(
         json.dumps({"headstart": "0.1.0", "torch": "2.x", "cpus": 2, "gpu": None})
     )
     facts = {"num_images": IMAGES[segment.fraction], "classes": {}, "fingerprint": ""}
-    (directory / "segment.json").write_text(json.dumps({**asdict(segment), **facts}))
+    (directory / "segment.json").write_text(json.dumps({**asdict(segment), **facts, **stored}))
     if segment.parent is None:
         (directory / "audit.json").write_text(json.dumps(_audit(segment)))
     if dataset is not None and segment.kind == "tail":
@@ -127,7 +131,7 @@ def _write_run(
         (directory / f"errors-{segment.stop}.json").write_text(json.dumps(errors))
 
 
-def _rows(s: Segment, log_every: int, eval_every: int, judge_training: bool) -> list[dict]:
+def _rows(s: Segment, log_every: int, eval_every: int, judge_training: bool, ap, ema) -> list[dict]:
     counted = lambda step: {"images": BATCH * step, "instances": 25 * step, "pixels": BATCH * 96 * 96 * step}  # noqa: E731
     clock = lambda step: {"train": 0.21 * step, "eval": 0.03 * step, "other": 0.01 * step}  # noqa: E731
     rows: list[dict] = [{"kind": "start", "step": s.start, "source": "random", "total": s.stop, "stop": s.stop}]
@@ -137,9 +141,11 @@ def _rows(s: Segment, log_every: int, eval_every: int, judge_training: bool) -> 
             loss = 0.4 + 2 * exp(-step / 300) - (0.1 if s.kind == "tail" else 0)
             rows.append({"kind": "train", **common, "rate": 0.04, "loss": loss, "losses": {"mask": loss}})
         if step % eval_every == 0 or step == s.stop:
-            rows.append({"kind": "eval", "split": "val", **common, **_scores(s, step)})
+            rows.append({"kind": "eval", "split": "val", **common, **_scores(s, step, ap)})
             if judge_training and s.kind != "pretrain":
-                rows.append({"kind": "eval", "split": "train", **common, **_scores(s, step, seen=True)})
+                rows.append({"kind": "eval", "split": "train", **common, **_scores(s, step, ap, seen=True)})
+            if ema and s.kind != "pretrain":
+                rows.append({"kind": "eval", "split": "val", "weights": "ema", **common, **_scores(s, step, ema)})
     rows.append(
         {
             "kind": "end",
@@ -157,10 +163,10 @@ def hash_of(segment: Segment) -> str:
     return segment.name.encode().hex().ljust(64, "0")[:64]
 
 
-def _scores(s: Segment, step: int, *, seen: bool = False) -> dict:
+def _scores(s: Segment, step: int, ap_at, *, seen: bool = False) -> dict:
     if s.kind == "pretrain":
         return {"metrics": {"class": {"top1": 0.5}}, "per_class": {"class": {"a": {"top1": 0.5}}}}
-    ap = box_ap(s.arm, s.fraction, s.seed, step, s.kind == "tail") + (0.0002 * step if seen else 0.0)
+    ap = ap_at(s.arm, s.fraction, s.seed, step, s.kind == "tail") + (0.0002 * step if seen else 0.0)
     metrics, per_class = {}, {}
     for kind, factor in (("box", 1.0), ("mask", 0.9)):
         own = ap * factor

@@ -110,4 +110,4 @@ def test_the_page_loads_nothing_and_ends_with_the_study(tmp_path):
         assert "<script" not in text
     assert len(re.findall("data:image/svg", looks[0])) == 1
     assert "The study is finished" in (path / live.PAGE).read_text()
-    assert json.loads((path / "report.json").read_text())["state"] == "indicative"
+    assert json.loads((path / "report.json").read_text())["state"] == "seeds and rising"

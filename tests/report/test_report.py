@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
+from scipy import stats
 
 from headstart.metrics.records import Records, ap_from_records
 from headstart.report import build as report
@@ -68,7 +69,7 @@ def _done(tmp_path_factory):
 
 @pytest.fixture(name="three", scope="module")
 def _three(tmp_path_factory):
-    path = build_study(tmp_path_factory.mktemp("three"), seeds=3, schedules=("1x", "2x"), pictures=False)
+    path = build_study(tmp_path_factory.mktemp("three"), seeds=3, schedules=("3x", "6x"), pictures=False)
     return path, build_report(path).read_text()
 
 
@@ -97,6 +98,11 @@ def run_of(path, arm, schedule, fraction=1.0):
     return folder.tail(
         next(c for c in folder.plan.cells if (c.arm, c.schedule, c.fraction) == (arm, schedule, fraction))
     )
+
+
+def signed(value):
+    text = f"{100 * value:+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
 
 
 def table_numbers(text):
@@ -129,9 +135,12 @@ def test_the_schedule_tables_hold_the_numbers_of_the_rows(which, request):
             expected = [(("arm", arm), np.array(seeds), f"{100 * np.mean(seeds):.1f}")]
             if arm == "scratch":
                 gap = np.array(seeds) - scores["pretrained", schedule, fraction]
-                expected.append((("gap", arm), gap, f"{100 * gap.mean():+.1f}".replace("-", "−")))
+                expected.append((("gap", arm), gap, signed(gap.mean())))
             for key, values, number in expected:
                 spread = f" ±{100 * values.std(ddof=1):.1f}" if len(values) > 1 else ""
+                if key[0] == "gap" and len(values) > 1:
+                    low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+                    spread = f" ({signed(low)} to {signed(high)})"
                 assert cells.pop((fraction, metric, *key, schedule)) == number + spread
                 checked += 1
     assert not cells and checked == 6 * 3 * (7 if which == "done" else 4)
@@ -179,12 +188,16 @@ def test_the_page_loads_nothing_and_is_small(done):
     assert "default-src 'none'" in policy and "http" not in policy
 
 
-def test_one_seed_is_indicative(done):
+def test_one_seed_has_no_answer(done):
     path, text = done
     summary = json.loads((path / "report.json").read_text())
-    assert summary["state"] == "indicative" and summary["finished"] == summary["segments"] == 29
-    assert "indicative" in text and "decided by the rule" not in text
-    assert summary["title"] in Page(text).of("h1")[0][1]
+    assert summary["state"] == "seeds" and summary["finished"] == summary["segments"] == 29
+    assert summary["title"] == "No answer yet: 1 of 3 seeds" == Page(text).of("h1")[0][1]
+    assert Page(text).of("title")[0][1] == f"demo: {summary['title']}"
+    assert not any(said in text for said in ("decided by the rule", "scratch is ahead", "pretrained is ahead"))
+    command = Page(text).of("pre")[0][1]
+    assert command == f"headstart study run {path}/study.yaml seeds=3 --out {path.parent}"
+    assert command == summary["next_with_seconds"]["command"] and summary["next"]["changes"] == ["seeds=3"]
 
 
 def test_the_headline_is_the_verdict_on_the_longest_schedule(three):
@@ -192,14 +205,15 @@ def test_the_headline_is_the_verdict_on_the_longest_schedule(three):
     folder, scores = read_study_folder(path), final_scores(path, "box.AP")
     verdict = judge(
         folder.rule,
-        np.array(scores["pretrained", "2x", 1.0]),
-        np.array(scores["scratch", "2x", 1.0]),
-        where="at 2x with all data (800 images)",
+        np.array(scores["pretrained", "6x", 1.0]),
+        np.array(scores["scratch", "6x", 1.0]),
+        where="at 6x with all data (800 images)",
     )
     summary = json.loads((path / "report.json").read_text())
     assert summary["text"] == sentence(verdict) and summary["state"] == "decided"
-    assert verdict.outcome == "worse" and Page(text).of("h1")[0][1] == "pretrained ends ahead"
-    entry = next(e for e in summary["comparisons"] if (e["schedule"], e["fraction"]) == ("2x", 1.0))
+    assert verdict.outcome == "better" and Page(text).of("h1")[0][1] == "scratch ends ahead"
+    assert summary["next"] is None and not Page(text).of("pre")
+    entry = next(e for e in summary["comparisons"] if (e["schedule"], e["fraction"]) == ("6x", 1.0))
     assert entry["mean"] == pytest.approx(verdict.mean, abs=1e-6)
     assert entry["differences"] == pytest.approx(list(verdict.differences), abs=1e-6)
 
@@ -254,7 +268,8 @@ def test_an_unfinished_study_has_no_verdict(tmp_path, small, num_begun):
     path = small(tmp_path, num_begun=num_begun)
     text = build_report(path).read_text()
     summary = json.loads((path / "report.json").read_text())
-    assert summary["title"] == "No verdict yet" and summary["state"] == "unfinished"
+    assert summary["title"] == f"No answer yet: {num_begun} of 17 segments finished"
+    assert summary["state"] == "unfinished" and summary["next"]["what"] == "run the missing segments"
     assert f"{num_begun} of 17 segments finished; the rule is applied when all are." in text
     assert ("No schedule is finished yet." in text) == (num_begun < 3)
 
@@ -305,7 +320,7 @@ def test_undeclared_differences_void_the_verdict(tmp_path, small):
     path = small(tmp_path, differences=sheet)
     text = build_report(path).read_text()
     assert json.loads((path / "report.json").read_text())["state"] == "undeclared"
-    assert "The arms differ in undeclared fields: train.rate." in text
+    assert "the arms differ in undeclared fields: train.rate" in text
 
 
 @pytest.mark.parametrize(
@@ -504,6 +519,6 @@ def test_in_a_browser_it_draws_hovers_and_switches_without_errors(done, tmp_path
     assert seen["hover"] == f"pretrained, trunkbox AP {100 * box_ap('pretrained', 1.0, 0, 100, False):.1f}step 100"
     assert seen["first"] == 900 * 8 + 100 * 8  # the pre-training's images, then the first evaluation
     assert seen["fewer"] == 6 and seen["ends"] == ["1x", "2x"]
-    assert seen["alone"][:2] == ["21,600", "14,400"] and seen["spent"][0] != seen["alone"][0]
+    assert seen["alone"][:2] == ["12,000", "7,200"] and seen["spent"][0] != seen["alone"][0]
     assert 0 < seen["loss"] < 3
     assert [words for _, words in page.of("th")].count(CLASSES[2]) == 2

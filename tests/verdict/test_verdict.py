@@ -8,10 +8,12 @@ import pytest
 from scipy import stats
 from simulate import Setting, crossover_coverage, draw, is_wrong, simulate, wrong_for_other_images
 
-from headstart.verdict.curves import Curve, compare_at, crossover, images_worth, overfit_onset
+from headstart.verdict.curves import Curve, compare_at, crossover, images_worth
+from headstart.verdict.overfit import overfit_onset
 from headstart.verdict.paired import p_above, t_half_width, t_power
-from headstart.verdict.verdict import Rule, decide, fewest_seeds, judge, seeds_needed
-from headstart.verdict.words import caveats, outcome, sentence
+from headstart.verdict.rule import Rule, fewest_seeds, seeds_needed
+from headstart.verdict.verdict import decide, judge
+from headstart.verdict.words import caveats, outcome, sentence, title, until_then
 
 RULE = Rule(metric="box.AP", baseline="pretrained", candidate="scratch", margin=0.01)
 KINDS = ("equivalence", "non_inferiority", "superiority")
@@ -54,8 +56,10 @@ def test_sign_flip_counts_every_pattern(num_seeds):
 def test_differences_without_spread_decide_by_their_value():
     assert p_above(np.full((3, 1), 0.02), 0.0, test="t")[0] == 0
     assert p_above(np.zeros((3, 1)), 0.0, test="t")[0] == 1
-    assert judge(RULE, [0.4] * 3, [0.4] * 3).outcome == "equivalent"
-    assert judge(RULE, [0.4] * 3, [0.45] * 3).outcome == "better"
+    assert decide(RULE, np.zeros((3, 1))) == "equivalent" and decide(RULE, np.full((3, 1), 0.05)) == "better"
+    for candidate in (0.4, 0.45):  # the test is certain, so no conclusion is stated
+        found = judge(RULE, [0.4] * 3, [candidate] * 3)
+        assert found.outcome == "not decidable" and found.obstacle.code == "spread"
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -83,7 +87,7 @@ def test_outcomes_follow_scipys_one_sided_tests(kind):
 def test_verdicts_carry_their_numbers():
     verdict = judge(RULE, np.full(5, 0.40), 0.40 + around(-0.035, 0.004), where="at 2x")
     t = stats.ttest_1samp(verdict.differences, 0)
-    assert verdict.outcome == "worse" and not verdict.indicative and verdict.num_seeds == 5
+    assert verdict.outcome == "worse" and verdict.obstacle is None and verdict.num_seeds == 5
     interval = verdict.mean - verdict.half_width, verdict.mean + verdict.half_width
     assert interval == pytest.approx(tuple(t.confidence_interval(0.95)))
     assert verdict.p_difference == pytest.approx(t.pvalue)
@@ -93,25 +97,28 @@ def test_verdicts_carry_their_numbers():
     )
     level = judge(RULE, np.full(5, 0.4), 0.4 + around(0.002, 0.003))
     assert sentence(level) == (
-        "Box AP: scratch and pretrained are equivalent within 1.0 points, difference +0.2 points "
+        "Box AP: scratch and pretrained are equivalent within 1 point, difference +0.2 points "
         "(90 % interval -0.1 to +0.5, 5 seeds)."
     )
     flipped = judge(rule_of(test="sign_flip"), np.full(6, 0.4), 0.4 + around(0.03, 0.003, 6))
     assert flipped.outcome == "better" and "sign-flip p = 0.0312" in sentence(flipped)
 
 
-def test_one_seed_is_indicative_and_says_so():
-    verdict = judge(RULE, [0.40], [0.35])
-    assert (verdict.outcome, verdict.leaning, verdict.indicative) == ("not decidable", "worse", True)
+def test_one_seed_decides_nothing_and_says_that_it_has_no_interval():
+    verdict = judge(RULE, [0.40], [0.35], where="at 2x with all data")
+    assert (verdict.outcome, verdict.obstacle.code) == ("not decidable", "seeds")
     assert np.isnan(verdict.sd) and verdict.seeds_to_decide is None
     assert sentence(verdict) == (
-        "Box AP: scratch is 5.0 points behind pretrained; indicative, not decided (1 of the 3 seeds that the rule "
-        "requires). One seed gives no estimate of the variation between seeds."
+        "Box AP at 2x with all data: no answer yet (1 of the 3 seeds that the rule requires); "
+        "difference -5.0 points (1 seed, no interval)."
     )
-    assert caveats(verdict) == "One seed gives no estimate of the variation between seeds."
-    assert sentence(verdict) == f"{outcome(verdict)} {caveats(verdict)}"
-    assert judge(RULE, [0.4, 0.4], [0.4, 0.41]).indicative
-    assert judge(RULE, [0.4], [0.401]).leaning == "equivalent"
+    assert sentence(verdict) == f"{outcome(verdict)} {caveats(verdict)}".strip()
+    assert title(verdict, starts_differ=True) == ("No answer yet: 1 of 3 seeds", None)
+    assert until_then(verdict) == ("Until then use pretrained: it is 5.0 points ahead at 2x, with 1 seed.")
+    assert until_then(judge(RULE, [0.4], [0.401], where="at 2x")) == (
+        "Until then use either: at 2x the difference of 0.1 points lies within the margin, with 1 seed."
+    )
+    assert judge(RULE, [0.4, 0.4], [0.4, 0.41]).obstacle.code == "seeds"
 
 
 def test_missing_scores_are_counted_not_hidden():
@@ -171,13 +178,13 @@ def test_noise_of_the_test_images_is_reported_apart_and_never_averaged_away():
     rng = np.random.default_rng(6)
     differences = around(0.02, 0.002)
     images = rng.normal(0, 0.008, 4000)
-    verdict = judge(RULE, np.zeros(5), differences, bootstrap=differences[:, None] + images, num_images=500)
+    verdict = judge(RULE, np.full(5, 0.4), 0.4 + differences, bootstrap=differences[:, None] + images, num_images=500)
     assert verdict.outcome == "better"
     assert verdict.images.sd == pytest.approx(0.008, rel=0.05)
     assert (verdict.images.low, verdict.images.high) == pytest.approx((0.02 - 0.0157, 0.02 + 0.0157), abs=1e-3)
     assert verdict.general_half_width == pytest.approx(np.hypot(verdict.half_width, 1.96 * verdict.images.sd), rel=1e-3)
     assert verdict.holds_for_other_images and verdict.images_to_decide is None
-    shaky = judge(RULE, np.zeros(5), differences, bootstrap=differences[:, None] + 3 * images, num_images=500)
+    shaky = judge(RULE, np.full(5, 0.4), 0.4 + differences, bootstrap=differences[:, None] + 3 * images, num_images=500)
     assert shaky.outcome == "better" and shaky.holds_for_other_images is False
     enough = dataclasses.replace(shaky.images, sd=shaky.images.sd * np.sqrt(500 / shaky.images_to_decide))
     assert dataclasses.replace(shaky, images=enough).holds_for_other_images
@@ -210,7 +217,7 @@ def test_who_wins_at_equal_steps_and_at_equal_whole_cost():
     assert compare_at(RULE, tuned, scratch).outcome == "equivalent"
     whole = Curve("pretrained", tuned.x * 16 + 1.28e8, tuned.scores)
     apart = compare_at(RULE, whole, Curve("scratch", scratch.x * 16, scratch.scores), axis="images")
-    assert apart.outcome == "not decidable" and apart.reason.startswith(
+    assert apart.outcome == "not decidable" and apart.obstacle.reason.startswith(
         "pretrained has not begun: it spans 130,880,000"
     )
 
@@ -238,12 +245,14 @@ def test_crossover_interval_is_the_set_of_steps_where_the_difference_cannot_be_t
 def test_crossovers_that_are_not_there():
     low, high = steps_curve("a", [0.3, 0.3], num_seeds=3), steps_curve("b", [0.4, 0.4], num_seeds=3)
     never = crossover(high, low)
-    assert never.x is None and "does not catch up with b within the 270,000 steps tried" in sentence(never)
+    assert never.x is None and "a does not come level with b in the 270,000 steps tried" in sentence(never)
     assert crossover(low, high).x == 180_000 and "from the first point" in sentence(crossover(low, high))
     back = crossover(steps_curve("b", [0.4] * 4), steps_curve("a", [0.3, 0.41, 0.39, 0.41]))
     assert back.x == pytest.approx(405_000)  # the first crossing does not last
     single = crossover(steps_curve("b", [0.4, 0.4], num_seeds=1), steps_curve("a", [0.3, 0.5], num_seeds=1))
-    assert single.indicative and single.low is None and "indicative only" in sentence(single)
+    assert single.indicative and single.low is None and "1 seed, no interval" in sentence(single)
+    near = crossover(high, steps_curve("a", [0.395, 0.395], num_seeds=3), within=0.01)
+    assert near.x == 180_000 and sentence(near).startswith("a is within 1 point of b or ahead from the first point")
     with pytest.raises(ValueError, match="3 and 5 seeds"):
         crossover(low, steps_curve("b", [0.4, 0.4]))
     with pytest.raises(ValueError, match="do not overlap"):
@@ -264,6 +273,10 @@ def test_images_worth_by_interpolation_between_fractions():
     assert beyond.needed is None and "worth more than 25,000 images" in sentence(beyond)
     level = images_worth(scratch, Curve("scratch", images, scratch.scores + 0.2), images=1_000)
     assert "worth none" in sentence(level)
+    noisy = Curve("scratch", images, scratch.scores + np.array([[0.05], [0.0], [-0.05]]))
+    unsure = images_worth(tuned, noisy, images=3_500, within=0.01)
+    assert not unsure.is_shown and "whether the start is worth any there is open" in sentence(unsure)
+    assert images_worth(tuned, scratch, images=3_500, within=0.067).needed == pytest.approx(3_500)
     with pytest.raises(ValueError, match="images is 50, expected 1000 to 35000"):
         images_worth(tuned, scratch, images=50)
 

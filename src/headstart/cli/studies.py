@@ -248,6 +248,8 @@ def say_verdict(page: Path) -> None:
     with named(summary):
         found = json.loads(summary.read_text(encoding="utf-8"))
     say(f"{found['title']}. {found['text']}")
+    if step := found["next_with_seconds"]:
+        say(f"{step['sentence']}\n  {step['command']}")
     for answer in found["answers"]:
         lines = answer["lines"] if isinstance(answer["lines"], list) else [answer["lines"]]
         say(f"{answer['question']} {' '.join(lines)}")

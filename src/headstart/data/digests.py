@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,14 +35,25 @@ class FileState(NamedTuple):
 
 @dataclass(frozen=True)
 class Content:
-    """The digest of data, and the files whose bytes are part of it, by path, as they were when it was taken."""
+    """The digest of data, and its images and label maps by path, as they were when it was taken."""
 
     digest: str
-    files: dict[str, FileState]
+    images: dict[str, FileState]
+    labels: dict[str, FileState] = field(default_factory=dict)
+
+    @property
+    def files(self) -> dict[str, FileState]:
+        """All files whose bytes are part of the digest."""
+        return self.images | self.labels
 
     def plus(self, other: "Content") -> "Content":
         """Both, the digests one after the other."""
-        return Content(self.digest + other.digest, self.files | other.files)
+        return Content(self.digest + other.digest, self.images | other.images, self.labels | other.labels)
+
+    def shared_with(self, other: "Content") -> tuple[str, ...]:
+        """Paths of this one's images whose bytes are those of an image of the other."""
+        known = {state.digest for state in other.images.values()} - {ABSENT}
+        return tuple(path for path, state in self.images.items() if state.digest in known)
 
 
 def data_content(dataset: Dataset, *, rehash: bool = False) -> Content:

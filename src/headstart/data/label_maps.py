@@ -49,7 +49,7 @@ class PixelLabels:
         names = [self._name(index) for index in range(self.dataset.num_images)]
         images = data_content(self.dataset, rehash=rehash)
         maps = file_content(self.folder, names, [images.digest, repr(self.ignore)], rehash=rehash)
-        return Content(maps.digest, images.files | maps.files)
+        return Content(maps.digest, images.images, maps.images)
 
     def check(self, num_workers: int) -> None:
         """Read all maps once, in `num_workers` threads.
@@ -126,7 +126,7 @@ class InstanceLabels:
     def content(self, *, rehash: bool = False) -> Content:
         """Content of images and annotations."""
         images = data_content(self.dataset, rehash=rehash)
-        return Content(hashlib.sha256(b"instances" + images.digest.encode()).hexdigest(), images.files)
+        return Content(hashlib.sha256(b"instances" + images.digest.encode()).hexdigest(), images.images)
 
     def check(self, num_workers: int) -> None:
         """Nothing to do: instances were checked when they were read."""

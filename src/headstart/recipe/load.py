@@ -85,6 +85,7 @@ def resolve(name: str, patches: list[tuple[str, dict[str, Any]]]) -> tuple[AnyRe
     for origin, layer in [(base.name, read_yaml(base)), *layers]:
         flat = flatten(layer)
         _replace_backbone(values, origins, flat)
+        _leave_images(values, origins, flat, base.name)
         values |= flat
         origins |= dict.fromkeys(flat, origin)
     return validate(KINDS[task][0], _plain(values, str(path)), str(path), origins), origins
@@ -133,6 +134,13 @@ def stored_recipe(values: dict[str, Any], source: str, overrides: dict[str, Any]
     known, stored = flatten(read_yaml(shipped()[base])), flatten(values)
     _replace_backbone(known, Provenance(dict.fromkeys(known, base)), stored)
     return validate(kind, unflatten(known | stored | flatten(overrides or {})), source)
+
+
+def _leave_images(values: dict[str, Any], origins: Provenance, patch: dict[str, Any], base: str) -> None:
+    """A patch with data of its own does not inherit the image folder of the base recipe's."""
+    for field in ("data.train", "data.val"):
+        if field in patch and origins.get(f"{field}_images") == base:
+            values[f"{field}_images"] = None
 
 
 def _replace_backbone(values: dict[str, Any], origins: Provenance, patch: dict[str, Any]) -> None:

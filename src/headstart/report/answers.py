@@ -12,8 +12,10 @@ import numpy as np
 from headstart.report.cost import Cost, outside_weights
 from headstart.report.facts import Facts
 from headstart.verdict import words
-from headstart.verdict.curves import Crossover, Curve, compare_at, crossover, images_worth, overfit_onset
+from headstart.verdict.curves import Crossover, Curve, compare_at, crossover, images_worth
+from headstart.verdict.earned import Obstacle
 from headstart.verdict.numbers import TRAIN, fraction_name
+from headstart.verdict.overfit import overfit_onset
 from headstart.verdict.paired import t_half_width
 from headstart.verdict.verdict import Verdict
 
@@ -57,11 +59,16 @@ def find_crossover(facts: Facts) -> Crossover | None:
     if len(folder.common_schedules(largest)) < 2 or not _complete(facts, largest).any():
         return None
     curves = (_ends(facts, arm, largest) for arm in (folder.baseline, folder.candidate))
-    return crossover(*curves, level=_level(facts))
+    return crossover(*curves, level=_level(facts), within=_margin(facts))
 
 
-def find_answers(facts: Facts, comparisons: tuple[Comparison, ...], crossing: Crossover | None) -> list[Answer]:
-    """Answers to all questions that the finished cells can answer; none with a single arm."""
+def find_answers(
+    facts: Facts, comparisons: tuple[Comparison, ...], crossing: Crossover | None, *, blind: bool = False
+) -> list[Answer]:
+    """Answers to all questions that the finished cells can answer; none with a single arm.
+
+    blind: the curves say nothing, as of arms that learnt nothing; then only verdicts on cells, and costs.
+    """
     folder, answers = facts.folder, []
     if not folder.baseline or not folder.fractions:
         return []
@@ -74,11 +81,14 @@ def find_answers(facts: Facts, comparisons: tuple[Comparison, ...], crossing: Cr
         for entry in [entry for entry in comparisons if entry.fraction == fraction][-1:]:
             question = f"And with {100 * fraction:g} % of the data?"
             answers.append(Answer(question, (words.outcome(entry.verdict),)))
-    return [*answers, *_worth(facts), *_overfitting(facts), *_price(facts)]
+    return [*answers, *([] if blind else [*_worth(facts), *_overfitting(facts)]), *_price(facts)]
 
 
-def equal_efforts(facts: Facts) -> list[EqualEffort]:
-    """Both arms at equal steps, and at equal total cost, pre-training included, for the largest fraction."""
+def equal_efforts(facts: Facts, against: Obstacle | None = None) -> list[EqualEffort]:
+    """Both arms at equal steps, and at equal total cost, pre-training included, for the largest fraction.
+
+    `against` is an obstacle to every conclusion.
+    """
     folder = facts.folder
     if folder.rule is None or folder.headline_cell is None or not _complete(facts, folder.fractions[0]).any():
         return []
@@ -101,13 +111,18 @@ def equal_efforts(facts: Facts) -> list[EqualEffort]:
     made = []
     for effort, (baseline, candidate) in curves.items():
         at = min(baseline.x[-1], candidate.x[-1])
-        verdict = compare_at(folder.rule, baseline, candidate, axis=effort)
+        verdict = compare_at(folder.rule, baseline, candidate, axis=effort, obstacle=against)
         made.append(EqualEffort(effort, at, float(baseline.at(at).mean()), float(candidate.at(at).mean()), verdict))
     return made
 
 
 def _level(facts: Facts) -> float:
     return facts.folder.rule.level if facts.folder.rule else DEFAULT_LEVEL
+
+
+def _margin(facts: Facts) -> float:
+    """The one margin of all answers: the rule's; without a rule none."""
+    return facts.folder.rule.margin if facts.folder.rule else 0.0
 
 
 def _ends(facts: Facts, arm: str, fraction: float, *, x: dict[str, float] | None = None) -> Curve:
@@ -144,35 +159,42 @@ def _worth(facts: Facts) -> list[Answer]:
     for arm in (folder.baseline, folder.candidate):
         scores = [facts.scores(folder.metric, arm, folder.common_schedules(f)[-1], f)[used] for f in fractions]
         curves.append(Curve(arm, images, np.stack(scores, 1)))
-    found = [images_worth(*curves, images=count, level=_level(facts)) for count in images[:-1]]
+    sizes = {"level": _level(facts), "within": _margin(facts)}
+    found = [images_worth(*curves, images=count, **sizes) for count in images[:-1]]
     return [Answer("How many labelled images is the start worth?", tuple(words.sentence(each) for each in found))]
 
 
 def _overfitting(facts: Facts) -> list[Answer]:
-    """True if longer schedules lose on validation while training still improves, and the generalisation gap, by arm.
+    """Whether longer schedules lose more than the margin on validation while training still improves; by arm.
 
-    Training is the same metric on training images where the recipe evaluates them, else the training loss.
+    Training is the same metric on training images where the recipe evaluates them, else the training loss. Arms whose
+    validation is best at the longest schedule share one line.
     """
-    folder, level, lines = facts.folder, _level(facts), []
+    folder, level, lines, best = facts.folder, _level(facts), [], []
     on_training = f"{TRAIN}:{folder.metric.rpartition(':')[2]}"
     for fraction in folder.fractions:
         names = folder.common_schedules(fraction)
         if len(names) < 2 or not _complete(facts, fraction).any():
             continue
-        where = ""
-        if len(folder.fractions) > 1:
-            where = f"With {fraction_name(fraction, folder.num_images.get(fraction))}, "
+        place = fraction_name(fraction, folder.num_images.get(fraction)) if len(folder.fractions) > 1 else ""
+        where = f"With {place}, " if place else ""
         for arm in (folder.baseline, folder.candidate):
             validation = _ends(facts, arm, fraction)
             seen, losses = (_columns(facts, column, arm, fraction) for column in (on_training, "train.loss"))
             judged = bool(np.isfinite(seen).all())
             if judged or np.isfinite(losses).all():
                 train = Curve(arm, validation.x, seen if judged else -losses)
-                lines.append(where + words.sentence(overfit_onset(train, validation, level=level, judged=judged)))
+                found = overfit_onset(train, validation, level=level, tolerance=_margin(facts), judged=judged)
+                if found.onset == validation.x[-1] and not found.fall > 0:
+                    best.append(f"{arm} with {place}" if place else arm)
+                else:
+                    lines.append(where + words.sentence(found))
             if judged:
                 gaps = seen[:, -1] - validation.scores[:, -1]
                 size = {"mean": float(gaps.mean()), "half_width": float(t_half_width(gaps, level))}
                 lines.append(where + words.gap_sentence(arm, names[-1], **size, level=level, num_seeds=len(gaps)))
+    if best:
+        lines.append(f"Validation is best at the longest schedule tried: {'; '.join(best)}.")
     return [Answer("Does longer training hurt?", tuple(lines))] if lines else []
 
 
@@ -190,8 +212,10 @@ def _price(facts: Facts) -> list[Answer]:
         if mean := facts.mean_costs.get((arm, schedule, fraction)):
             sizes = {"training": _effort(mean["alone"]), "total": _effort(mean["whole"])}
             lines.append(words.price_sentence(arm, schedule, **sizes))
-    outside = [arm for arm in outside_weights(folder) if arm in arms]
-    lines += [f"{arm} starts from weights made elsewhere, whose cost is not counted here." for arm in outside]
+    outside = [arm for arm in outside_weights(folder) if arm in arms and arm not in facts.starts]
+    lines += [
+        f"{arm} starts from weights made elsewhere, whose cost is unknown (“?” in the tables)." for arm in outside
+    ]
     return [Answer("What does the start cost?", tuple(lines), from_clock=True)] if lines else []
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from headstart.study.plan import Segment, lineage_name
 from headstart.study.results import StudyFolder
 from headstart.training.rows import WORK
+from headstart.training.stored import SEGMENT_FILE, RunFacts
 from headstart.weights.public import Training, find_training
 
 WAYS = ("alone", "whole", "as_spent", "whole_as_spent")
@@ -182,7 +183,8 @@ def cell_costs(
 def study_costs(folder: StudyFolder) -> tuple[dict[str, CellCost], dict[str, StartCost]]:
     """Costs of all finished cells by cell, and pre-training costs by arm.
 
-    Pre-training is measured where the study did it, and documented where the study file names public weights.
+    Pre-training is measured where the study did it, documented where the study file names public weights, and read from
+    the checkpoint of another run; else it is unknown.
     """
     segments, settings = folder.plan.segments, folder.settings
     costs = segment_costs(segments, {name: run.rows for name, run in folder.runs.items()})
@@ -199,14 +201,22 @@ def study_costs(folder: StudyFolder) -> tuple[dict[str, CellCost], dict[str, Sta
         name = entry["name"]
         training = find_training(name)
         starts[arm] = StartCost(public_cost(training), float(entry.get("uses", 1)), training.source, name)
-    public = {arm: start.whole for arm, start in starts.items() if start.public}
+    elsewhere = outside_weights(folder)
+    for arm in elsewhere:
+        stored = (run.fact(SEGMENT_FILE, RunFacts) for run in folder.runs.values() if run.segment.arm == arm)
+        cost = next((own.weights_cost for own in stored if own and own.weights_cost), None)
+        if cost:  # of a run of headstart, such as `headstart pretrain`
+            starts[arm] = StartCost(Cost(**cost), 1.0, "counted by the run that made the weights")
+    public = {arm: start.whole for arm, start in starts.items() if start.public or arm in elsewhere}
+    unknown = Cost(**dict.fromkeys(COUNTERS, nan))
+    public |= {arm: unknown for arm in elsewhere if arm not in starts}
     finished = {cell.name for cell in folder.plan.cells if folder.tail(cell).end}
     every = cell_costs(segments, costs, public=public, uses={arm: start.uses for arm, start in starts.items()})
     return {cost.cell: cost for cost in every if cost.cell in finished}, starts
 
 
 def outside_weights(folder: StudyFolder) -> tuple[str, ...]:
-    """Arms with weights of unknown cost: neither made by the study nor declared as public ones."""
+    """Arms with weights made elsewhere: neither by the study nor declared as public ones."""
     known = {s.arm for s in folder.plan.segments if s.kind != "pretrain" and s.weights_from}
     known |= set(folder.settings.get("public_weights") or {})
     return tuple(arm for arm in folder.arms if arm not in folder.random_arms and arm not in known)

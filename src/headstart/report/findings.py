@@ -8,27 +8,37 @@ from typing import Any
 import numpy as np
 
 from headstart.report.answers import Answer, Comparison, EqualEffort, equal_efforts, find_answers, find_crossover
-from headstart.report.differences import starts_differ, undeclared
+from headstart.report.differences import starts_differ
 from headstart.report.facts import Facts
+from headstart.report.headline.next_step import NextStep, next_step
+from headstart.report.headline.obstacles import still_rising, unfinished, void
 from headstart.study.results import NAN, Run, StudyFolder, final_row, metric_of
 from headstart.tasks import METRIC_KINDS, RecordsReader
 from headstart.verdict import words
 from headstart.verdict.curves import Crossover
-from headstart.verdict.numbers import counted, fraction_name
+from headstart.verdict.earned import Obstacle
+from headstart.verdict.numbers import fraction_name
 from headstart.verdict.verdict import Verdict, judge
 
 NUM_RESAMPLES = 1_000  # a 95 % percentile interval then rests on 25 values a side
-# Recomputed from the records of a kind: which metrics, and how.
+LATER = ("seeds", "open", "spread")  # obstacles with which it is also asked whether an arm still rises
+# Obstacles with which curves say nothing: crossings of arms that learnt nothing, or of other data.
+BLIND = ("floor", "collapsed", "undeclared", "unaudited", "overlap")
 
 
 @dataclass(frozen=True)
 class Findings:
-    """state: decided, open, indicative, unfinished, undeclared or none. winner: the arm that the title begins with."""
+    """Title and text of the headline, the verdicts and answers.
+
+    state: "decided", or the code of the obstacle to a conclusion. winner: the arm that the title begins with. next: the
+    step towards an answer, where there is none.
+    """
 
     state: str
     title: str
     text: str
     winner: str | None
+    next: NextStep | None
     comparisons: tuple[Comparison, ...]
     answers: tuple[Answer, ...]
     equal: tuple[EqualEffort, ...]
@@ -36,16 +46,19 @@ class Findings:
     resampled: np.ndarray | None  # the headline's difference on resampled test images, float [S, R]
 
     def summary(self) -> dict[str, Any]:
-        """Fields of report.json. Measured times stand under names with "seconds" in them."""
+        """Fields of report.json. Measured times, and paths, stand under names with "seconds" in them."""
         answers = {
             clock: [{"question": a.question, "lines": a.lines} for a in self.answers if a.from_clock == clock]
             for clock in (False, True)
         }
         equal = [{k: v for k, v in vars(e).items() if k != "verdict"} | _fields(e.verdict) for e in self.equal]
+        step = self.next
         return {
             "state": self.state,
             "title": self.title,
             "text": self.text,
+            "next": step and {"what": step.what, "changes": step.changes},
+            "next_with_seconds": step and {"sentence": step.sentence, "command": step.command, "seconds": step.seconds},
             "comparisons": [
                 {"fraction": e.fraction, "schedule": e.schedule} | _fields(e.verdict) for e in self.comparisons
             ],
@@ -57,64 +70,100 @@ class Findings:
 
 
 def find(facts: Facts) -> Findings:
-    """All findings of a study; an unfinished one has comparisons of the finished cells, and no headline."""
-    folder = facts.folder
-    comparisons = _comparisons(facts) if folder.rule else ()
-    headline, resampled, problem = _headline(facts)
-    crossing = find_crossover(facts)
-    answers = find_answers(facts, comparisons, crossing)
+    """All findings of a study; an unfinished one has comparisons of the finished cells, and no conclusion."""
+    folder, against = facts.folder, void(facts)
+    comparisons = _comparisons(facts, against) if folder.rule else ()
+    headline, resampled, problem = _headline(facts, against)
+    at_end = [e.verdict.obstacle for e in comparisons if folder.headline_cell == (e.schedule, e.fraction)]
+    blind = any(obstacle and obstacle.code in BLIND for obstacle in (*at_end, against))
+    crossing = None if blind else find_crossover(facts)
+    answers = find_answers(facts, comparisons, crossing, blind=blind)
     if problem:
         answers.append(Answer("Would other test images say the same?", (f"Not known: {problem}.",)))
-    equal = equal_efforts(facts)
-    return Findings(*_title(folder, headline), comparisons, tuple(answers), tuple(equal), crossing, resampled)
+    steep = next((obstacle for obstacle in at_end if obstacle and "rising" in obstacle.code), None)
+    equal = [] if blind else equal_efforts(facts, against or steep)
+    return Findings(*_title(facts, headline, against), comparisons, tuple(answers), tuple(equal), crossing, resampled)
 
 
-def _comparisons(facts: Facts) -> tuple[Comparison, ...]:
+def _comparisons(facts: Facts, against: Obstacle | None) -> tuple[Comparison, ...]:
     folder = facts.folder
     cells = [(fraction, name) for fraction in folder.fractions for name in folder.common_schedules(fraction)]
-    made = [Comparison(fraction, name, _judge(facts, name, fraction)) for fraction, name in cells]
+    made = [Comparison(fraction, name, _judge(facts, name, fraction, against)) for fraction, name in cells]
     return tuple(entry for entry in made if entry.verdict.num_seeds)
 
 
-def _judge(facts: Facts, schedule: str, fraction: float, resampled: tuple[np.ndarray, int] | None = None) -> Verdict:
-    rule = facts.folder.rule
+def _judge(
+    facts: Facts,
+    schedule: str,
+    fraction: float,
+    against: Obstacle | None,
+    resampled: tuple[np.ndarray, int] | None = None,
+) -> Verdict:
+    """The verdict on one cell; the last schedule of a fraction has none while an arm still rises."""
+    folder, rule = facts.folder, facts.folder.rule
     scores = [facts.scores(rule.metric, arm, schedule, fraction) for arm in (rule.baseline, rule.candidate)]
-    where = f"at {schedule} with {fraction_name(fraction, facts.folder.num_images.get(fraction))}"
+    where = f"at {schedule} with {fraction_name(fraction, folder.num_images.get(fraction))}"
     bootstrap, num_images = resampled or (None, None)
-    return judge(rule, *scores, where=where, bootstrap=bootstrap, num_images=num_images)
+    given = {"where": where, "seeds": folder.seeds, "num_classes": _num_classes(facts)}
+    verdict = judge(rule, *scores, **given, obstacle=against, bootstrap=bootstrap, num_images=num_images)
+    last = schedule == folder.common_schedules(fraction)[-1]
+    steep = (
+        still_rising(facts, fraction) if last and (verdict.obstacle is None or verdict.obstacle.code in LATER) else None
+    )
+    if steep is None:
+        return verdict
+    if verdict.obstacle and verdict.obstacle.code == "seeds":
+        both = [f"{getattr(verdict.obstacle, name)}, and {getattr(steep, name)}" for name in ("title", "reason")]
+        steep = Obstacle("seeds and rising", *both)
+    return judge(rule, *scores, **given, obstacle=steep, bootstrap=bootstrap, num_images=num_images)
 
 
-def _headline(facts: Facts) -> tuple[Verdict | None, np.ndarray | None, str]:
+def _num_classes(facts: Facts) -> int | None:
+    """Classes of the validation data, by the classes of its evaluations; None before the first."""
+    kind = facts.folder.metric.rpartition(":")[2].partition(".")[0]
+    for run in facts.folder.runs.values():
+        if run.segment.kind != "pretrain" and run.evaluations:
+            per_class = run.evaluations[-1].get("per_class") or {}
+            return len(per_class.get(kind) or next(iter(per_class.values()), ())) or None
+    return None
+
+
+def _headline(facts: Facts, against: Obstacle | None) -> tuple[Verdict | None, np.ndarray | None, str]:
     """Verdict on the headline's cell of a finished study, its difference on resampled test images float [S, R].
 
     The text says why these are not known, if they are not.
     """
     folder, resampled, problem = facts.folder, None, ""
-    if not folder.is_finished or undeclared(folder) or folder.rule is None or folder.headline_cell is None:
+    if not folder.is_finished or folder.rule is None or folder.headline_cell is None:
         return None, None, ""
     try:
         resampled = resampled_differences(folder, *folder.headline_cell)
     except ValueError as error:
         problem = str(error)
-    verdict = _judge(facts, *folder.headline_cell, resampled)
+    verdict = _judge(facts, *folder.headline_cell, against, resampled)
     return (verdict if verdict.num_seeds else None), resampled and resampled[0], problem
 
 
-def _title(folder: StudyFolder, verdict: Verdict | None) -> tuple[str, str, str, str | None]:
-    """State, title, text and winner."""
-    if not folder.is_finished:
-        done = f"{folder.num_finished} of {counted(len(folder.runs), 'segment')} finished"
-        return "unfinished", "No verdict yet", f"{done}; the rule is applied when all are.", None
-    if undeclared(folder):
-        text = f"The arms differ in undeclared fields: {', '.join(undeclared(folder))}."
-        return "undeclared", "No verdict", f"{text} These could explain the whole difference.", None
-    if folder.rule is None:
-        return "none", "No verdict", "The study file has no rule, so nothing is decided; the scores are below.", None
+def _title(
+    facts: Facts, verdict: Verdict | None, against: Obstacle | None
+) -> tuple[str, str, str, str | None, NextStep | None]:
+    """State, title, text, winner and next step."""
+    folder = facts.folder
+    obstacle = unfinished(facts) or against
+    if obstacle is None and folder.rule is None:
+        obstacle = Obstacle("no rule", "the study file has no rule", "without a rule nothing is decided")
+    if obstacle is None and verdict is None:
+        reason = "the arms have no schedule with a score in common"
+        obstacle = Obstacle("scores", "no scores in common", reason)
     if verdict is None:
-        return "none", "No verdict", "The arms have no schedule with a score in common.", None
+        reason = f"{obstacle.reason[0].upper()}{obstacle.reason[1:]}."
+        step = next_step(facts, None, obstacle)
+        return obstacle.code, f"{words.NO_ANSWER}: {obstacle.title}", reason, None, step
     title, winner = words.title(verdict, starts_differ=starts_differ(folder))
-    state = "indicative" if verdict.indicative else "open" if verdict.outcome == "not decidable" else "decided"
-    return state, title, words.sentence(verdict), winner
+    text = " ".join(part for part in (words.sentence(verdict), words.until_then(verdict)) if part)
+    if verdict.obstacle is None:
+        return "decided", title, text, winner, None
+    return verdict.obstacle.code, title, text, winner, next_step(facts, verdict, verdict.obstacle)
 
 
 def _fields(verdict: Verdict) -> dict[str, Any]:

@@ -13,15 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 import plotly
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from headstart.files import plain
+from headstart.report.answers import DEFAULT_LEVEL
 from headstart.report.facts import Facts, Row
 from headstart.report.findings import Findings
 from headstart.report.plots import MARKERS, arm_colours
+from headstart.report.tables import Number
 from headstart.verdict import numbers
+from headstart.verdict.paired import t_half_width
 from headstart.version import __version__
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -69,6 +73,7 @@ def render(facts: Facts, findings: Findings, sections: Sequence[Section]) -> str
         "figures": [name for section in sections for name in section.figures],
         "tables": [name for section in sections for name in section.tables],
         "version": __version__,
+        **_differences(facts),
     }
     data = {
         "arms": common["arms"],
@@ -88,6 +93,28 @@ def render(facts: Facts, findings: Findings, sections: Sequence[Section]) -> str
         script=Markup((TEMPLATES / "report.js").read_text(encoding="utf-8")),
         plotly=Markup(plotly_source()),
     )
+
+
+def _differences(facts: Facts) -> dict[str, Any]:
+    """How templates show differences: their interval, whether it excludes the margin, and a note on both."""
+    rule, seeds = facts.folder.rule, facts.folder.seeds
+    level, margin = (rule.level, rule.margin) if rule else (DEFAULT_LEVEL, 0.0)
+
+    def half(value: Number) -> float:
+        return float(t_half_width(np.array(value.seeds), level))
+
+    def interval(value: Number) -> str:
+        low, high = (numbers.signed(value.mean + sign * half(value)) for sign in (-1, 1))
+        return f"({low} to {high})"
+
+    return {
+        "interval": interval,
+        "is_clear": lambda value: abs(value.mean) - half(value) > margin,  # never with one seed: nan
+        "as_number": lambda verdict: Number(verdict.mean, verdict.sd, verdict.differences),
+        "gap_note": "differences of one seed have no interval"
+        if len(seeds) == 1
+        else f"differences stand with their {100 * level:g} % interval over seeds",
+    }
 
 
 @cache

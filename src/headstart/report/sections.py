@@ -28,9 +28,9 @@ from headstart.study.results import Run
 from headstart.training.stored import AUDIT_FILE, ENVIRONMENT_FILE, Environment
 from headstart.verdict import numbers
 from headstart.verdict.curves import Crossover
-from headstart.verdict.numbers import file_part, metric_name
+from headstart.verdict.numbers import file_part, metric_name, minus
 from headstart.verdict.verdict import Verdict
-from headstart.verdict.words import rule_sentence
+from headstart.verdict.words import crossing_interval, difference_text, margin_text, rule_sentence
 from headstart.weights.audits.record import Audit
 
 
@@ -49,7 +49,9 @@ def verdict(facts: Facts, findings: Findings) -> Section:
     folder = facts.folder
     question = "Do you need the head start?" if starts_differ(folder) else f"{' or '.join(folder.arms)}?"
     rule = rule_sentence(folder.rule) if folder.rule else None
-    return Section("verdict", context={"question": question, "rule": rule, "tiles": _tiles(facts, findings)})
+    averaged = {run.segment.arm for run in folder.runs.values() if run.weights == "ema"}.intersection(folder.arms)
+    context = {"question": question, "rule": rule, "tiles": _tiles(facts, findings), "averaged": sorted(averaged)}
+    return Section("verdict", context=context)
 
 
 def answers(facts: Facts, findings: Findings) -> Section:
@@ -217,20 +219,23 @@ def _tiles(facts: Facts, findings: Findings) -> list[Tile]:
 
 
 def _lead_tile(label: str, found: Verdict, when: str) -> Tile:
-    shown = numbers.signed(abs(found.mean)).replace("+", "")
-    leader = found.rule.candidate if found.mean > 0 else found.rule.baseline
-    if shown == "0.0":
-        return Tile(label, "level", f"neither is ahead {when}")
-    return Tile(label, f"{shown} points", f"{leader} is ahead {when}", leader)
+    """An arm is named as ahead only where the rule decided so; every difference has its interval, or none."""
+    text = difference_text(found)
+    if found.obstacle:
+        return Tile(label, "no answer", minus(f"{found.obstacle.title}; difference {text}"))
+    if found.outcome in ("equivalent", "not worse"):
+        value = "level" if found.outcome == "equivalent" else f"{found.rule.candidate} not worse"
+        return Tile(label, value, minus(f"{when}, margin {margin_text(found.rule.margin)}: difference {text}"))
+    leader = found.rule.candidate if found.outcome == "better" else found.rule.baseline
+    size = numbers.signed(abs(found.mean)).replace("+", "")
+    return Tile(label, f"{size} points", minus(f"{leader} is ahead {when}: difference {text}"), leader)
 
 
 def _crossover_tile(found: Crossover) -> Tile:
-    label, start = f"{found.candidate} catches up", f"{numbers.amount(found.start)} {found.axis}"
-    if found.x is None:
-        return Tile(label, "not yet", f"not within {numbers.amount(found.budget)} {found.axis}", found.baseline)
-    if found.x == found.start:
-        return Tile(label, "at once", f"level or ahead from {start} on", found.candidate)
-    return Tile(label, f"≈ {numbers.amount(found.x)} {found.axis}", "between the ends of schedules", found.candidate)
+    near = f"{found.candidate} within {margin_text(found.within)} of {found.baseline}"
+    at = f"{'from' if found.x == found.start else '≈'} {numbers.amount(found.x or 0)} {found.axis}"
+    label, value = near if found.within else f"{found.candidate} catches up", "not yet" if found.x is None else at
+    return Tile(label, value, crossing_interval(found))
 
 
 def _start_tile(arm: str, start: StartCost) -> Tile:

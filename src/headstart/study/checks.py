@@ -13,7 +13,7 @@ from headstart.recipe.recipe import EVALUATION_FIELDS, TRAINING_FIELDS, AnyRecip
 from headstart.recipe.schedule import Schedule, duration, parse_schedule
 from headstart.study.sections import MOST, PRETRAIN_PREFIX, Search, check_names
 from headstart.tasks import METRIC_KINDS, TASKS
-from headstart.verdict.verdict import Rule, fewest_seeds
+from headstart.verdict.rule import Rule, fewest_seeds
 
 # The metrics that evaluation rows hold. A rule that names another would end in "not decidable" after days of runs.
 METRICS = (

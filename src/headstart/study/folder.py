@@ -66,6 +66,7 @@ class PlanFile(Struct, forbid_unknown_fields=True, kw_only=True):
     batch: int
     differences: list[Difference]
     data: dict[str, str | None] | None
+    overrides: dict[str, Any] = {}
 
 
 class _Made(Struct):
@@ -101,6 +102,7 @@ def read_study_folder(path: str | Path) -> StudyFolder:
         num_images=plan.num_images,
         batch=plan.batch,
         differences=tuple(asdict(row) for row in plan.differences),
+        overrides=plan.overrides,
     )
 
 
@@ -169,14 +171,15 @@ def write_study(
     batch: int,
     differences: Sequence[Mapping[str, Any]] = (),
     data: Mapping[str, Any] | None = None,
+    overrides: Mapping[str, Any] | None = None,
     begun: Mapping[str, Path] | None = None,
     finished: Mapping[str, Path] | None = None,
 ) -> None:
     """Write plan.json and study.yaml whole; a file with the same content keeps its time.
 
     ValueError for a study.yaml without a plan.json beside it, which was not written here and stays as it is.
-    settings are the study's fields, data the paths of the validation data; begun and finished are the directories of
-    segments by name. A segment that has not begun has none.
+    settings are the study's fields, data the paths of the validation data, overrides the patch on every recipe; begun
+    and finished are the directories of segments by name. A segment that has not begun has none.
     """
     directory.mkdir(parents=True, exist_ok=True)
     found = {**(begun or {}), **(finished or {})}
@@ -192,6 +195,7 @@ def write_study(
         "batch": batch,
         "differences": list(differences),
         "data": data,
+        "overrides": dict(overrides or {}),
     }
     if (directory / STUDY_FILE).exists() and not (directory / PLAN_FILE).exists():
         raise ValueError(

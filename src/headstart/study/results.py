@@ -17,10 +17,10 @@ from headstart.recipe.recipe import AnyRecipe
 from headstart.recipe.yaml_text import read_yaml
 from headstart.study.plan import Cell, Plan, Segment
 from headstart.study.spec import WEIGHTS_FIELD
-from headstart.training.rows import Row, end_row, evaluations, read_rows
+from headstart.training.rows import Row, end_row, evaluations, judged_weights, read_rows
 from headstart.typed_json import Record, read_json
 from headstart.verdict.numbers import TRAIN
-from headstart.verdict.verdict import Rule
+from headstart.verdict.rule import Rule
 
 NAN = float("nan")
 DEFAULT_METRIC = "box.AP"  # of a study without a rule
@@ -43,14 +43,22 @@ class Run:
         return end_row(self.rows, self.segment.stop)
 
     @cached_property
+    def weights(self) -> str:
+        """The weights that the run is judged by (`judged_weights`)."""
+        return judged_weights(self.rows)
+
+    @cached_property
     def evaluations(self) -> list[Row]:
-        """Rows of evaluations on the validation images, in order of steps."""
-        return evaluations(self.rows)
+        """Rows of evaluations of the judged weights on the validation images, in order of steps."""
+        return evaluations(self.rows, weights=self.weights)
 
     @cached_property
     def train_evaluations(self) -> list[Row]:
-        """Rows of evaluations on training images, in order of steps; none where a recipe does not ask for them."""
-        return evaluations(self.rows, "train")
+        """Rows of evaluations on training images, in order of steps; none where a recipe does not ask for them.
+
+        Averaged weights are not evaluated on training images.
+        """
+        return evaluations(self.rows, "train", self.weights)
 
     def place(self, folder: Path) -> str | None:
         """The directory relative to the study's folder; None for one that has not begun."""
@@ -78,7 +86,7 @@ class StudyFolder:
     """A study's results: its settings (study.yaml), its plan, and one Run a segment, by segment name.
 
     num_images are training images by fraction; differences are the rows of the difference sheet, each with field,
-    values by arm, and declared.
+    values by arm, and declared; overrides are the command line's patch on every recipe.
     """
 
     path: Path
@@ -89,6 +97,7 @@ class StudyFolder:
     num_images: dict[float, int]
     batch: int | None
     differences: tuple[dict[str, Any], ...]
+    overrides: dict[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:

@@ -13,6 +13,8 @@ from msgspec.structs import asdict
 from headstart.files import locked
 from headstart.hardware import choose_device, usable_cores
 from headstart.ops import processes as distributed
+from headstart.study.begin.kept_seeds import with_kept_seeds
+from headstart.study.begin.rehearse import refuse_missing_weights, refuse_overlap, rehearse, starts_of
 from headstart.study.folder import note_segment, write_study
 from headstart.study.plan import Segment
 from headstart.study.prepare import Prepared, segment_run
@@ -51,6 +53,9 @@ def run_study(
     if cluster:
         refuse_auto(prepared)
     directory = Path(out) / prepared.study.name
+    refuse_missing_weights(prepared)
+    asked = {segment.name for segment in prepared.plan.segments}
+    prepared = with_kept_seeds(prepared, directory)
     folder, finder = segments_folder(prepared, directory), Finder()
     if cluster:
         calls, listener = ray_calls(cluster, prepared.study.name), None
@@ -62,12 +67,16 @@ def run_study(
         done, begun = find_segments(prepared, directory, finder, whole=True, every=rehash, say=say)
         _write(prepared, directory, done, begun)
         for name in done if finished else ():
-            finished(name)
+            if name in asked:
+                finished(name)
         waiting = [segment for segment in prepared.plan.segments if segment.name not in done]
         running: dict[Future[RunResult], Segment] = {}
         most = len(waiting) if cluster else jobs
         try:
             with calls if waiting else nullcontext() as call:
+                starts = starts_of(prepared, waiting, done)
+                for rehearsal in [call(rehearse, prepared, name, weights) for name, weights in starts.items()]:
+                    refuse_overlap(prepared, rehearsal.result())
                 while waiting or running:
                     ready = [segment for segment in waiting if segment.needs <= done.keys()]  # in the plan's order
                     for segment in ready[: most - len(running)]:
@@ -118,7 +127,9 @@ def run_named(prepared: Prepared, name: str, out: str | Path = "runs") -> RunRes
     Other segments may run at the same time; those that this one needs must be finished. ValueError says which is not,
     and for an unknown name which is nearest. Under torchrun it joins the other processes.
     """
-    directory, segments = Path(out) / prepared.study.name, {each.name: each for each in prepared.plan.segments}
+    directory = Path(out) / prepared.study.name
+    prepared = with_kept_seeds(prepared, directory)
+    segments = {each.name: each for each in prepared.plan.segments}
     check_names([name], segments, "segment")
     segment, finder = segments[name], Finder()
     chain = [*prepared.plan.ancestors(segment), segment]
@@ -250,6 +261,7 @@ def _write(prepared: Prepared, directory: Path, done: Mapping[str, RunResult], b
             batch=recipe.train.batch,
             differences=prepared.differences,
             data={"val": recipe.data.val, "val_images": getattr(recipe.data, "val_images", None)},
+            overrides=prepared.overrides,
             begun=begun,
             finished={name: result.directory for name, result in done.items()},
         )

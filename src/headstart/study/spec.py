@@ -51,7 +51,7 @@ from headstart.study.sections import (
     Tunings,
     check_names,
 )
-from headstart.verdict.verdict import Rule
+from headstart.verdict.rule import Rule
 
 WEIGHTS_FIELD = "start.weights"
 SMALL = "small"  # the one size besides a study as written, and the folder that the segments of all small twins share
@@ -73,7 +73,7 @@ class StudySpec(StudySection):
     settings (reported, no part of the verdict). `runs` names a folder beside the study's own for its segments: studies
     with the same folder share equal segments. `small` replaces whole fields at size small (`sized`).
     `paper` puts that table of the paper into the report's schedule table. A study with `account` trains nothing: the
-    samples that its arms would see are counted.
+    samples that its arms would see are counted. allow_overlap runs it on validation images that are training images.
     Raises ValueError (one line of it through `parse_study`) for anything that could not run or not be decided.
     """
 
@@ -96,6 +96,7 @@ class StudySpec(StudySection):
     small: Patch = Field(default_factory=dict)
     paper: PaperTable | None = None
     account: Account | None = None
+    allow_overlap: Flag = False
 
     @model_validator(mode="before")
     @classmethod

@@ -16,6 +16,7 @@ from headstart.model.flops import num_parameters, predict_macs
 from headstart.ops import processes as distributed
 from headstart.recipe.load import choices_of
 from headstart.recipe.recipe import AnyRecipe
+from headstart.study.begin.rehearse import check_start, refuse_missing_weights
 from headstart.study.forecast import Load
 from headstart.study.prepare import Prepared
 from headstart.study.spec import PRETRAIN_PREFIX
@@ -50,6 +51,7 @@ def measure_apart(prepared: Prepared, jobs: int = 1) -> dict[str, Load]:
 
     As many measure at a time as segments will run: they share caches and memory, and slow one another. The means.
     """
+    refuse_missing_weights(prepared)
     with worker_pool(jobs) as pool:
         found = list(pool.map(measure_loads, [prepared] * jobs))
     return {name: _mean([loads[name] for loads in found]) for name in found[0]}
@@ -98,6 +100,7 @@ def measure_loads(prepared: Prepared) -> dict[str, Load]:
         since = time.perf_counter()
         task = make_task(recipe)
         start = time.perf_counter() - since
+        check_start(prepared, name, task, recipe)
         if key not in timed:
             timed[key] = (seconds_per_step(task, recipe, device), seconds_per_image(task, device), start)
         step, image, start = timed[key]

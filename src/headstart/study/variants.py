@@ -19,7 +19,7 @@ from headstart.study.results import VARIANTS_FILE, read_variants
 from headstart.tasks import TASKS
 from headstart.tasks.detection import validation_data
 from headstart.tasks.predict import evaluate, load_trained
-from headstart.training.rows import Row, line_of
+from headstart.training.rows import Row, judged_weights, line_of, read_rows
 
 Variants = Mapping[str, Mapping[str, Any]]
 
@@ -68,10 +68,11 @@ def missing_variants(variants: Variants, directory: Path) -> list[str]:
 
 def evaluate_variants(variants: Variants, directory: Path, checkpoint: Path) -> None:
     """Evaluate a finished run's last checkpoint by every missing variant; a row is there whole or not at all."""
+    weights = judged_weights(read_rows(directory / "rows.jsonl"))
     for name in missing_variants(variants, directory):
         patch = flatten(dict(variants[name]))
         since = time.perf_counter()
-        trained = load_trained(checkpoint, patch)
+        trained = load_trained(checkpoint, patch, weights=weights)
         result, _ = evaluate(trained, validation_data(trained.recipe))
         row = Row(
             kind="eval",

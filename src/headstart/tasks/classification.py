@@ -117,7 +117,6 @@ def make_task(recipe: ClassifyRecipe) -> Task:
         features = KeptFeatures(held_out, bf16=False)
         batches = partial(kept.batches, stream, model)
     key = f"{recipe.model.model_dump_json()} {len(train.class_names)} {recipe.start.freeze}"
-    content = data_content(train).plus(data_content(val))
     return Task(
         model=model,
         losses=class_loss,
@@ -129,8 +128,7 @@ def make_task(recipe: ClassifyRecipe) -> Task:
         classes={"ids": list(range(len(train.class_names))), "names": list(train.class_names)},
         num_images=train.num_images,
         num_eval_images=val.num_images,
-        fingerprint=content.digest,
-        files=content.files,
+        contents=(data_content(train), data_content(val)),
         image_ids=list(train.file_names),
         notes=list(train.notes),
     )

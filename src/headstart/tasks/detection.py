@@ -13,7 +13,7 @@ from headstart.batch import Detections, Inputs
 from headstart.data.dataset import Dataset
 from headstart.data.digests import data_content
 from headstart.data.order import Resize
-from headstart.data.read import open_dataset
+from headstart.data.read import open_annotated
 from headstart.data.rle import paste_rle
 from headstart.data.stream import Augmentation, EvalImages
 from headstart.data.targets import PIXEL_CENTRE, mirror_note, require_keypoints, sigmas_of, with_keypoints
@@ -60,13 +60,13 @@ def training_data(recipe: Recipe) -> Dataset:
 
 
 def _all_training_data(recipe: Recipe) -> Dataset:
-    data = open_dataset(recipe.data.train, recipe.data.train_images, recipe.data.train_split)
+    data = open_annotated(recipe.data.train, recipe.data.train_images, recipe.data.train_split)
     return with_keypoints(data) if recipe.model.keypoint.enabled else data
 
 
 def validation_data(recipe: Recipe) -> Dataset:
     """Validation images of a recipe."""
-    return open_dataset(recipe.data.val, recipe.data.val_images, recipe.data.val_split)
+    return open_annotated(recipe.data.val, recipe.data.val_images, recipe.data.val_split)
 
 
 def num_training_images(recipe: Recipe) -> int:
@@ -123,7 +123,6 @@ def make_task(recipe: Recipe) -> Task:
     if num < recipe.evaluate.train_images:
         notes.append(f"evaluate.train_images: {recipe.evaluate.train_images} asked for, all {num} there are evaluated")
     key = f"{recipe.model.model_dump_json()} {data.num_classes} {stream.targets.num_slots} {recipe.start.freeze}"
-    content = data_content(data).plus(data_content(held_out))
     return Task(
         model=model,
         batches=stream.batches,
@@ -133,8 +132,7 @@ def make_task(recipe: Recipe) -> Task:
         classes={"ids": data.category_ids.tolist(), "names": list(data.class_names), **keypoints},
         num_images=data.num_images,
         num_eval_images=held_out.num_images,
-        fingerprint=content.digest,
-        files=content.files,
+        contents=(data_content(data), data_content(held_out)),
         image_ids=data.image_ids.tolist(),
         notes=notes,
         evaluate_train=None if seen is None else partial(plain, seen),

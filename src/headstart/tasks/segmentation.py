@@ -100,7 +100,6 @@ def make_task(recipe: SegmentRecipe) -> Task:
     model = make_model(recipe, len(maps.class_names))
     images = eval_images(recipe, held_out.dataset)
     key = f"{recipe.model.model_dump_json()} {len(maps.class_names)} {recipe.start.freeze}"
-    content = maps.content().plus(held_out.content())
     return Task(
         model=model,
         batches=stream.batches,
@@ -110,8 +109,7 @@ def make_task(recipe: SegmentRecipe) -> Task:
         classes={"ids": list(maps.class_ids), "names": list(maps.class_names)},
         num_images=maps.dataset.num_images,
         num_eval_images=held_out.dataset.num_images,
-        fingerprint=content.digest,
-        files=content.files,
+        contents=(maps.content(), held_out.content()),
         image_ids=maps.dataset.image_ids.tolist(),
         notes=maps.notes,
     )

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from headstart.data.dataset import Dataset, nested_fraction
-from headstart.data.digests import FileState
+from headstart.data.digests import Content, FileState
 from headstart.data.images import load_image
 from headstart.data.order import Resize, bucket_of
 from headstart.data.stream import EvalImages, MapsOf
@@ -52,7 +53,7 @@ class Task:
     evaluate(device) evaluates the model (all processes call it); evaluate_train does so on some training images,
     evaluate_first(device, n) on the first n validation images, for a timing (None: evaluate takes seconds).
     describe(batch) names the images of a batch, for messages. classes and num_images describe the training data.
-    files are those that batches and evaluations read, as they were when `fingerprint` was taken.
+    contents are those of the training and of the validation data, as they were when `fingerprint` was taken.
     """
 
     model: nn.Module
@@ -63,7 +64,7 @@ class Task:
     classes: dict[str, Any]
     num_images: int
     num_eval_images: int
-    fingerprint: str
+    contents: tuple[Content, Content]
     image_ids: list[Any]
     notes: list[str] = field(default_factory=list)
     losses: Callable[[nn.Module, Any], dict[str, Tensor]] = forward_losses
@@ -71,7 +72,21 @@ class Task:
     evaluate_train: Callable[[torch.device], EvalResult] | None = None
     num_eval_train_images: int = 0
     evaluate_first: Callable[[torch.device, int], EvalResult] | None = None
-    files: Mapping[str, FileState] = field(default_factory=dict)
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of the content of training and validation data."""
+        return self.contents[0].plus(self.contents[1]).digest
+
+    @property
+    def files(self) -> Mapping[str, FileState]:
+        """Files that batches and evaluations read."""
+        return self.contents[0].plus(self.contents[1]).files
+
+    @cached_property
+    def overlap(self) -> tuple[str, ...]:
+        """Validation images whose bytes are those of a training image."""
+        return self.contents[1].shared_with(self.contents[0])
 
 
 @dataclass(frozen=True)

@@ -170,7 +170,7 @@ def run(
                     )
                 )
             if rows and step == stop:
-                results["val"].save(directory, step)
+                results.get("ema", results["val"]).save(directory, step)  # evidence of the weights that are judged
         if rows and saves:
             clock.switch("other")
             statistics = evaluated[1] if evaluated[0] == step else {}

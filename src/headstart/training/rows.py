@@ -87,6 +87,11 @@ def evaluations(rows: Iterable[Row], split: str = "val", weights: str = "live") 
     return [row for row in rows if (row["kind"], row.get("split", "val"), row.get("weights", "live")) == kind]
 
 
+def judged_weights(rows: Iterable[Row]) -> Literal["live", "ema"]:
+    """The weights by which studies judge a run: the averages of `train.ema` where it evaluated them, else the live."""
+    return "ema" if evaluations(rows, weights="ema") else "live"
+
+
 def work_rows(rows: Iterable[Row], after: int, until: int | None = None) -> list[Row]:
     """Training and evaluation rows of the steps after+1..until, without an upper bound for None."""
     return [

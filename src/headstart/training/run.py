@@ -39,6 +39,7 @@ from headstart.training.workers import Send, run_processes
 from headstart.version import __version__
 from headstart.weights import checkpoint
 from headstart.weights.audits.record import Audit
+from headstart.weights.checkpoint import cost_of
 
 PATIENCE = 5.0  # seconds that a run waits for a killed process to leave its directory
 
@@ -125,6 +126,8 @@ def train(
             _write_facts(directory, recipe, task, device, found, facts, provenance)
         for line in (*task.notes, *factor_lines(task.model, settings.update)) if say else ():
             say(line)
+        if task.overlap and label is None and distributed.is_writer():  # a study has its own word on it
+            (say or warnings.warn)(overlap_line(task))
         final = loop.run(
             task, span.schedule, settings, directory, start, device=device, stop=span.stop, keep=keep, progress=progress
         )
@@ -177,6 +180,12 @@ def only_process(directory: Path, wait: float = PATIENCE) -> Iterator[None]:
         yield
 
 
+def overlap_line(task: Task) -> str:
+    """The line on validation images that are training images too."""
+    part = f"{len(task.overlap):,} of {task.num_eval_images:,} validation images are training images too"
+    return f"{part} (first: {task.overlap[0]}): their scores say nothing of new images"
+
+
 def _write_facts(
     directory: Path,
     recipe: AnyRecipe,
@@ -189,6 +198,7 @@ def _write_facts(
     """Write recipe, audit, environment, image ids and segment.json, before the first step."""
     origins = "".join(f"# {key}: {origin}\n" for key, origin in provenance.beyond_base().items()) if provenance else ""
     facts |= {"num_images": task.num_images, "classes": task.classes, "fingerprint": task.fingerprint}
+    facts |= {"overlap": len(task.overlap), "weights_cost": cost_of(recipe.start.weights) if found else None}
     write_whole(directory / "recipe.yaml", origins + yaml.safe_dump(to_dict(recipe), sort_keys=False))
     write_whole(directory / "image_ids.txt", "".join(f"{image_id}\n" for image_id in task.image_ids))
     write_whole(directory / ENVIRONMENT_FILE, json_text(environment(device), indent=1))

@@ -32,6 +32,8 @@ class RunFacts(Struct, forbid_unknown_fields=True, kw_only=True):
     span: SpanFacts | None = None
     trunk: tuple[str, str] | None = None
     notes: list[str] = []
+    overlap: int = 0  # validation images that are training images too
+    weights_cost: dict[str, float] | None = None  # COUNTERS and seconds of the run that made the start's weights
     name: str | None = None
     kind: Literal["pretrain", "trunk", "tail"] | None = None
     arm: str | None = None

@@ -1,4 +1,4 @@
-"""Statistics of learning curves: comparison at equal effort, crossover, worth of a start in images, overfitting.
+"""Statistics of learning curves: comparison at equal effort, crossover, worth of a start in images.
 
 Letters: S seeds, P points of a curve. Scores in 0..1, higher is better, both arms paired by seed.
 Curves are linear between points and are not extrapolated. For verdicts the points are ends of schedules (x: total,
@@ -11,9 +11,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from headstart.verdict.earned import Obstacle
 from headstart.verdict.numbers import amount
 from headstart.verdict.paired import t_half_width
-from headstart.verdict.verdict import Rule, Verdict, judge
+from headstart.verdict.rule import Rule
+from headstart.verdict.verdict import Verdict, judge
 
 REFINED = 16  # parts of the interval between two points: the standard deviation over seeds is not linear there
 
@@ -41,9 +43,9 @@ class Curve:
 
 @dataclass(frozen=True)
 class Crossover:
-    """Point x from which the candidate is not below the baseline again; x, low, high are None beyond the budget.
+    """Point x from which the candidate stays within `within` of the baseline or above; None beyond the budget.
 
-    low..high: all x at which the difference does not differ from zero (inverted pointwise t intervals), a confidence
+    low..high: all x at which the difference does not differ from -within (inverted pointwise t intervals), a confidence
     interval of the crossing, open above where high is None. One seed gives none: indicative.
     """
 
@@ -54,6 +56,7 @@ class Crossover:
     num_seeds: int
     start: float
     budget: float
+    within: float
     x: float | None
     low: float | None
     high: float | None
@@ -65,7 +68,7 @@ class Crossover:
 
 @dataclass(frozen=True)
 class ImagesWorth:
-    """Labelled images `needed` by the candidate to match the baseline with `images`; None beyond `most`.
+    """Labelled images `needed` by the candidate to come `within` of the baseline with `images`; None beyond `most`.
 
     The worth of the baseline's start is `needed` - `images`.
     """
@@ -77,6 +80,7 @@ class ImagesWorth:
     images: int
     least: int
     most: int
+    within: float
     needed: float | None
     low: float | None
     high: float | None
@@ -85,48 +89,35 @@ class ImagesWorth:
     def indicative(self) -> bool:
         return self.num_seeds < 2
 
-
-@dataclass(frozen=True)
-class Overfit:
-    """Best point of validation (`onset`), its fall from there to the end, and whether that is overfitting.
-
-    The fall of a seed is measured from the peak of the *other* seeds, so selecting a peak from noise adds no bias.
-    decided: the interval of the fall lies above the tolerance while training still improves.
-    """
-
-    arm: str
-    axis: str
-    level: float
-    num_seeds: int
-    onset: float
-    fall: float
-    half_width: float
-    train_gain: float
-    decided: bool
-    judged: bool = False
-
     @property
-    def indicative(self) -> bool:
-        return self.num_seeds < 2
+    def is_shown(self) -> bool:
+        """True if the interval excludes that the candidate needs no more images than the baseline has."""
+        return not self.indicative and (self.low is None or self.low > self.images)
 
 
 def compare_at(
-    rule: Rule, baseline: Curve, candidate: Curve, *, axis: str = "steps", at: float | None = None
+    rule: Rule,
+    baseline: Curve,
+    candidate: Curve,
+    *,
+    axis: str = "steps",
+    at: float | None = None,
+    obstacle: Obstacle | None = None,
 ) -> Verdict:
-    """Verdict at equal x: both curves at `at`, by default the largest x that both reach.
+    """Verdict at equal x (`judge`): both curves at `at`, by default the largest x that both reach.
 
     With total costs on the axis a pre-trained curve begins after its pre-training. Curves that do not overlap give
     "not decidable", with the reason.
     """
     x = min(baseline.x[-1], candidate.x[-1]) if at is None else at
-    verdict = judge(rule, baseline.at(x), candidate.at(x), where=f"at {amount(x)} {axis}")
+    verdict = judge(rule, baseline.at(x), candidate.at(x), where=f"at {amount(x)} {axis}", obstacle=obstacle)
     outside = [curve for curve in (baseline, candidate) if not curve.x[0] <= x <= curve.x[-1]]
     if not outside:
         return verdict
     curve = outside[0]
     state = "has not begun" if x < curve.x[0] else "has ended"
     reason = f"{curve.arm} {state}: it spans {amount(curve.x[0])} to {amount(curve.x[-1])} {axis}"
-    return replace(verdict, reason=reason, num_left_out=0)
+    return replace(verdict, obstacle=Obstacle("outside", "no common effort", reason), num_left_out=0)
 
 
 def crossover(
@@ -149,14 +140,17 @@ def crossover(
         num_seeds=len(difference),
         start=float(grid[0]),
         budget=float(grid[-1]),
+        within=within,
         x=_stays_up_from(grid, mean),
         low=_first_up(grid, mean + half) if known else None,
         high=_stays_up_from(grid, mean - half) if known else None,
     )
 
 
-def images_worth(baseline: Curve, candidate: Curve, *, images: int, level: float = 0.95) -> ImagesWorth:
-    """Labelled images that the candidate needs to match the baseline with `images` of them.
+def images_worth(
+    baseline: Curve, candidate: Curve, *, images: int, level: float = 0.95, within: float = 0.0
+) -> ImagesWorth:
+    """Labelled images that the candidate needs to come `within` of the baseline with `images` of them.
 
     x of both curves: training images (one point a fraction), interpolated on a log scale. Valid where scores grow with
     images. ValueError where `images` lies outside the baseline's curve.
@@ -168,7 +162,7 @@ def images_worth(baseline: Curve, candidate: Curve, *, images: int, level: float
     target = Curve(baseline.arm, np.log(baseline.x), baseline.scores).at(np.log(images))
     x = np.log(candidate.x)
     level_line = Curve(baseline.arm, x, np.repeat(target[:, None], len(x), axis=1))
-    found = crossover(level_line, Curve(candidate.arm, x, candidate.scores), level=level)
+    found = crossover(level_line, Curve(candidate.arm, x, candidate.scores), level=level, within=within)
     needed, low, high = (None if value is None else float(np.exp(value)) for value in (found.x, found.low, found.high))
     return ImagesWorth(
         baseline=baseline.arm,
@@ -178,45 +172,10 @@ def images_worth(baseline: Curve, candidate: Curve, *, images: int, level: float
         images=images,
         least=round(candidate.x[0]),
         most=round(candidate.x[-1]),
+        within=within,
         needed=needed,
         low=low,
         high=high,
-    )
-
-
-def overfit_onset(
-    train: Curve,
-    validation: Curve,
-    *,
-    level: float = 0.95,
-    tolerance: float = 0.0,
-    axis: str = "steps",
-    judged: bool = False,
-) -> Overfit:
-    """Peak of validation, and whether it falls from there by more than `tolerance` while training still improves.
-
-    Both curves have the same x. judged: `train` holds scores on training images; otherwise negated losses. One seed is
-    indicative, never decided.
-    """
-    scores, num_seeds = validation.scores, len(validation.scores)
-    if not np.array_equal(train.x, validation.x):
-        raise ValueError(f"curve {train.arm}: training and validation have other x, expected the same points")
-    onset = int(scores.mean(0).argmax())
-    others = [np.delete(scores, seed, 0).mean(0) if num_seeds > 1 else scores[0] for seed in range(num_seeds)]
-    falls = np.array([seed[other.argmax()] - seed[-1] for seed, other in zip(scores, others)])
-    half = float(t_half_width(falls, level))
-    gain = float((train.scores[:, -1] - train.scores[:, onset]).mean())
-    return Overfit(
-        arm=validation.arm,
-        axis=axis,
-        level=level,
-        num_seeds=num_seeds,
-        onset=float(validation.x[onset]),
-        fall=float(falls.mean()),
-        half_width=half,
-        train_gain=gain,
-        decided=bool(falls.mean() - half > tolerance and gain > 0),
-        judged=judged,
     )
 
 

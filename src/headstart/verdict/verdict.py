@@ -8,61 +8,16 @@ estimated by a bootstrap and reported apart.
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil, hypot, isnan, log2
-from typing import Literal
+from math import ceil, hypot, isnan
 
 import numpy as np
 from scipy import special
 
-from headstart.verdict.paired import p_above, t_half_width, t_power
-
-POWER = 0.8  # chance of a decision at the number of seeds advised (Cohen's convention)
-MOST_SEEDS = 1_000  # more are not advised: the mean then lies on the edge of the margin
-KINDS = ("equivalence", "non_inferiority", "superiority")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rule:
-    """Decision rule, fixed before the first run: metric, arms, margin (in 0..1), level and test.
-
-    kind "equivalence" tests for a difference below the margin (two one-sided tests), "non_inferiority" that the
-    candidate is not worse by more than the margin, "superiority" that one is better by more than it (0 is allowed).
-    Claims about the margin are tested one-sided at 1 - level, claims of a difference two-sided at 1 - level.
-    """
-
-    metric: str
-    baseline: str
-    candidate: str
-    margin: float
-    level: float = 0.95
-    test: Literal["t", "sign_flip"] = "t"
-    min_seeds: int = 3
-    kind: Literal["equivalence", "non_inferiority", "superiority"] = "equivalence"
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.margin < 1 or (self.margin == 0 and self.kind != "superiority"):
-            raise ValueError(f"rule.margin is {self.margin}, expected above 0 and below 1: 0.01 is one AP point")
-        if not 0.5 < self.level < 1:
-            raise ValueError(f"rule.level is {self.level}, expected a share between 0.5 and 1 such as 0.95")
-        if self.min_seeds < 2:
-            raise ValueError(
-                f"rule.min_seeds is {self.min_seeds}, expected at least 2: one seed has no standard deviation"
-            )
-        for field, value, known in (("test", self.test, ("t", "sign_flip")), ("kind", self.kind, KINDS)):
-            if value not in known:
-                raise ValueError(f"rule.{field} is {value!r}, expected one of {', '.join(known)}")
-
-    @property
-    def alpha(self) -> float:
-        """Error rate, 1 - level without its rounding error."""
-        return round(1 - self.level, 12)
-
-    @property
-    def lead(self) -> float:
-        """Smallest difference that counts as better: the margin for superiority, else 0."""
-        return self.margin if self.kind == "superiority" else 0.0
+from headstart.verdict.earned import Obstacle, find_obstacle, floor_of
+from headstart.verdict.paired import p_above, t_half_width
+from headstart.verdict.rule import Rule, fewest_seeds, seeds_needed
 
 
 @dataclass(frozen=True)
@@ -81,15 +36,13 @@ class Verdict:
 
     half_width belongs to the two-sided interval at the rule's level, margin_half_width to the narrower one compared
     with the margin; both are nan for one seed. p_difference is two-sided, p_margin is that of the claim on the margin.
-    leaning is the outcome suggested by the mean alone; indicative: fewer seeds than the rule requires.
+    obstacle says why the outcome is "not decidable"; it is None for every other outcome.
     """
 
     rule: Rule
     where: str
     outcome: str
-    leaning: str
-    indicative: bool
-    reason: str
+    obstacle: Obstacle | None
     differences: tuple[float, ...]
     num_left_out: int
     mean: float
@@ -104,6 +57,11 @@ class Verdict:
     @property
     def num_seeds(self) -> int:
         return len(self.differences)
+
+    @property
+    def is_small(self) -> bool:
+        """True if the mean difference lies within the margin."""
+        return abs(self.mean) <= self.rule.margin
 
     @property
     def general_half_width(self) -> float:
@@ -143,15 +101,6 @@ class Verdict:
         }[self.outcome]
 
 
-def fewest_seeds(rule: Rule) -> int:
-    """Fewest seeds with which the rule's test can reach its level.
-
-    A sign-flip p value cannot go below 2 / 2^S two-sided, 1 / 2^S for the one-sided claims about a margin.
-    """
-    sides = 2 if rule.kind == "superiority" else 1
-    return 2 if rule.test == "t" else max(2, ceil(log2(sides / rule.alpha) - 1e-9))
-
-
 def decide(rule: Rule, differences: np.ndarray) -> np.ndarray:
     """Outcomes of N problems: differences [S, N] -> str [N].
 
@@ -177,19 +126,32 @@ def judge(
     candidate: np.ndarray,
     *,
     where: str = "",
+    seeds: Sequence[int] | None = None,
+    num_classes: int | None = None,
+    obstacle: Obstacle | None = None,
     bootstrap: np.ndarray | None = None,
     num_images: int | None = None,
 ) -> Verdict:
     """Verdict on one cell from the scores [S] of both arms, paired by seed; `where` names it in sentences.
 
-    Pairs with a score that is not finite are left out and counted. bootstrap [S, R]: differences on R resamples of the
-    num_images test images, the same resample for both arms and all seeds.
+    Pairs with a score that is not finite are left out and counted. A conclusion is stated only where neither `obstacle`
+    nor the scores forbid it (`earned.find_obstacle`): seeds are their names (default 0..S-1), num_classes those of the
+    data. bootstrap [S, R]: differences on R resamples of the num_images test images, the same resample for both arms
+    and all seeds.
     """
-    pairs = np.asarray(candidate, float) - np.asarray(baseline, float)
+    arms = np.asarray(baseline, float), np.asarray(candidate, float)
+    pairs = arms[1] - arms[0]
     used = np.isfinite(pairs)
     differences = pairs[used]
     num_seeds = len(differences)
-    outcome = str(decide(rule, differences[:, None])[0]) if num_seeds > 1 else "not decidable"
+    names = [name for name, ok in zip(range(len(pairs)) if seeds is None else seeds, used) if ok]
+    scores = [values[used] for values in arms]
+    own = find_obstacle(rule, *scores, seeds=names, floor=floor_of(rule, num_classes))
+    obstacle = obstacle or own
+    outcome = "not decidable" if obstacle else str(decide(rule, differences[:, None])[0])
+    if obstacle is None and outcome == "not decidable":
+        reason = "the variation between seeds is compatible with a difference and with none"
+        obstacle = Obstacle("open", f"{num_seeds} seeds leave it open", reason)
     mean = float(differences.mean()) if num_seeds else float("nan")
     sd = float(differences.std(ddof=1)) if num_seeds > 1 else float("nan")
     p_difference = p_margin = float("nan")
@@ -203,14 +165,12 @@ def judge(
         )  # all seeds see the same resample: more seeds do not average it away
         low, high = np.quantile(means, [rule.alpha / 2, 1 - rule.alpha / 2])
         images = ImageNoise(float(means.std(ddof=1)), float(low), float(high), num_images)
-    leaning = "not decidable" if isnan(mean) else "better" if mean > 0 else "worse"
+    open_ = obstacle is not None and obstacle.code in ("open", "seeds")
     return Verdict(
         rule=rule,
         where=where,
         outcome=outcome,
-        leaning="equivalent" if abs(mean) <= rule.margin else leaning,
-        indicative=num_seeds < rule.min_seeds,
-        reason=_reason(rule, num_seeds, outcome),
+        obstacle=obstacle,
         differences=tuple(differences.tolist()),
         num_left_out=int((~used).sum()),
         mean=mean,
@@ -219,34 +179,9 @@ def judge(
         margin_half_width=float(t_half_width(differences, 1 - 2 * rule.alpha)),
         p_difference=p_difference,
         p_margin=p_margin,
-        seeds_to_decide=seeds_needed(rule, mean, sd) if outcome == "not decidable" else None,
+        seeds_to_decide=seeds_needed(rule, mean, sd) if open_ else None,
         images=images,
     )
-
-
-def seeds_needed(rule: Rule, mean: float, sd: float) -> int | None:
-    """Seeds for a power of at least 80 % if the true mean and standard deviation were as observed.
-
-    None where they are unknown or over 1,000 seeds would be needed. The sd of few seeds is a rough estimate: read the
-    number as an order of magnitude.
-    """
-    if isnan(mean) or isnan(sd):
-        return None
-    fewest = max(rule.min_seeds, fewest_seeds(rule))
-    if sd < 1e-12:
-        return fewest
-    counts = range(fewest, MOST_SEEDS + 1)
-    place = bisect_left(counts, True, key=lambda n: _power(rule, mean / sd, rule.margin / sd, n) >= POWER)
-    return counts[place] if place < len(counts) else None
-
-
-def _power(rule: Rule, mean: float, margin: float, num_seeds: int) -> float:
-    """Power with means in units of the sd: that of the likelier claim, a lower bound."""
-    lead = margin if rule.kind == "superiority" else 0.0
-    difference = t_power(abs(mean) - lead, num_seeds, rule.alpha / 2)
-    below, above = (t_power(room, num_seeds, rule.alpha) for room in (margin + mean, margin - mean))
-    by_margin = {"equivalence": max(0.0, below + above - 1), "non_inferiority": below, "superiority": 0.0}
-    return max(difference, by_margin[rule.kind])
 
 
 def _p_margin(rule: Rule, differences: np.ndarray) -> np.ndarray:
@@ -255,15 +190,3 @@ def _p_margin(rule: Rule, differences: np.ndarray) -> np.ndarray:
     if rule.kind != "equivalence":
         return below
     return np.maximum(below, p_above(-differences, -rule.margin, test=rule.test))
-
-
-def _reason(rule: Rule, num_seeds: int, outcome: str) -> str:
-    if num_seeds == 0:
-        return "no seed has a score in both arms"
-    if num_seeds < rule.min_seeds:
-        return f"{num_seeds} of the {rule.min_seeds} seeds that the rule requires"
-    if num_seeds < fewest_seeds(rule):
-        return f"{num_seeds} seeds cannot reach the level with the sign-flip test, {fewest_seeds(rule)} can"
-    if outcome != "not decidable":
-        return ""
-    return "the variation between seeds is compatible with a difference and with none"

@@ -1,13 +1,16 @@
 """Sentences on results: quantity, comparison, size, uncertainty; differences in points (a hundredth of the metric)."""
 
 from functools import singledispatch
-from math import isfinite, isnan
+from math import isfinite
 
-from headstart.verdict.curves import Crossover, ImagesWorth, Overfit
+from headstart.verdict.curves import Crossover, ImagesWorth
 from headstart.verdict.numbers import amount, counted, large, metric_name, points, span
-from headstart.verdict.verdict import Rule, Verdict
+from headstart.verdict.overfit import Overfit
+from headstart.verdict.rule import Rule
+from headstart.verdict.verdict import Verdict
 
-ONE_SEED = "1 seed, indicative only"
+ONE_SEED = "1 seed, no interval"
+NO_ANSWER = "No answer yet"
 
 
 @singledispatch
@@ -23,29 +26,34 @@ def _verdict(verdict: Verdict) -> str:
 
 
 def outcome(verdict: Verdict) -> str:
-    """The decision in one sentence: metric, comparison, difference, interval."""
+    """The decision in one sentence: metric, comparison, difference, interval; or why there is none yet."""
     rule, place = verdict.rule, f" {verdict.where}" if verdict.where else ""
     quantity = f"{metric_name(rule.metric)}{place}"
     quantity = quantity[0].upper() + quantity[1:]
-    if verdict.num_seeds and verdict.indicative:
-        size = points(abs(verdict.mean), fine=_fine(verdict))[1:]
-        side = f"{size} points {'ahead of' if verdict.mean > 0 else 'behind'}" if verdict.mean else "level with"
-        interval = "" if verdict.num_seeds == 1 else f", {_difference(verdict)}"
-        return (
-            f"{quantity}: {rule.candidate} is {side} {rule.baseline}{interval}; indicative, not decided "
-            f"({verdict.reason})."
-        )
-    margin = f"{points(rule.margin, fine=_fine(verdict))[1:]} points"
+    difference = f"difference {difference_text(verdict)}" if verdict.num_seeds else "no difference known"
+    if verdict.obstacle:
+        return f"{quantity}: no answer yet ({verdict.obstacle.reason}); {difference}."
+    margin = margin_text(rule.margin)
     claim = {
         "better": f"{rule.candidate} is better than {rule.baseline}",
         "worse": f"{rule.candidate} is worse than {rule.baseline}",
         "equivalent": f"{rule.candidate} and {rule.baseline} are equivalent within {margin}",
         "not worse": f"{rule.candidate} is not worse than {rule.baseline} by more than {margin}",
-        "not decidable": f"not decidable whether {rule.candidate} differs from {rule.baseline}",
     }[verdict.outcome]
-    difference = f", {_difference(verdict)}" if verdict.num_seeds else ""
-    reason = f"; {verdict.reason}" if verdict.reason else ""
-    return f"{quantity}: {claim}{difference}{reason}."
+    return f"{quantity}: {claim}, {difference}."
+
+
+def until_then(verdict: Verdict) -> str:
+    """The arm to use while there is no conclusion, by the mean difference; empty where neither has learnt."""
+    if not verdict.num_seeds or verdict.obstacle is None or verdict.obstacle.code == "floor":
+        return ""
+    rule, where = verdict.rule, verdict.where.partition(" with ")[0]
+    size = f"{points(abs(verdict.mean), fine=_fine(verdict))[1:]} points"
+    if verdict.is_small:
+        reason = f"{where} the difference of {size} lies within the margin"
+        return f"Until then use either: {reason}, with {counted(verdict.num_seeds, 'seed')}."
+    leader = rule.candidate if verdict.mean > 0 else rule.baseline
+    return f"Until then use {leader}: it is {size} ahead {where}, with {counted(verdict.num_seeds, 'seed')}."
 
 
 def caveats(verdict: Verdict) -> str:
@@ -56,18 +64,24 @@ def caveats(verdict: Verdict) -> str:
 def title(verdict: Verdict, *, starts_differ: bool) -> tuple[str, str | None]:
     """Title of a verdict, and the arm that it begins with (None: neither)."""
     candidate, baseline = verdict.rule.candidate, verdict.rule.baseline
+    if verdict.obstacle:
+        return f"{NO_ANSWER}: {verdict.obstacle.title}", None
     return {
         "better": (f"{candidate} ends ahead", candidate),
         "worse": (f"{baseline} ends ahead", baseline),
         "equivalent": ("Either start will do" if starts_differ else "Either will do", None),
         "not worse": (f"{candidate} is not worse", candidate),
-        "not decidable": ("Not decidable with these runs", None),
-    }[verdict.leaning if verdict.indicative else verdict.outcome]
+    }[verdict.outcome]
+
+
+def margin_text(margin: float) -> str:
+    """A margin in points: "1 point", "2 points"."""
+    return f"{100 * margin:g} point{'' if margin == 0.01 else 's'}"
 
 
 def rule_sentence(rule: Rule) -> str:
     """The decision rule as fixed before the first run."""
-    margin = f"{100 * rule.margin:g} point{'' if rule.margin == 0.01 else 's'}"
+    margin = margin_text(rule.margin)
     claim = {
         "equivalence": f"whether {rule.candidate} and {rule.baseline} differ by less than {margin}",
         "non_inferiority": f"whether {rule.candidate} is not worse than {rule.baseline} by more than {margin}",
@@ -80,44 +94,55 @@ def rule_sentence(rule: Rule) -> str:
 
 @sentence.register
 def _crossover(found: Crossover) -> str:
-    """Point from which the candidate stays level or ahead, with the interval over seeds."""
+    """Point from which the candidate stays within the margin or ahead, with the interval over seeds."""
+    near = f"within {margin_text(found.within)} of" if found.within else "level with"
     if found.x is None:
         budget = f"the {amount(found.budget)} {found.axis} tried"
-        claim = f"{found.candidate} does not catch up with {found.baseline} within {budget}"
+        claim = f"{found.candidate} does not come {near} {found.baseline} in {budget}"
     elif found.x == found.start:
         first = f"the first point ({amount(found.start)})"
-        claim = f"{found.candidate} is level with {found.baseline} or ahead from {first}"
+        claim = f"{found.candidate} is {near} {found.baseline} or ahead from {first}"
     else:
-        claim = f"{found.candidate} catches up with {found.baseline} at about {amount(found.x)} {found.axis}"
+        claim = f"{found.candidate} comes {near} {found.baseline} at about {amount(found.x)} {found.axis}"
+    if found.low is None and not found.indicative:
+        return f"{claim}; {crossing_interval(found)}."
+    return f"{claim} ({crossing_interval(found)})."
+
+
+def crossing_interval(found: Crossover) -> str:
+    """The interval of a crossover over seeds, or that one seed has none."""
     if found.indicative:
-        return f"{claim} ({ONE_SEED})."
+        return ONE_SEED
     level, seeds = f"{100 * found.level:g} %", counted(found.num_seeds, "seed")
     if found.low is None:
-        return f"{claim}; an earlier crossing is excluded ({level}, {seeds})."
+        return f"an earlier crossing is excluded ({level}, {seeds})"
     end = "beyond the budget" if found.high is None else amount(found.high)
-    return f"{claim} ({level} interval {amount(found.low)} to {end}, {seeds})."
+    return f"{level} interval {amount(found.low)} to {end}, {seeds}"
 
 
 @sentence.register
 def _images_worth(found: ImagesWorth) -> str:
-    """Worth of a start in labelled images, with the interval over seeds."""
+    """Worth of a start in labelled images, with the interval over seeds; no worth is claimed unless it is shown."""
+    near = f"come within {margin_text(found.within)} of" if found.within else "match"
     have = f"{found.baseline} with {found.images:,} labelled images"
     worth = "the start is worth none there"
     if found.needed is None:
-        claim = f"{found.candidate} does not reach {have}, not even with {found.most:,}"
+        claim = f"{found.candidate} does not {near} {have}, not even with {found.most:,}"
         worth = f"the start is worth more than {found.most - found.images:,} images there"
     elif found.needed <= found.least:
         least = "as many" if found.least == found.images else f"{found.least:,} or fewer"
-        claim = f"{found.candidate} with {least} matches {have}"
+        claim = f"{found.candidate} needs {least} to {near} {have}"
     else:
-        claim = f"{found.candidate} needs about {found.needed:,.0f} labelled images to match {have}"
+        claim = f"{found.candidate} needs about {found.needed:,.0f} labelled images to {near} {have}"
         more = found.needed - found.images
         worth = f"the start is worth about {more:,.0f} images there" if more > 0 else worth
     if found.indicative:
-        return f"{claim}: {worth} ({ONE_SEED})."
+        return f"{claim} ({ONE_SEED})."
     low, high = (f"more than {found.most:,}" if v is None else f"{v:,.0f}" for v in (found.low, found.high))
     between = low if low == high else f"{low} to {high}"
     interval = f"{100 * found.level:g} % interval of the images needed: {between}"
+    if not found.is_shown and found.needed != found.low:
+        worth = "whether the start is worth any there is open"
     return f"{claim}: {worth} ({interval}, {counted(found.num_seeds, 'seed')})."
 
 
@@ -160,15 +185,18 @@ def price_sentence(arm: str, schedule: str, *, training: str, total: str) -> str
     return f"{arm} at {schedule}: training takes {training}; total with pre-training {total}."
 
 
-def _difference(verdict: Verdict) -> str:
+def difference_text(verdict: Verdict) -> str:
+    """The mean difference in points with its interval, or that one seed has none."""
+    fine, size = _fine(verdict), points(verdict.mean, fine=_fine(verdict))
+    if verdict.num_seeds == 1:
+        return f"{size} points ({ONE_SEED})"
     by_margin = verdict.outcome in ("equivalent", "not worse")
     half = verdict.margin_half_width if by_margin else verdict.half_width
     level = 1 - 2 * verdict.rule.alpha if by_margin else verdict.rule.level
     test = ""
     if verdict.rule.test == "sign_flip":
         test = f", sign-flip p = {verdict.p_margin if by_margin else verdict.p_difference:.3g}"
-    interval = _interval(verdict.mean, half, level, verdict.num_seeds, fine=_fine(verdict))
-    return f"difference {points(verdict.mean, fine=_fine(verdict))} points ({interval}{test})"
+    return f"{size} points ({_interval(verdict.mean, half, level, verdict.num_seeds, fine=fine)}{test})"
 
 
 def _interval(mean: float, half_width: float, level: float, num_seeds: int, *, fine: bool = False) -> str:
@@ -177,10 +205,8 @@ def _interval(mean: float, half_width: float, level: float, num_seeds: int, *, f
 
 
 def _seeds_needed(verdict: Verdict) -> str:
-    if verdict.outcome != "not decidable" or not verdict.num_seeds:
+    if verdict.obstacle is None or verdict.obstacle.code != "open":
         return ""
-    if isnan(verdict.sd):
-        return "One seed gives no estimate of the variation between seeds."
     observed = "at the observed mean and standard deviation"
     if verdict.seeds_to_decide is None:
         return f"More seeds will not settle this: over 1,000 would be needed {observed}."

@@ -79,6 +79,22 @@ def load(path: Path | str) -> dict[str, Any]:
     return state
 
 
+def cost_of(weights: str | Path | None) -> dict[str, float] | None:
+    """Counters and seconds by kind ("seconds_train", …) of the run that made a checkpoint.
+
+    None for other files, and for a run that did not start at random: the cost of what it began from is not in it.
+    """
+    if weights is None or Path(weights).suffix != ".pt":
+        return None
+    try:
+        state = load(weights)
+    except ValueError:
+        return None  # weights of another make
+    if (state["recipe"].get("start") or {}).get("kind", "random") != "random" or "counters" not in state:
+        return None
+    return {**state["counters"], **{f"seconds_{kind}": value for kind, value in state["seconds"].items()}}
+
+
 def _open(path: Path) -> BinaryIO:
     """The opened file; ValueError where there is none, and where it cannot be opened."""
     try:

@@ -11,7 +11,7 @@ from headstart.data.read.text import walk
 from headstart.data.read.voc import read_voc
 from headstart.data.read.yolo import read_yolo
 
-__all__ = ["detect_format", "open_dataset", "read_folders", "read_voc", "read_yolo"]
+__all__ = ["detect_format", "open_annotated", "open_dataset", "read_folders", "read_voc", "read_yolo"]
 
 
 def detect_format(path: str | Path) -> str:
@@ -60,6 +60,16 @@ def open_dataset(path: str | Path, image_dir: str | Path | None = None, split: s
             raise ValueError(f"{path}: split = {split!r}: expected none, this file is one split; or give its folder")
         return read(path, image_dir)
     return read(_the_only(path, _json_files(path), split), image_dir)
+
+
+def open_annotated(path: str | Path, image_dir: str | Path | None = None, split: str | None = None) -> Dataset:
+    """`open_dataset` for detection; ValueError for image folders, whose only boxes would be whole images."""
+    if detect_format(path) == "folders":
+        raise ValueError(
+            f"{path}: one folder of images a class, without boxes: expected a COCO .json file, a VOC folder "
+            "(Annotations/*.xml) or a YOLO data.yaml for detection"
+        )
+    return open_dataset(path, image_dir, split)
 
 
 def _json_files(folder: Path) -> list[Path]:

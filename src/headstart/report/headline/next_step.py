@@ -1,0 +1,145 @@
+"""The next step towards an answer: what to change, the command, and its time by measured costs."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from math import isfinite, nan
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from headstart.recipe.schedule import parse_schedule
+from headstart.report.facts import Facts
+from headstart.report.headline.obstacles import starts_of_arm
+from headstart.study.folder import STUDY_FILE
+from headstart.verdict.earned import Obstacle
+from headstart.verdict.numbers import counted, span
+from headstart.verdict.verdict import Verdict
+
+
+@dataclass(frozen=True)
+class NextStep:
+    """What would give an answer: in words, as changes of the study, as a command, and its seconds (nan: unknown)."""
+
+    what: str
+    changes: tuple[str, ...]
+    command: str
+    seconds: float
+
+    @property
+    def sentence(self) -> str:
+        """Words and expected time; the command stands apart, to be copied."""
+        time = f", about {span(self.seconds)} of computation" if isfinite(self.seconds) else ""
+        return f"Next: {self.what}{time}."
+
+
+def next_step(facts: Facts, verdict: Verdict | None, obstacle: Obstacle) -> NextStep | None:
+    """The step that would remove an obstacle, with its command; None where the study has no rule or no second arm."""
+    folder, every = facts.folder, _seconds(facts)
+    if folder.rule is None or folder.headline_cell is None:
+        return None
+    if obstacle.code == "unfinished":
+        return _run(facts, "run the missing segments", (), _missing_seconds(facts))
+    longer, seconds = _longer(facts) if obstacle.code in ("floor", "rising", "seeds and rising") else ("", 0.0)
+    if obstacle.code in ("floor", "rising"):
+        return _run(facts, "train twice as long", (longer,), seconds)
+    if obstacle.code in ("seeds", "seeds and rising", "open", "spread"):
+        if obstacle.code == "open" and verdict and verdict.seeds_to_decide is None:
+            return None
+        have = len(folder.seeds)
+        wanted = max((verdict and verdict.seeds_to_decide) or folder.rule.min_seeds, have + 1)
+        what = f"add {counted(wanted - have, 'seed')}{' and train twice as long' if longer else ''}"
+        if obstacle.code == "open":
+            what += " (a second look, at which the error rate is above the rule's)"
+        change = f"seeds={wanted if folder.seeds == tuple(range(have)) else _seeds(folder.seeds, wanted)}"
+        time = every / have * (wanted - have) + seconds / have * wanted
+        return _run(facts, what, (change, longer) if longer else (change,), time)
+    run = next((run for arm in folder.arms for run in starts_of_arm(facts, arm) if run.recipe), None)
+    if obstacle.code == "collapsed" and run is not None:
+        return _run(facts, "train at half the learning rate", (f"train.rate={run.recipe.train.rate / 2:g}",), every)
+    if obstacle.code == "overlap" and run is not None:
+        data = run.recipe.data
+        sets = [f"{data.train}", f"{data.val}"]
+        images = [getattr(data, name, None) for name in ("train_images", "val_images")]
+        words = ["headstart", "data", "check", *sets, *(w for i in images if i for w in ("--images", str(i)))]
+        return NextStep(
+            "remove the shared pictures from one of the two sets and run the study again", (), shlex.join(words), every
+        )
+    what = "declare the fields in an arm, or set them alike" if obstacle.code == "undeclared" else "run the study again"
+    return _run(facts, what, (), every)
+
+
+def _run(facts: Facts, what: str, changes: tuple[str, ...], seconds: float) -> NextStep:
+    """A step that runs the study as its folder holds it, with changes."""
+    folder = facts.folder
+    kept = [f"{key}={_inline(value)}" for key, value in folder.overrides.items()]
+    kept = [word for word in kept if word.partition("=")[0] not in {change.partition("=")[0] for change in changes}]
+    out = [] if folder.path.parent == Path("runs") else ["--out", folder.path.parent.as_posix()]
+    words = ["headstart", "study", "run", (folder.path / STUDY_FILE).as_posix(), *kept, *changes, *out]
+    return NextStep(what, changes, shlex.join(words), seconds)
+
+
+def _inline(value: Any) -> str:
+    """A value as YAML on one line."""
+    return yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("\n").removesuffix("\n...")
+
+
+def _seeds(seeds: Sequence[int], wanted: int) -> str:
+    """The seeds that are there, and the smallest new ones."""
+    new = [seed for seed in range(max(seeds) + wanted + 1) if seed not in seeds]
+    return _inline([*seeds, *new[: wanted - len(seeds)]])
+
+
+def _longer(facts: Facts) -> tuple[str, float]:
+    """The change that adds schedules of twice the longest to the largest amount of data, and its seconds."""
+    folder, fraction = facts.folder, facts.folder.fractions[0]
+    entries = [dict(entry) for entry in folder.settings["fractions"]]
+    largest = next(entry for entry in entries if entry["fraction"] == fraction)
+    chosen = largest.get("schedules") or folder.settings["schedules"]
+    if isinstance(chosen, dict):
+        value: Any = {arm: [*names, _twice(folder.schedules(fraction, arm)[-1])] for arm, names in chosen.items()}
+    else:
+        value = [*chosen, _twice(folder.schedules(fraction)[-1])]
+    change = f"schedules={_inline(value)}"
+    if largest.get("schedules"):
+        largest["schedules"] = value
+        plain = [{key: own for key, own in entry.items() if own} for entry in entries]
+        change = f"fractions={_inline(plain)}"
+    seconds = 0.0
+    for cell in folder.plan.cells:
+        if cell.fraction == fraction and cell.schedule == folder.schedules(fraction, cell.arm)[-1]:
+            begin = folder.tail(cell).segment.start  # up to there the longer schedule has the same trunk
+            seconds += (2 * cell.total - begin) * _seconds_per_step(facts, cell.arm)
+    return change, seconds
+
+
+def _twice(name: str) -> str:
+    length, unit = parse_schedule(name)
+    return f"{float(2 * length):g}x" if unit == "x" else f"{Fraction(2 * length)} steps"
+
+
+def _seconds(facts: Facts) -> float:
+    """Seconds of all finished cells as spent, pre-training included where each seed has its own."""
+    own = len([s for s in facts.folder.plan.segments if s.kind == "pretrain"]) > 1
+    costs = [cost for every in facts.costs.values() for cost in every]
+    spent = [(cost.whole_as_spent if own else cost.as_spent).seconds for cost in costs]
+    return float(sum(spent)) if spent else nan
+
+
+def _seconds_per_step(facts: Facts, arm: str) -> float:
+    """Measured seconds a step of an arm's finished cells, evaluations included; nan before the first."""
+    costs = [cost for (name, *_), own in facts.costs.items() if name == arm for cost in own]
+    totals = {cell.name: cell.total for cell in facts.folder.plan.cells}
+    rates = [cost.alone.seconds / totals[cost.cell] for cost in costs]
+    return float(np.mean(rates)) if rates else nan
+
+
+def _missing_seconds(facts: Facts) -> float:
+    """Seconds of the segments that are not finished, by the measured steps of their arms; nan where none was run."""
+    runs = [run for run in facts.folder.runs.values() if run.end is None]
+    return float(sum((r.segment.stop - r.last_step) * _seconds_per_step(facts, r.segment.arm) for r in runs))

@@ -1,0 +1,131 @@
+"""Rehearsal of a study: each arm's start loaded, audited and trained for one step, before the first segment runs."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+
+from headstart.data.images import load_image
+from headstart.hardware import usable_cores
+from headstart.model.build import input_spec
+from headstart.ops import processes as distributed
+from headstart.recipe.recipe import AnyRecipe
+from headstart.study.forecast import load_key
+from headstart.study.plan import Segment
+from headstart.study.prepare import Prepared
+from headstart.study.spec import PRETRAIN_PREFIX
+from headstart.tasks import make_task
+from headstart.tasks.task import Task
+from headstart.training.lineage import RunResult
+from headstart.training.start import prepare_start
+from headstart.weights.files import WeightFile
+from headstart.weights.freeze import freeze, set_train_mode
+from headstart.weights.load import load_weights
+from headstart.weights.public import locate
+
+MOST_DECODED = 2_000  # images whose pixels are compared, in seconds; of larger sets the bytes of the files
+
+
+def refuse_missing_weights(prepared: Prepared) -> None:
+    """ValueError naming the arm for a weights file that is not there, or a package that is not installed."""
+    for name, (recipe, _) in prepared.recipes.items():
+        weights = recipe.start.weights
+        if weights is None or str(weights).startswith(PRETRAIN_PREFIX):
+            continue
+        try:
+            if not os.path.isfile(path := locate(weights)):
+                raise ValueError(f"{path}: no such weight file")
+        except ValueError as error:
+            raise ValueError(f"{_where(prepared, name)}: {error}") from None
+
+
+def starts_of(prepared: Prepared, segments: Iterable[Segment], done: Mapping[str, RunResult]) -> dict[str, Path | None]:
+    """The starts to rehearse for segments that are to run: arms and pre-trainings, with weights that the study made.
+
+    None: the weights are not made yet, or are the recipe's own.
+    """
+    made = {s.arm: s.weights_from for s in prepared.plan.segments if s.kind != "pretrain" and s.weights_from in done}
+    return {key: done[made[key]].checkpoint if key in made else None for key in map(load_key, segments)}
+
+
+def rehearse(prepared: Prepared, name: str, weights: Path | None = None) -> tuple[str, ...]:
+    """Load, audit and train the start of an arm, or of "pretrain:NAME", for one step; nothing is written.
+
+    Returns the validation images that are training images too. ValueError naming the arm for whatever is wrong. Weights
+    that a pre-training is still to make are checked by the shapes of its network alone.
+    """
+    recipe = prepared.recipes[name][0]
+    if not name.startswith(PRETRAIN_PREFIX):
+        most = {"fraction": max(prepared.num_images)}
+        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update=most)})
+    if recipe.train.threads is not None:
+        torch.set_num_threads(recipe.train.threads)
+    task = make_task(recipe)
+    check_start(prepared, name, task, recipe, weights)
+    device = distributed.device(recipe.device)
+    model = task.model.to(device)
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.train.bf16):
+        loss = sum(task.losses(model, next(iter(task.batches(0, 1, device)))).values())
+    loss.backward()
+    if not bool(torch.isfinite(loss)):
+        raise ValueError(f"{_where(prepared, name)}: the first loss is {float(loss)}, expected a finite one")
+    return task.overlap or same_pictures(task)
+
+
+def check_start(prepared: Prepared, name: str, task: Task, recipe: AnyRecipe, weights: Path | None = None) -> None:
+    """Put the start of an arm into its task's model, audited; ValueError naming the arm where it cannot be."""
+    start, pretrained = recipe.start, str(recipe.start.weights).startswith(PRETRAIN_PREFIX)
+    try:
+        if weights is None and pretrained and start.kind != "random":
+            source = prepared.recipes[str(start.weights)][0]
+            made = make_task(source).model.state_dict()
+            file = WeightFile(str(start.weights), "", made, "headstart", input_spec(source))
+            load_weights(task.model, file, scope=start.kind, stem=start.stem)
+        elif name.startswith(PRETRAIN_PREFIX) or prepared.study.branch_of(name) is None:
+            own = start if weights is None else start.model_copy(update={"weights": str(weights)})
+            prepare_start(task, recipe.model_copy(update={"start": own}))
+            return
+        freeze(task.model, start.freeze)  # a branch starts from its parent's checkpoint
+        set_train_mode(task.model, start.freeze)
+    except ValueError as error:
+        raise ValueError(f"{_where(prepared, name)}: {error}") from None
+
+
+def same_pictures(task: Task) -> tuple[str, ...]:
+    """Validation images whose pixels are those of a training image, as `headstart data check` compares them.
+
+    None for sets of more than MOST_DECODED images. Files that cannot be read are left to the reader of the data.
+    """
+    train, val = (list(content.images) for content in task.contents)
+    if len(train) + len(val) > MOST_DECODED:
+        return ()
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        known, found = (list(pool.map(_pixels, paths)) for paths in (train, val))
+    return tuple(path for path, digest in zip(val, found) if digest and digest in set(known))
+
+
+def refuse_overlap(prepared: Prepared, shared: tuple[str, ...]) -> None:
+    """ValueError for validation images that are training images too, unless the study allows them."""
+    if shared and not prepared.study.allow_overlap:
+        raise ValueError(
+            f"study {prepared.study.name}: {len(shared):,} validation images are training images too (first: "
+            f"{shared[0]}); remove them (`headstart data check` lists them), or set allow_overlap: true in the study "
+            "file, which the report then says"
+        )
+
+
+def _pixels(path: str) -> bytes:
+    try:
+        pixels = load_image(path)
+    except ValueError:
+        return b""
+    return hashlib.sha1(repr(pixels.shape).encode() + pixels.tobytes(), usedforsecurity=False).digest()
+
+
+def _where(prepared: Prepared, name: str) -> str:
+    return f"study {prepared.study.name}: {name if name.startswith(PRETRAIN_PREFIX) else f'arm {name}'}"

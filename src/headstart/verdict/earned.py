@@ -1,0 +1,109 @@
+"""Conditions for stating a conclusion, to which a test on scores is blind: learnt, not collapsed, no longer rising.
+
+Letters: S seeds, P schedules. Scores in 0..1, higher is better.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import log2
+
+import numpy as np
+
+from headstart.verdict.numbers import metric_name, points, score
+from headstart.verdict.rule import Rule, fewest_seeds
+
+LEAST = 0.01  # a point: less comes from single boxes that are right by luck (0.0 to 0.3 AP after a few steps)
+COLLAPSED = 0.5  # of the arm's median: far outside the spread of seeds that trained (at most a third of the mean)
+SAME = 1e-12  # differences of seeds that are equal but for rounding
+
+
+@dataclass(frozen=True)
+class Obstacle:
+    """A reason why no conclusion is stated: its code, a few words for the title, and a clause with the numbers."""
+
+    code: str
+    title: str
+    reason: str
+
+
+def floor_of(rule: Rule, num_classes: int | None = None) -> float:
+    """The score that an arm must exceed to have learnt something: chance plus the margin, at least a point.
+
+    By the rule's own measure a score within the margin of chance is that of an untrained network. Chance is 0 for AP
+    and AR; for accuracy and mIoU 1 / num_classes (0 where their number is unknown), the score of a constant answer.
+    """
+    is_accuracy = not rule.metric.rpartition(".")[2].startswith(("AP", "AR"))
+    chance = 1 / num_classes if is_accuracy and num_classes else 0.0
+    return chance + max(LEAST, rule.margin)
+
+
+def collapsed(scores: np.ndarray, floor: float, margin: float) -> np.ndarray:
+    """Seeds, bool [S], that failed to train while others of their arm did.
+
+    Those at or below the floor, and those below half of the median whose lack alone moves the mean over seeds by more
+    than the margin.
+    """
+    median, num_seeds = np.median(scores), len(scores)
+    outlier = (scores < COLLAPSED * median) & (median - scores > num_seeds * margin)
+    found = (scores <= floor) | outlier
+    return found if not found.all() else np.zeros(num_seeds, bool)
+
+
+def last_doubling(x: np.ndarray, scores: np.ndarray) -> float:
+    """Gain of the mean over seeds in the last doubling of x: scores [S,P] at ascending x [P]; nan with one point.
+
+    Interpolated on a log scale; where x spans less than a doubling, the gain is scaled to one.
+    """
+    if len(x) < 2:
+        return float("nan")
+    half, mean = max(x[-1] / 2, x[0]), scores.mean(0)
+    return float(mean[-1] - np.interp(np.log(half), np.log(x), mean)) / log2(x[-1] / half)
+
+
+def rising(rule: Rule, gains: dict[str, float]) -> Obstacle | None:
+    """The obstacle of arms whose last doubling of the schedule adds more than the margin; nan: unknown, no obstacle."""
+    margin = max(rule.margin, LEAST)
+    steep = {arm: gain for arm, gain in gains.items() if gain > margin}
+    if not steep:
+        return None
+    added = " and ".join(f"{points(gain)[1:]} points to {arm}" for arm, gain in steep.items())
+    title = f"{' and '.join(steep)} still rise{'s' if len(steep) == 1 else ''}"
+    reason = f"the last doubling of the schedule adds {added}, more than {points(margin)[1:]}: train longer first"
+    return Obstacle("rising", title, reason)
+
+
+def find_obstacle(
+    rule: Rule, baseline: np.ndarray, candidate: np.ndarray, *, seeds: Sequence[int], floor: float
+) -> Obstacle | None:
+    """The first obstacle in the scores [S] of both arms, paired by seed; None where the rule's test may decide."""
+    num_seeds = len(baseline)
+    if not num_seeds:
+        return Obstacle("scores", "no seed has a score in both arms", "no seed has a score in both arms")
+    arms = {rule.baseline: np.asarray(baseline, float), rule.candidate: np.asarray(candidate, float)}
+    low = [arm for arm, scores in arms.items() if scores.max() <= floor]
+    if low:
+        ends = " and ".join(f"{arm} at {score(scores.mean())}" for arm, scores in arms.items())
+        title = "neither arm has learnt anything" if len(low) == 2 else f"{low[0]} has learnt nothing"
+        reason = f"{ends} {metric_name(rule.metric)}, and a conclusion needs more than {score(floor)} in both arms"
+        return Obstacle("floor", title, reason)
+    failed = {arm: np.flatnonzero(collapsed(scores, floor, rule.margin)) for arm, scores in arms.items()}
+    for arm, places in failed.items():
+        if len(places):
+            named = " and ".join(str(seeds[place]) for place in places)
+            ends = " and ".join(score(arms[arm][place]) for place in places)
+            title = f"seed{'s' if len(places) > 1 else ''} {named} of {arm} collapsed"
+            reason = f"{title}, ending at {ends} where the median of its seeds is {score(float(np.median(arms[arm])))}"
+            return Obstacle("collapsed", title, reason)
+    if num_seeds < rule.min_seeds:
+        title = f"{num_seeds} of {rule.min_seeds} seeds"
+        return Obstacle("seeds", title, f"{num_seeds} of the {rule.min_seeds} seeds that the rule requires")
+    if num_seeds < fewest_seeds(rule):
+        reason = f"{num_seeds} seeds cannot reach the level with the sign-flip test, {fewest_seeds(rule)} can"
+        return Obstacle("seeds", f"{num_seeds} of {fewest_seeds(rule)} seeds", reason)
+    differences = arms[rule.candidate] - arms[rule.baseline]
+    if np.ptp(differences) < SAME:
+        reason = "the difference is the same in every seed, and without spread any test is certain"
+        return Obstacle("spread", "the seeds do not differ", reason)
+    return None

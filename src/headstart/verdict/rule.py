@@ -1,0 +1,93 @@
+"""Decision rule of a study, fixed before the first run, and the seeds that it needs.
+
+Scores are in 0..1; differences are candidate minus baseline.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from dataclasses import dataclass
+from math import ceil, isnan, log2
+from typing import Literal
+
+from headstart.verdict.paired import t_power
+
+POWER = 0.8  # chance of a decision at the number of seeds advised (Cohen's convention)
+MOST_SEEDS = 1_000  # more are not advised: the mean then lies on the edge of the margin
+KINDS = ("equivalence", "non_inferiority", "superiority")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """Decision rule, fixed before the first run: metric, arms, margin (in 0..1), level and test.
+
+    kind "equivalence" tests for a difference below the margin (two one-sided tests), "non_inferiority" that the
+    candidate is not worse by more than the margin, "superiority" that one is better by more than it (0 is allowed).
+    Claims about the margin are tested one-sided at 1 - level, claims of a difference two-sided at 1 - level.
+    """
+
+    metric: str
+    baseline: str
+    candidate: str
+    margin: float
+    level: float = 0.95
+    test: Literal["t", "sign_flip"] = "t"
+    min_seeds: int = 3
+    kind: Literal["equivalence", "non_inferiority", "superiority"] = "equivalence"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.margin < 1 or (self.margin == 0 and self.kind != "superiority"):
+            raise ValueError(f"rule.margin is {self.margin}, expected above 0 and below 1: 0.01 is one AP point")
+        if not 0.5 < self.level < 1:
+            raise ValueError(f"rule.level is {self.level}, expected a share between 0.5 and 1 such as 0.95")
+        if self.min_seeds < 2:
+            raise ValueError(
+                f"rule.min_seeds is {self.min_seeds}, expected at least 2: one seed has no standard deviation"
+            )
+        for field, value, known in (("test", self.test, ("t", "sign_flip")), ("kind", self.kind, KINDS)):
+            if value not in known:
+                raise ValueError(f"rule.{field} is {value!r}, expected one of {', '.join(known)}")
+
+    @property
+    def alpha(self) -> float:
+        """Error rate, 1 - level without its rounding error."""
+        return round(1 - self.level, 12)
+
+    @property
+    def lead(self) -> float:
+        """Smallest difference that counts as better: the margin for superiority, else 0."""
+        return self.margin if self.kind == "superiority" else 0.0
+
+
+def fewest_seeds(rule: Rule) -> int:
+    """Fewest seeds with which the rule's test can reach its level.
+
+    A sign-flip p value cannot go below 2 / 2^S two-sided, 1 / 2^S for the one-sided claims about a margin.
+    """
+    sides = 2 if rule.kind == "superiority" else 1
+    return 2 if rule.test == "t" else max(2, ceil(log2(sides / rule.alpha) - 1e-9))
+
+
+def seeds_needed(rule: Rule, mean: float, sd: float) -> int | None:
+    """Seeds for a power of at least 80 % if the true mean and standard deviation were as observed.
+
+    None where they are unknown or over 1,000 seeds would be needed. The sd of few seeds is a rough estimate: read the
+    number as an order of magnitude.
+    """
+    if isnan(mean) or isnan(sd):
+        return None
+    fewest = max(rule.min_seeds, fewest_seeds(rule))
+    if sd < 1e-12:
+        return fewest
+    counts = range(fewest, MOST_SEEDS + 1)
+    place = bisect_left(counts, True, key=lambda n: _power(rule, mean / sd, rule.margin / sd, n) >= POWER)
+    return counts[place] if place < len(counts) else None
+
+
+def _power(rule: Rule, mean: float, margin: float, num_seeds: int) -> float:
+    """Power with means in units of the sd: that of the likelier claim, a lower bound."""
+    lead = margin if rule.kind == "superiority" else 0.0
+    difference = t_power(abs(mean) - lead, num_seeds, rule.alpha / 2)
+    below, above = (t_power(room, num_seeds, rule.alpha) for room in (margin + mean, margin - mean))
+    by_margin = {"equivalence": max(0.0, below + above - 1), "non_inferiority": below, "superiority": 0.0}
+    return max(difference, by_margin[rule.kind])
