@@ -191,7 +191,7 @@ def test_depths_are_those_that_can_be_built():
     import typing
 
     from headstart.model.backbones import resnet, vgg
-    from headstart.recipe.fields import DetNetPart, ResNetPart, VggPart
+    from headstart.recipe.net import DetNetPart, ResNetPart, VggPart
 
     for part, known in ((ResNetPart, resnet.DEPTHS), (DetNetPart, resnet.DETNET), (VggPart, vgg.DEPTHS)):
         assert typing.get_args(typing.get_args(part.model_fields["depth"].annotation)[0]) == tuple(known)

@@ -45,7 +45,9 @@ class TrainStream:
         views = [self._view(slot, i) for slot, i in zip(slots.tolist(), indices.tolist())]
         images, bucket = [self.stream.images(int(i)) for i in indices], self.stream.bucket(step)
         pastes = [self._paste(slot, bucket) for slot in slots.tolist()] if self.augmentation.copy_paste else ()
-        return Raw(images, views, bucket, indices, slots, pastes)
+        jitter = self.augmentation.colour
+        colours = [jitter.draw(slot_generator(self.stream.seed, 5, slot)) for slot in slots.tolist()] if jitter else ()
+        return Raw(images, views, bucket, indices, slots, pastes, colours=colours)
 
     def _view(self, slot: int, index: int) -> View:
         return self.augmentation.view(*self.stream.size(index), slot_generator(self.stream.seed, 3, slot))
@@ -92,7 +94,7 @@ class TrainStream:
         ids = self.stream.dataset.image_ids
         for raw in self.stream.prefetch(self.raw, start, stop):
             targets = {name: to_device(array, device) for name, array in self.targets.fill(raw).items()}
-            images = stack_images(raw.images, raw.views, raw.bucket, self.spec, device)
+            images = stack_images(raw.images, raw.views, raw.bucket, self.spec, device, raw.colours)
             yield Batch(
                 images=paste_images(images, raw.pastes, self.spec),
                 sizes=to_device(np.array(raw.sizes()), device),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from headstart.batch import Detections
+from headstart.data.colour import ColourJitter
 from headstart.data.dataset import Dataset
 from headstart.data.digests import data_content
 from headstart.data.order import Resize
@@ -18,7 +19,7 @@ from headstart.data.rle import paste_rle
 from headstart.data.stream import Augmentation, EvalImages
 from headstart.data.targets import PIXEL_CENTRE, mirror_note, require_keypoints, sigmas_of, with_keypoints
 from headstart.data.train_stream import TrainStream
-from headstart.data.views import Jitter
+from headstart.data.views import Crop, Jitter
 from headstart.files import json_text, write_whole
 from headstart.metrics.coco import Evaluation
 from headstart.metrics.coco import evaluate as evaluate_predictions
@@ -50,7 +51,9 @@ def augmentation_of(recipe: Recipe) -> Augmentation:
     """Augmentation of training images."""
     own, part = recipe.input, recipe.input.jitter
     jitter = Jitter(part.low, part.high, part.crop) if part.enabled else None
-    return Augmentation(own.short, own.long, own.flip, jitter, own.copy_paste)
+    crop = Crop(own.crop.size, own.crop.scales, own.crop.border) if own.crop.enabled else None
+    colour = ColourJitter(**own.colour.model_dump()) if own.colour.enabled else None
+    return Augmentation(own.short, own.long, own.flip, jitter, own.copy_paste, crop, colour)
 
 
 def training_data(recipe: Recipe) -> Dataset:
