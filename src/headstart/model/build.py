@@ -1,6 +1,6 @@
 """Recipes to models: the only file of this room that knows recipes.
 
-A new detector family is a section of the recipe, a file beside this one, and a branch in `_detector`.
+A new detector family is a section of the recipe, a file or room beside this one, and a branch in `build`.
 """
 
 from collections.abc import Sequence

@@ -63,11 +63,12 @@ class HourglassPart(Part):
 
     @model_validator(mode="after")
     def _complete(self) -> "HourglassPart":
-        found = self.widths and len(self.widths), self.stacks
-        if found != ((None, None) if isinstance(self.depth, int) else (len(self.depth), self.stacks or 1)):
+        counts = None if isinstance(self.depth, int) else len(self.depth)
+        misfits = {"widths": (self.widths and len(self.widths)) != counts, "stacks": bool(self.stacks) != bool(counts)}
+        for name in (name for name, is_odd in misfits.items() if is_odd):
             raise ValueError(
-                f"model.backbone.widths: {found[0] or 'none'} and stacks {found[1]} for depth {self.depth}; expected "
-                "null for 104 and 54, else a width for each block count, and stacks"
+                f"model.backbone.{name}: {getattr(self, name)} for depth {self.depth}; expected null for 104 and 54, "
+                "else a width for each block count, and stacks"
             )
         return self
 
