@@ -71,7 +71,7 @@ def test_the_view_is_the_part_of_the_image_in_a_random_square(size):
     assert len(seen) == 16
 
 
-def test_pixels_boxes_and_masks_are_those_of_the_view(drawn):  # noqa: F811
+def test_pixels_and_boxes_are_those_of_the_view(drawn):  # noqa: F811
     own, cut = stream(drawn, colour=None, batch=1), 0
     for step, batch in enumerate(own.batches(0, 30)):
         index, view = int(batch.image_ids[0]), own.raw(step).views[0]

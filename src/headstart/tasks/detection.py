@@ -170,9 +170,8 @@ def predict_all(
     model: Detector, images: EvalImages, device: torch.device, *, bf16: bool = False, tta: Tta | None = None
 ) -> Predictions:
     """Predictions on every image of a data set, in its own pixels and category ids; shared among processes."""
-    was_training, data = model.training, images.dataset
+    was_training, data, parts = model.training, images.dataset, []
     model.eval()
-    parts = []
     for raw in images.decoded(part=distributed.rank(), parts=num_processes()):
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
             found, sizes = predict_batch(model, partial(images.make_batch, raw, device), tta)
@@ -181,9 +180,8 @@ def predict_all(
             parts.append(to_original(found, sizes, slot, size, int(data.image_ids[index]), data.category_ids))
     model.train(was_training)
     gathered = [part for share in distributed.gather(parts) for part in share]
-    if gathered:
-        return concat(gathered)
-    return empty(masks="mask" in model.kinds, num_keypoints=len(model.keypoint_mirror))
+    nothing = empty(masks="mask" in model.kinds, num_keypoints=len(model.keypoint_mirror))
+    return concat(gathered) if gathered else nothing
 
 
 def predict_batch(
