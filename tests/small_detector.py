@@ -38,6 +38,17 @@ NARROW = {
     "evaluate.score_threshold": 0.01,
     "evaluate.detections": 20,
 }
+CORNERS = {
+    "model__mask__enabled": False,
+    "model__corners__enabled": True,
+    "model__corners__width": 16,
+    "model__corners__num_corners": 20,
+    "model__corners__num_pairs": 60,
+}
+HOURGLASS = CORNERS | {
+    "model__backbone": {"kind": "hourglass", "depth": [1, 1, 2], "widths": [16, 16, 24], "stacks": 2},
+    "model__pyramid": False,
+}
 
 
 def small_detector(**changes):

@@ -15,6 +15,8 @@ NARROW_BACKBONES = {
     "resnet": {"depth": [1, 1, 1, 1], "width": 8},
     "vgg": {"depth": [1, 1, 1, 1, 1], "width": 8},
     "detnet": {"depth": [1, 1, 1, 1, 1], "width": 8},
+    # not 8: torch's convolution of 4 channels at the stem breaks memory in its gradient (2.x, AVX2, channels last)
+    "hourglass": {"depth": [1, 1, 1], "widths": [16, 16, 24], "stacks": 2},
 }
 
 
@@ -31,6 +33,8 @@ def narrow(name):
         grouped = recipe.model.backbone.groups > 1
         groups = {"groups": 2, "group_width": 4} if grouped else {}
         sizes |= {f"model.backbone.{key}": value for key, value in {"bottleneck": grouped, **groups}.items()}
+    if is_detector and recipe.input.crop.enabled:
+        sizes |= {"input.crop.size": 64, "model.corners.width": 16}
     if is_detector and recipe.model.keypoint.enabled:
         sizes |= {"model.keypoint.convs": 1, "model.keypoint.conv_channels": 8, "evaluate.keypoint_sigmas": [0.1] * 5}
     if isinstance(recipe, ClassifyRecipe) and recipe.model.hidden:

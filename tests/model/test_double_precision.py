@@ -12,7 +12,7 @@ from devices import static
 from headstart.batch import PixelBatch
 from headstart.model.classifier import Classifier, mean_cross_entropy
 from headstart.model.keypoint_head import peaks
-from small_detector import in_double, small_batch, small_detector, with_keypoints
+from small_detector import HOURGLASS, in_double, small_batch, small_detector, with_keypoints
 from weight_nets import NARROW, resnet
 
 
@@ -36,6 +36,7 @@ DETECTORS = {
     "sync_batch": {"model__norm": "sync_batch"},
     "cascade": {"model__cascade__enabled": True, "model__box__class_agnostic": True},
     "keypoints": {"model__keypoint__enabled": True},
+    "corners": HOURGLASS,
 }
 
 
@@ -52,7 +53,7 @@ def test_a_detector(kind, path):
             peaks(found.heat_maps[0], found.boxes[0])
     assert seen.found == []
     numbers = [*losses.values(), found.boxes, found.scores, found.masks, *detector.buffers()]
-    assert {values.dtype for values in numbers if values.is_floating_point()} == {torch.float64}
+    assert {values.dtype for values in numbers if values is not None and values.is_floating_point()} == {torch.float64}
 
 
 def test_a_classifier():

@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 from devices import CUDA, HostWaits, Watch, fake_cuda
 from headstart.model import box_head, mask_head, regions, rpn
 from headstart.ops import nms
-from small_detector import small_batch, small_detector, with_keypoints
+from small_detector import CORNERS, HOURGLASS, small_batch, small_detector, with_keypoints
 
 FASTER = {"model__mask__enabled": False}
 CASCADE = {"model__cascade__enabled": True, "model__box__class_agnostic": True}
@@ -23,6 +23,8 @@ FAMILIES = {
     "cascade box": CASCADE | FASTER,
     "keypoints": KEYPOINTS | FASTER,
     "vgg": VGG,
+    "corners": CORNERS,
+    "corners on hourglasses": HOURGLASS | {"model__norm": "batch"},
     "detnet": DETNET,
     "resnext": {f"model__backbone__{name}": value for name, value in RESNEXT.items()},
     "batch": {"model__norm": "batch"},
@@ -61,7 +63,7 @@ def on_device(model):
     tensors = [*model.parameters(), *model.buffers()]
     assert all(isinstance(tensor, FakeTensor) and tensor.device == CUDA for tensor in tensors)
     batch = small_batch()
-    return model, (with_keypoints(batch) if model.keypoint_head else batch).to(CUDA)
+    return model, (with_keypoints(batch) if "keypoints" in model.kinds else batch).to(CUDA)
 
 
 def step_and_prediction(model, batch, *, bf16=False):
@@ -81,10 +83,10 @@ def test_losses_and_detections_stay_on_the_device(family, bf16):
         losses, found, convolved = step_and_prediction(model, batch, bf16=bf16)
     assert convolved == {torch.bfloat16 if bf16 else torch.float32}
     assert {(loss.device, loss.dtype, loss.shape) for loss in losses.values()} == {(CUDA, torch.float32, ())}
-    assert ("mask" in losses, "keypoints" in losses) == (model.mask_head is not None, model.keypoint_head is not None)
+    assert [kind in losses for kind in ("mask", "keypoints")] == [kind in model.kinds for kind in ("mask", "keypoints")]
     reported = {field.name: getattr(found, field.name) for field in fields(found)}
-    assert (reported["masks"] is None) == (model.mask_head is None)
-    assert (reported["heat_maps"] is None) == (model.keypoint_head is None)
+    assert (reported["masks"] is None) == ("mask" not in model.kinds)
+    assert (reported["heat_maps"] is None) == ("keypoints" not in model.kinds)
     for name, value in reported.items():
         if value is not None:
             wanted = {"labels": torch.int64, "valid": torch.bool}.get(name, torch.float32)

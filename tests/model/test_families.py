@@ -13,7 +13,7 @@ from headstart.weights.audit import audit, tensor_digests
 from headstart.weights.freeze import set_train_mode
 from headstart.weights.input import IMAGENET
 from headstart.weights.load import load_weights, named_tensors
-from small_detector import small_detector
+from small_detector import CORNERS, HOURGLASS, small_detector
 from weight_nets import NARROW, file_of, resnet
 
 CLASSES = 5
@@ -58,7 +58,7 @@ class Centres(nn.Module):
 
 
 def test_families_keep_the_contract():
-    for model in (small_detector(), Centres()):
+    for model in (small_detector(), small_detector(**CORNERS), small_detector(**HOURGLASS), Centres()):
         assert isinstance(model, AnyDetector)
     assert not isinstance(resnet(18, "group", **NARROW), AnyDetector)
 

@@ -10,7 +10,15 @@ from test_norm import CHANNELS, above, assert_same, features, randomised, run
 from headstart.model.norm import norm
 from headstart.ops.processes import mean_over_processes
 from headstart.training.workers import run_processes
-from small_detector import assert_same_gradients, in_double, rows, small_batch, small_detector, with_keypoints
+from small_detector import (
+    HOURGLASS,
+    assert_same_gradients,
+    in_double,
+    rows,
+    small_batch,
+    small_detector,
+    with_keypoints,
+)
 
 SPLITS = {"even": (4, 3), "one sample": (6, 1), "empty": (7, 0), "empty first": (0, 7)}
 KEEP = torch.tensor([1, 1, 0, 1, 1, 0, 1]).bool()  # which of the 7 samples are real, in the weighted cases
@@ -20,6 +28,10 @@ def detector():
     # Slots for all positives: what overflows is dropped a process at a time.
     slots = {"model__mask__slots": 64, "model__keypoint__slots": 64}
     return small_detector(model__norm="sync_batch", model__keypoint__enabled=True, **slots).double()
+
+
+def corners():
+    return small_detector(**HOURGLASS, model__norm="sync_batch").double()
 
 
 def batches():
@@ -56,6 +68,7 @@ def _worker(send, folder):
     results = {
         "norms": dict(_norms(rank)),
         "steps": {name: step(detector(), rows(batch, [2 * rank, 2 * rank + 1])) for name, batch in batches().items()},
+        "corners": {name: step(corners(), rows(batch, [2 * rank, 2 * rank + 1])) for name, batch in batches().items()},
         "mean": mean_over_processes(torch.tensor(5.0 if rank == 0 else 0.0)),
     }
     torch.save(results, f"{folder}/{rank}.pt")
@@ -101,6 +114,15 @@ def test_losses_and_gradients_are_those_of_the_joined_batch(parts, case):
     for name, wanted in wanted_buffers.items():
         assert torch.equal(buffers[name], other_buffers[name])
         torch.testing.assert_close(buffers[name], wanted, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("case", ["full", "one without objects"])
+def test_losses_and_gradients_of_corners_are_those_of_the_joined_batch(parts, case):
+    (losses, gradients, _), (other_losses, other_gradients, _) = (part["corners"][case] for part in parts)
+    wanted_losses, wanted_gradients, _ = step(corners(), batches()[case])
+    for name, wanted in wanted_losses.items():
+        torch.testing.assert_close((losses[name] + other_losses[name]) / 2, wanted, rtol=1e-12, atol=0)
+    assert_same_gradients({name: (gradients[name] + other_gradients[name]) / 2 for name in gradients}, wanted_gradients)
 
 
 def test_counts_are_averaged(parts):

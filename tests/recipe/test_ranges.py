@@ -20,7 +20,7 @@ ACCEPTED = {
         "data.cache", "input.jitter.enabled", "model.backbone.bottleneck", "model.pyramid", "model.pyramid_norm",
         "model.aligned", "model.box.norm", "model.box.class_agnostic", "model.mask.enabled", "model.mask.norm",
         "model.keypoint.enabled", "model.keypoint.norm", "model.semantic.norm", "train.compile", "train.channels_last",
-        "evaluate.voc", "evaluate.tta.enabled", "evaluate.tta.flip",
+        "evaluate.voc", "evaluate.tta.enabled", "evaluate.tta.flip", "input.crop.enabled", "model.corners.flip",
     },
     "null": {
         "data.train_images", "data.train_split", "data.val_images", "data.val_split", "data.train_labels",
@@ -37,6 +37,9 @@ ACCEPTED = {
     "0": {
         "seed", "data.fraction_seed",
         "data.num_workers",  # decoded by the process itself
+        "input.colour.brightness", "input.colour.contrast", "input.colour.saturation", "input.colour.lighting",  # none
+        "model.corners.pull", "model.corners.push", "model.corners.offset",  # no such loss
+        "model.corners.distance",  # equal embeddings alone
         "input.flip", "input.mean.0", "data.ignore.0",
         "model.box.convs", "model.mask.convs", "model.keypoint.convs",  # no convolution
         "model.rpn.low",  # nothing is negative
@@ -62,6 +65,10 @@ BACKBONES = {
     "vgg": {"model.backbone": {"kind": "vgg", "depth": 16}, "model.norm": "none", "model.pyramid": False},
     "detnet": {"model.backbone": {"kind": "detnet", "depth": [3, 4, 6, 3, 3]}},
     "timm": {"model.backbone": {"kind": "timm", "name": "resnet18"}},
+    "hourglass": {
+        "model.backbone": {"kind": "hourglass", "depth": [1, 1], "widths": [8, 8], "stacks": 1},
+        "model.pyramid": False,
+    },
     "blocks": {"model.backbone.depth": [3, 4, 6, 3], "model.backbone.bottleneck": True},
 }
 
@@ -191,7 +198,7 @@ def test_depths_are_those_that_can_be_built():
     import typing
 
     from headstart.model.backbones import resnet, vgg
-    from headstart.recipe.fields import DetNetPart, ResNetPart, VggPart
+    from headstart.recipe.net import DetNetPart, ResNetPart, VggPart
 
     for part, known in ((ResNetPart, resnet.DEPTHS), (DetNetPart, resnet.DETNET), (VggPart, vgg.DEPTHS)):
         assert typing.get_args(typing.get_args(part.model_fields["depth"].annotation)[0]) == tuple(known)

@@ -15,10 +15,11 @@ import numpy as np
 import torch
 
 from headstart.batch import Inputs, InputSpec
+from headstart.data.colour import Colour, ColourJitter
 from headstart.data.dataset import Dataset
 from headstart.data.order import Order, Resize, bucket_of, group_by_bucket
 from headstart.data.paste import Paste
-from headstart.data.views import Jitter, View, draw_view, draw_window, stack_images, to_device
+from headstart.data.views import Crop, Jitter, View, draw_crop, draw_view, draw_window, stack_images, to_device
 
 T = TypeVar("T")
 
@@ -28,6 +29,7 @@ class Raw:
     """One batch as the decoding threads return it: images, their views, and what a task adds to these.
 
     pastes: one an image under copy-paste, else empty. labels: the label map of each image for segmentation, else empty.
+    colours: one an image under colour jitter, else empty.
     """
 
     images: list[np.ndarray]
@@ -37,6 +39,7 @@ class Raw:
     slots: np.ndarray
     pastes: Sequence[Paste | None] = ()
     labels: Sequence[np.ndarray] = ()
+    colours: Sequence[Colour] = ()
 
     def sizes(self) -> list[tuple[int, int]]:
         """(height, width) of each image before padding, pasted objects included."""
@@ -52,24 +55,29 @@ MapsOf = Callable[[Raw, torch.device | str], list[torch.Tensor]]  # a frozen bac
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random changes of a training image: `jitter` replaces `shorts` and `long`; `copy_paste` needs `jitter`."""
+    """Random changes of a training image: `jitter` or `crop` replaces `shorts`, `long`; `copy_paste` needs `jitter`."""
 
     shorts: tuple[int, ...]
     long: int
     flip: float
     jitter: Jitter | None = None
     copy_paste: bool = False
+    crop: Crop | None = None
+    colour: ColourJitter | None = None
 
     def view(self, height: int, width: int, generator: np.random.Generator) -> View:
         """Random view of an image of this size."""
         if self.jitter is not None:
             return draw_window(height, width, self.jitter, self.flip, generator)
+        if self.crop is not None:
+            return draw_crop(height, width, self.crop, self.flip, generator)
         return draw_view(height, width, self.shorts, self.long, self.flip, generator)
 
     def groups(self, dataset: Dataset, *, smallest: int) -> dict[tuple[int, int], np.ndarray]:
         """Image indices by padded size; no group is smaller than `smallest` unless it is the only one."""
-        if self.jitter is not None:
-            return {(self.jitter.crop,) * 2: np.arange(dataset.num_images)}
+        side = self.jitter.crop if self.jitter else self.crop.size if self.crop else None
+        if side is not None:
+            return {(side, side): np.arange(dataset.num_images)}
         largest = Resize(max(self.shorts), self.long)
         return group_by_bucket(dataset.heights, dataset.widths, largest, smallest=smallest)
 

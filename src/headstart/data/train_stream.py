@@ -51,7 +51,9 @@ class TrainStream:
         images = [] if self.maps else [self.stream.images(int(i)) for i in indices]
         bucket = self.stream.bucket(step)
         pastes = [self._paste(slot, bucket) for slot in slots.tolist()] if self.augmentation.copy_paste else ()
-        return Raw(images, views, bucket, indices, slots, pastes)
+        jitter = self.augmentation.colour
+        colours = [jitter.draw(slot_generator(self.stream.seed, 5, slot)) for slot in slots.tolist()] if jitter else ()
+        return Raw(images, views, bucket, indices, slots, pastes, colours=colours)
 
     def _view(self, slot: int, index: int) -> View:
         return self.augmentation.view(*self.stream.size(index), slot_generator(self.stream.seed, 3, slot))
@@ -107,5 +109,5 @@ class TrainStream:
             )
 
     def _pixels(self, raw: Raw, device: torch.device | str) -> torch.Tensor:
-        images = stack_images(raw.images, raw.views, raw.bucket, self.spec, device)
+        images = stack_images(raw.images, raw.views, raw.bucket, self.spec, device, raw.colours)
         return paste_images(images, raw.pastes, self.spec)

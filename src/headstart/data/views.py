@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from headstart.batch import InputSpec
+from headstart.data.colour import Colour, recolour
 from headstart.data.order import Resize
 
 
@@ -64,6 +65,38 @@ def draw_window(height: int, width: int, jitter: Jitter, flip: float, generator:
     return View(size, bool(generator.random() < flip), whole, (top, left))
 
 
+@dataclass(frozen=True)
+class Crop:
+    """CornerNet's random crop: a square of one of `scales` times `size` pixels of the image, resized to `size`.
+
+    border: least distance of the square's centre from the image's border, in pixels; halved until it fits.
+    """
+
+    size: int
+    scales: tuple[float, ...]
+    border: int
+
+
+def draw_crop(height: int, width: int, crop: Crop, flip: float, generator: np.random.Generator) -> View:
+    """Random view under CornerNet's crop. Always draws four numbers.
+
+    What lies in the image is at the top left of the view, as in all views; the released code leaves it where it lies in
+    the square, between zeros.
+    """
+    place, *centre, coin = generator.random(4).tolist()
+    scale = crop.scales[int(place * len(crop.scales))]
+    whole = max(round(height / scale), 1), max(round(width / scale), 1)
+    corner, size = [], []
+    for side, along, limit in zip((height, width), centre, whole):
+        border = crop.border
+        while border and side - border <= border:
+            border //= 2
+        start = round((border + along * (side - 2 * border)) / scale - crop.size / 2)
+        corner.append(max(start, 0))
+        size.append(min(start + crop.size, limit) - corner[-1])
+    return View((size[0], size[1]), coin < flip, whole, (corner[0], corner[1]))
+
+
 def draw_view(
     height: int, width: int, shorts: Sequence[int], long: int, flip: float, generator: np.random.Generator
 ) -> View:
@@ -78,8 +111,11 @@ def stack_images(
     bucket: tuple[int, int],
     spec: InputSpec,
     device: torch.device | str,
+    colours: Sequence[Colour] = (),
 ) -> Tensor:
     """Images [h,w,C] in 0..255 as a float batch [B,C,H,W]: resized (bilinear, antialiased), normalised, zero-padded.
+
+    colours: changes of their colours before the normalisation, one an image, or none.
 
     In memory the channels come last, as decoders give them and convolutions take them. Rows of pixels are normalised as
     rows of numbers, because a loop over three channels at a time is slow.
@@ -88,7 +124,7 @@ def stack_images(
     batch = torch.zeros((len(images), height, width * channels), device=device)
     mean = to_device(np.array(spec.mean, dtype=np.float32), device).repeat(width)
     scale = 1.0 / to_device(np.array(spec.std, dtype=np.float32), device).repeat(width)
-    for rows, image, view in zip(batch, images, views):
+    for slot, (rows, image, view) in enumerate(zip(batch, images, views)):
         pixels = to_device(image, device)
         whole = view.whole or view.size
         if tuple(pixels.shape[:2]) != whole:
@@ -98,6 +134,8 @@ def stack_images(
         if whole != view.size:
             (top, left), (rows_seen, columns_seen) = view.corner, view.size
             pixels = pixels[top : top + rows_seen, left : left + columns_seen]
+        if colours:
+            pixels = recolour(pixels.float(), colours[slot])
         if spec.order == "bgr":
             pixels = pixels.flip(2)
         if view.flip:

@@ -1,6 +1,6 @@
 """Recipes to models: the only file of this room that knows recipes.
 
-A new detector family is a section of the recipe, a file beside this one, and a branch in `_detector`.
+A new detector family is a section of the recipe, a file or room beside this one, and a branch in `build`.
 """
 
 from collections.abc import Sequence
@@ -11,10 +11,14 @@ from torch import nn
 
 from headstart.batch import InputSpec
 from headstart.model.backbones import Backbone
+from headstart.model.backbones.hourglass import build_hourglass
 from headstart.model.backbones.resnet import build_detnet, build_resnet
 from headstart.model.backbones.vgg import build_vgg
 from headstart.model.box_head import BoxHead, DetectionLimits, Weights
 from headstart.model.classifier import Classifier
+from headstart.model.corners.detector import CornerNet
+from headstart.model.corners.head import CornerHead
+from headstart.model.corners.pairs import PairLimits
 from headstart.model.detector import Detector
 from headstart.model.keypoint_head import KeypointHead
 from headstart.model.mask_head import MaskHead
@@ -41,7 +45,7 @@ def build(recipe: SegmentRecipe, num_classes: int) -> Segmenter: ...
 @overload
 def build(
     recipe: Recipe, num_classes: int, num_keypoints: int = 0, left_right: Sequence[tuple[int, int]] = ()
-) -> Detector: ...
+) -> Detector | CornerNet: ...
 def build(
     recipe: AnyRecipe, num_classes: int, num_keypoints: int = 0, left_right: Sequence[tuple[int, int]] = ()
 ) -> nn.Module:
@@ -60,6 +64,8 @@ def build(
             )
         if recipe.task == "segmentation":
             return _segmenter(recipe.model, backbone, num_classes)
+        if recipe.model.corners.enabled:
+            return _corner_net(recipe, backbone, num_classes)
         return _detector(recipe, backbone, num_classes, num_keypoints, left_right)
 
 
@@ -74,6 +80,8 @@ def _backbone(model: Model | ClassifyModel | SegmentModel, in_channels: int) -> 
         return TimmNet(chosen.name, **options)
     if chosen.kind == "detnet":
         return build_detnet(chosen.depth, width=chosen.width, **options)
+    if chosen.kind == "hourglass":
+        return build_hourglass(chosen.depth, widths=chosen.widths, stacks=chosen.stacks, **options)
     return build_resnet(
         chosen.depth,
         bottleneck=chosen.bottleneck,
@@ -96,6 +104,35 @@ def _segmenter(model: SegmentModel, backbone: Backbone, num_classes: int) -> Seg
         weight=model.semantic.weight,
     )
     return Segmenter(backbone, pyramid, head)
+
+
+def _corner_net(recipe: Recipe, backbone: Backbone, num_classes: int) -> CornerNet:
+    model, part, limits = recipe.model, recipe.model.corners, recipe.evaluate
+    pyramid = _pyramid(model, backbone, subsample=False, finest=part.stride) if model.pyramid else None
+    channels = [pyramid.channels] if pyramid else backbone.channels
+    heads = [
+        CornerHead(
+            width,
+            num_classes=num_classes,
+            width=part.width,
+            norm_kind=model.norm,
+            norm_groups=model.norm_groups,
+            pull=part.pull,
+            push=part.push,
+            offset=part.offset,
+        )
+        for width in channels
+    ]
+    return CornerNet(
+        backbone,
+        pyramid,
+        heads,
+        stride=part.stride,
+        min_iou=part.min_iou,
+        flip=part.flip,
+        pairs=PairLimits(part.num_corners, part.num_pairs, part.distance, part.soft_nms),
+        limits=DetectionLimits(limits.score_threshold, limits.nms_threshold, limits.detections),
+    )
 
 
 def _detector(
@@ -128,7 +165,7 @@ def _detector(
     )
 
 
-def _pyramid(model: Model | SegmentModel, backbone: Backbone, *, subsample: bool) -> Pyramid:
+def _pyramid(model: Model | SegmentModel, backbone: Backbone, *, subsample: bool, finest: int | None = None) -> Pyramid:
     return Pyramid(
         backbone.channels,
         model.pyramid_channels,
@@ -136,6 +173,7 @@ def _pyramid(model: Model | SegmentModel, backbone: Backbone, *, subsample: bool
         norm_groups=model.norm_groups,
         map_strides=backbone.strides,
         subsample=subsample,
+        finest=finest,
     )
 
 

@@ -73,6 +73,7 @@ class Pyramid(nn.Module):
 
     `map_strides` are those of the backbone's maps; regions are pooled from these levels. With `subsample` a last level
     at twice the stride (P6) takes every second cell of the one before, for the RPN only. `strides` are of all levels.
+    With `finest` the level of this stride is the only one, made of the maps that are not finer.
     """
 
     initialiser = "Xavier uniform"
@@ -86,14 +87,17 @@ class Pyramid(nn.Module):
         norm_groups: int,
         map_strides: Sequence[int] = (4, 8, 16, 32),
         subsample: bool = True,
+        finest: int | None = None,
     ):
         super().__init__()
-        assert len(map_strides) == len(in_channels)
-        self.pooled_strides = tuple(map_strides)
+        assert len(map_strides) == len(in_channels) and not (subsample and finest)
+        self.skipped = 0 if finest is None else list(map_strides).index(finest)
+        in_channels = in_channels[self.skipped :]
+        self.pooled_strides = tuple(map_strides) if finest is None else (finest,)
         self.strides = (*map_strides, 2 * map_strides[-1]) if subsample else self.pooled_strides
         options = {"norm_kind": norm_kind, "norm_groups": norm_groups}
         self.lateral = nn.ModuleList(ConvNorm(width, channels, 1, **options) for width in in_channels)
-        self.output = nn.ModuleList(ConvNorm(channels, channels, 3, **options) for _ in in_channels)
+        self.output = nn.ModuleList(ConvNorm(channels, channels, 3, **options) for _ in self.pooled_strides)
         self.channels = channels
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):  # Detectron: XavierFill, which is kaiming_uniform with a=1
@@ -103,12 +107,12 @@ class Pyramid(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         """P2..P6 [B,C,H/4..H/64,...] from C2..C5 (maps of one stride are added without resizing)."""
-        top = self.lateral[-1](features[-1])
-        maps = [self.output[-1](top)]
+        features = features[self.skipped :]
+        sums = [self.lateral[-1](features[-1])]
         for level in range(len(features) - 2, -1, -1):
             lateral = self.lateral[level](features[level])
-            top = lateral + F.interpolate(top, size=lateral.shape[-2:], mode="nearest")
-            maps.insert(0, self.output[level](top))
+            sums.insert(0, lateral + F.interpolate(sums[0], size=lateral.shape[-2:], mode="nearest"))
+        maps = [output(each) for output, each in zip(self.output, sums)]
         if len(self.strides) == len(maps):
             return maps
         # A max-pool of one cell: the subsampling of the original, as torchvision and Detectron do it.

@@ -1,4 +1,4 @@
-"""Exact greedy non-maximum suppression: a sequential form for CPUs and a form of fixed shapes."""
+"""Exact greedy non-maximum suppression, sequential on CPUs and of fixed shapes; and soft suppression."""
 
 import torch
 from torch import Tensor
@@ -103,3 +103,23 @@ def nms_by_label(boxes: Tensor, scores: Tensor, labels: Tensor, valid: Tensor, t
         return keep
     same = labels.unsqueeze(2) == labels.unsqueeze(1)
     return _solve(_suppresses(boxes, threshold).mul_(same), valid)
+
+
+def soft_nms(
+    boxes: Tensor, scores: Tensor, labels: Tensor, valid: Tensor, *, sigma: float, num: int
+) -> tuple[Tensor, Tensor]:
+    """Gaussian soft-NMS (Bodla et al. 2017): indices [B,D] and final scores [B,D] of the best `num` boxes, best first.
+
+    boxes [B,N,4], labels, scores, valid [B,N]. Each box that is taken multiplies the scores of the others of its label
+    by exp(-IoU**2 / sigma). A score of -1 marks what is not valid; D is at most N.
+    """
+    left = scores.masked_fill(~valid, -1.0)
+    taken, kept = [], []
+    for _ in range(min(num, boxes.shape[1])):
+        score, index = left.max(dim=1, keepdim=True)
+        box = boxes.gather(1, index.unsqueeze(2).expand(-1, -1, 4))
+        fall = torch.exp(-iou(box, boxes).squeeze(1).square() / sigma)
+        left = torch.where(labels == labels.gather(1, index), left * fall, left).scatter(1, index, -1.0)
+        taken.append(index)
+        kept.append(score)
+    return torch.cat(taken, dim=1), torch.cat(kept, dim=1)

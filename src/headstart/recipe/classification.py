@@ -9,7 +9,6 @@ from headstart.recipe.fields import (
     DataShare,
     Flag,
     InputPart,
-    Net,
     Part,
     Pool,
     Seed,
@@ -19,6 +18,7 @@ from headstart.recipe.fields import (
     Width,
     Workers,
 )
+from headstart.recipe.net import Net
 
 
 class ClassifyData(Part):

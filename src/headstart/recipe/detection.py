@@ -5,6 +5,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
+from headstart.recipe.augment import ColourPart, CropPart, JitterPart
 from headstart.recipe.fields import (
     Batch,
     BatchStatistics,
@@ -16,7 +17,6 @@ from headstart.recipe.fields import (
     InputPart,
     Iou,
     Layers,
-    Net,
     Part,
     Pixels,
     Pool,
@@ -32,6 +32,7 @@ from headstart.recipe.fields import (
     real,
     whole,
 )
+from headstart.recipe.net import Net
 
 
 class Data(Part):
@@ -50,23 +51,12 @@ class Data(Part):
     cache_features: Flag
 
 
-class JitterPart(Part):
-    enabled: Flag
-    low: Factor
-    high: Factor
-    crop: Annotated[int, Field(strict=True, ge=32, le=16_384, multiple_of=32)]
-
-    @model_validator(mode="after")
-    def _ordered(self) -> "JitterPart":
-        if self.low > self.high:
-            raise ValueError(f"input.jitter.low: {self.low:g} is above input.jitter.high, {self.high:g}")
-        return self
-
-
 class Input(InputPart):
     short: Sizes
     long: Side
     jitter: JitterPart
+    crop: CropPart
+    colour: ColourPart
     copy_paste: Flag
     test_short: Side
     test_long: Side
@@ -74,14 +64,21 @@ class Input(InputPart):
 
     @model_validator(mode="after")
     def _one_scaling(self) -> "Input":
-        if not self.jitter.enabled:
+        scaling = [name for name in ("jitter", "crop") if getattr(self, name).enabled]
+        if len(scaling) > 1:
+            raise ValueError("input.crop.enabled: true, as is input.jitter.enabled; expected one of both")
+        if not scaling:
             check_sides("input.short", self.short, "input.long", self.long)
         check_sides("input.test_short", (self.test_short,), "input.test_long", self.test_long)
-        if self.jitter.enabled and len(self.short) > 1:
+        if scaling and len(self.short) > 1:
             raise ValueError(
-                f"input.short: {list(self.short)} has no effect with input.jitter.enabled, which scales by itself; "
-                "expected a single size, or input.jitter.enabled=false"
+                f"input.short: {list(self.short)} has no effect with input.{scaling[0]}.enabled, which scales by "
+                f"itself; expected a single size, or input.{scaling[0]}.enabled=false"
             )
+        if self.colour.enabled and self.channels != 3:
+            raise ValueError(f"input.colour: needs RGB images, but input.channels is {self.channels}; expected zeros")
+        if self.colour.enabled and self.copy_paste:
+            raise ValueError("input.colour: pasted objects would keep their colours; expected zeros with copy_paste")
         if self.copy_paste and not self.jitter.enabled:
             raise ValueError(
                 "input.copy_paste: needs a fixed crop, expected input.jitter.enabled=true (low 1, high 1 for none)"
@@ -156,6 +153,21 @@ class ConvHead(Part):
     pool: Pool
 
 
+class CornersPart(Part):
+    enabled: Flag
+    stride: Annotated[int, Field(strict=True, ge=4, le=8, multiple_of=4)]
+    width: Width
+    min_iou: Iou
+    pull: Annotated[float, real(ge=0, le=10_000)]
+    push: Annotated[float, real(ge=0, le=10_000)]
+    offset: Annotated[float, real(ge=0, le=10_000)]
+    num_corners: Annotated[int, whole(1, 10_000)]  # their pairs are as many squared
+    num_pairs: Regions
+    distance: Annotated[float, real(ge=0, le=10_000)]
+    soft_nms: Annotated[float, real(ge=1e-4, le=10_000)]
+    flip: Flag
+
+
 class Model(Net):
     pyramid: Flag
     pyramid_channels: Width
@@ -167,11 +179,34 @@ class Model(Net):
     cascade: CascadePart
     mask: ConvHead
     keypoint: ConvHead
+    corners: CornersPart
+
+    @model_validator(mode="after")
+    def _corners_alone(self) -> "Model":
+        if not self.corners.enabled:
+            return self
+        for name in ("mask", "keypoint", "cascade"):
+            if getattr(self, name).enabled:
+                raise ValueError(
+                    f"model.{name}.enabled: true, but model.corners.enabled finds boxes by their corners alone; "
+                    "expected false"
+                )
+        if self.backbone.kind != "hourglass" and not self.pyramid:
+            raise ValueError(
+                f"model.pyramid: false, but model.corners need a map of stride {self.corners.stride}; expected true, "
+                "with a backbone of several maps, or an hourglass"
+            )
+        if self.backbone.kind == "hourglass" and self.corners.stride != 4:
+            raise ValueError("model.corners.stride: 8, but an hourglass gives maps of stride 4; expected 4")
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> "Model":
-        if self.backbone.kind == "vgg" and self.pyramid:
-            raise ValueError("model.pyramid: true for a vgg backbone, which gives one map; expected false")
+        if self.backbone.kind in ("vgg", "hourglass") and self.pyramid:
+            maps = "one map" if self.backbone.kind == "vgg" else "maps of one stride"
+            raise ValueError(
+                f"model.pyramid: true for model.backbone.kind {self.backbone.kind}, which gives {maps}; expected false"
+            )
         if self.pyramid and self.pyramid_norm:
             self.require_groups("model.pyramid_channels", self.pyramid_channels)
         if self.box.norm and self.box.convs:

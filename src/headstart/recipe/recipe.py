@@ -59,6 +59,26 @@ ADDED: dict[str, Any] = {
     "input.channels": 3,
     "start.stem": None,
     "data.cache_features": False,
+    "input.crop.enabled": False,
+    "input.crop.size": 512,
+    "input.crop.scales": [0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3],
+    "input.crop.border": 128,
+    "input.colour.brightness": 0.0,
+    "input.colour.contrast": 0.0,
+    "input.colour.saturation": 0.0,
+    "input.colour.lighting": 0.0,
+    "model.corners.enabled": False,
+    "model.corners.stride": 4,
+    "model.corners.width": 256,
+    "model.corners.min_iou": 0.3,
+    "model.corners.pull": 0.1,
+    "model.corners.push": 0.1,
+    "model.corners.offset": 1.0,
+    "model.corners.num_corners": 100,
+    "model.corners.num_pairs": 1000,
+    "model.corners.distance": 0.5,
+    "model.corners.soft_nms": 0.5,
+    "model.corners.flip": True,
 }
 ALWAYS = {"classification": ("data.cache_features",)}  # of ADDED: a part of a task's digests from the start
 # Fields that may change between two evaluations of one checkpoint.
@@ -134,7 +154,9 @@ class Recipe(AnyRecipe):
     def _consistent(self) -> "Recipe":
         if self.input.copy_paste and not self.model.mask.enabled:
             raise ValueError("input.copy_paste: pastes masks, but model.mask.enabled is false; expected it to be true")
-        _require_unchanged_features(self, {"input.jitter.enabled": False, "input.short": [self.input.short[0]]})
+        colours = {f"input.colour.{name}": 0.0 for name in type(self.input.colour).model_fields}
+        one_size = {"input.jitter.enabled": False, "input.crop.enabled": False, "input.short": [self.input.short[0]]}
+        _require_unchanged_features(self, one_size | colours)
         if not self.model.pyramid:
             self.train.rates.require_no_pyramid("model.pyramid false")
         if self.evaluate.keypoint_sigmas is not None and not self.model.keypoint.enabled:

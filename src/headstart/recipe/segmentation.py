@@ -6,25 +6,22 @@ from pydantic import Field, model_validator
 
 from headstart.recipe.fields import (
     DataShare,
-    DetNetPart,
     Factor,
     Flag,
     InputPart,
-    Net,
     Part,
-    ResNetPart,
     Seed,
     Share,
     Side,
     Sizes,
     Stride,
     Text,
-    TimmPart,
     Width,
     Workers,
     check_sides,
     whole,
 )
+from headstart.recipe.net import DetNetPart, Net, ResNetPart, TimmPart
 
 
 class SegmentData(Part):

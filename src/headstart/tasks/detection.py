@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from headstart.batch import Detections, Inputs
+from headstart.data.colour import ColourJitter
 from headstart.data.dataset import Dataset
 from headstart.data.digests import data_content
 from headstart.data.order import Resize
@@ -18,7 +19,7 @@ from headstart.data.rle import paste_rle
 from headstart.data.stream import Augmentation, EvalImages
 from headstart.data.targets import PIXEL_CENTRE, mirror_note, require_keypoints, sigmas_of, with_keypoints
 from headstart.data.train_stream import TrainStream
-from headstart.data.views import Jitter
+from headstart.data.views import Crop, Jitter
 from headstart.files import json_text, write_whole
 from headstart.metrics.coco import Evaluation
 from headstart.metrics.coco import evaluate as evaluate_predictions
@@ -51,7 +52,9 @@ def augmentation_of(recipe: Recipe) -> Augmentation:
     """Augmentation of training images."""
     own, part = recipe.input, recipe.input.jitter
     jitter = Jitter(part.low, part.high, part.crop) if part.enabled else None
-    return Augmentation(own.short, own.long, own.flip, jitter, own.copy_paste)
+    crop = Crop(own.crop.size, own.crop.scales, own.crop.border) if own.crop.enabled else None
+    colour = ColourJitter(**own.colour.model_dump()) if own.colour.enabled else None
+    return Augmentation(own.short, own.long, own.flip, jitter, own.copy_paste, crop, colour)
 
 
 def training_data(recipe: Recipe) -> Dataset:
@@ -165,9 +168,8 @@ def predict_all(
     model: Detector, images: EvalImages, device: torch.device, *, bf16: bool = False, tta: Tta | None = None
 ) -> Predictions:
     """Predictions on every image of a data set, in its own pixels and category ids; shared among processes."""
-    was_training, data = model.training, images.dataset
+    was_training, data, parts = model.training, images.dataset, []
     model.eval()
-    parts = []
     for raw in images.decoded(part=distributed.rank(), parts=num_processes()):
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
             found, sizes = predict_batch(model, partial(images.make_batch, raw, device), tta)
@@ -176,9 +178,8 @@ def predict_all(
             parts.append(to_original(found, sizes, slot, size, int(data.image_ids[index]), data.category_ids))
     model.train(was_training)
     gathered = [part for share in distributed.gather(parts) for part in share]
-    if gathered:
-        return concat(gathered)
-    return empty(masks="mask" in model.kinds, num_keypoints=len(model.keypoint_mirror))
+    nothing = empty(masks="mask" in model.kinds, num_keypoints=len(model.keypoint_mirror))
+    return concat(gathered) if gathered else nothing
 
 
 def predict_batch(

@@ -5,17 +5,18 @@ as much (optimizers, norms, copies), so what fits is never refused.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from headstart import hardware
 from headstart.model.backbones import STAGES
+from headstart.model.backbones.hourglass import DEPTHS as HOURGLASS_DEPTHS
 from headstart.model.backbones.resnet import DEPTHS, DETNET, DETNET_STRIDED
 from headstart.model.backbones.vgg import DEPTHS as VGG_DEPTHS
 from headstart.model.backbones.vgg import WIDEST
 from headstart.ops.processes import num_processes
 from headstart.recipe.dotted import flatten
-from headstart.recipe.fields import DetNetPart, ResNetPart, VggPart
+from headstart.recipe.net import DetNetPart, HourglassPart, ResNetPart, VggPart
 from headstart.recipe.recipe import AnyRecipe, ClassifyRecipe, Recipe, SegmentRecipe, to_dict
 
 GIB = 2**30
@@ -59,6 +60,8 @@ def costs(recipe: AnyRecipe) -> list[PartCost]:
     """Costs of the parts of a recipe's model, a model of one class."""
     if isinstance(recipe, Recipe) and recipe.input.jitter.enabled:
         side, field = recipe.input.jitter.crop, "input.jitter.crop"
+    elif isinstance(recipe, Recipe) and recipe.input.crop.enabled:
+        side, field = recipe.input.crop.size, "input.crop.size"
     elif isinstance(recipe, ClassifyRecipe):
         side, field = recipe.input.size, "input.size"
     else:
@@ -81,7 +84,7 @@ def _backbone(recipe: AnyRecipe, area: int, field: str) -> tuple[list[Map], list
     part = recipe.model.backbone
     if part.kind == "timm":
         return [], []
-    plan = list(_vgg(part) if part.kind == "vgg" else _resnet(part))
+    plan = list({"vgg": _vgg, "hourglass": _hourglass}.get(part.kind, _resnet)(part))
     parts = [*STAGES, "stage5"] if part.kind == "detnet" else list(STAGES)
     frozen = {"none": 0, "backbone": len(parts)}.get(recipe.start.freeze)
     frozen = parts.index(recipe.start.freeze) + 1 if frozen is None else frozen
@@ -89,7 +92,11 @@ def _backbone(recipe: AnyRecipe, area: int, field: str) -> tuple[list[Map], list
     weights = sum(stage[1] for stage in plan[frozen:]) + sum(stage[1] for stage in plan[:frozen]) // 3
     kept = sum(channels / stride**2 * area for _, _, channels, stride in plan[frozen:])
     maps = [(stage[0], stage[3]) for stage in plan[1:]] if part.kind != "vgg" else [(plan[-1][0], plan[-1][3])]
-    fields = [f"model.backbone.{name}" for name in ("depth", "width", "groups", "group_width") if hasattr(part, name)]
+    fields = [
+        f"model.backbone.{name}"
+        for name in ("depth", "width", "widths", "groups", "group_width")
+        if hasattr(part, name)
+    ]
     return maps, [PartCost(weights, kept, (*fields, field))]
 
 
@@ -130,6 +137,43 @@ def _vgg(part: VggPart) -> Iterator[Stage]:
         channels = out
 
 
+def _hourglass(part: HourglassPart) -> Iterator[Stage]:
+    """The stem and the stacks of `model/backbones/hourglass.py`; outputs are counted as if all had stride 4."""
+    known = isinstance(part.depth, int)
+    stacks, widths, blocks = HOURGLASS_DEPTHS[part.depth] if known else (part.stacks, part.widths, part.depth)
+    width, first = widths[0], max(widths[0] // 2, 1)
+    yield width, 3 * 49 * first + _residual(first, width, 2), 4 * first + 2 * width, 4
+    weights, outputs = 9 * width**2 + blocks[-1] * _residual(widths[-1], widths[-1]), width
+    for depth, (own, below) in enumerate(pairwise(widths)):
+        count = blocks[depth]
+        weights += count * _residual(own, own) + _residual(own, below, 2) + _residual(below, own)
+        weights += 2 * (count - 1) * _residual(below, below)
+        outputs += (2 * count * own + count * below // 2) // 4**depth
+    for stack in range(stacks):
+        merge = 2 * width**2 + _residual(width, width) if stack else 0
+        yield width, weights + merge, outputs, 4
+
+
+def _residual(channels: int, out: int, stride: int = 1) -> int:
+    """Weights of a basic residual block."""
+    return 9 * out * (channels + out) + (channels * out if stride > 1 or channels != out else 0)
+
+
+def _corners(recipe: Recipe, maps: list[Map], area: int, field: str) -> list[PartCost]:
+    part, found = recipe.model.corners, []
+    if recipe.model.pyramid:
+        maps = [each for each in maps if each[1] >= part.stride]
+        pyramid = _pyramid(recipe, maps[:1], area, field)  # of the other maps only the lateral convolution
+        lateral = sum(channels for channels, _ in maps[1:]) * recipe.model.pyramid_channels
+        found.append(replace(pyramid, weights=pyramid.weights + lateral))
+        maps = [(recipe.model.pyramid_channels, part.stride)] if maps else []
+    width, half = part.width, max(part.width // 2, 1)
+    for channels, stride in maps:
+        weights = 2 * (9 * half * (2 * channels + width) + channels * width + 4 * 9 * width**2 + 4 * width)
+        found.append(PartCost(weights, 2 * (2 * half + 6 * width) * area / stride**2, ("model.corners.width", field)))
+    return found
+
+
 def _pyramid(recipe: Recipe | SegmentRecipe, maps: list[Map], area: int, field: str) -> PartCost:
     width = recipe.model.pyramid_channels
     weights = sum(channels * width + 9 * width**2 for channels, _ in maps)
@@ -148,6 +192,8 @@ def _semantic(recipe: SegmentRecipe, maps: list[Map], area: int, field: str) -> 
 
 def _detector(recipe: Recipe, maps: list[Map], area: int, field: str) -> list[PartCost]:
     model, rpn, box = recipe.model, recipe.model.rpn, recipe.model.box
+    if model.corners.enabled:
+        return _corners(recipe, maps, area, field)
     found: list[PartCost] = []
     if model.pyramid:
         found.append(_pyramid(recipe, maps, area, field))

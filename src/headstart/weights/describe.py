@@ -16,6 +16,7 @@ from headstart.weights.timm_names import HEAD
 
 # Endings of the scale of a norm whose statistics are not stored, in Detectron's files.
 _FOLDED, _GROUP = "_bn_s", "_gn_s"
+_CORNERS = "heads.0.top_left.heat.2.weight"  # class predictor of a CornerNet
 # Our names of a torchvision ResNet, and what is no part of the backbone.
 _PLAIN_RESNET = re.compile(
     r"backbone\.(?:conv1|bn1|layer\d\.\d+\.(?:conv\d|bn\d|downsample\.\d))\.\w+|(?!backbone\.).+"
@@ -128,6 +129,8 @@ def _classes(file: WeightFile, found: dict[str, str], layout: str) -> str:
     predictor = found.get("box_head.classify.weight")
     if predictor is not None:
         return f"{file.tensors[predictor].shape[0] - 1} of objects"
+    if _CORNERS in found:
+        return f"{file.tensors[found[_CORNERS]].shape[0]} of objects"
     head = rf"(?:_fc|linear|fc1000|pred)\b.*|.*fc1000_w|pred_w|classifier\.6\..+|{HEAD}"
     last = [value for name, value in file.tensors.items() if re.fullmatch(head, name) and value.dim() in (2, 4)]
     return f"{last[-1].shape[0]} of images" if last else "none: a backbone without its classifier"
@@ -146,7 +149,7 @@ def _norm(file: WeightFile) -> str:
 
 
 def _starts(file: WeightFile, found: dict[str, str]) -> str:
-    kind = "backbone or detector" if "box_head.classify.weight" in found else "backbone"
+    kind = "backbone or detector" if {"box_head.classify.weight", _CORNERS} & found.keys() else "backbone"
     return f"start.kind={kind}{_of_resnet(file, found) or _of_timm(_timm_name(file)) or _UNKNOWN}"
 
 
