@@ -9,9 +9,9 @@ from pycocotools import mask as coco_mask
 
 from headstart.data import masks, rle
 from headstart.data.dataset import NO_SEGMENT
-from headstart.data.polygons import inside as cells_inside
 from headstart.data.read import coco
 from headstart.metrics.overlaps import annotation_rles
+from headstart.ops.polygons import inside as cells_inside
 
 RNG = np.random.default_rng(1)
 

@@ -10,10 +10,10 @@ from matplotlib.path import Path as Outline
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from headstart.data.polygons import area
 from headstart.data.shapes import outlines as forms
 from headstart.data.shapes import scenes
 from headstart.data.shapes import write as shapes
+from headstart.ops.polygons import area
 
 SIZE = 64
 ALL_FORMS = {**forms.DETECTION_FORMS, **forms.CLASSIFICATION_FORMS}

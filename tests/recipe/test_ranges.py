@@ -68,6 +68,7 @@ BACKBONES = {
     "hourglass": {
         "model.backbone": {"kind": "hourglass", "depth": [1, 1], "widths": [8, 8], "stacks": 1},
         "model.pyramid": False,
+        "model.norm_groups": 8,
     },
     "blocks": {"model.backbone.depth": [3, 4, 6, 3], "model.backbone.bottleneck": True},
 }

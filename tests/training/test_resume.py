@@ -348,7 +348,7 @@ def test_weights_that_the_update_made_not_finite_are_not_saved(data_root, tmp_pa
 
 
 def test_momentum_and_statistics_that_are_not_finite_are_named():
-    from headstart.training.finite import require_finite
+    from headstart.training.optimizer import require_finite
 
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2)).bfloat16()
     model[1].float()

@@ -84,12 +84,7 @@ def show_plan(prepared: Any, jobs: int, directory: Path | None = None) -> dict[s
         f"study {prepared.study.name}: segments",
         ["segment", "steps", "images", "epochs", "seconds (expected)"],
         [
-            [
-                r["segment"],
-                *(f"{r[name]:,}" for name in ("steps", "images")),
-                f"{r['epochs']:.1f}",
-                f"{r['seconds']:,.0f}",
-            ]
+            [r["segment"], *(f"{r[n]:,}" for n in ("steps", "images")), f"{r['epochs']:.1f}", f"{r['seconds']:,.0f}"]
             for r in rows
         ],
     )

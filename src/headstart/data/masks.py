@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from headstart.data import polygons, rle
+from headstart.data import rle
 from headstart.data.dataset import POLYGONS, RLE, Dataset
+from headstart.ops import polygons
 
 
 def annotation_rle(dataset: Dataset, n: int) -> dict:

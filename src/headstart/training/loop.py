@@ -15,8 +15,7 @@ from headstart.recipe.schedule import Schedule, due
 from headstart.tasks.task import Task
 from headstart.training import memory
 from headstart.training.average import Average
-from headstart.training.finite import require_finite
-from headstart.training.optimizer import UpdateRule, make_optimizer, set_rate
+from headstart.training.optimizer import UpdateRule, make_optimizer, require_finite, set_rate
 from headstart.training.precise_bn import holding, precise_statistics
 from headstart.training.rows import COUNTERS, Clock, Row, Rows
 from headstart.weights import checkpoint

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from headstart.data import polygons, rle
+from headstart.data import rle
 from headstart.data.dataset import NO_SEGMENT, POLYGONS, RLE, index_of, left_right
 from headstart.data.images import MAX_PIXELS
 from headstart.data.read.coco_records import (
@@ -23,6 +23,7 @@ from headstart.data.read.coco_records import (
     leaves_folder,
     show,
 )
+from headstart.ops import polygons
 
 _LISTED = 100  # ids named in one note
 _BLOCK = 1 << 22  # coordinates checked together: keeps temporaries small beside COCO's 40 million

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from headstart.data.polygons import even_odd
+from headstart.ops.polygons import even_odd
 
 Points = NDArray[np.float64]
 

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from headstart.data.polygons import area
 from headstart.data.shapes import outlines, textures
+from headstart.ops.polygons import area
 
 NAMES = tuple(outlines.DETECTION_FORMS)
 CATEGORY_IDS = (1, 2, 4, 7, 8, 11, 16, 21)  # with gaps, as COCO's own: a reader that takes ids for labels shows at once
