@@ -37,7 +37,7 @@ def run_processes(
     a ValueError, FloatingPointError, OSError or MemoryError as it is, ChildProcessError for any other failure, for a
     killed process and for one that has given no sign of life for `silence` seconds.
     """
-    context: Any = _context()
+    context = multiprocessing.get_context("spawn")
     port, processes, pipes = _free_port(), [], []
     try:
         for rank in range(num):
