@@ -12,8 +12,6 @@ from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from headstart.tasks import TASKS
-
 Send = Callable[..., None]
 GRACE = 2.0  # seconds until a killed process is known as such, after its peers have lost it
 BEAT = 1.0  # seconds between two signs of life of a process
@@ -58,7 +56,7 @@ def run_processes(
     a ValueError, FloatingPointError, OSError or MemoryError as it is, ChildProcessError for any other failure, for a
     killed process and for one that has given no sign of life for `silence` seconds.
     """
-    context: Any = fork_context()
+    context = multiprocessing.get_context("spawn")
     port, processes, pipes = _free_port(), [], []
     try:
         for rank in range(num):
@@ -172,15 +170,3 @@ def _free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]
-
-
-def fork_context() -> multiprocessing.context.BaseContext:
-    """Processes forked from one clean process that has imported everything, where the system can.
-
-    So they share what the imports take, 0.4 GB each otherwise. A fork of this process would inherit its threads' locks.
-    """
-    can_fork = "forkserver" in multiprocessing.get_all_start_methods()  # not on Windows
-    context = multiprocessing.get_context("forkserver" if can_fork else "spawn")
-    # torch's optimizers import torch._dynamo when the first is made, which takes three seconds.
-    context.set_forkserver_preload(["headstart.training.run", "torch._dynamo", *(row.module for row in TASKS.values())])
-    return context
