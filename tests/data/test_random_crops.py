@@ -7,7 +7,7 @@ import pytest
 import torch
 from test_jitter import CROP, PLAIN, SHAPES, drawn, equal, fine  # noqa: F401 -- drawn is a fixture
 
-from headstart.data.colour import DEVIATIONS, DIRECTIONS, GREY, Colour, ColourJitter, recolour
+from headstart.data.augment.colour import DEVIATIONS, DIRECTIONS, GREY, Colour, ColourJitter, recolour
 from headstart.data.order import slot_generator
 from headstart.data.stream import Augmentation
 from headstart.data.train_stream import TrainStream

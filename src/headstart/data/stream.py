@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from headstart.batch import InputSpec
-from headstart.data.colour import Colour, ColourJitter
+from headstart.data.augment.colour import Colour, ColourJitter
 from headstart.data.dataset import Dataset
 from headstart.data.order import Order, Resize, bucket_of, group_by_bucket
 from headstart.data.paste import Paste

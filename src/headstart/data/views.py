@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from headstart.batch import InputSpec
-from headstart.data.colour import Colour, recolour
+from headstart.data.augment.colour import Colour, recolour
 from headstart.data.order import Resize
 
 

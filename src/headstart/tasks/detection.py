@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from headstart.batch import Detections
-from headstart.data.colour import ColourJitter
+from headstart.data.augment.colour import ColourJitter
 from headstart.data.dataset import Dataset
 from headstart.data.digests import data_content
 from headstart.data.order import Resize
