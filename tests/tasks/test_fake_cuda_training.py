@@ -16,6 +16,7 @@ from headstart.training import loop
 from headstart.training.precise_bn import holding, live_norms
 from headstart.training.start import settings_of
 from headstart.weights import checkpoint
+from small_detector import HOURGLASS
 from tiny import tiny_classifier, tiny_recipe, tiny_segmenter
 
 STEPS = 3
@@ -25,6 +26,10 @@ RECIPES = {
     "kept features": partial(
         tiny_classifier, data__cache_features=True, start__freeze="backbone", start__kind="backbone",
         start__weights="none.pth", input__min_area=1.0, input__flip=0.0, model__dropout=0.5,
+    ),
+    "corners": partial(
+        tiny_recipe, **HOURGLASS, input__crop__enabled=True, input__crop__size=64, input__crop__border=16,
+        input__colour={"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "lighting": 0.1},
     ),
     "segmentation": lambda root, **changes: tiny_segmenter(root / "scenes", maps=False, **changes),
 }  # fmt: skip

@@ -50,9 +50,9 @@ from headstart.tasks.task import (
 
 def augmentation_of(recipe: Recipe) -> Augmentation:
     """Augmentation of training images."""
-    own, part = recipe.input, recipe.input.jitter
+    own, part, square = recipe.input, recipe.input.jitter, recipe.input.crop
     jitter = Jitter(part.low, part.high, part.crop) if part.enabled else None
-    crop = Crop(own.crop.size, own.crop.scales, own.crop.border) if own.crop.enabled else None
+    crop = Crop(square.size, square.scales, square.border) if square.enabled else None
     colour = ColourJitter(**own.colour.model_dump()) if own.colour.enabled else None
     return Augmentation(own.short, own.long, own.flip, jitter, own.copy_paste, crop, colour)
 
@@ -178,8 +178,7 @@ def predict_all(
             parts.append(to_original(found, sizes, slot, size, int(data.image_ids[index]), data.category_ids))
     model.train(was_training)
     gathered = [part for share in distributed.gather(parts) for part in share]
-    nothing = empty(masks="mask" in model.kinds, num_keypoints=len(model.keypoint_mirror))
-    return concat(gathered) if gathered else nothing
+    return concat(gathered or [empty(masks="mask" in model.kinds, num_keypoints=len(model.keypoint_mirror))])
 
 
 def predict_batch(
