@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 import torchvision
 from torch import Tensor, nn
@@ -29,6 +30,7 @@ from headstart.weights.load import load_weights
 
 PLAIN = {"model.pyramid_norm": False, "model.box.norm": False, "model.mask.norm": False}
 TWO_FC = {"model.norm": "batch", "model.box.convs": 0, "model.box.fcs": 2, **PLAIN}
+LITE0 = {"model.backbone": {"kind": "timm", "name": "tf_efficientnet_lite0"}, "model.norm": "batch", **PLAIN}
 FRAME = 28  # of our masks; the base recipe's is larger, which costs our side more memory and next to no time
 
 
@@ -58,6 +60,8 @@ CASES = {
         Case("r50-256", 4, 256, 7, 80, changes=TWO_FC),
         Case("r50-800", 1, 800, 7, 80, changes=TWO_FC),
         Case("r50-800-gn", 1, 800, 7, 80),
+        # the recipe of the shipped studies from ImageNet weights, at the size of real images
+        Case("lite0-192", 8, 192, 3, 6, recipe="demo", changes=LITE0, width=256),
     )
 }
 
@@ -87,8 +91,11 @@ def norm_of(recipe: Recipe, used: bool):
 
 
 def their_body(recipe: Recipe, ours: Detector) -> tuple[nn.Module, list[int]]:
-    """torchvision's ResNet; for a narrow one, which torchvision cannot make, a ResNet of ours with the same layers."""
+    """torchvision's ResNet, or timm's net; for a narrow ResNet, which torchvision cannot make, ours with its layers."""
     part = recipe.model.backbone
+    if part.kind == "timm":
+        body = timm.create_model(part.name, features_only=True, out_indices=ours.backbone.chosen)
+        return body, list(ours.backbone.channels)
     if not isinstance(part.depth, int) or part.width != 64:
         return build(recipe, 1).backbone, list(ours.backbone.channels)
     shape = {"groups": part.groups, "width_per_group": part.group_width or 64}
@@ -151,8 +158,13 @@ def pair(case: Case) -> tuple[Detector, MaskRCNN]:
         # Our loader knows the fc of torchvision's own head of four convolutions, which comes fifth.
         own = f"roi_heads.box_head.{len(ours.box_head.convs) + 1}."
         state = {name.replace(own, "roi_heads.box_head.5."): value for name, value in theirs.state_dict().items()}
+        timm_body = case.load().model.backbone.kind == "timm"  # the same names on both sides, which no file has
+        if timm_body:
+            ours.backbone.body.load_state_dict(theirs.backbone.body.state_dict())
+            state = {name: value for name, value in state.items() if not name.startswith("backbone.body.")}
         torch.save(state, path)
-        load_weights(ours, read_weights(path), scope="detector")
+        report = load_weights(ours, read_weights(path), scope="detector", strict=not timm_body)
+        assert all(name.startswith("backbone.body.") for name in report.missing), report.missing
     return ours.to(memory_format=torch.channels_last), theirs
 
 

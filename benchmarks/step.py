@@ -1,6 +1,6 @@
 """Time a train step and inference of ours and torchvision's Mask R-CNN in one process, by turns.
 
-    python benchmarks/step.py [demo r18-256 r50-256 r50-800 r50-800-gn] [--threads N] [--repeats N] [--json FILE]
+    python benchmarks/step.py [demo r50-256 r50-800 lite0-192 ...] [--threads N] [--repeats N] [--json FILE]
 
 Both have the same weights, images, objects, sampling sizes and threads (benchmarks/cases.py); medians and the spread
 over the repeats, after one step that is not counted; the ratio of the medians, and of the fastest of each, which a busy
@@ -59,8 +59,9 @@ LAYERS = (  # what any implementation of the same net calls as well
     "aten::_fused_sgd_",
 )
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
-GOALS = {"demo": 0.4, "r18-256": 0.5, "r50-256": 0.5, "r50-800": 0.8}
-INFERENCE_GOAL = 0.7
+GOALS = {"demo": 0.4, "r18-256": 0.5, "r50-256": 0.5, "r50-800": 0.8, "lite0-192": 0.5}
+INFERENCE_GOALS = dict.fromkeys(GOALS, 0.7) | {"lite0-192": 0.5}
+BACKBONE_GOAL = 0.55  # seconds of one AVX2 thread, EfficientNet-Lite0 at 8 x 192 x 256 px
 
 
 def train_step(model: torch.nn.Module, losses: Callable, *, bf16: bool = False) -> Callable[[], None]:
@@ -99,6 +100,16 @@ def net_alone(ours: Detector, batch: Batch) -> Callable[[], dict[str, Tensor]]:
     return losses
 
 
+def backbone_alone(model: torch.nn.Module, images: Tensor) -> Callable[[], None]:
+    """Forward and backward of the backbone without its pyramid; torchvision's in channels-last memory too."""
+    body = model.backbone if isinstance(model, Detector) else model.backbone.body
+
+    def work() -> None:
+        sum(out.mean() for out in body(images)).backward()
+
+    return work
+
+
 def timed(works: dict[str, Callable[[], None]], repeats: int, clock: Callable[[], float]) -> dict[str, list[float]]:
     """Seconds of each work, taken in turns."""
     seconds: dict[str, list[float]] = {name: [] for name in works}
@@ -125,6 +136,8 @@ def measure(case: Case, repeats: int, clock: Callable[[], float], *, train_only:
     }
     if not train_only and native_bf16("cpu").value:
         works["ours bf16"] = train_step(ours, lambda: ours(batch), bf16=True)
+    if case.load().model.backbone.kind == "timm":
+        works |= {side: backbone_alone(net, batch.images) for side, net in (("backbone", ours), ("timm", theirs))}
     train = timed(works, repeats, clock)
     with stopwatch(ours, clock) as parts:
         step()
@@ -192,12 +205,14 @@ def table(name: str, found: dict) -> str:
         line("train step", train["ours"], train["theirs"], GOALS.get(name)),
         line("of it the net alone", train["net alone"], train["theirs"]),
     ]
+    if "backbone" in train:
+        lines.append(line("backbone alone", train["backbone"], train["timm"]))
     if "inference" in found:
         inference, (ours, theirs) = found["inference"], (found["memory"][side] for side in ("ours", "theirs"))
         if "ours bf16" in train:
             lines.append(line("train step, ours in bf16", train["ours bf16"], train["theirs"], 0.55 if large else None))
         lines += [
-            line("inference", inference["ours"], inference["theirs"], INFERENCE_GOAL),
+            line("inference", inference["ours"], inference["theirs"], INFERENCE_GOALS.get(name)),
             f"{'peak memory MiB':28}{ours:26.0f}{theirs:26.0f}{ours / theirs:8.2f}",
         ]
     lines += [
@@ -231,7 +246,7 @@ def main() -> None:
     if not args.train_only and not native.value:
         print(f"steps in bf16 are left out: {native.reason}\n", flush=True)
     for name in args.cases or CASES:
-        repeats = 5 * args.repeats if CASES[name].side < 200 else args.repeats
+        repeats = 5 * args.repeats if CASES[name].side < 100 else args.repeats
         found[name] = measure(CASES[name], repeats, CLOCKS[args.clock], train_only=args.train_only)
         print(table(name, found[name]) + "\n", flush=True)
     keep(args.json, {"threads": args.threads, "clock": args.clock, "cases": found})

@@ -59,7 +59,8 @@ def is_depth_wise5x5(conv: nn.Conv2d, x: Tensor) -> bool:
     return (
         conv.kernel_size == (5, 5)
         and conv.groups == conv.in_channels == conv.out_channels
-        and (conv.dilation, conv.bias) == ((1, 1), None)
+        and (conv.dilation, conv.bias, conv.padding_mode) == ((1, 1), None, "zeros")
+        and not isinstance(conv.padding, str)
         and is_rows(x, conv.weight)
         and torch.backends.cpu.get_cpu_capability() in WITHOUT_AVX512
     )

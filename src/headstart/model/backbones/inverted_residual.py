@@ -35,6 +35,16 @@ class InvertedResidual(nn.Module):
     training (`ops/expansion.py`). Without gradients and statistics, norms become part of the weights.
     """
 
+    conv_pw: Conv2d
+    conv_dw: nn.Conv2d
+    conv_pwl: Conv2d
+    bn1: nn.BatchNorm2d
+    bn2: nn.BatchNorm2d
+    bn3: nn.BatchNorm2d
+    aa: nn.Module
+    se: nn.Module
+    drop_path: nn.Module
+
     def __init__(self, block: TimmBlock):
         super().__init__()
         for name, layer in block.named_children():
@@ -53,23 +63,33 @@ class InvertedResidual(nn.Module):
             and type(deep) in (Conv2d, Conv2dSame)
             and all(type(norm) is BatchNormAct2d and norm.momentum is not None for norm in norms)
             and all(norm.affine and norm.track_running_stats and type(norm.drop) is nn.Identity for norm in norms)
-            and type(block.bn1.act) in HIGHEST
+            and {type(block.bn1.act), type(block.bn2.act)} <= HIGHEST.keys()
+            and (type(block.bn3.act), deep.bias, block.conv_pwl.bias) == (nn.Identity, None, None)
+            and block.conv_pwl.kernel_size == (1, 1)
             and not _hooked(block)
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        if not is_rows(x, self.conv_pw.weight):
-            inner = self.bn2(self.conv_dw(self.bn1(self.conv_pw(x))))
-        elif self.bn1.training:
-            inner = self.bn2(self._depth_wise(self._expanded(x)))
-        elif torch.is_grad_enabled() and (x.requires_grad or self.conv_pw.weight.requires_grad):
-            inner = self.bn2(self.conv_dw(self.bn1(self.conv_pw(x))))
+        grads = torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in self.parameters()))
+        live = any(norm.training for norm in (self.bn1, self.bn2, self.bn3))
+        if is_rows(x, self.conv_pw.weight) and not live and not grads:
+            out = self._predicted(x)
         else:
-            weight, bias = _joined(self.conv_pw, self.bn1)
-            inner = widened(x, weight.flatten(1), bias, HIGHEST[type(self.bn1.act)], self._sides(x)).permute(0, 3, 1, 2)
-            inner = self.bn2(self._depth_wise(inner))
-        out = self.bn3(self.conv_pwl(self.se(self.aa(inner))))
+            if is_rows(x, self.conv_pw.weight) and self.bn1.training:
+                inner = self._depth_wise(self._expanded(x))
+            else:
+                inner = self.conv_dw(self.bn1(self.conv_pw(x)))
+            out = self.bn3(self.conv_pwl(self.se(self.aa(self.bn2(inner)))))
         return self.drop_path(out) + x if self.has_skip else out
+
+    def _predicted(self, x: Tensor) -> Tensor:
+        weight, bias = _joined(self.conv_pw, self.bn1)
+        inner = widened(x, weight.flatten(1), bias, HIGHEST[type(self.bn1.act)], self._sides(x)).permute(0, 3, 1, 2)
+        conv, (weight, bias) = self.conv_dw, _joined(self.conv_dw, self.bn2)
+        inner = F.conv2d(inner, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+        inner = self.se(self.aa(inner.clamp_(0, HIGHEST[type(self.bn2.act)])))
+        weight, bias = _joined(self.conv_pwl, self.bn3)
+        return F.linear(inner.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
 
     def _expanded(self, x: Tensor) -> Tensor:
         norm = self.bn1
