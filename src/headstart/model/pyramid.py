@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from headstart.model.norm import norm
-from headstart.ops.convolution import LEAST_SIDE, LEAST_WORK, WITHOUT_AVX512, conv3x3, depth_wise5x5
+from headstart.ops.convolution import LEAST_SIDE, LEAST_WORK, WITHOUT_AVX512, conv3x3
 
 
 class Conv2d(nn.Conv2d):
@@ -23,8 +23,6 @@ class Conv2d(nn.Conv2d):
             return F.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
         if self._has_own_gradient(x):
             return conv3x3(x, self.weight, self.bias)
-        if is_depth_wise5x5(self, x):
-            return depth_wise5x5(x, self.weight, self.stride, self.padding)
         return super().forward(x)
 
     def _is_product(self, x: Tensor) -> bool:
@@ -52,29 +50,6 @@ class Conv2d(nn.Conv2d):
             and not torch.compiler.is_compiling()
             and x.is_contiguous(memory_format=torch.channels_last)
         )
-
-
-def is_depth_wise5x5(conv: nn.Conv2d, x: Tensor) -> bool:
-    """Whether a layer should use `depth_wise5x5` for this input."""
-    return (
-        conv.kernel_size == (5, 5)
-        and conv.groups == conv.in_channels == conv.out_channels
-        and (conv.dilation, conv.bias, conv.padding_mode) == ((1, 1), None, "zeros")
-        and not isinstance(conv.padding, str)
-        and is_rows(x, conv.weight)
-        and torch.backends.cpu.get_cpu_capability() in WITHOUT_AVX512
-    )
-
-
-def is_rows(x: Tensor, weight: Tensor) -> bool:
-    """Whether functions of our own may read x as rows of channels: on an eager CPU, channels-last, of weight's type."""
-    return (
-        x.device.type == "cpu"
-        and not torch.compiler.is_compiling()
-        and x.is_contiguous(memory_format=torch.channels_last)
-        and x.dtype == weight.dtype
-        and not torch.is_autocast_enabled("cpu")
-    )
 
 
 class ConvNorm(nn.Module):

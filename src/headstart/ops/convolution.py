@@ -1,7 +1,7 @@
-"""Convolutions with a faster gradient of the weights in channels-last memory, without AVX-512 (docs/performance.md).
+"""3x3 convolution whose gradient of the weights is nine matrix products.
 
-3x3: nine matrix products; oneDNN takes 1.4 to 7 times as long on large maps. Depth-wise 5x5: two of 5x3, for which
-oneDNN has a kernel of its own; its general one, which it takes for 5x5, is up to three times as slow.
+In channels-last memory and without AVX-512, oneDNN takes 1.4 to 7 times as long for that gradient of large maps
+(docs/performance.md).
 """
 
 from typing import Any
@@ -37,11 +37,6 @@ def weight_gradient(x: Tensor, grad: Tensor) -> Tensor:
     return torch.stack(taps, dim=2).unflatten(2, (3, 3))
 
 
-def depth_wise5x5(x: Tensor, weight: Tensor, stride: tuple[int, ...], padding: tuple[int, ...]) -> Tensor:
-    """F.conv2d of x [B,C,H,W] in channels-last memory by weight [C,1,5,5], a channel each, with its own backward."""
-    return _DepthWise5x5.apply(x, weight, stride, padding)
-
-
 class _Conv3x3(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -59,32 +54,3 @@ class _Conv3x3(torch.autograd.Function):
             grad, x, weight, None, once, once, once, False, (0, 0), 1, (to_x, False, False)
         )
         return grad_x, weight_gradient(x, grad) if to_weight else None, grad.sum((0, 2, 3)) if to_bias else None
-
-
-class _DepthWise5x5(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: tuple[int, ...], padding: tuple[int, ...]) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.stride, ctx.padding = stride, padding
-        return F.conv2d(x, weight, None, stride, padding, 1, len(weight))
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        down, right = ctx.padding
-        grad = grad.contiguous(memory_format=torch.channels_last)
-
-        def gradient(x: Tensor, weight: Tensor, padding: tuple[int, ...], wanted: tuple[bool, ...]) -> list[Tensor]:
-            return torch.ops.aten.convolution_backward(
-                grad, x, weight, None, ctx.stride, padding, (1, 1), False, (0, 0), len(weight), wanted
-            )
-
-        grad_x = gradient(x, weight, ctx.padding, (True, False, False))[0] if ctx.needs_input_grad[0] else None
-        if not ctx.needs_input_grad[1]:
-            return grad_x, None, None, None
-        sides = (right, right - 2), (right - 2, right)  # of the columns under the left and the right three of the taps
-        halves = [
-            gradient(F.pad(x, (*side, 0, 0)), weight[..., :3], (down, 0), (False, True, False))[1] for side in sides
-        ]
-        return grad_x, torch.cat([halves[0], halves[1][..., 1:]], dim=3), None, None

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from headstart.batch import InputSpec
 from headstart.model.backbones import STAGES
-from headstart.model.backbones.inverted_residual import accelerate
 from headstart.model.norm import norm
 
 # Errors by which timm's constructors say that a model has no features interface.
@@ -53,7 +52,6 @@ class TimmNet(nn.Module):
         self.feature_names = tuple(self.body.state_dict())
         if norm_kind != "batch":
             replace_batch_norms(self.body, norm_kind, norm_groups)
-        accelerate(self.body)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         maps = self.body(images)
