@@ -18,10 +18,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$(EXTRAS)]'
 	touch $@
 
-# Data on disk, a pre-trained backbone, the paired study, and its report: runs/demo/report.html
+# Data on disk, ImageNet weights against random values over three schedules, and the report: runs/demo/report.html
 demo: install
-	$(BIN)/headstart data shapes data/demo --images 800 --val 200 --seed 0
-	$(BIN)/headstart data shapes data/demo/classes --classes --images 15000 --val 600 --seed 0
+	$(BIN)/headstart data shapes data/demo/large --images 4000 --val 200 --seed 0 --size 64 --objects 3 --smallest 0.3
 	$(BIN)/headstart study run demo $(if $(seeds),seeds=$(seeds))
 
 # One thread a process and one process a core: small nets spend two threads waiting for one another.

@@ -19,18 +19,18 @@ import time
 from pathlib import Path
 from typing import Any
 
-from headstart.data.shapes.write import generate, generate_classes
+from headstart.data.shapes.scenes import Layout
+from headstart.data.shapes.write import generate
 from headstart.training.rows import read_rows
 
 SEED = 0
-DATA = Path("data/demo")  # where `make demo` has it, and where the shipped recipes look
+DATA = Path("data/demo/large")  # where `make demo` has it, and where the study looks
 MEASURED = ("inputs", "seconds", "memory")  # in the name of whatever differs between any two runs
 
 
 def make_data() -> None:
     """The demo's data; finished sets are found again."""
-    generate(DATA, 800, 200, 0)
-    generate_classes(DATA / "classes", 15_000, 600, 0)
+    generate(DATA, 4_000, 200, 0, 64, layout=Layout(objects=3, smallest=0.3))
 
 
 def start(out: Path, study: list[str], log: Path) -> subprocess.Popen:

@@ -165,7 +165,7 @@ def test_counts_classes_and_negatives(detection, annotations):
 
 def test_sizes_span_the_range_that_is_stated():
     rng = np.random.default_rng(0)
-    extents = [np.ptp(scenes._try_object(rng, 96).polygon, axis=0).max() / 96 for _ in range(400)]
+    extents = [np.ptp(scenes._try_object(rng, 96, scenes.SCALE[0]).polygon, axis=0).max() / 96 for _ in range(400)]
     assert scenes.SCALE[0] - 1e-3 < min(extents) < 0.11
     assert 0.55 < max(extents) < scenes.SCALE[1] + 1e-3
 
@@ -243,6 +243,23 @@ def test_bad_arguments_are_named(tmp_path, arguments, message):
         shapes.generate(tmp_path, *arguments)
     with pytest.raises(ValueError, match="num_classes: 13, expected 2 to 12"):
         shapes.write_classification(tmp_path, shapes.Split("train", 3, 0, 64), num_classes=13)
+
+
+def test_few_large_objects(tmp_path):
+    """A layout bounds number and size, is part of the set's origin, and leaves the usual one's bytes alone."""
+    layout = scenes.Layout(objects=2, smallest=0.4)
+    path, *_ = shapes.generate(tmp_path, 60, 1, 7, SIZE, layout=layout, processes=1)
+    content = json.loads(path.read_text())
+    counts = np.bincount([a["image_id"] for a in content["annotations"]], minlength=61)[1:]
+    assert set(counts) == {0, 1, 2}
+    whole = [a for a in content["annotations"] if isinstance(a["segmentation"], list)]
+    assert min(max(a["bbox"][2:]) for a in whole) >= 0.4 * SIZE - 1 and len(whole) > 20
+    assert content["info"].items() >= {"objects": 2, "smallest": 0.4}.items()
+    with pytest.raises(ValueError, match=r"train\.json: holds another data set"):
+        shapes.generate(tmp_path, 60, 1, 7, SIZE, processes=1)
+    for given, message in (((0, 0.1), "objects: 0, expected 1 to 6"), ((6, 0.7), "smallest: 0.7, expected 0.1 to 0.6")):
+        with pytest.raises(ValueError, match=message):
+            scenes.Layout(*given)
 
 
 def test_keypoints_are_corners_and_change_nothing_else(detection, tmp_path):

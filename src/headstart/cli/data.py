@@ -24,14 +24,22 @@ def shapes(
     ] = False,
     keypoints: Annotated[bool, typer.Option("--keypoints", help="Add five keypoints to one class (arrow).")] = False,
     semantic: Annotated[bool, typer.Option("--semantic", help="Also write a label map (PNG) per image.")] = False,
+    objects: Annotated[int | None, typer.Option(help="Most objects in a scene (default: 6, the most).")] = None,
+    smallest: Annotated[
+        float | None,
+        typer.Option(help="Least longer side of an object, as a share of the scene's (default: 0.1; at most 0.6)."),
+    ] = None,
 ) -> None:
     """Generate the built-in data: procedural scenes as COCO JSON and images, or image folders for pre-training."""
+    from headstart.data.shapes.scenes import Layout
     from headstart.data.shapes.write import generate, generate_classes
 
-    if classes and (keypoints or semantic):
-        given = "--keypoints" if keypoints else "--semantic"
-        raise ValueError(f"{given} is about scenes, and --classes writes single objects; expected one of the two")
-    options = {} if classes else {"keypoints": keypoints, "semantic": semantic}
+    scenes = {"keypoints": keypoints, "semantic": semantic, "objects": objects, "smallest": smallest}
+    given = [name for name, value in scenes.items() if value not in (False, None)]
+    if classes and given:
+        raise ValueError(f"--{given[0]} is about scenes, and --classes writes single objects; expected one of the two")
+    chosen = {name: scenes[name] for name in ("objects", "smallest") if name in given}
+    options = {} if classes else {"keypoints": keypoints, "semantic": semantic, "layout": Layout(**chosen)}
     with bar() as progress:
         task = progress.add_task("shapes", total=(images + val) * (2 if semantic else 1), note="")
         made = (generate_classes if classes else generate)(

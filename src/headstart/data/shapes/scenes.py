@@ -37,6 +37,22 @@ Image8 = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
+class Layout:
+    """How hard scenes are: most objects, and the least longer side of one over the scene's. ValueError out of range."""
+
+    objects: int = MAX_OBJECTS
+    smallest: float = SCALE[0]
+
+    def __post_init__(self) -> None:
+        for field, least, most in (("objects", 1, MAX_OBJECTS), ("smallest", *SCALE)):
+            if not least <= (value := getattr(self, field)) <= most:
+                raise ValueError(f"{field}: {value}, expected {least} to {most}")
+
+
+USUAL = Layout()
+
+
+@dataclass(frozen=True)
 class Placed:
     """One object of a scene: its label, outline [V, 2] in pixels, and raster with its upper left pixel."""
 
@@ -58,14 +74,14 @@ def _stamp(owner: NDArray[np.int64], item: Placed, value: int) -> NDArray[np.int
     return result
 
 
-def _try_object(rng: np.random.Generator, size: int) -> Placed:
+def _try_object(rng: np.random.Generator, size: int, smallest: float) -> Placed:
     label = int(rng.integers(len(NAMES)))
-    extent = size * np.exp(rng.uniform(*np.log(SCALE)))
+    extent = size * np.exp(rng.uniform(*np.log((smallest, SCALE[1]))))
     polygon = outlines.place(outlines.DETECTION_FORMS[NAMES[label]], rng, extent, tuple(rng.uniform(0, size, 2)))
     return Placed(label, polygon, *outlines.rasterise(polygon, size))
 
 
-def _lay_out(rng: np.random.Generator, size: int) -> tuple[list[Placed], NDArray[np.int64]]:
+def _lay_out(rng: np.random.Generator, size: int, layout: Layout) -> tuple[list[Placed], NDArray[np.int64]]:
     """Objects from back to front, and the owner of each pixel: int64 [size, size], 0 background, n the n-th object.
 
     An object that would leave itself or an earlier one less than MIN_VISIBLE is drawn again, NUM_TRIES times, then
@@ -74,10 +90,10 @@ def _lay_out(rng: np.random.Generator, size: int) -> tuple[list[Placed], NDArray
     owner = np.zeros((size, size), dtype=np.int64)
     placed: list[Placed] = []
     needed = [0.0]
-    num_objects = 0 if rng.random() < NEGATIVE_SHARE else int(rng.integers(1, MAX_OBJECTS + 1))
+    num_objects = 0 if rng.random() < NEGATIVE_SHARE else int(rng.integers(1, layout.objects + 1))
     for _ in range(num_objects):
         for _ in range(NUM_TRIES):
-            item = _try_object(rng, size)
+            item = _try_object(rng, size, layout.smallest)
             trial = _stamp(owner, item, len(placed) + 1)
             least = [*needed, max(MIN_VISIBLE * area(item.polygon), MIN_PIXELS)]
             if (np.bincount(trial.ravel(), minlength=len(least)) >= least).all():
@@ -114,7 +130,9 @@ def _render(rng: np.random.Generator, size: int, placed: list[Placed]) -> Image8
     return np.ascontiguousarray(np.clip(canvas, 0, 255, out=canvas).astype(np.uint8).transpose(1, 2, 0))
 
 
-def scene(index: int, *, seed: int, split: str, size: int, keypoints: bool = False) -> tuple[Image8, list[dict]]:
+def scene(
+    index: int, *, seed: int, split: str, size: int, keypoints: bool = False, layout: Layout = USUAL
+) -> tuple[Image8, list[dict]]:
     """One scene: the picture uint8 [size, size, 3] and its COCO annotations, without `id` and `image_id`.
 
     Box and area are those of the visible pixels. An object in full view is given as a polygon; one that is partly
@@ -122,7 +140,7 @@ def scene(index: int, *, seed: int, split: str, size: int, keypoints: bool = Fal
     With `keypoints` those of KEYPOINT_CLASS have them, which changes nothing else.
     """
     rng = _generator(seed, "detection", split, index)
-    placed, owner = _lay_out(rng, size)
+    placed, owner = _lay_out(rng, size, layout)
     image = _render(rng, size, placed)
     annotations = [_annotate(item, owner == number) for number, item in enumerate(placed, 1)]
     for number, item in enumerate(placed if keypoints else (), 1):
@@ -131,9 +149,9 @@ def scene(index: int, *, seed: int, split: str, size: int, keypoints: bool = Fal
     return image, annotations
 
 
-def label_map(index: int, *, seed: int, split: str, size: int) -> Image8:
+def label_map(index: int, *, seed: int, split: str, size: int, layout: Layout = USUAL) -> Image8:
     """The category id of each pixel of a scene, uint8 [size, size]; BACKGROUND where there is none."""
-    placed, owner = _lay_out(_generator(seed, "detection", split, index), size)
+    placed, owner = _lay_out(_generator(seed, "detection", split, index), size, layout)
     ids = np.array([BACKGROUND, *(CATEGORY_IDS[item.label] for item in placed)], np.uint8)
     return ids[owner]
 

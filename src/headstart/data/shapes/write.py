@@ -12,7 +12,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from colorsys import hsv_to_rgb
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,9 @@ from headstart.data.shapes.scenes import (
     KEYPOINTS,
     NAMES,
     SKELETON,
+    USUAL,
     Image8,
+    Layout,
     label_map,
     scene,
     single,
@@ -43,7 +45,7 @@ Progress = Callable[[], None]
 
 @dataclass(frozen=True)
 class Split:
-    """Size and seed of one split; `progress` is called for each picture. ValueError for values that are too small."""
+    """Size, seed and layout of one split; `progress` is called for each picture. ValueError for values too small."""
 
     name: str
     num_images: int
@@ -51,6 +53,7 @@ class Split:
     size: int  # side in pixels
     processes: int = 2
     progress: Progress | None = None
+    layout: Layout = USUAL  # of scenes
 
     def __post_init__(self) -> None:
         for field, least in (("num_images", 1), ("seed", 0), ("size", 32)):
@@ -63,7 +66,7 @@ class Split:
             "description": f"headstart shapes: procedural {purpose} pictures",
             "generator": "headstart.data.shapes.write", "version": VERSION, "split": self.name, "seed": self.seed,
             "size": self.size, "num_images": self.num_images, "classes": list(classes),
-        }  # fmt: skip
+        } | ({} if self.layout == USUAL else asdict(self.layout))  # fmt: skip
 
 
 def write_detection(out: str | Path, split: Split, *, keypoints: bool = False) -> Path:
@@ -78,7 +81,7 @@ def write_detection(out: str | Path, split: Split, *, keypoints: bool = False) -
         named = {"keypoints": list(KEYPOINTS), "skeleton": [list(pair) for pair in SKELETON]}
         categories = [c | named if c["name"] == KEYPOINT_CLASS else c for c in categories]
     marker = Path(out) / f"{split.name}.json"
-    draw = partial(_scene, seed=split.seed, split=split.name, size=split.size, keypoints=keypoints)
+    draw = partial(_scene, seed=split.seed, split=split.name, size=split.size, keypoints=keypoints, layout=split.layout)
     _write(marker.with_suffix(""), marker, info, split, "{:06d}.jpg", draw, partial(_coco_json, info, categories))
     return marker
 
@@ -93,7 +96,7 @@ def write_labels(out: str | Path, split: Split) -> Path:
     info = split.info("segmentation", classes)
     categories = [{"id": i, "name": name} for i, name in zip((BACKGROUND, *CATEGORY_IDS), classes)]
     marker = Path(out) / f"{split.name}_labels.json"
-    draw = partial(_label_map, seed=split.seed, split=split.name, size=split.size)
+    draw = partial(_label_map, seed=split.seed, split=split.name, size=split.size, layout=split.layout)
     _write(marker.with_suffix(""), marker, info, split, "{:06d}.png", draw, partial(_coco_json, info, categories))
     return marker
 
@@ -118,13 +121,14 @@ def write_classification(out: str | Path, split: Split, *, num_classes: int = 12
 
 def generate(
     out: str | Path, num_images: int, num_val: int, seed: int, size: int = 96, *, keypoints: bool = False,
-    semantic: bool = False, processes: int = 2, progress: Progress | None = None,
+    semantic: bool = False, layout: Layout = USUAL, processes: int = 2, progress: Progress | None = None,
 ) -> tuple[Path, ...]:  # fmt: skip
     """Write the detection set, OUT/train.json and OUT/val.json with their folders; returns all JSON paths.
 
     With `semantic` label maps too: OUT/train_labels.json and OUT/val_labels.json with theirs.
     """
-    splits = [Split(*part, seed, size, processes, progress) for part in (("train", num_images), ("val", num_val))]
+    parts = (("train", num_images), ("val", num_val))
+    splits = [Split(*part, seed, size, processes, progress, layout) for part in parts]
     paths = [write_detection(out, split, keypoints=keypoints) for split in splits]
     return (*paths, *(write_labels(out, split) for split in splits if semantic))
 
@@ -138,13 +142,15 @@ def generate_classes(
     return tuple(write_classification(out, split, num_classes=num_classes) for split in splits)
 
 
-def _scene(index: int, *, seed: int, split: str, size: int, keypoints: bool) -> tuple[bytes, list[dict]]:
-    image, annotations = scene(index, seed=seed, split=split, size=size, keypoints=keypoints)
+def _scene(
+    index: int, *, seed: int, split: str, size: int, layout: Layout, keypoints: bool
+) -> tuple[bytes, list[dict]]:
+    image, annotations = scene(index, seed=seed, split=split, size=size, keypoints=keypoints, layout=layout)
     return _jpeg(image), annotations
 
 
-def _label_map(index: int, *, seed: int, split: str, size: int) -> tuple[bytes, list[dict]]:
-    image = Image.fromarray(label_map(index, seed=seed, split=split, size=size)).convert("P")
+def _label_map(index: int, *, seed: int, split: str, size: int, layout: Layout) -> tuple[bytes, list[dict]]:
+    image = Image.fromarray(label_map(index, seed=seed, split=split, size=size, layout=layout)).convert("P")
     colours = [hsv_to_rgb(n * 0.618 % 1, 0.75, 0.95) for n in range(255)]
     image.putpalette([0, 0, 0, *(round(255 * value) for colour in colours for value in colour)])
     stream = io.BytesIO()
