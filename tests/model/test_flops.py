@@ -111,6 +111,14 @@ def test_a_step_is_the_forward_pass_the_weights_gradients_and_the_inputs_gradien
     assert all(parameter.grad is None and not parameter.is_meta for parameter in model.parameters())
 
 
+@pytest.mark.parametrize("groups", [1, 2, 8])
+def test_grouped_convolutions_cost_as_much_in_each_gradient_as_forward(groups):
+    model = nn.Sequential(nn.Conv2d(8, 8, 3, 1, 1), nn.Conv2d(8, 8, 3, 2, 1, groups=groups))
+    first, grouped = 2 * 8 * 8 * 9 * 16 * 16, 2 * 8 * 8 // groups * 9 * 8 * 8
+    work = step_flops(model, lambda ghost: {"sum": ghost(torch.zeros(1, 8, 16, 16, device="meta")).sum()})
+    assert work == 2 * first + 3 * grouped  # the images need no gradient
+
+
 def test_a_detectors_step_is_linear_in_the_images_and_falls_with_what_is_frozen():
     model = small_detector()
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import conv_flop_count, flop_registry
 
 from headstart.model.detector import AnyDetector
 
@@ -42,7 +42,10 @@ class _Counter(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         operation = func._overloadpacket
-        if operation in flop_registry and operation not in _LEFT_OUT:
+        if operation == torch.ops.aten.convolution_backward:  # torch's formula counts grouped ones as if they were whole
+            (grad, x, weight), transposed, wanted = args[:3], args[7], args[10]
+            self.flops += sum(wanted[:2]) * conv_flop_count(x.shape, weight.shape, grad.shape, transposed)
+        elif operation in flop_registry and operation not in _LEFT_OUT:
             self.flops += flop_registry[operation](*args, **(kwargs or {}), out_val=out)
         return out
 
