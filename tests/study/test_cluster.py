@@ -215,7 +215,7 @@ def test_a_segment_by_name_is_refused_before_its_trunk(monkeypatch, capsys, begu
     refused("run", file, "--gpus", 1, expected="gpus: 1 has no effect with --executor local")
     refused("run", file, "--executor", "ray", "--jobs", 2, expected="jobs: 2 has no effect with --executor ray")
     refused("slurm", file, "--time", "8 hours", expected="time: '8 hours', expected one word")
-    refused("slurm", file, "train.threads=null", expected="train.threads of tiny is null")
+    refused("slurm", file, "train.threads=null", expected="train.threads of base is null")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     refused(
         "run", file, "--executor", "ray", expected="ray is not installed, expected pip install 'headstart[cluster]'"

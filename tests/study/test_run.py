@@ -165,7 +165,7 @@ def test_two_jobs_give_the_same(study, data_root, tmp_path):
 
 
 def test_several_jobs_need_a_number_of_threads(data_root, tmp_path):
-    with pytest.raises(ValueError, match=r"study tiny: train\.threads of tiny is null, expected a number"):
+    with pytest.raises(ValueError, match=r"study tiny: train\.threads of base is null, expected a number"):
         run_study(prepared_study(data_root, {"train.threads": None}), tmp_path, jobs=2)
     assert list(tmp_path.iterdir()) == []
 

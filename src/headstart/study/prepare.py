@@ -20,7 +20,7 @@ from headstart.study.spec import PRETRAIN_PREFIX, StudySpec
 from headstart.study.variants import check_variants
 from headstart.tasks import data_fingerprint, num_training_images
 from headstart.training.lineage import RunResult, Span
-from headstart.weights.public import PACKAGE, find_training, locate
+from headstart.weights.public import find_training
 
 Patch = dict[str, Any]
 Resolved = tuple[AnyRecipe, Provenance]
@@ -70,9 +70,6 @@ def prepare(study: StudySpec, overrides: Patch | None = None) -> Prepared:
     asked |= {f"{PRETRAIN_PREFIX}{name}": pretrain_recipe(study, name, overrides) for name in used}
     recipes = {name: settle(*found) for name, found in asked.items()}
     arms = {arm: recipes[arm][0] for arm in study.arms}
-    for name, (recipe, _) in recipes.items():
-        if str(recipe.start.weights).startswith(PACKAGE):
-            locate(recipe.start.weights, f"study {study.name}: {name}: start.weights")
     _check_recipes(study, arms)
     first = next(iter(arms.values()))  # the data are the same for all arms
     if any(entry.images for entry in study.fractions):

@@ -63,8 +63,9 @@ def ray_calls(cluster: Cluster, study: str) -> Iterator[Callable[..., Future[Any
         started = []
 
         def submit(work: Callable[..., Any], prepared: Any, segment: Any, *given: Any) -> Future[Any]:
-            own = task.options(name=segment.name)
-            started.append(own.remote(str(Path.cwd()), cluster.gpus, segment.name, work, prepared, segment, *given))
+            name, gpus = (segment, 0) if isinstance(segment, str) else (segment.name, cluster.gpus)  # str: a rehearsal
+            own = task.options(name=name)
+            started.append(own.remote(str(Path.cwd()), gpus, name, work, prepared, segment, *given))
             return started[-1].future()
 
         try:

