@@ -1,9 +1,10 @@
 """Make the tables of docs/results.md from the rows of finished studies, kept as JSON in docs/results/studies.
 
-    python benchmarks/studies.py [--add runs/STUDY "COMMAND"]
+    python benchmarks/studies.py [--add runs/STUDY "COMMAND" [--commit HASH]]
 
 One JSON file is one study: every evaluation of its finished cells, with the command that ran it. `--add` first reads
-the study in a folder. The tables replace the text between the two marks in docs/results.md.
+the study in a folder, trained by the given commit or by the present one. The tables replace the text between the two
+marks in docs/results.md.
 """
 
 import argparse
@@ -32,7 +33,7 @@ def read_kept(folder: Path = KEPT) -> Kept:
     return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
 
 
-def kept_of(folder: StudyFolder, command: str) -> dict[str, Any]:
+def kept_of(folder: StudyFolder, command: str, commit: str | None = None) -> dict[str, Any]:
     """Provenance and evaluations of a study, {step: value} for each finished cell; ValueError without one."""
     finished = [cell for cell in folder.plan.cells if all(folder.runs[name].end for name in cell.segments)]
     if not finished:
@@ -60,7 +61,7 @@ def kept_of(folder: StudyFolder, command: str) -> dict[str, Any]:
         "made": {
             "command": command,
             "date": datetime.fromtimestamp(last).date().isoformat(),
-            "commit": git("rev-parse", "--short", "HEAD") + "+" * changed,
+            "commit": commit or git("rev-parse", "--short", "HEAD") + "+" * changed,
             **{name: environment.get(name, "unknown") for name in FACTS},
         },
         "figures": {
@@ -136,11 +137,12 @@ def rewritten(page: str, kept: Kept) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--add", nargs=2, metavar=("FOLDER", "COMMAND"), help="keep this study first")
-    added = parser.parse_args().add
-    if added:
+    parser.add_argument("--commit", help="the commit that trained it (default: that of this repository)")
+    given = parser.parse_args()
+    if added := given.add:
         folder = read_study_folder(added[0])
         KEPT.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(kept_of(folder, added[1]), indent=1)
+        text = json.dumps(kept_of(folder, added[1], given.commit), indent=1)
         (KEPT / f"{folder.name}.json").write_text(text + "\n", encoding="utf-8")
     PAGE.write_text(rewritten(PAGE.read_text(encoding="utf-8"), read_kept()), encoding="utf-8")
 
