@@ -104,7 +104,8 @@ LACKING = {
 def said(tmp_path_factory):
     """What mypy says on each system of the package and of LACKING, each of these lines in a file of its system."""
     fine = "import sys\nif sys.platform == 'linux':\n    import os\n    os.fork(); os.sched_getaffinity(0)\n"
-    planted = [tmp_path_factory.mktemp("planted") / f"lacking_{system}.py" for system in LACKING]
+    folder = tmp_path_factory.mktemp("planted")
+    planted = [folder / f"lacking_{system}.py" for system in LACKING]
     for path, lines in zip(planted, LACKING.values()):
         path.write_text("\n".join([*lines, fine]), encoding="utf-8")
     options = ("--check-untyped-defs", "--follow-imports=skip")
