@@ -380,6 +380,8 @@ class Lane:
         while time.monotonic() < self.until:
             outcome = self.trial.run(self.out, None, self.tried, self.share)
             self.commands += 1
+            if self.commands % 50 == 0:
+                print(f"lane {self.share[0]}: {len(self.tried)} faults in {self.commands} commands", flush=True)
             self.tried |= set(outcome.met)
             group += outcome.met
             found = finished(self.out)
@@ -413,8 +415,6 @@ class Lane:
         if reason:
             self.wrong.append((keys, reason))
             print(f"{reason}: {keys}", flush=True)
-        if self.commands % 20 == 0:
-            print(f"lane {self.share[0]}: {len(self.tried)} faults in {self.commands} commands", flush=True)
         return True
 
 
