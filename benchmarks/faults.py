@@ -311,7 +311,10 @@ def serve(pipe: Connection, root: Path, folders: Sequence[Path], warm: tuple[lis
     shutil.rmtree(root / "cache")
     gc.freeze()  # else each child's first collection copies all that it shares
     while True:
-        command, out, given = pipe.recv()  # EOFError at the end, when the parent has gone
+        try:
+            command, out, given = pipe.recv()
+        except EOFError:  # the parent has gone
+            return
         child = os.fork()
         if child == 0:
             code = 0

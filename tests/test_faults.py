@@ -68,7 +68,7 @@ CHAIN = [
     Fault("open", 100, errno.EACCES),
     Fault("write", 30, errno.ENOSPC, lasting=True),
     Fault("fsync", 4, errno.EIO),
-    Fault("open", 120, errno.EMFILE),
+    Fault("open", 124, errno.EMFILE),
     Fault("rename", 20, errno.ENOSPC),
 ]
 
