@@ -29,13 +29,14 @@ from headstart.data.images import load_image
 from headstart.files import write_whole
 from headstart.metrics.predictions import Predictions
 from headstart.report.plots import write_figures
+from headstart.tasks import make_task
 from headstart.training import workers
 from headstart.training.pool import worker_pool
 from headstart.training.run import train
 from headstart.training.workers import run_processes
 from headstart.weights.files import read_weights
 from shares import lost, pause, share
-from tiny import tiny_recipe, tiny_study, write_study
+from tiny import tiny_classifier, tiny_recipe, tiny_study, write_study
 
 SOURCE = Path(headstart.__file__).parent.parent
 
@@ -131,6 +132,15 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, name):
             read(path)
         assert getattr(caught.value, "filename", None) == str(path) or str(caught.value).startswith(f"{path}: ")
     assert undisturbed.counts["read"]
+
+
+def test_records_of_a_classifier_that_cannot_be_written_are_named_and_leave_the_old_ones(data_root, tmp_path):
+    found, path = make_task(tiny_classifier(data_root)).evaluate(torch.device("cpu")), tmp_path / "records-class-4.npz"
+    write_whole(path, "old")
+    injector = Injector([tmp_path], Fault("write", 2, errno.EIO))
+    with injector.installed(), pytest.raises(OSError) as caught:
+        found.save(tmp_path, 4)
+    assert caught.value.filename == str(path) and path.read_text() == "old"
 
 
 def test_a_figure_that_cannot_be_written_is_named_and_leaves_the_old_one(tmp_path):

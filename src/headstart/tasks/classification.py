@@ -15,6 +15,7 @@ from headstart.data.digests import data_content
 from headstart.data.read import folder_images, read_folders
 from headstart.data.stream import Cache, decode
 from headstart.data.views import to_device
+from headstart.files import replacing
 from headstart.model.build import input_spec
 from headstart.model.classifier import Classifier, mean_cross_entropy
 from headstart.ops import processes as distributed
@@ -158,6 +159,7 @@ def evaluate(
     }
 
     def save(directory: Path, step: int) -> None:
-        np.savez(directory / f"records-class-{step}.npz", right=right)
+        with replacing(directory / f"records-class-{step}.npz") as temporary, temporary.open("wb") as file:
+            np.savez(file, right=right)
 
     return EvalResult({"class": {"top1": float(right.mean())}}, {"class": per_class}, save)
