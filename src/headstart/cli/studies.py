@@ -6,7 +6,6 @@ from typing import Annotated, Any
 import typer
 
 from headstart.cli.console import Overrides, Rehash, bar, patch_of, say, show
-from headstart.files import named
 
 app = typer.Typer(no_args_is_help=True)
 Name = Annotated[str, typer.Argument(help="A shipped study or a YAML file.")]
@@ -237,11 +236,9 @@ def slurm(
 
 def say_verdict(page: Path) -> None:
     """Print the verdict sentences of a report and where to look."""
-    import json
+    from headstart.typed_json import read_json
 
-    summary = page.with_name("report.json")
-    with named(summary):
-        found = json.loads(summary.read_text(encoding="utf-8"))
+    found = read_json(page.with_name("report.json"), dict[str, Any])
     say(f"{found['title']}. {found['text']}")
     if step := found["next_with_seconds"]:
         say(f"{step['sentence']}\n  {step['command']}")
