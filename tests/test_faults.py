@@ -114,7 +114,7 @@ WRITERS = {
     "a.pkl": lambda path: path.write_bytes(pickle.dumps({"a": np.ones(3)})),
     "a.npy": lambda path: np.save(path, np.zeros((4, 4), np.uint8)),
     "a.json": lambda path: path.write_text("[]"),
-    "report.json": lambda path: path.write_text('{"title": "", "text": "", "answers": []}'),
+    "report.json": lambda path: path.write_text('{"title": "", "text": "", "next_with_seconds": null, "answers": []}'),
 }
 READERS = {"a.npy": load_image, "a.json": Predictions.from_json, "report.json": say_verdict}
 

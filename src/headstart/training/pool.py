@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import wait
 from typing import Any
 
 from headstart.ops.processes import SILENCE
@@ -87,7 +87,7 @@ def _context() -> multiprocessing.context.BaseContext:
     return context
 
 
-def _begin(writer: Connection, turn: Any, threads: int | None) -> None:
+def _begin(writer: Any, turn: Any, threads: int | None) -> None:
     """Start a pool's worker: signs of life and warnings go to the parent, with whom it ends."""
 
     def tell(kind: str, content: Any) -> None:
@@ -113,7 +113,7 @@ def _begin(writer: Connection, turn: Any, threads: int | None) -> None:
 
 @contextmanager
 def _listening(
-    reader: Connection, hear: Callable[..., None] | None, lose: Callable[[int, float], None], silence: float
+    reader: Any, hear: Callable[..., None] | None, lose: Callable[[int, float], None], silence: float
 ) -> Iterator[None]:
     """Pass the workers' messages to `hear` in this process, and warn as they do; `lose` hears of one that is silent."""
     signs, (ending, end) = Signs(), multiprocessing.Pipe(duplex=False)
