@@ -257,8 +257,8 @@ class Outcome:
 
     @property
     def is_refused(self) -> bool:
-        """True for a command that ended with one line that names a file, and an exit code other than 0."""
-        return self.code > 0 and len(self.lines) == 1 and self.lines[0].startswith(f"headstart: {os.sep}")
+        """True for a command that ended with one line that names a file by its path, and an exit code other than 0."""
+        return self.code > 0 and len(self.lines) == 1 and bool(re.match(rf"headstart: (.*: )?{os.sep}", self.lines[0]))
 
     @property
     def is_silent(self) -> bool:
