@@ -192,6 +192,16 @@ def headstart_in_shell(redirected, *command):
     )
 
 
+@pytest.mark.parametrize("kib", [150_000, 400_000])
+def test_a_limit_of_memory_is_one_line(tmp_path, kib):
+    """Of address space: too small for the first libraries, and for torch's."""
+    shell = ["sh", "-c", f'ulimit -v {kib} && exec "$0" "$@"', sys.executable, "-m", "headstart"]
+    bare = {**os.environ, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run([*shell, "study", "run", "demo", "--out", str(tmp_path)], env=bare, capture_output=True)
+    assert ended.returncode == 1 and list(tmp_path.iterdir()) == []
+    assert ended.stderr.startswith(b"headstart: memory: ") and ended.stderr.count(b"\n") == 1
+
+
 def test_a_full_output_is_one_line():
     ended = headstart_in_shell(">/dev/full", "recipe", "list")
     assert ended.returncode == 1
@@ -252,6 +262,10 @@ def python_without_memory():
     bytearray(2**60)
 
 
+def onednn_without_memory():
+    raise RuntimeError("could not execute a primitive")
+
+
 def loader_without_memory():
     """As NumPy reports a library that the loader cannot map: with advice around the one line that matters."""
     cause = ImportError("libscipy_openblas.so: failed to map segment from shared object")
@@ -275,6 +289,7 @@ def thread_without_disk():
     ("command", "line"),
     [
         (torch_without_memory, "headstart: memory: "),
+        (onednn_without_memory, "headstart: memory: could not execute a primitive\n"),
         (python_without_memory, "headstart: memory: the system gives no more\n"),
         (loader_without_memory, "headstart: memory: libscipy_openblas.so: failed to map segment from shared object\n"),
         (thread_without_disk, "headstart: events: Input/output error\n"),

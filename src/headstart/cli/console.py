@@ -22,13 +22,14 @@ err = Console(stderr=True, soft_wrap=True)
 # Characters that a terminal obeys: control codes (ECMA-48), line separators, changes of direction (UAX 9), and
 # halves of pairs, which no encoding has.
 _OBEYED = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-# torch's allocator; the dynamic loader, thrice; oneDNN, whose only word for it this is; Python's threads.
+# torch's allocator; the dynamic loader, thrice; oneDNN, whose only words for it these are; Python's threads.
 _NO_MEMORY = (
     "can't allocate memory",
     "cannot allocate memory",
     "failed to map segment",
     "cannot map zero-fill pages",
     "could not create a primitive",
+    "could not execute a primitive",
     "can't start new thread",
 )
 
