@@ -73,7 +73,7 @@ def _plain(content: bytes) -> Any:
     """The content as plain values; None where it cannot be had."""
     try:
         return msgspec.json.decode(content)
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
 
 

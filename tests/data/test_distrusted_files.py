@@ -14,6 +14,7 @@ from headstart.data.images import image_size, load_image
 from headstart.data.label_maps import PixelLabels
 from headstart.data.read import coco, detect_format, open_dataset, read_folders, read_voc, read_yolo, text
 from headstart.files import file_digest, open_regular, read_regular
+from headstart.training.rows import read_rows
 
 KINDS = {"folder": "is a folder", "pipe": "is a pipe", "socket": "is a socket", "device": "is a device"}
 
@@ -392,3 +393,17 @@ def test_what_is_sound_is_read_as_before(tmp_path, kind):
     data = open_dataset(tmp_path)
     assert (data.num_images, data.num_annotations, data.num_classes) == (1, 1, 1)
     assert np.isfinite(data.boxes).all()
+
+
+def test_half_a_pair_as_a_key_of_a_record_is_one_line(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text('{"images": [{"\\ud800": NaN}], "annotations": [], "categories": []}', encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"^{path}: the name of a field holds half a surrogate pair, expected text$"):
+        coco.read(path)
+
+
+def test_an_unknown_field_before_wrong_bytes_names_its_line(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"kind": "start", "step": 0, "checkpkint": 1, "a": "\xd7"}\n{}\n{}\n')
+    with pytest.raises(ValueError, match=rf"^{path}: line 1: "):
+        read_rows(path)

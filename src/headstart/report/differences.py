@@ -18,7 +18,7 @@ PARAMETERS, TRAINED, NORM, DATA = "parameters", "trained parameters", "norm", "c
 EFFORT = ("trials", "steps", "note")
 _DECLARED_BY = {
     PARAMETERS: ("model",),
-    NORM: ("model",),
+    NORM: ("model", "start.freeze"),
     TRAINED: ("model", "start"),
     DATA: ("data", "input", "model"),  # a keypoint head takes only images with keypoints
 }
@@ -86,4 +86,4 @@ def _facts_of(run: Run, audit: Audit) -> dict[str, str]:
 
 def _is_declared(folder: StudyFolder, field: str) -> bool:
     fields = [name for patch in (folder.settings.get("arms") or {}).values() for name in flatten(patch or {})]
-    return any(name.split(".")[0] in _DECLARED_BY[field] for name in fields)
+    return any(f"{name}.".startswith(f"{own}.") for name in fields for own in _DECLARED_BY[field])

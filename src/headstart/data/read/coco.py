@@ -74,6 +74,8 @@ def from_document(
     try:
         content = msgspec.convert(document, _Content[Any])
         return _assemble(content, _converted_segmentation, path, image_dir, keep_difficult)
+    except UnicodeEncodeError:
+        raise ValueError(f"{path}: the name of a field holds half a surrogate pair, expected text") from None
     except (msgspec.ValidationError, RecursionError, Faulty) as error:
         raise coco_records.refusal(path, document) or ValueError(f"{path}: {error}") from None
 
