@@ -24,6 +24,7 @@ from headstart.training.run import train
 from headstart.training.start import prepare_branch
 from headstart.training.verify import recipe_of, verify
 from headstart.weights import checkpoint
+from killed import Killed
 from schedules import make_schedules
 from tiny import ONCE, outcome, tiny_recipe, tiny_study, without_clock
 
@@ -241,10 +242,6 @@ def test_a_branch_that_changes_nothing_that_counts_ends_like_its_parent(data_roo
 def test_the_parent_is_what_it_is_without_a_branch(study, data_root, tmp_path):
     straight = train(tiny_recipe(data_root, train__schedule="3x"), tmp_path)
     assert read_rows(straight.directory / "rows.jsonl")[-1]["hash"] == outcome(study)[TAIL][1]
-
-
-class Killed(BaseException):
-    """Stands for the end of the process."""
 
 
 @pytest.mark.parametrize("fatal", [9, 11])

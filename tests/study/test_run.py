@@ -19,6 +19,7 @@ from headstart.training.rows import read_rows
 from headstart.training.run import train
 from headstart.training.verify import verify
 from headstart.weights import checkpoint
+from killed import Killed
 from tiny import outcome, tiny_study, without_clock
 from tiny import write_study as write_file
 
@@ -30,10 +31,6 @@ SEGMENTS = {
         for part in ("trunk-0-5", "trunk-5-9", "2x-5-8", "3x-9-12")
     ),
 }  # fmt: skip
-
-
-class Killed(BaseException):
-    """Stands for the end of the process."""
 
 
 def prepared_study(data_root, overrides=None, **changes):

@@ -18,6 +18,7 @@ from headstart.weights.audit import audit, tensor_digests
 from headstart.weights.freeze import set_train_mode
 from headstart.weights.input import IMAGENET
 from headstart.weights.load import load_weights, named_tensors
+from killed import Killed, kill_at
 from small_detector import HOURGLASS
 from tiny import SIDE, outcome, tiny_recipe, tiny_study, without_clock
 from weight_nets import file_of
@@ -31,18 +32,6 @@ AUGMENTED = {
     "evaluate__score_threshold": 0.0,
 }
 RUN = HOURGLASS | AUGMENTED
-
-
-class Killed(BaseException):
-    """Stands for the end of the process."""
-
-
-def kill_at(step):
-    def progress(now, values):
-        if now == step:
-            raise Killed
-
-    return progress
 
 
 def moved(rows):

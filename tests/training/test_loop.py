@@ -20,24 +20,11 @@ from headstart.training.start import settings_of
 from headstart.training.verify import state_differences
 from headstart.weights import checkpoint
 from headstart.weights.freeze import set_train_mode
+from killed import Killed, kill_at
 from known_losses import FLOAT32
 from tiny import tiny_classifier, tiny_recipe, without_clock
 
 TOTAL = 8
-
-
-class Killed(BaseException):
-    """Stands for the end of the process: nothing in the product may catch it."""
-
-
-def kill_at(step):
-    """A progress callback that dies after the update of `step`, before its row and checkpoint."""
-
-    def progress(now, values):
-        if now == step:
-            raise Killed
-
-    return progress
 
 
 def end_state(result):

@@ -21,6 +21,7 @@ from headstart.training.start import settings_of
 from headstart.training.verify import state_differences, verify
 from headstart.weights import checkpoint
 from headstart.weights.partial_restore import partial_restore
+from killed import Killed, kill_at
 from tiny import DETECTOR, tiny_classifier, tiny_recipe, without_clock
 
 ADAMW = {
@@ -30,19 +31,10 @@ ADAMW = {
 RULE = UpdateRule("sgd", 0.9, (0.8, 0.99), 1e-6, weight_decay=0.1, norm_weight_decay=0.0)
 
 
-class Killed(BaseException):
-    """Stands for the end of the process."""
-
-
 def killed_at(recipe, out, step, **options):
     """Begin a run and end it after the update of `step`."""
-
-    def progress(now, values):
-        if now == step:
-            raise Killed
-
     with pytest.raises(Killed):
-        train(recipe, out, progress=progress, **options)
+        train(recipe, out, progress=kill_at(step), **options)
 
 
 def rows_of(*runs):

@@ -23,22 +23,11 @@ from headstart.training.start import settings_of
 from headstart.training.verify import state_differences, verify
 from headstart.weights import checkpoint
 from headstart.weights.seal import DamagedError, write_seal
+from killed import Killed, kill_at
 from tiny import tiny_classifier, tree_digest, without_clock
 
 TOTAL = 8
 STATE = {"model": {"weight": torch.arange(5.0)}, "recipe": {"task": "detection"}, "step": 3}
-
-
-class Killed(BaseException):
-    """Stands for the end of the process."""
-
-
-def kill_at(step):
-    def progress(now, values):
-        if now == step:
-            raise Killed
-
-    return progress
 
 
 def recipe_of(data_root, **changes):

@@ -27,7 +27,7 @@ def nms(boxes: Tensor, valid: Tensor, threshold: float) -> Tensor:
 
 
 def _is_sequential(boxes: Tensor) -> bool:
-    """Whether torchvision suppresses boxes [P,N,4]. It is imported then only: it takes four seconds."""
+    """Return True if torchvision suppresses boxes [P,N,4]. Only then is it imported, which takes four seconds."""
     return boxes.device.type == "cpu" and not torch.compiler.is_compiling() and boxes.shape[1] > SMALL
 
 

@@ -165,7 +165,7 @@ def _worth(facts: Facts) -> list[Answer]:
 
 
 def _overfitting(facts: Facts) -> list[Answer]:
-    """Whether longer schedules lose more than the margin on validation while training still improves; by arm.
+    """Find arms whose longer schedules lose more than the margin on validation while training still improves.
 
     Training is the same metric on training images where the recipe evaluates them, else the training loss. Arms whose
     validation is best at the longest schedule share one line.

@@ -96,7 +96,7 @@ def render(facts: Facts, findings: Findings, sections: Sequence[Section]) -> str
 
 
 def _differences(facts: Facts) -> dict[str, Any]:
-    """How templates show differences: their interval, whether it excludes the margin, and a note on both."""
+    """Show differences in templates: the interval, whether it excludes the margin, and a note on both."""
     rule, seeds = facts.folder.rule, facts.folder.seeds
     level, margin = (rule.level, rule.margin) if rule else (DEFAULT_LEVEL, 0.0)
 

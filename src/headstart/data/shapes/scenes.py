@@ -38,7 +38,7 @@ Image8 = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Layout:
-    """How hard scenes are: most objects, and the least longer side of one over the scene's. ValueError out of range."""
+    """Most objects of a scene, and the least longer side of one over the scene's. ValueError out of range."""
 
     objects: int = MAX_OBJECTS
     smallest: float = SCALE[0]

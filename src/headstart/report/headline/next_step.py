@@ -24,7 +24,7 @@ from headstart.verdict.verdict import Verdict
 
 @dataclass(frozen=True)
 class NextStep:
-    """What would give an answer: in words, as changes of the study, as a command, and its seconds (nan: unknown)."""
+    """Next step towards an answer: words, changes of the study, command, and seconds (nan: unknown)."""
 
     what: str
     changes: tuple[str, ...]
