@@ -31,9 +31,12 @@ def pause(send, seconds):
     return os.environ["RANK"]
 
 
-def lost(send, given):
-    """The second process stops answering; the first fails on it."""
+def lost(send, stopped, seconds):
+    """The second process stops answering; the first fails on it some seconds later."""
     if os.environ["RANK"] == "1":
+        stopped.touch()
         os.kill(os.getpid(), signal.SIGSTOP)
-    time.sleep(given)
+    while not stopped.exists():
+        time.sleep(0.01)
+    time.sleep(seconds)
     raise RuntimeError("Timed out waiting for recv operation to complete")

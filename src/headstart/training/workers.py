@@ -139,9 +139,10 @@ def _enter(
     def live() -> None:
         with suppress(OSError):  # the parent has gone
             while True:
-                tell("alive", None)
                 time.sleep(BEAT)
+                tell("alive", None)
 
+    tell("alive", None)  # before the work, which may stop this process at once
     threading.Thread(target=live, daemon=True).start()
     try:
         tell("result", work(lambda *content: tell("message", content), *arguments))
