@@ -27,6 +27,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
+import tifffile
 import torch
 import yaml
 from PIL import Image
@@ -35,6 +36,7 @@ from safetensors.torch import save
 
 from headstart.data import images
 from headstart.data.dataset import Dataset, fingerprint
+from headstart.data.images import bands
 from headstart.data.label_maps import PixelLabels
 from headstart.data.read import coco, read_voc, read_yolo
 from headstart.recipe.load import load_recipe
@@ -98,7 +100,8 @@ def attempt(target: Target, content: bytes, folder: Path) -> bool:
     path.write_bytes(content)
     since = time.process_time()
     try:
-        with warnings.catch_warnings(), patch.object(images, "MAX_PIXELS", MAX_PIXELS):
+        small = patch.object(images, "MAX_PIXELS", MAX_PIXELS), patch.object(bands, "MAX_PIXELS", MAX_PIXELS)
+        with warnings.catch_warnings(), small[0], small[1]:
             warnings.simplefilter("ignore")
             target.read(path)
         accepted = True
@@ -219,6 +222,19 @@ def arrays() -> list[bytes]:
     return found
 
 
+def tiffs() -> list[bytes]:
+    """Small TIFF files of five channels: together, by planes and by pages, plain and compressed."""
+    values, found = np.random.default_rng(0).integers(0, 65536, (5, 6, 8), np.uint16), []
+    for channels, options in (
+        (values.transpose(1, 2, 0), {"planarconfig": "contig", "rowsperstrip": 4}),
+        (values, {"planarconfig": "separate", "compression": "deflate", "predictor": True}),
+        (values.astype(np.uint8), {"bigtiff": True, "byteorder": ">"}),
+    ):
+        tifffile.imwrite(buffer := io.BytesIO(), channels, photometric="minisblack", **options)
+        found.append(buffer.getvalue())
+    return found
+
+
 def pictures(kind: str) -> list[bytes]:
     """Small pictures of a format in its common modes."""
     modes = {"JPEG": ("RGB", "L", "CMYK"), "PNG": ("RGB", "P", "I;16", "LA"), "GIF": ("P",), "TIFF": ("RGB", "I;16")}
@@ -292,6 +308,7 @@ TARGETS = {
         *(Target(f"image-{kind.lower()}", f"b.{kind.lower()}", lambda kind=kind: pictures(kind), images.load_image)
           for kind in images.FORMATS),
         Target("image-npy", "b.npy", arrays, images.load_image),
+        Target("image-bands", "b.tif", tiffs, lambda path: images.load_image(path, 5)),
         Target("safetensors", "a.safetensors", lambda: [save(tensors(), {"author": "x"})], read_weights),
         Target("torch-archive", "a.pt", lambda: torch_file(archive=True), read_weights),
         Target("torch-sequence", "a.pth", lambda: torch_file(archive=False), read_weights),

@@ -1,16 +1,17 @@
 """Images of any number of channels and of 16 bits: read as they are stored, or refused in one line."""
 
 import pickle
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 
 from headstart.batch import InputSpec
-from headstart.data import images
-from headstart.data.images import as_rgb, image_size, load_image, orientation_of, without_copies
+from headstart.data.images import as_rgb, bands, image_size, load_image, orientation_of, without_copies
 from headstart.data.order import Resize
 from headstart.data.read import read_folders
 from headstart.data.read.yolo import _images_at
@@ -117,11 +118,114 @@ def test_no_code_in_an_array_is_run(tmp_path, monkeypatch):
 def test_a_picture_with_other_channels_is_refused(tmp_path):
     colour = picture(tmp_path / "a.png", BANDS[..., :3])
     assert one_line(colour, 1) == "3 channels: expected 1 (input.channels)"
-    assert one_line(colour, 8).endswith("expected 8 (input.channels); a picture has at most 4, .npy [H,W,8] more")
+    assert one_line(colour, 8).endswith(
+        "expected 8 (input.channels); a picture has at most 4, TIFF and .npy [H,W,8] more"
+    )
     palette = picture(tmp_path / "p.png", BANDS[..., :3], "P")
     assert one_line(palette, 1) == "3 channels: expected 1 (input.channels)"
+
+
+TOGETHER, PLANES = {"planarconfig": "contig"}, {"planarconfig": "separate"}
+LARGE = RNG.integers(0, 65536, (40, 50, 6), dtype=np.uint16)
+
+
+def tiff(path, values, **options):
+    tifffile.imwrite(path, values, photometric="minisblack", **options)
+    return path
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")  # Pillow, of a BigTIFF, before it gives up
+@pytest.mark.parametrize("byteorder", ["<", ">"])
+@pytest.mark.parametrize(
+    ("layout", "channel_first"),
+    [
+        (TOGETHER, False),
+        (TOGETHER | {"compression": "deflate", "predictor": True, "rowsperstrip": 7}, False),
+        (TOGETHER | {"tile": (16, 32)}, False),
+        (PLANES | {"rowsperstrip": 9}, True),
+        (PLANES | {"tile": (16, 16), "compression": "deflate"}, True),
+        ({"bigtiff": True, "rowsperstrip": 16, **TOGETHER}, False),
+        ({}, True),  # a page a band
+        ({"compression": "deflate"}, True),
+    ],
+)
+def test_a_tiff_of_many_bands_is_read_as_it_is_stored(tmp_path, layout, channel_first, byteorder):
+    for values in (LARGE, (LARGE >> 8).astype(np.uint8), LARGE[..., :2], LARGE[..., :4]):
+        stored = np.moveaxis(values, 2, 0) if channel_first else values
+        path = tiff(tmp_path / "a.tif", stored, byteorder=byteorder, **layout)
+        found = load_image(path, values.shape[2])
+        assert found.dtype == (np.float32 if values.dtype == np.uint16 else np.uint8) and found.flags.c_contiguous
+        np.testing.assert_array_equal(found, values / np.float32(257) if values.dtype == np.uint16 else values)
+        assert image_size(path) == (40, 50) and orientation_of(path) == 1
+
+
+@pytest.mark.parametrize("compression", ["packbits", "tiff_adobe_deflate", "raw"])
+def test_four_bands_of_another_program(tmp_path, compression):
+    Image.fromarray(BANDS, "RGBA").save(tmp_path / "a.tif", compression=compression)
+    np.testing.assert_array_equal(load_image(tmp_path / "a.tif", 4), BANDS)
+
+
+def test_reduced_pages_of_a_tiff_are_no_bands(tmp_path):
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        file.write(LARGE, photometric="minisblack", planarconfig="contig", subifds=0)
+        file.write(LARGE[::2, ::2], photometric="minisblack", planarconfig="contig", subfiletype=1)
+    np.testing.assert_array_equal(load_image(tmp_path / "a.tif", 6), LARGE.astype(np.float32) / 257)
+
+
+def test_a_small_tiff_cannot_expand_beyond_its_size(tmp_path):
+    path = tiff(tmp_path / "a.tif", LARGE, planarconfig="contig")
+    with tifffile.TiffFile(path, mode="r+") as file:
+        page = file.pages[0]
+        bomb, size = zlib.compress(bytes(2**26)), path.stat().st_size
+        page.tags[259].overwrite(8)
+        page.tags[273].overwrite([size])
+        page.tags[279].overwrite([len(bomb)])
+    path.write_bytes(path.read_bytes() + bomb)
+    assert "a part of more than 24000 bytes" in one_line(path, 6)
+
+
+@pytest.mark.parametrize(
+    ("values", "options", "expected"),
+    [
+        (LARGE.astype(np.float32), TOGETHER, "data type float32"),
+        (LARGE.astype(np.int16), TOGETHER, "data type int16"),
+        (np.zeros((4, 5, 13), np.uint8), TOGETHER, "at least 13 channels, expected 1 to 12"),
+        (np.zeros((20, 4, 5), np.uint8), {}, "at least 20 channels, expected 1 to 12"),
+        (LARGE, TOGETHER | {"extratags": [(274, "H", 1, 6)]}, "orientation 6"),
+        (LARGE, TOGETHER | {"compression": "lzma"}, "compression 34925"),
+    ],
+)
+def test_another_tiff_is_refused(tmp_path, values, options, expected):
+    line = one_line(tiff(tmp_path / "a.tif", values, **options), 6)
+    assert line.startswith(f"not a readable TIFF ({expected}") and line.endswith("any others as .npy")
+
+
+def test_a_tiff_of_other_bands_is_refused(tmp_path):
+    path = tiff(tmp_path / "a.tif", LARGE, planarconfig="contig")
+    assert one_line(path, 5) == "6 channels: expected 5 (input.channels)"
     (tmp_path / "b.tif").write_bytes(b"many bands")
-    assert one_line(tmp_path / "b.tif").endswith("(TIFF of at most 4 channels in one plane; others as .npy)")
+    assert one_line(tmp_path / "b.tif").startswith("not a readable TIFF (not a TIFF file")
+
+
+@pytest.mark.parametrize("options", [TOGETHER | {"compression": "deflate", "rowsperstrip": 8}, {"bigtiff": True}])
+def test_a_damaged_tiff_is_refused_or_equal(tmp_path, options):
+    """Each cut, and bytes changed at random: one line, or values of the stored shape; never a crash or a warning."""
+    values = LARGE[..., :5] if options.get("planarconfig") else np.moveaxis(LARGE[..., :5], 2, 0)
+    content = tiff(tmp_path / "a.tif", values, **options).read_bytes()
+    whole, path, refused = load_image(tmp_path / "a.tif", 5), tmp_path / "b.tif", 0
+    for length in RNG.integers(0, len(content), 60):
+        path.write_bytes(content[:length])
+        assert one_line(path, 5)
+    for _ in range(120):
+        changed = bytearray(content)
+        changed[RNG.integers(0, len(content) if _ % 2 else 512)] = RNG.integers(0, 256)
+        path.write_bytes(changed)
+        try:
+            assert load_image(path, 5).dtype in (whole.dtype, np.uint8)
+        except ValueError as error:
+            refused += 1
+            assert str(error).startswith(f"{path}: ") and "\n" not in str(error)
+    assert refused
 
 
 def test_a_batch_has_the_channels_and_their_normalisation():
@@ -153,4 +257,4 @@ def test_copies_beside_images_are_no_images(tmp_path):
 
 
 def test_recipes_and_readers_have_the_same_most_channels():
-    assert images.MOST_CHANNELS == fields.MOST_CHANNELS
+    assert bands.MOST_CHANNELS == fields.MOST_CHANNELS

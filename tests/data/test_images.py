@@ -218,4 +218,4 @@ def test_image_files_are_opened_in_one_place():
         for path in root.rglob("*.py")
         if "Image.open(" in path.read_text(encoding="utf-8")
     }
-    assert opened == {"data/images.py"}
+    assert opened == {"data/images/__init__.py"}

@@ -1,21 +1,28 @@
 """Read image files: any common mode in, uint8 RGB out, upright; or any number of channels in up to 16 bits."""
 
 import os
-import reprlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from math import prod
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
 
+from headstart.data.images.bands import (
+    MAX_PIXELS,
+    MOST_BYTES,
+    Refused,
+    array_header,
+    check_channels,
+    of_16_bits,
+    read_array,
+    read_tiff,
+    tiff_size,
+    too_large,
+)
 from headstart.files import named, open_regular
 
-MAX_PIXELS = 89_478_485  # Pillow's own limit (256 MiB of RGB); a photograph of 50 megapixels passes
-MOST_CHANNELS = 12  # as in recipes: `input.channels`
-MOST_BYTES = 2**30  # of a file: MAX_PIXELS of 16-bit RGBA take 0.7 GB even where nothing is compressed
 _EXIF_ORIENTATION = 0x0112
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -36,10 +43,10 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ARRAY)  #
 def load_image(path: str | Path, channels: int | None = None) -> np.ndarray:
     """One image as uint8 [H, W, 3] RGB, turned upright by its EXIF orientation; or with another number of channels.
 
-    channels: those to give. None: all of an .npy file, RGB of any other. Other than 3 of a picture: stored values of as
-    many bands, without conversion. .npy is [H, W] or [H, W, C], C at most MOST_CHANNELS, of uint8 or uint16. 16 bits
-    that are not converted to RGB become float32 in 0..255, by 255/65535, nothing rounded; of 16-bit colour in a picture
-    Pillow gives the upper 8 bits.
+    channels: those to give. None: RGB of a picture, all of any other file. Other than 3 of a picture: stored values of
+    as many bands, without conversion. .npy is [H, W] or [H, W, C], C at most MOST_CHANNELS, of uint8 or uint16. TIFF of
+    2 or more than 3 channels, and any that is no picture: `read_tiff`. 16 bits that are not converted to RGB become
+    float32 in 0..255, by 255/65535, nothing rounded; of 16-bit colour in a PNG Pillow gives the upper 8 bits.
 
     RGB of a picture: grey is repeated three times; palette and CMYK are converted; alpha is dropped, not blended, so
     the colours under transparent pixels show. 16-bit grey is scaled by 255/65535, the same for every image: a 12-bit
@@ -50,13 +57,18 @@ def load_image(path: str | Path, channels: int | None = None) -> np.ndarray:
     channels.
     """
     if _is_array(path):
-        return _array(path, channels)
+        with _opened(path) as file:
+            return read_array(file, path, channels)
+    if _is_tiff(path) and (channels not in (None, 1, 3) or not _is_picture(path)):
+        with _opened(path) as file:
+            bands = read_tiff(file, path, channels)
+        return as_rgb(bands) if channels is None and bands.shape[2] == 1 else bands
     with open_image(path) as image:
         try:
             image.load()
             pixels = _rgb(image, path) if channels in (None, 3) else _bands(image, path, channels)
             return np.ascontiguousarray(pixels)
-        except _Refused:
+        except Refused:
             raise
         except Exception as error:  # a decoder raises almost anything on a damaged file
             raise _unreadable(path, error) from error
@@ -66,7 +78,10 @@ def image_size(path: str | Path) -> tuple[int, int]:
     """(height, width) in pixels after the EXIF orientation, from the header alone; errors as load_image."""
     if _is_array(path):
         with _opened(path) as file:
-            return _array_header(file, path)[0][:2]
+            return array_header(file, path)[0][:2]
+    if _is_tiff(path) and not _is_picture(path):
+        with _opened(path) as file:
+            return tiff_size(file, path)
     with open_image(path) as image:
         width, height = image.size
         return (width, height) if _orientation(image) >= 5 else (height, width)
@@ -74,7 +89,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
 
 def orientation_of(path: str | Path) -> int:
     """EXIF orientation 1 to 8 of an image file (1: upright), from the header alone; errors as load_image."""
-    if _is_array(path):
+    if _is_array(path) or (_is_tiff(path) and not _is_picture(path)):
         return 1
     with open_image(path) as image:
         return _orientation(image)
@@ -103,12 +118,12 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
         try:
             image = Image.open(file, formats=FORMATS)
         except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-            raise _too_large(path, "far more") from None
+            raise too_large(path, "far more") from None
         except Exception as error:
             raise _unreadable(path, error) from error
         width, height = image.size
         if width * height > MAX_PIXELS:
-            raise _too_large(path, f"{width} x {height} = {width * height}")
+            raise too_large(path, f"{width} x {height} = {width * height}")
         yield image
 
 
@@ -118,9 +133,9 @@ def _opened(path: str | Path) -> Iterator[BinaryIO]:
     try:
         file = open_regular(path)
     except FileNotFoundError:
-        raise _Refused(f"{path}: no such image file") from None
+        raise Refused(f"{path}: no such image file") from None
     except OSError as error:
-        raise _Refused(f"{path}: cannot be read ({error.strerror}): expected an image file") from None
+        raise Refused(f"{path}: cannot be read ({error.strerror}): expected an image file") from None
     except ValueError as error:  # no regular file, or a name that none can have
         raise _unreadable(path, error) from None
     with named(path), file:
@@ -129,20 +144,21 @@ def _opened(path: str | Path) -> Iterator[BinaryIO]:
         yield file
 
 
-class _Refused(ValueError):
-    """A message that is already complete."""
-
-
-def _too_large(path: str | Path, found: str) -> ValueError:
-    return _Refused(f"{path}: {found} pixels: expected at most {MAX_PIXELS} (refused as a decompression bomb)")
-
-
 def _unreadable(path: str | Path, error: Exception) -> ValueError:
     reason = " ".join(str(error).removeprefix(f"{path}: ").split()) or type(error).__name__
     expected = ", ".join(FORMATS)
-    if str(path).lower().endswith((".tif", ".tiff")):
-        expected += " (TIFF of at most 4 channels in one plane; others as .npy)"
-    return _Refused(f"{path}: not a readable image ({reason}): expected a whole file of {expected}")
+    return Refused(f"{path}: not a readable image ({reason}): expected a whole file of {expected}")
+
+
+def _is_picture(path: str | Path) -> bool:
+    """True if Pillow can open a TIFF: 8-bit colour or grey of one plane."""
+    with _opened(path) as file:
+        try:
+            return Image.open(file, formats=FORMATS) is not None
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+            return True  # which open_image refuses
+        except Exception:
+            return False
 
 
 def _orientation(image: Image.Image) -> int:
@@ -154,7 +170,7 @@ def _orientation(image: Image.Image) -> int:
 
 def _upright(image: Image.Image, path: str | Path) -> Image.Image:
     if image.mode == "F":
-        raise _Refused(f"{path}: mode F (floating point): expected 8-bit colour or 8- or 16-bit grey")
+        raise Refused(f"{path}: mode F (floating point): expected 8-bit colour or 8- or 16-bit grey")
     turn = _TURNS.get(_orientation(image))
     return image.transpose(turn) if turn is not None else image
 
@@ -172,61 +188,24 @@ def _rgb(image: Image.Image, path: str | Path) -> np.ndarray:
 def _bands(image: Image.Image, path: str | Path, channels: int) -> np.ndarray:
     """The stored bands of a picture [H, W, channels]; a palette counts as the three of its colours."""
     upright = _upright(image, path)
-    _check_channels(path, 3 if upright.mode in ("P", "PA") else len(upright.getbands()), channels)
+    hint = f"; a picture has at most 4, TIFF and .npy [H,W,{channels}] more" if channels > 4 else ""
+    check_channels(path, 3 if upright.mode in ("P", "PA") else len(upright.getbands()), channels, hint)
     if upright.mode in _GREY_16:
-        return _of_16_bits(_check_16_bit(np.asarray(upright), path))[:, :, None]
+        return of_16_bits(_check_16_bit(np.asarray(upright), path))[:, :, None]
     values = np.array(upright.convert("L") if upright.mode == "1" else upright)
     return values if values.ndim == 3 else values[:, :, None]
-
-
-def _check_channels(path: str | Path, found: int, channels: int | None) -> None:
-    if channels not in (None, found):
-        hint = f"; a picture has at most 4, .npy [H,W,{channels}] more" if channels > 4 and not _is_array(path) else ""
-        raise _Refused(f"{path}: {found} channel{'s' * (found > 1)}: expected {channels} (input.channels){hint}")
 
 
 def _is_array(path: str | Path) -> bool:
     return str(path).lower().endswith(ARRAY)
 
 
-def _array(path: str | Path, channels: int | None) -> np.ndarray:
-    with _opened(path) as file:
-        shape, dtype, order = _array_header(file, path)
-        _check_channels(path, shape[2], channels)
-        values = np.frombuffer(file.read(prod(shape) * dtype.itemsize), dtype).reshape(shape, order=order)
-    return _of_16_bits(values) if dtype.itemsize == 2 else np.array(values, order="C")
-
-
-def _array_header(file: BinaryIO, path: str | Path) -> tuple[tuple[int, int, int], np.dtype, str]:
-    """Shape [H, W, C], dtype and memory order of an .npy file, which nothing in it can make run as code."""
-    try:
-        version = np.lib.format.read_magic(file)
-        readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-        shape, by_columns, dtype = readers[version](file)
-    except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise _Refused(f"{path}: not a readable .npy file ({reprlib.repr(reason)}): expected one array") from None
-    if dtype.kind != "u" or dtype.itemsize > 2:
-        raise _Refused(f"{path}: dtype {reprlib.repr(str(dtype))}: expected uint8 or uint16")
-    if len(shape) not in (2, 3) or min(shape) < 1 or (len(shape) == 3 and shape[2] > MOST_CHANNELS):
-        found = reprlib.repr(list(shape))
-        raise _Refused(f"{path}: shape {found}: expected [H,W] or [H,W,C], C from 1 to {MOST_CHANNELS}")
-    shape = (*shape, 1)[:3]
-    if shape[0] * shape[1] > MAX_PIXELS:
-        raise _too_large(path, f"{shape[1]} x {shape[0]} = {shape[0] * shape[1]}")
-    found, expected = os.fstat(file.fileno()).st_size - file.tell(), prod(shape) * dtype.itemsize
-    if found != expected:
-        raise _Refused(f"{path}: {found:,} bytes of values: expected {expected:,} for the shape {list(shape)}")
-    return shape, dtype, "F" if by_columns else "C"
-
-
-def _of_16_bits(values: np.ndarray) -> np.ndarray:
-    """Values of 16 bits as float32 in 0..255: 65535 becomes 255."""
-    return np.ascontiguousarray(values.astype(np.float32) / 257)
+def _is_tiff(path: str | Path) -> bool:
+    return str(path).lower().endswith((".tif", ".tiff"))
 
 
 def _check_16_bit(grey: np.ndarray, path: str | Path) -> np.ndarray:
     low, high = int(grey.min()), int(grey.max())
     if low < 0 or high > 65535:
-        raise _Refused(f"{path}: grey values {low} to {high}: expected 16 bits, 0 to 65535")
+        raise Refused(f"{path}: grey values {low} to {high}: expected 16 bits, 0 to 65535")
     return grey
