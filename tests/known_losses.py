@@ -41,7 +41,9 @@ def drawn_exactly(model, batch):
         return (torch.rand(shape, generator=generator, dtype=torch.float32).double() - 0.5) * (2 * reach)
 
     for parameter in model.double().parameters():
-        if parameter.dim() > 1:  # the others start at zero or one
+        if parameter.dim() > 1:
             inputs = parameter[0].numel()
             parameter.copy_(uniform(parameter.shape, 2.0 ** -round(math.log2(inputs) / 2)))
+        elif len(parameter) == 1 or parameter.min() != parameter.max():  # a drawn bias; others start at one value
+            parameter.copy_(uniform(parameter.shape, 2.0**-4))
     return model, replace(in_double(batch), images=uniform(batch.images.shape, 2.0))

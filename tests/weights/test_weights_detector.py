@@ -4,12 +4,16 @@ import re
 from functools import cache
 
 import pytest
+import timm
 import torch
 import torchvision
 
+from headstart.model.build import build, input_spec
+from headstart.recipe.load import load_recipe
 from headstart.weights.input import IMAGENET
 from headstart.weights.load import load_weights, named_tensors
 from headstart.weights.names import our_names
+from headstart.weights.public import find_file
 from weight_nets import assert_same_maps, detector, file_of, randomise
 
 
@@ -37,6 +41,28 @@ def test_torchvision_detector_loads_whole_and_computes_the_same(name, build):
     assert len(report.loaded) == len(theirs.state_dict()) - len(counters)
     with torch.no_grad():
         check_parts(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("name", "made"),
+    [
+        ("coco_r50", lambda: torchvision_detector("maskrcnn_resnet50_fpn")),
+        ("torchvision_r50", torchvision.models.resnet50),
+        ("timm_r50", lambda: timm.create_model("resnet50_gn")),
+    ],
+)
+def test_a_recipe_fits_the_weights_that_it_names(name, made):
+    recipe = load_recipe(name)
+    assert find_file(recipe.start.weights).training.kind == recipe.start.kind
+    model, file = build(recipe, 7, 0), file_of(made().state_dict())
+    report = load_weights(model, file, scope=recipe.start.kind, input=input_spec(recipe))
+    assert not report.missing and not report.unexpected and not report.mismatched and report.loaded
+    predictors = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.mask_fcn_logits.")  # of COCO's classes
+    left_out = ("fc.weight", "fc.bias") if name != "coco_r50" else predictors
+    assert all(name.startswith(left_out) for name in report.left_out) and len(report.left_out) in (2, 6)
+    assert {name.rsplit(".", 1)[0] for name in report.reset} == (
+        {"box_head.classify", "box_head.regress", "mask_head.classify"} if name == "coco_r50" else set()
+    )
 
 
 def check_parts(ours, theirs):

@@ -34,10 +34,10 @@ def show_weights(
     name: Annotated[str, typer.Argument(help="Name from `weights list`, or a weight file.")],
 ) -> None:
     """Describe weights: layout, input, classes, norm, tensors, and what they can start."""
-    from headstart.weights.describe import describe_file, describe_public, find_on_disk
+    from headstart.weights.describe import describe_file, describe_public
     from headstart.weights.files import SUFFIXES, read_weights
     from headstart.weights.load import open_weights
-    from headstart.weights.public import find_file, public_files
+    from headstart.weights.public import find_file, find_on_disk, public_files
 
     rows: list[tuple[str, str]] = []
     if name in public_files() or not (Path(name).exists() or Path(name).suffix in SUFFIXES):
@@ -117,9 +117,11 @@ def convert(
 @app.command()
 def download(
     name: Annotated[str, typer.Argument(help="Name from `weights list`.")],
-    out: Annotated[Path, typer.Argument(help="Output file.")],
+    out: Annotated[
+        Path | None, typer.Argument(help="Output file; by default a cache, from which recipes take them by name.")
+    ] = None,
 ) -> None:
     """Download public weights; the only command that uses the network."""
-    from headstart.weights.public import download as fetch
+    from headstart.weights.public.fetch import download as fetch
 
     say(f"{fetch(name, out)}")

@@ -11,7 +11,7 @@ from headstart.batch import InputSpec
 from headstart.model.backbones.resnet import DEPTHS
 from headstart.weights.files import WeightFile
 from headstart.weights.names import input_of, layout_of, our_names
-from headstart.weights.public import PACKAGE, PublicFile, find_installed, how_to_install, public_files, torchvision_url
+from headstart.weights.public import PACKAGE, PublicFile, find_on_disk, how_to_get, public_files
 from headstart.weights.timm_names import HEAD
 
 # Endings of the scale of a norm whose statistics are not stored, in Detectron's files.
@@ -57,34 +57,12 @@ def entry(known: PublicFile) -> dict[str, Any]:
     }
 
 
-def find_on_disk(known: PublicFile) -> Path | None:
-    """The file of public weights that an installed package or another client's cache holds; None without one."""
-    if known.name.startswith(PACKAGE):
-        return find_installed(known)
-    if known.name.startswith("timm/"):
-        from huggingface_hub import try_to_load_from_cache
-
-        found = try_to_load_from_cache(known.location, "model.safetensors")
-        return Path(found) if isinstance(found, str) else None
-    import torch.hub
-
-    folder, url = Path(torch.hub.get_dir()) / "checkpoints", known.location
-    if "://" not in url:
-        if not any(folder.glob(f"{url.split(' ')[0]}-*")):  # asking torchvision takes seconds
-            return None
-        url = torchvision_url(url)
-    path = folder / url.rpartition("/")[2]
-    return path if path.is_file() else None
-
-
 def describe_public(known: PublicFile) -> list[tuple[str, str]]:
     """Rows (label, text) on public weights from the table alone."""
     facts, seen = entry(known), known.training.images_seen
-    is_package = known.name.startswith(PACKAGE)
-    get = how_to_install(known) if is_package else f"headstart weights download {known.name} FILE"
     return [
         ("name", known.name),
-        ("where", f"{facts['state']}: {facts['path']}" if facts["path"] else f"not here: {get}"),
+        ("where", f"{facts['state']}: {facts['path']}" if facts["path"] else f"not here: {how_to_get(known)}"),
         ("licence", known.training.licence),
         ("source", known.training.source),
         ("trained for", known.training.length()),

