@@ -63,7 +63,7 @@ def refused(study, path, message):
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [
-        ("format", 2, r"format = 2: expected int <= 1"),
+        ("format", 3, r"format = 3: expected int <= 2"),
         ("batch", None, "batch: missing"),
         ("batch", "8", r"batch = '8': expected int"),
         ("bach", 8, r"'bach': unknown field, did you mean 'batch'\?"),

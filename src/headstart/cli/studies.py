@@ -74,6 +74,7 @@ def show_plan(prepared: Any, jobs: int, directory: Path | None = None) -> dict[s
     """Print the plan of a study and return the expected seconds of each segment; its directory keeps the timing."""
     from headstart.study.forecast import makespan, segment_rows, totals
     from headstart.study.timing import hardware_lines, kept_loads, measure_apart
+    from headstart.verdict.history import looks_text
 
     for line in hardware_lines(prepared):
         say(line)
@@ -98,6 +99,8 @@ def show_plan(prepared: Any, jobs: int, directory: Path | None = None) -> dict[s
         f"expected time on this machine, from a few timed steps: {seconds / 60:.1f} minutes "
         f"({seconds / 3600:.2f} hours), {jobs} segment{'s' if jobs > 1 else ''} at a time"
     )
+    if (rule := prepared.study.rule) and rule.looks:
+        say(f"{len(prepared.study.seeds)} seeds, of {looks_text(rule)}")
     for note in prepared.plan.notes:
         say(f"note: {note}")
     return {row["segment"]: row["seconds"] for row in rows}
@@ -121,8 +124,7 @@ def run(
     rehash: Rehash = False,
 ) -> None:
     """Run every missing segment, then write the report. Stop it at any time; the same command resumes."""
-    from headstart.report.build import build_report
-    from headstart.study.folder import is_current
+    from headstart.api import run_looks
     from headstart.study.prepare import refuse_undeclared
     from headstart.study.prepare import rehash as rehash_data
     from headstart.study.ray import cluster_of
@@ -134,8 +136,7 @@ def run(
     refuse_undeclared(prepared)
     if rehash:
         rehash_data(prepared)
-    directory = run_prepared(prepared, out, jobs, cluster, rehash=rehash)
-    say_verdict(directory / "report.html" if is_current(directory) else build_report(directory))
+    say_verdict(run_looks(prepared, lambda part: run_prepared(part, out, jobs, cluster, rehash=rehash)))
 
 
 @app.command()
@@ -240,6 +241,8 @@ def say_verdict(page: Path) -> None:
 
     found = read_json(page.with_name("report.json"), dict[str, Any])
     say(f"{found['title']}. {found['text']}")
+    if saved := found["saved_with_seconds"]:
+        say(saved["sentence"])
     if step := found["next_with_seconds"]:
         say(f"{step['sentence']}\n  {step['command']}")
     for answer in found["answers"]:
