@@ -1,14 +1,13 @@
 """Looks: nominal rates against plain simulation and brute force, histories and their sentences."""
 
 import dataclasses
-import datetime
 import itertools
 
 import numpy as np
 import pytest
 
 from headstart.verdict.history import History
-from headstart.verdict.looks import SEED, STUDIES, Look, _flip_p, error_rate, nominal_rate
+from headstart.verdict.looks import SEED, STUDIES, _flip_p, error_rate, nominal_rate
 from headstart.verdict.paired import p_above, t_half_width
 from headstart.verdict.rule import Rule
 from headstart.verdict.verdict import decide, judge
@@ -20,10 +19,6 @@ LOOKS = (3, 5, 8)
 
 def rule_of(**changes) -> Rule:
     return dataclasses.replace(RULE, **changes)
-
-
-def look(num_seeds, alpha=0.05, outcome="not decidable"):
-    return Look(datetime.date(2026, 1, 2), "2x", 1.0, tuple(range(num_seeds)), alpha, outcome, "open")
 
 
 @pytest.mark.parametrize("side", [1, 2])
@@ -102,40 +97,42 @@ def test_intervals_are_those_of_the_nominal_level():
 
 @pytest.mark.parametrize("looks", [(5, 3), (3, 3), (2, 5), (1,)])
 def test_looks_ascend_from_the_fewest_seeds_on(looks):
-    with pytest.raises(ValueError, match="rule.looks is .*, expected ascending numbers of seeds from min_seeds = 3 on"):
+    with pytest.raises(
+        ValueError, match=r"rule\.looks is .*, expected ascending numbers of seeds from min_seeds = 3 on"
+    ):
         rule_of(looks=looks)
 
 
 def test_a_second_look_is_told_with_its_true_level():
     first = History.of(RULE, [], 3)
     assert first.is_planned and first.sentence == first.mark == ""
-    second = History.of(RULE, [look(3), look(3)], 5)
+    second = History.of(RULE, [(3, 0.05), (3, 0.01)], 5)
     assert second.looks == ((3, 0.05), (5, 0.05)) and not second.is_planned
     assert second.sentence.startswith("Second look: the true level is about 9 %, not 5 %")
     assert second.mark == " (second look: the true level is about 9 %)"
-    third = History.of(RULE, [look(3), look(5)], 8)
+    third = History.of(RULE, [(3, 0.05), (5, 0.05)], 8)
     assert third.sentence.startswith("Third look: the true level is about 12 %, not 5 %")
-    twelfth = History.of(RULE, map(look, range(3, 14)), 14)
+    twelfth = History.of(RULE, [(n, 0.05) for n in range(3, 14)], 14)
     assert twelfth.mark.startswith(" (12th look: the true level is about ")
 
 
 def test_looks_that_could_not_decide_do_not_count():
-    assert History.of(RULE, [look(1), look(2), look(8)], 5).is_planned
+    assert History.of(RULE, [(1, 0.05), (2, 0.05), (8, 0.05)], 5).is_planned
     flips = rule_of(test="sign_flip")
-    assert History.of(flips, [look(3), look(4)], 5).looks == ((5, 0.05),)
-    assert History.of(flips, [look(3)], 4).looks == ()
+    assert History.of(flips, [(3, 0.05), (4, 0.05)], 5).looks == ((5, 0.05),)
+    assert History.of(flips, [(3, 0.05)], 4).looks == ()
 
 
 def test_planned_looks_are_numbered_and_others_told():
     rule = rule_of(looks=LOOKS)
-    made = [look(n, rule.alpha) for n in LOOKS]
+    made = [(n, rule.alpha) for n in LOOKS]
     for place, n in enumerate(LOOKS):
         found = History.of(rule, made, n)
         assert found.is_planned and found.mark == ""
         assert found.sentence.startswith(f"Look {place + 1} of 3, all planned before the first run: looks at 3, 5 and")
     later = History.of(rule_of(looks=(*LOOKS, 12)), made, 12)  # the fourth was added after three looks
     assert later.sentence.startswith("Fourth look: the true level is about ")
-    loose = History.of(rule, [look(3)], 5)  # the first was made at 5 %, before the rule had looks
+    loose = History.of(rule, [(3, 0.05)], 5)  # the first was made at 5 %, before the rule had looks
     assert loose.sentence.startswith("Second look: the true level is about 6 %, not 5 %")
 
 

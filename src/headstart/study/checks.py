@@ -245,11 +245,13 @@ def check_rule(rule: Rule, arms: Arms, variants: Collection[str], num_seeds: int
         raise ValueError(
             f"seeds: {num_seeds} of them, expected as many as a look has: rule.looks is {list(rule.looks)}"
         )
+    if rule.test == "sign_flip" and rule.looks and rule.looks[-1] > MOST_FLIPPED:
+        raise ValueError(f"rule.looks: {list(rule.looks)}, expected at most {MOST_FLIPPED} seeds, or rule.test: t")
     least = fewest_seeds(rule)
-    if rule.test == "sign_flip" and rule.looks and not least <= rule.looks[0] <= rule.looks[-1] <= MOST_FLIPPED:
+    if rule.test == "sign_flip" and rule.looks and rule.looks[0] < least:
         raise ValueError(
-            f"rule.looks: {list(rule.looks)} at {100 * rule.alpha:g} % each, at which rule.test sign_flip decides from "
-            f"{least} to {MOST_FLIPPED} seeds; expected looks there, or test: t"
+            f"rule.looks: {list(rule.looks)}, but rule.test sign_flip decides from {least} seeds on at "
+            f"{100 * rule.alpha:g} % each; expected later looks, or test: t"
         )
     if rule.test == "sign_flip" and num_seeds < least:
         raise ValueError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from headstart.verdict.looks import Look, error_rate
+from headstart.verdict.looks import error_rate
 from headstart.verdict.rule import Rule, fewest_seeds
 
 _ORDINALS = ("First", "Second", "Third", "Fourth", "Fifth", "Sixth", "Seventh", "Eighth", "Ninth")
@@ -19,12 +19,12 @@ class History:
     looks: tuple[tuple[int, float], ...]
 
     @classmethod
-    def of(cls, rule: Rule, earlier: Iterable[Look], num_seeds: int) -> History:
-        """The history of a look at so many seeds after earlier ones at the same schedule and fraction."""
+    def of(cls, rule: Rule, earlier: Iterable[tuple[int, float]], num_seeds: int) -> History:
+        """The history of a look at so many seeds after earlier ones, (seeds, error rate), at the same comparison."""
         least, made = max(rule.min_seeds, fewest_seeds(rule)), {num_seeds: rule.alpha}
-        for look in earlier:
-            if len(look.seeds) < num_seeds:
-                made[len(look.seeds)] = max(look.alpha, made.get(len(look.seeds), 0.0))
+        for count, alpha in earlier:
+            if count < num_seeds:
+                made[count] = max(alpha, made.get(count, 0.0))
         return cls(rule, tuple(sorted((count, alpha) for count, alpha in made.items() if count >= least)))
 
     @property

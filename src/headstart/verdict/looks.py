@@ -106,4 +106,6 @@ def _flip_p(looks: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
             ranks = np.argsort(np.argsort(-sums, 1), 1) + 1
             found.append(np.tile(ranks / 2**n, 2 ** (most - n)).ravel())
     above = np.stack(found)
+    if above.shape[1] > STUDIES:  # over 16 seeds: some of the patterns
+        above = above[:, generator.integers(0, above.shape[1], STUDIES)]
     return above, 1 + 0.5 ** np.array(looks, float)[:, None] - above

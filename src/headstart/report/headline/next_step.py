@@ -87,9 +87,10 @@ def next_step(facts: Facts, verdict: Verdict | None, obstacle: Obstacle) -> Next
 
 
 def history_of(folder: StudyFolder, num_seeds: int) -> History:
-    """The looks at the headline's cell up to one with so many seeds."""
-    earlier = [look for look in folder.looks if (look.schedule, look.fraction) == folder.headline_cell]
-    return History.of(folder.rule, earlier, num_seeds)
+    """The looks at the headline's cell, the present one among them, up to one with so many seeds."""
+    own = [look for look in folder.looks if (look.schedule, look.fraction) == folder.headline_cell]
+    made = [(len(look.seeds), look.alpha) for look in own]
+    return History.of(folder.rule, [*made, (len(folder.seeds), folder.rule.alpha)], num_seeds)
 
 
 def seconds_of_seeds(facts: Facts, count: int) -> float:
