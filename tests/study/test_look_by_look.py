@@ -5,7 +5,6 @@ import json
 import re
 
 import pytest
-import yaml
 
 from cli_call import call
 from headstart.api import run_looks
@@ -18,7 +17,7 @@ from headstart.study.run import run_study
 from headstart.study.spec import define_study, parse_study
 from headstart.verdict.looks import Look
 from study_folder import build_study
-from tiny import outcome, tiny_study, write_study
+from tiny import CLASSIFIER, class_paths, outcome, tiny_study, write_study
 
 RULE = {"metric": "box.AP", "baseline": "pretrained", "candidate": "scratch", "margin": 0.01}
 LOOKS = {"rule": RULE | {"looks": [3, 5, 8]}}
@@ -47,6 +46,19 @@ def planned(data_root, **rule):
     study = tiny_study(data_root, rule=RULE | {"looks": [3, 5, 8]} | rule)
     del study["seeds"]
     return prepare(parse_study(study, source="tiny"))
+
+
+def tiny_looks(data_root, looks):
+    """A study of a classifier, in which a segment takes a fraction of a second."""
+    return {
+        "name": "tiny",
+        "recipe": "base_classify",
+        "set": {**CLASSIFIER, **class_paths(data_root)},
+        "arms": {"scratch": {}, "pretrained": {"train.rate": 0.01}},
+        "schedules": ["1x"],
+        "share": False,
+        "rule": RULE | {"metric": "top1", "looks": looks},
+    }
 
 
 def summary_of(page):
@@ -110,34 +122,31 @@ def test_the_next_look_is_the_next_step(tmp_path):
     assert last["next"]["changes"][1].startswith("rule.looks=[3, 5, 8, ")
 
 
-@pytest.mark.parametrize("finished", [1, 6, 8])
-def test_a_study_that_is_stopped_in_any_look_ends_as_an_undisturbed_one(tmp_path, data_root, monkeypatch, finished):
-    """The first look has six segments. Tiny nets learn nothing, so a look that stays open is made up."""
+def test_a_study_that_is_stopped_in_any_look_ends_as_an_undisturbed_one(tmp_path, data_root, monkeypatch):
+    """Stopped in the first look, before its judgement, and in the second. That a look stays open is made up."""
     monkeypatch.setattr(PlanFile, "is_open", True)
-    study = tiny_study(
-        data_root, pretrain={}, schedules=["1x"], arms={"scratch": {}, "pretrained": {"train.rate": 0.02}}
-    )
-    study |= {"rule": RULE | {"looks": [3, 5]}}
-    del study["seeds"]
+    study = tiny_looks(data_root, looks=[3, 4])
     prepared = prepare(parse_study(study, source="tiny"))
     whole = run_looks(prepared, lambda part: run_study(part, tmp_path / "whole")).parent
-    heard = set()
+    for most in (1, 6, 7):
+        heard = set()
 
-    def stop(name):
-        heard.add(name)
-        if len(heard) > finished:
-            raise KeyboardInterrupt
+        def stop(name, heard=heard, most=most):
+            heard.add(name)
+            if len(heard) == most:
+                raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        run_looks(prepared, lambda part: run_study(part, tmp_path / "stopped", finished=stop))
+        with pytest.raises(KeyboardInterrupt):
+            run_looks(prepared, lambda part, stop=stop: run_study(part, tmp_path / "stopped", finished=stop))
+        looks = read_plan(tmp_path / "stopped" / "tiny").looks
+        assert [len(look.seeds) for look in looks] == ([3] if most == 7 else [])
     again = run_looks(prepared, lambda part: run_study(part, tmp_path / "stopped")).parent
     assert outcome(again) == outcome(whole)
     assert (again / "plan.json").read_text() == (whole / "plan.json").read_text()
-    assert [len(look.seeds) for look in read_plan(again).looks] == [3, 5]
-    first, second = (summary_of(folder / "report.html") for folder in (again, whole))
-    assert {k: first[k] for k in ("title", "text", "state", "looks")} == {
-        k: second[k] for k in ("title", "text", "state", "looks")
-    }
+    assert [len(look.seeds) for look in read_plan(again).looks] == [3, 4]
+    ends = [summary_of(folder / "report.html") for folder in (again, whole)]
+    first, second = ({k: end[k] for k in ("title", "text", "state", "looks", "comparisons")} for end in ends)
+    assert first == second
 
 
 def test_a_second_look_that_was_not_planned_is_told_everywhere(tmp_path, monkeypatch, capsys):
@@ -181,9 +190,7 @@ def test_looks_are_logged_once_and_kept_by_the_next_plan(tmp_path):
 
 def test_seeds_are_those_of_the_last_look_by_default(tmp_path, data_root, monkeypatch, capsys):
     assert planned(data_root).study.seeds == tuple(range(8))
-    file = write_study(
-        tmp_path / "s.yaml", yaml.safe_load(yaml.safe_dump(tiny_study(data_root, **LOOKS, seeds=[4, 5, 6])))
-    )
+    file = write_study(tmp_path / "s.yaml", tiny_looks(data_root, looks=[3, 5, 8]) | {"seeds": [4, 5, 6]})
     assert define_study(file)[0].seeds == (4, 5, 6)
     assert define_study(file, {"seeds": 5})[0].seeds == (0, 1, 2, 3, 4)
     answer = call(monkeypatch, capsys, "study", "plan", file)
