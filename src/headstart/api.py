@@ -1,6 +1,6 @@
 """The study as one object for Python and notebooks; the same functions as the command line calls."""
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,28 +47,30 @@ class Study:
     def run(self, *, jobs: int = 1) -> Path:
         """Run what is missing, `jobs` segments at a time, look by look, and write the report; returns its path."""
         refuse_undeclared(self.prepared)
-        return run_looks(self.prepared, lambda prepared: run_study(prepared, self.out, jobs=jobs))
+        for part in looks_of(self.prepared, self.directory):
+            page = report_of(run_study(part, self.out, jobs=jobs))
+        return page
 
     def report(self) -> Path:
         """Write the report of what is there so far; returns its path."""
         return build_report(self.directory)
 
 
-def run_looks(prepared: Prepared, run: Callable[[Prepared], Path]) -> Path:
-    """Run a study up to each look of its rule in turn until no further seeds are needed; returns the report's path.
+def looks_of(prepared: Prepared, directory: Path) -> Iterator[Prepared]:
+    """The study up to each look of its rule in turn, while the look before it was open; without looks the whole study.
 
-    run: runs what is missing of a study, and returns its directory. Without looks it runs once, on all seeds. A look
-    that ends in an obstacle which more seeds do not remove is the last one too.
+    Run each part and write its report (`report_of`) before the next is asked for: `directory` then says how it ended.
+    A look that ends in an obstacle which more seeds do not remove is the last one too.
     """
-    study, num_seeds = prepared.study, len(prepared.study.seeds)
+    study = prepared.study
     for count in study.rule.looks if study.rule else ():
-        if count < num_seeds:
-            part = prepare(study.model_copy(update={"seeds": study.seeds[:count]}), prepared.overrides)
-            page = _report_of(directory := run(part))
+        if count < len(study.seeds):
+            yield prepare(study.model_copy(update={"seeds": study.seeds[:count]}), prepared.overrides)
             if not read_plan(directory).is_open:
-                return page
-    return _report_of(run(prepared))
+                return
+    yield prepared
 
 
-def _report_of(directory: Path) -> Path:
+def report_of(directory: Path) -> Path:
+    """The report of a study's directory, written anew unless it is that of what is there."""
     return directory / "report.html" if is_current(directory) else build_report(directory)

@@ -7,11 +7,13 @@ import re
 import pytest
 
 from cli_call import call
-from headstart.api import run_looks
+from headstart.api import looks_of, report_of
 from headstart.report import build as report
 from headstart.report import pictures
 from headstart.report.build import build_report
+from headstart.study import timing
 from headstart.study.folder import PlanFile, is_current, note_look, read_plan, read_study_folder
+from headstart.study.forecast import Load
 from headstart.study.prepare import prepare
 from headstart.study.run import run_study
 from headstart.study.spec import define_study, parse_study
@@ -61,6 +63,13 @@ def tiny_looks(data_root, looks):
     }
 
 
+def run_looks(prepared, run, directory):
+    """Run a study look by look; the path of its report."""
+    for part in looks_of(prepared, directory):
+        page = report_of(run(part))
+    return page
+
+
 def summary_of(page):
     return json.loads(page.with_name("report.json").read_text())
 
@@ -72,7 +81,7 @@ def test_a_study_stops_at_the_first_look_that_decides(tmp_path, data_root):
         asked.append(part.study.seeds)
         return made_up(tmp_path, len(part.study.seeds))
 
-    page = run_looks(planned(data_root), run)
+    page = run_looks(planned(data_root), run, tmp_path / "runs/demo")
     assert asked == [(0, 1, 2), (0, 1, 2, 3, 4)]
     found, looks = summary_of(page), read_plan(page.parent).looks
     assert [(len(look.seeds), look.outcome, look.obstacle) for look in looks] == [
@@ -104,7 +113,7 @@ def test_every_look_runs_while_it_stays_open_and_blocked_ones_end_it(tmp_path, d
             asked.append((name, len(part.study.seeds)))
             return made_up(tmp_path / name, len(part.study.seeds), ap=world)
 
-        page = run_looks(planned(data_root), run)
+        page = run_looks(planned(data_root), run, tmp_path / name / "runs/demo")
         assert summary_of(page)["state"] == name and summary_of(page)["saved_with_seconds"] is None
     assert asked == [("open", 3), ("open", 5), ("open", 8), ("rising", 3)]
 
@@ -127,7 +136,8 @@ def test_a_study_that_is_stopped_in_any_look_ends_as_an_undisturbed_one(tmp_path
     monkeypatch.setattr(PlanFile, "is_open", True)
     study = tiny_looks(data_root, looks=[3, 4])
     prepared = prepare(parse_study(study, source="tiny"))
-    whole = run_looks(prepared, lambda part: run_study(part, tmp_path / "whole")).parent
+    whole = run_looks(prepared, lambda part: run_study(part, tmp_path / "whole"), tmp_path / "whole/tiny").parent
+    stopped = tmp_path / "stopped/tiny"
     for most in (1, 6, 7):
         heard = set()
 
@@ -137,10 +147,10 @@ def test_a_study_that_is_stopped_in_any_look_ends_as_an_undisturbed_one(tmp_path
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            run_looks(prepared, lambda part, stop=stop: run_study(part, tmp_path / "stopped", finished=stop))
-        looks = read_plan(tmp_path / "stopped" / "tiny").looks
+            run_looks(prepared, lambda part, stop=stop: run_study(part, tmp_path / "stopped", finished=stop), stopped)
+        looks = read_plan(stopped).looks
         assert [len(look.seeds) for look in looks] == ([3] if most == 7 else [])
-    again = run_looks(prepared, lambda part: run_study(part, tmp_path / "stopped")).parent
+    again = run_looks(prepared, lambda part: run_study(part, tmp_path / "stopped"), stopped).parent
     assert outcome(again) == outcome(whole)
     assert (again / "plan.json").read_text() == (whole / "plan.json").read_text()
     assert [len(look.seeds) for look in read_plan(again).looks] == [3, 4]
@@ -193,6 +203,8 @@ def test_seeds_are_those_of_the_last_look_by_default(tmp_path, data_root, monkey
     file = write_study(tmp_path / "s.yaml", tiny_looks(data_root, looks=[3, 5, 8]) | {"seeds": [4, 5, 6]})
     assert define_study(file)[0].seeds == (4, 5, 6)
     assert define_study(file, {"seeds": 5})[0].seeds == (0, 1, 2, 3, 4)
+    load = Load(batch=4, num_images={1.0: 8}, seconds_per_step=1.0)
+    monkeypatch.setattr(timing, "measure_apart", lambda prepared, jobs: dict.fromkeys(prepared.plan_arms(), load))
     answer = call(monkeypatch, capsys, "study", "plan", file)
     assert "3 seeds, of looks at 3, 5 and 8 seeds until it decides, each at an error rate of 1.99 %" in answer.out
 

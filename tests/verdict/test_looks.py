@@ -2,9 +2,13 @@
 
 import dataclasses
 import itertools
+import json
 
 import numpy as np
 import pytest
+from calibration import ALLOWED, KEPT, NOISES, PAGE, look_figures, look_tables, page_text
+from calibration import LOOKS as SHOWN
+from calibration import rule_of as shown_rule
 
 from headstart.verdict.history import History
 from headstart.verdict.looks import SEED, STUDIES, _flip_p, error_rate, nominal_rate
@@ -15,6 +19,7 @@ from headstart.verdict.words import rule_sentence, sentence
 
 RULE = Rule(metric="box.AP", baseline="pretrained", candidate="scratch", margin=0.01)
 LOOKS = (3, 5, 8)
+KINDS = ("equivalence", "non_inferiority", "superiority")
 
 
 def rule_of(**changes) -> Rule:
@@ -64,7 +69,7 @@ def test_sign_flips_of_all_looks_are_counted_by_the_test_itself():
         assert np.allclose(below[row], 1 - above[row] + 0.5**n, rtol=0, atol=1e-15)
 
 
-@pytest.mark.parametrize("kind", ["equivalence", "non_inferiority", "superiority"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_looks_keep_the_level_where_repeated_tests_do_not(kind):
     margin = 0.0 if kind == "superiority" else 0.01
     wrong = {"equivalence": "equivalent", "non_inferiority": "not worse"}.get(kind)
@@ -141,3 +146,26 @@ def test_error_rates_grow_with_each_look():
     for test, rate in itertools.product(("t", "sign_flip"), (0.01, 0.05)):
         rates = [error_rate([(n, rate) for n in counts[:k]], test=test, sides=(1, 2)) for k in range(1, 7)]
         assert rates == sorted(rates) and rates[-1] <= 6 * rate
+
+
+def test_the_tables_of_looks_are_those_of_the_kept_figures():
+    page, kept = PAGE.read_text(encoding="utf-8"), json.loads(KEPT.read_text(encoding="utf-8"))
+    assert page_text(page, kept) == page, "run `python benchmarks/calibration.py --page`"
+    figures = kept["figures"]
+    assert figures["studies"] == 10_000 and len(figures["wrong"]) == 2 * 5 * (5 * 3 + 1)
+    skewed = NOISES["skewed differences"]  # both tests assume symmetry, and the page says what they do without
+    assert all(row["planned"] <= ALLOWED for row in figures["wrong"] if row["noise"] not in skewed)
+    for test, looks in SHOWN.items():
+        for kind in KINDS:
+            assert figures["nominal"][f"{test} {kind}"] == shown_rule(test, kind, looks).alpha
+
+
+def test_the_tables_of_looks_name_what_exceeds_the_level():
+    figures = json.loads(json.dumps(look_figures(40, np.random.default_rng(0))))
+    for row in figures["wrong"]:
+        row["planned"] = 0.06 if (row["kind"], row["noise"], row["test"]) == ("superiority", "heavy", "t") else 0.05
+    text = look_tables(figures)
+    assert "Beyond 5.5 % with planned looks: t, superiority, heavy tails: 6.0 %.\n" in text
+    assert all(
+        effect["planned"]["seeds"] <= 8 and sum(effect["planned"]["decided"]) <= 1 + 1e-12 for effect in figures["effects"]
+    )

@@ -123,8 +123,8 @@ def run(
     ] = None,
     rehash: Rehash = False,
 ) -> None:
-    """Run every missing segment, then write the report. Stop it at any time; the same command resumes."""
-    from headstart.api import run_looks
+    """Run every missing segment, look by look, then write the report. Stop it at any time; the same command resumes."""
+    from headstart.api import looks_of, report_of
     from headstart.study.prepare import refuse_undeclared
     from headstart.study.prepare import rehash as rehash_data
     from headstart.study.ray import cluster_of
@@ -136,7 +136,8 @@ def run(
     refuse_undeclared(prepared)
     if rehash:
         rehash_data(prepared)
-    say_verdict(run_looks(prepared, lambda part: run_prepared(part, out, jobs, cluster, rehash=rehash)))
+    for part in looks_of(prepared, out / prepared.study.name):
+        say_verdict(report_of(run_prepared(part, out, jobs, cluster, rehash=rehash)))
 
 
 @app.command()
@@ -162,9 +163,8 @@ def search(
         ["trial", *fields, "steps", asked.study.search.metric],
         [[t.name, *(str(t.values[field]) for field in fields), f"{t.steps:,}", score(t.score)] for t in trials],
     )
-    path = write_tuned(asked.study, trials, directory)
     say(f"best: {best.name}, picked on the validation images, by which the study judges too")
-    say(f"the picked values, and the effort for the difference sheet: {path}")
+    say(f"the picked values, and the effort for the difference sheet: {write_tuned(asked.study, trials, directory)}")
 
 
 def run_prepared(prepared: Any, out: Path, jobs: int | None, cluster: Any = None, *, rehash: bool = False) -> Path:
