@@ -167,5 +167,6 @@ def test_the_tables_of_looks_name_what_exceeds_the_level():
     text = look_tables(figures)
     assert "Beyond 5.5 % with planned looks: t, superiority, heavy tails: 6.0 %.\n" in text
     assert all(
-        effect["planned"]["seeds"] <= 8 and sum(effect["planned"]["decided"]) <= 1 + 1e-12 for effect in figures["effects"]
+        effect["planned"]["seeds"] <= 8 and sum(effect["planned"]["decided"]) <= 1 + 1e-12
+        for effect in figures["effects"]
     )
