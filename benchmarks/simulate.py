@@ -16,13 +16,16 @@ from headstart.verdict.paired import t_half_width
 from headstart.verdict.rule import Rule
 from headstart.verdict.verdict import decide, judge
 
+BLOCK = 1_000  # studies at a time: the sign flips of 10 seeds take 8 MB
+
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
     """A world to simulate: true mean difference, spread of one arm's seeds, how alike paired seeds are.
 
-    noise "skewed" has the shape of an exponential (skewness 2), shared by no arm; "heavy" is Student's t with 3 degrees
-    of freedom. image_sd moves all seeds of a study together, as its test images do: with it the truth is the mean over
+    noise "skewed" has the shape of an exponential (skewness 2), shared by no arm, so that differences are symmetric;
+    "right" and "left" are differences of that shape themselves; "heavy" is Student's t with 3 degrees of freedom.
+    image_sd moves all seeds of a study together, as its test images do: with it the truth is the mean over
     test sets, which a verdict on one set does not claim to know.
     """
 
@@ -31,7 +34,7 @@ class Setting:
     true_difference: float
     seed_sd: float = 0.005
     correlation: float = 0.0
-    noise: Literal["normal", "skewed", "heavy"] = "normal"
+    noise: Literal["normal", "skewed", "heavy", "right", "left"] = "normal"
     image_sd: float = 0.0
 
 
@@ -64,9 +67,42 @@ def simulate(setting: Setting, num_studies: int, generator: np.random.Generator)
     )
 
 
+@dataclass(frozen=True)
+class LookRates:
+    """Shares of simulated studies that make a wrong claim, and a right one; shares decided at each look; mean seeds."""
+
+    wrong: float
+    right: float
+    decided: tuple[float, ...]
+    seeds: float
+
+
+def simulate_looks(
+    setting: Setting, counts: tuple[int, ...], num_studies: int, generator: np.random.Generator
+) -> LookRates:
+    """Apply a rule at each number of seeds in turn until it decides, in `num_studies` simulated studies."""
+    wrong, decided, seeds = 0, np.zeros(len(counts)), 0
+    for start in range(0, num_studies, BLOCK):
+        differences = draw(setting, min(BLOCK, num_studies - start), generator)
+        for look, count in enumerate(counts):
+            seeds += differences.shape[1] * (count - (counts[look - 1] if look else 0))
+            outcomes = decide(setting.rule, differences[:count])
+            for name, number in zip(*np.unique(outcomes, return_counts=True)):
+                wrong += number * is_wrong(setting.rule, str(name), setting.true_difference)
+            open_ = outcomes == "not decidable"
+            decided[look] += (~open_).sum()
+            differences = differences[:, open_]
+    shares = decided / num_studies
+    error = wrong / num_studies
+    return LookRates(float(error), float(shares.sum() - error), tuple(shares.tolist()), seeds / num_studies)
+
+
 def draw(setting: Setting, num_studies: int, generator: np.random.Generator) -> np.ndarray:
     """Differences [S, N] of paired seeds: each arm has its own noise and, correlated, a part that both share."""
     shape = (setting.num_seeds, num_studies)
+    if setting.noise in ("right", "left"):
+        side = sqrt(2) * setting.seed_sd * (1 if setting.noise == "right" else -1)
+        return side * _noise("skewed", shape, generator) + setting.true_difference
     own, shared = sqrt(1 - setting.correlation), sqrt(setting.correlation)
     pair = _noise(setting.noise, shape, generator)
     baseline, candidate = (

@@ -109,7 +109,7 @@ def directory_of(segment: Segment) -> str:
 
 def _write_run(path: Path, root: Path, segment: Segment, dataset, rows: list[dict], stored: dict) -> None:
     directory = path / directory_of(segment)
-    directory.mkdir(parents=True)
+    directory.mkdir(parents=True, exist_ok=True)
     (directory / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = {"val": "data/val.json", "val_images": "data/images", "val_split": None}
     (directory / "recipe.yaml").write_text(yaml.safe_dump({"name": "demo", "data": data, "train": {"batch": BATCH}}))

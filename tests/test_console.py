@@ -7,6 +7,7 @@ from rich.progress import Progress
 
 from cli_call import call
 from headstart.cli import console
+from headstart.version import __version__
 
 # Sets the title of the window, clears the screen, turns the writing, begins a line, ends a command (C1).
 HOSTILE = "cat\x1b]0;owned\x07\x1b[2J\u202edog\r\x9bm"
@@ -48,3 +49,8 @@ def test_a_class_name_in_a_data_set(monkeypatch, capsys, data_root, tmp_path):
     assert answer.code == 0 and ESCAPED in answer.out and "\x1b" not in answer.out
     answer = call(monkeypatch, capsys, "data", "stats", tmp_path / f"{HOSTILE}.json")
     assert answer.code == 2 and ESCAPED in answer.err and "\x1b" not in answer.err and answer.err.count("\n") == 1
+
+
+def test_the_version_is_printed(monkeypatch, capsys):
+    answer = call(monkeypatch, capsys, "--version")
+    assert (answer.code, answer.out, answer.err) == (0, f"headstart {__version__}\n", "")

@@ -1,10 +1,12 @@
 """The study as one object for Python and notebooks; the same functions as the command line calls."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from headstart.report.build import build_report
+from headstart.study.folder import is_current, read_plan
 from headstart.study.plan import Plan
 from headstart.study.prepare import Prepared, prepare, refuse_undeclared
 from headstart.study.run import run_study
@@ -43,11 +45,32 @@ class Study:
         return self.out / self.prepared.study.name
 
     def run(self, *, jobs: int = 1) -> Path:
-        """Run what is missing, `jobs` segments at a time, and write the report; returns the report's path."""
+        """Run what is missing, `jobs` segments at a time, look by look, and write the report; returns its path."""
         refuse_undeclared(self.prepared)
-        run_study(self.prepared, self.out, jobs=jobs)
-        return self.report()
+        for part in looks_of(self.prepared, self.directory):
+            page = report_of(run_study(part, self.out, jobs=jobs))
+        return page
 
     def report(self) -> Path:
         """Write the report of what is there so far; returns its path."""
         return build_report(self.directory)
+
+
+def looks_of(prepared: Prepared, directory: Path) -> Iterator[Prepared]:
+    """The study up to each look of its rule in turn, while the look before it was open; without looks the whole study.
+
+    Run each part and write its report (`report_of`) before the next is asked for: `directory` then says how it ended.
+    A look that ends in an obstacle which more seeds do not remove is the last one too.
+    """
+    study = prepared.study
+    for count in study.rule.looks if study.rule else ():
+        if count < len(study.seeds):
+            yield prepare(study.model_copy(update={"seeds": study.seeds[:count]}), prepared.overrides)
+            if not read_plan(directory).is_open:
+                return
+    yield prepared
+
+
+def report_of(directory: Path) -> Path:
+    """The report of a study's directory, written anew unless it is that of what is there."""
+    return directory / "report.html" if is_current(directory) else build_report(directory)

@@ -15,6 +15,9 @@ from headstart.study.folder import read_study_folder
 from headstart.study.results import read_variants
 from study_folder import build_study
 
+LOOK = {"date": "2026-01-02", "schedule": "2x", "fraction": 1.0, "seeds": [0, 1, 2], "alpha": 0.05}
+LOOK |= {"outcome": "not decidable", "obstacle": "open"}
+
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
@@ -63,7 +66,7 @@ def refused(study, path, message):
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [
-        ("format", 2, r"format = 2: expected int <= 1"),
+        ("format", 3, r"format = 3: expected int <= 2"),
         ("batch", None, "batch: missing"),
         ("batch", "8", r"batch = '8': expected int"),
         ("bach", 8, r"'bach': unknown field, did you mean 'batch'\?"),
@@ -77,6 +80,14 @@ def refused(study, path, message):
         ("differences.0.declared", "yes", r"differences\[0\]\.declared = 'yes': expected bool"),
         ("num_images", {"all": 8}, r"a key of num_images: .*"),
         ("notes", None, "notes: missing"),
+        ("looks", [{}], r"looks\[0\]\.date: missing"),
+        ("looks", [LOOK | {"date": "2026-13-01"}], r"looks\[0\]\.date = '2026-13-01': .*"),
+        ("looks", [LOOK | {"seeds": []}], r"looks\[0\]\.seeds = \[\]: expected array of length >= 1"),
+        ("looks", [LOOK | {"seeds": [-1]}], r"looks\[0\]\.seeds\[0\] = -1: expected int >= 0"),
+        ("looks", [LOOK | {"alpha": 0}], r"looks\[0\]\.alpha = 0: expected float > 0\.0"),
+        ("looks", [LOOK | {"outcome": "certain"}], r"looks\[0\]\.outcome = 'certain': invalid enum value 'certain'"),
+        ("looks", [LOOK | {"note": 1}], r"'looks\[0\]\.note': unknown field"),
+        ("looks", [LOOK] * 1001, r"looks = .*: expected array of length <= 1000"),
     ],
 )
 def test_plan_json(study, place, value, message):

@@ -8,11 +8,13 @@ import sys
 import threading
 import warnings
 from io import TextIOWrapper
+from typing import Annotated
 
 import typer
 
 from headstart.cli import audit, data, env, recipes, runs, studies, weights
-from headstart.cli.console import cause_of, fail, lack_of_memory, open_streams, warn
+from headstart.cli.console import cause_of, fail, lack_of_memory, open_streams, say, warn
+from headstart.version import __version__
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
@@ -20,8 +22,24 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Train the same detector from scratch and from pre-trained weights, and report which start to use.",
 )
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        say(f"headstart {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Train the same detector from scratch and from pre-trained weights, and report which start to use."""
+
+
 app.command("train")(runs.train)
 app.command("pretrain")(runs.pretrain)
 app.command("eval")(runs.evaluate)

@@ -74,6 +74,7 @@ def show_plan(prepared: Any, jobs: int, directory: Path | None = None) -> dict[s
     """Print the plan of a study and return the expected seconds of each segment; its directory keeps the timing."""
     from headstart.study.forecast import makespan, segment_rows, totals
     from headstart.study.timing import hardware_lines, kept_loads, measure_apart
+    from headstart.verdict.history import looks_text
 
     for line in hardware_lines(prepared):
         say(line)
@@ -98,6 +99,8 @@ def show_plan(prepared: Any, jobs: int, directory: Path | None = None) -> dict[s
         f"expected time on this machine, from a few timed steps: {seconds / 60:.1f} minutes "
         f"({seconds / 3600:.2f} hours), {jobs} segment{'s' if jobs > 1 else ''} at a time"
     )
+    if (rule := prepared.study.rule) and rule.looks:
+        say(f"{len(prepared.study.seeds)} seeds, of {looks_text(rule)}")
     for note in prepared.plan.notes:
         say(f"note: {note}")
     return {row["segment"]: row["seconds"] for row in rows}
@@ -120,9 +123,8 @@ def run(
     ] = None,
     rehash: Rehash = False,
 ) -> None:
-    """Run every missing segment, then write the report. Stop it at any time; the same command resumes."""
-    from headstart.report.build import build_report
-    from headstart.study.folder import is_current
+    """Run every missing segment, look by look, then write the report. Stop it at any time; the same command resumes."""
+    from headstart.api import looks_of, report_of
     from headstart.study.prepare import refuse_undeclared
     from headstart.study.prepare import rehash as rehash_data
     from headstart.study.ray import cluster_of
@@ -134,8 +136,8 @@ def run(
     refuse_undeclared(prepared)
     if rehash:
         rehash_data(prepared)
-    directory = run_prepared(prepared, out, jobs, cluster, rehash=rehash)
-    say_verdict(directory / "report.html" if is_current(directory) else build_report(directory))
+    for part in looks_of(prepared, out / prepared.study.name):
+        say_verdict(report_of(run_prepared(part, out, jobs, cluster, rehash=rehash)))
 
 
 @app.command()
@@ -161,9 +163,8 @@ def search(
         ["trial", *fields, "steps", asked.study.search.metric],
         [[t.name, *(str(t.values[field]) for field in fields), f"{t.steps:,}", score(t.score)] for t in trials],
     )
-    path = write_tuned(asked.study, trials, directory)
     say(f"best: {best.name}, picked on the validation images, by which the study judges too")
-    say(f"the picked values, and the effort for the difference sheet: {path}")
+    say(f"the picked values, and the effort for the difference sheet: {write_tuned(asked.study, trials, directory)}")
 
 
 def run_prepared(prepared: Any, out: Path, jobs: int | None, cluster: Any = None, *, rehash: bool = False) -> Path:
@@ -240,6 +241,8 @@ def say_verdict(page: Path) -> None:
 
     found = read_json(page.with_name("report.json"), dict[str, Any])
     say(f"{found['title']}. {found['text']}")
+    if saved := found["saved_with_seconds"]:
+        say(saved["sentence"])
     if step := found["next_with_seconds"]:
         say(f"{step['sentence']}\n  {step['command']}")
     for answer in found["answers"]:

@@ -117,7 +117,7 @@ def equal_efforts(facts: Facts, against: Obstacle | None = None) -> list[EqualEf
 
 
 def _level(facts: Facts) -> float:
-    return facts.folder.rule.level if facts.folder.rule else DEFAULT_LEVEL
+    return facts.folder.rule.look_level if facts.folder.rule else DEFAULT_LEVEL
 
 
 def _margin(facts: Facts) -> float:

@@ -1,7 +1,7 @@
 """The report of a study: one report.html that stands alone; figures, tables and report.json beside it.
 
 It reads files only (study.yaml, plan.json, rows and facts of runs), never a model, and may be made of a study that has
-not begun, is running, or is finished.
+not begun, is running, or is finished. The look that a report of a finished study is, is noted in plan.json.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from headstart.report.sections import (
     trace,
     verdict,
 )
-from headstart.study.folder import inputs_digest, read_study_folder
+from headstart.study.folder import inputs_digest, note_look, read_study_folder
 from headstart.study.results import StudyFolder
 
 # In the order of the page. Each takes the facts and findings, and has a template of its name in templates/sections.
@@ -50,6 +50,8 @@ def build_report(study_dir: str | Path) -> Path:
 def _build(folder: StudyFolder, inputs: str) -> Path:
     facts = Facts(folder)
     findings = find(facts)
+    if findings.look and findings.look not in folder.looks:
+        note_look(folder.path, findings.look)
     sections = [make(facts, findings) for make in SECTIONS]
     write_figures(
         {name: draw for section in sections for name, draw in section.figures.items()}, folder.path / "figures"

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from datetime import date
+from math import isfinite
 from typing import Any
 
 import numpy as np
+from msgspec import to_builtins
+from msgspec.structs import replace
 
 from headstart.report.answers import Answer, Comparison, EqualEffort, equal_efforts, find_answers, find_crossover
 from headstart.report.differences import starts_differ
 from headstart.report.facts import Facts
-from headstart.report.headline.next_step import NextStep, next_step
+from headstart.report.headline.next_step import NextStep, history_of, next_step, seconds_of_seeds
 from headstart.report.headline.obstacles import still_rising, unfinished, void
+from headstart.study.folder import OPEN
 from headstart.study.results import NAN, Run, StudyFolder, final_row, metric_of
 from headstart.tasks import METRIC_KINDS, RecordsReader
 from headstart.verdict import words
 from headstart.verdict.curves import Crossover
 from headstart.verdict.earned import Obstacle
-from headstart.verdict.numbers import fraction_name
+from headstart.verdict.looks import Look
+from headstart.verdict.numbers import counted, fraction_name, span
 from headstart.verdict.verdict import Verdict, judge
 
 NUM_RESAMPLES = 1_000  # a 95 % percentile interval then rests on 25 values a side
@@ -31,7 +37,8 @@ class Findings:
     """Title and text of the headline, the verdicts and answers.
 
     state: "decided", or the code of the obstacle to a conclusion. winner: the arm that the title begins with. next: the
-    step towards an answer, where there is none.
+    step towards an answer, where there is none. looks: those made before, and `look`, the present one of a finished
+    study. saved: seeds that a decision at an early look makes needless, and their seconds.
     """
 
     state: str
@@ -39,11 +46,23 @@ class Findings:
     text: str
     winner: str | None
     next: NextStep | None
+    look: Look | None
+    looks: tuple[Look, ...]
+    saved: tuple[int, float] | None
     comparisons: tuple[Comparison, ...]
     answers: tuple[Answer, ...]
     equal: tuple[EqualEffort, ...]
     crossover: Crossover | None
     resampled: np.ndarray | None  # the headline's difference on resampled test images, float [S, R]
+
+    @property
+    def saved_sentence(self) -> str:
+        """Seeds and time that a decision at an early look saves; empty where it saves none."""
+        if self.saved is None:
+            return ""
+        seeds, seconds = self.saved
+        time = f", about {span(seconds)} of computation" if isfinite(seconds) else ""
+        return f"Decided early: this saves {counted(seeds, 'seed')}{time}."
 
     def summary(self) -> dict[str, Any]:
         """Fields of report.json. Measured times, and paths, stand under names with "seconds" in them."""
@@ -59,6 +78,9 @@ class Findings:
             "text": self.text,
             "next": step and {"what": step.what, "changes": step.changes},
             "next_with_seconds": step and {"sentence": step.sentence, "command": step.command, "seconds": step.seconds},
+            "looks": [to_builtins(look) for look in self.looks],
+            "saved_with_seconds": self.saved
+            and {"sentence": self.saved_sentence, "seeds": self.saved[0], "seconds": self.saved[1]},
             "comparisons": [
                 {"fraction": e.fraction, "schedule": e.schedule} | _fields(e.verdict) for e in self.comparisons
             ],
@@ -82,7 +104,21 @@ def find(facts: Facts) -> Findings:
         answers.append(Answer("Would other test images say the same?", (f"Not known: {problem}.",)))
     steep = next((obstacle for obstacle in at_end if obstacle and "rising" in obstacle.code), None)
     equal = [] if blind else equal_efforts(facts, against or steep)
-    return Findings(*_title(facts, headline, against), comparisons, tuple(answers), tuple(equal), crossing, resampled)
+    look = _look(folder, headline) if headline else None
+    looks = (*folder.looks, *([look] if look and look not in folder.looks else []))
+    titled = _title(facts, headline, against)
+    planned = folder.rule.looks if folder.rule else ()
+    saved = planned[-1] - len(folder.seeds) if planned and titled[0] == "decided" else 0
+    seconds = (saved, seconds_of_seeds(facts, saved)) if saved else None
+    return Findings(*titled, look, looks, seconds, comparisons, tuple(answers), tuple(equal), crossing, resampled)
+
+
+def _look(folder: StudyFolder, verdict: Verdict) -> Look:
+    """The look that a verdict on the headline's cell is, with the date of the first time that it was made."""
+    schedule, fraction = folder.headline_cell
+    code = verdict.obstacle and verdict.obstacle.code
+    own = Look(date.today(), schedule, fraction, folder.seeds, folder.rule.alpha, verdict.outcome, code)
+    return next((look for look in folder.looks if replace(look, date=own.date) == own), own)
 
 
 def _comparisons(facts: Facts, against: Obstacle | None) -> tuple[Comparison, ...]:
@@ -160,7 +196,12 @@ def _title(
         step = next_step(facts, None, obstacle)
         return obstacle.code, f"{words.NO_ANSWER}: {obstacle.title}", reason, None, step
     title, winner = words.title(verdict, starts_differ=starts_differ(folder))
-    text = " ".join(part for part in (words.sentence(verdict), words.until_then(verdict)) if part)
+    parts = [words.sentence(verdict), words.until_then(verdict)]
+    if verdict.obstacle is None or verdict.obstacle.code in OPEN:
+        history = history_of(folder, len(folder.seeds))
+        title += history.mark
+        parts.append(history.sentence)
+    text = " ".join(part for part in parts if part)
     if verdict.obstacle is None:
         return "decided", title, text, winner, None
     return verdict.obstacle.code, title, text, winner, next_step(facts, verdict, verdict.obstacle)

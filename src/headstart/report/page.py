@@ -98,7 +98,7 @@ def render(facts: Facts, findings: Findings, sections: Sequence[Section]) -> str
 def _differences(facts: Facts) -> dict[str, Any]:
     """Show differences in templates: the interval, whether it excludes the margin, and a note on both."""
     rule, seeds = facts.folder.rule, facts.folder.seeds
-    level, margin = (rule.level, rule.margin) if rule else (DEFAULT_LEVEL, 0.0)
+    level, margin = (rule.look_level, rule.margin) if rule else (DEFAULT_LEVEL, 0.0)
 
     def half(value: Number) -> float:
         return float(t_half_width(np.array(value.seeds), level))

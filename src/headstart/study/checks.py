@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -13,6 +14,7 @@ from headstart.recipe.recipe import EVALUATION_FIELDS, TRAINING_FIELDS, AnyRecip
 from headstart.recipe.schedule import Schedule, duration, parse_schedule
 from headstart.study.sections import MOST, PRETRAIN_PREFIX, Search, check_names
 from headstart.tasks import METRIC_KINDS, TASKS
+from headstart.verdict.paired import MOST_FLIPPED
 from headstart.verdict.rule import Rule, fewest_seeds
 
 # The metrics that evaluation rows hold. A rule that names another would end in "not decidable" after days of runs.
@@ -214,6 +216,11 @@ def check_search(search: Search, arms: Arms) -> None:
 
 def check_rule_numbers(rule: Mapping[str, Any]) -> None:
     """ValueError for a number of a rule that is text or not finite, or out of its range."""
+    looks = rule.get("looks", [])
+    if not isinstance(looks, list | tuple) or not all(type(n) is int and 2 <= n <= MOST for n in looks):
+        raise ValueError(
+            f"rule.looks: {reprlib.repr(looks)} is not valid: expected a list of numbers of seeds, such as [3, 5, 8]"
+        )
     for field, value in rule.items():
         if field not in ("margin", "level", "min_seeds"):
             continue
@@ -234,7 +241,18 @@ def check_rule(rule: Rule, arms: Arms, variants: Collection[str], num_seeds: int
         check_names([arm], arms, f"rule.{field}: arm")
     if rule.baseline == rule.candidate:
         raise ValueError(f"rule.candidate is {rule.candidate!r}, the baseline itself, expected another arm")
+    if rule.looks and num_seeds not in rule.looks:
+        raise ValueError(
+            f"seeds: {num_seeds} of them, expected as many as a look has: rule.looks is {list(rule.looks)}"
+        )
+    if rule.test == "sign_flip" and rule.looks and rule.looks[-1] > MOST_FLIPPED:
+        raise ValueError(f"rule.looks: {list(rule.looks)}, expected at most {MOST_FLIPPED} seeds, or rule.test: t")
     least = fewest_seeds(rule)
+    if rule.test == "sign_flip" and rule.looks and rule.looks[0] < least:
+        raise ValueError(
+            f"rule.looks: {list(rule.looks)}, but rule.test sign_flip decides from {least} seeds on at "
+            f"{100 * rule.alpha:g} % each; expected later looks, or test: t"
+        )
     if rule.test == "sign_flip" and num_seeds < least:
         raise ValueError(
             f"seeds: {num_seeds} can never satisfy rule.test sign_flip at level {rule.level:g} (its "

@@ -1,7 +1,8 @@
 """A study's folder: study.yaml and plan.json, written and read here, and its results as one object.
 
-plan.json holds cells and segments, each with its directory and whether it is finished. While a study runs, changes of
-segments are appended to segments.jsonl, which readers put on top and the next whole plan.json replaces.
+plan.json holds cells, segments, each with its directory and whether it is finished, and the looks that were made.
+While a study runs, changes of segments are appended to segments.jsonl, which readers put on top and the next whole
+plan.json replaces.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from math import inf
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +20,7 @@ import yaml
 from msgspec import Meta, Struct
 from msgspec.structs import asdict, replace
 
-from headstart.files import json_text, named, write_whole
+from headstart.files import json_text, locked, named, write_whole
 from headstart.recipe.dotted import flatten
 from headstart.recipe.yaml_text import read_yaml
 from headstart.study.plan import Cell, Plan, Segment
@@ -26,10 +29,12 @@ from headstart.study.spec import check_names, parse_study
 from headstart.training.rows import read_rows
 from headstart.training.stored import AUDIT_FILE, ENVIRONMENT_FILE, SEGMENT_FILE
 from headstart.typed_json import read_json, read_lines
+from headstart.verdict.looks import Look
 from headstart.version import __version__
 
 STUDY_FILE, PLAN_FILE, CHANGES_FILE = "study.yaml", "plan.json", "segments.jsonl"
-FORMAT = 1  # of all files of a study's folder; plan.json states it, and those written before it did not
+FORMAT = 2  # of all files of a study's folder; plan.json states it, and those written before it did not; 1: no looks
+OPEN = ("open", "spread")  # obstacles to a conclusion that more seeds may remove
 
 
 class PlannedSegment(Segment, frozen=True, kw_only=True):
@@ -67,6 +72,14 @@ class PlanFile(Struct, forbid_unknown_fields=True, kw_only=True):
     differences: list[Difference]
     data: dict[str, str | None] | None
     overrides: dict[str, Any] = {}
+    looks: Annotated[list[Look], Meta(max_length=1000)] = []
+
+    @property
+    def is_open(self) -> bool:
+        """True if the latest look at the seeds of the plan came to no conclusion, and more seeds may change that."""
+        seeds = {cell.seed for cell in self.cells}
+        own = [look for look in self.looks if seeds == set(look.seeds)]
+        return bool(own) and own[-1].obstacle in OPEN
 
 
 class _Made(Struct):
@@ -103,6 +116,7 @@ def read_study_folder(path: str | Path) -> StudyFolder:
         batch=plan.batch,
         differences=tuple(asdict(row) for row in plan.differences),
         overrides=plan.overrides,
+        looks=tuple(plan.looks),
     )
 
 
@@ -136,6 +150,7 @@ def is_finished(directory: Path, plan: Plan) -> bool:
 def inputs_digest(directory: Path) -> str:
     """SHA-256 of what a report is made of: study.yaml, the plan, the files of all runs that have begun; the version."""
     study, plan = read_yaml(directory / STUDY_FILE), read_plan(directory)
+    plan.looks.clear()  # they say what reports found in all the rest
     digest = hashlib.sha256(f"{__version__} {study}".encode() + msgspec.json.encode(plan))
     names = ("rows.jsonl", VARIANTS_FILE, SEGMENT_FILE, ENVIRONMENT_FILE, AUDIT_FILE, "recipe.yaml")
     begun = [(directory / entry.directory, entry.stop) for entry in plan.segments if entry.directory]
@@ -178,8 +193,9 @@ def write_study(
     """Write plan.json and study.yaml whole; a file with the same content keeps its time.
 
     ValueError for a study.yaml without a plan.json beside it, which was not written here and stays as it is.
-    settings are the study's fields, data the paths of the validation data, overrides the patch on every recipe; begun
-    and finished are the directories of segments by name. A segment that has not begun has none.
+    The looks of an earlier plan.json are kept. settings are the study's fields, data the paths of the validation data,
+    overrides the patch on every recipe; begun and finished are the directories of segments by name. A segment that has
+    not begun has none.
     """
     directory.mkdir(parents=True, exist_ok=True)
     found = {**(begun or {}), **(finished or {})}
@@ -196,6 +212,7 @@ def write_study(
         "differences": list(differences),
         "data": data,
         "overrides": dict(overrides or {}),
+        "looks": _looks(directory) if (directory / PLAN_FILE).exists() else [],
     }
     if (directory / STUDY_FILE).exists() and not (directory / PLAN_FILE).exists():
         raise ValueError(
@@ -216,3 +233,22 @@ def note_segment(directory: Path, name: str, place: Path, *, finished: bool) -> 
     path = directory / CHANGES_FILE
     with named(path), path.open("a", encoding="utf-8", newline="\n") as file:
         file.write(json_text(change) + "\n")
+
+
+def note_look(directory: Path, look: Look) -> None:
+    """Add a look to plan.json, unless it is there, whatever its date."""
+    with plan_lock(directory):
+        plan = read_plan(directory)
+        if look not in [replace(known, date=look.date) for known in plan.looks]:
+            content = read_json(directory / PLAN_FILE, dict[str, Any])
+            content |= {"format": FORMAT, "looks": [*_looks(directory), msgspec.to_builtins(look)]}
+            write_whole(directory / PLAN_FILE, json_text(content, indent=1))
+
+
+def plan_lock(directory: Path) -> AbstractContextManager[None]:
+    """Wait for one's turn to write plan.json: the tasks of a cluster may end at the same time."""
+    return locked(directory / "plan.lock", taken="the plan is being written", wait=inf)
+
+
+def _looks(directory: Path) -> list[dict[str, Any]]:
+    return [msgspec.to_builtins(look) for look in read_plan(directory).looks]

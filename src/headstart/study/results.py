@@ -19,6 +19,7 @@ from headstart.study.plan import Cell, Plan, Segment
 from headstart.study.spec import WEIGHTS_FIELD
 from headstart.training.rows import Row, end_row, evaluations, judged_weights, read_rows
 from headstart.typed_json import Record, read_json
+from headstart.verdict.looks import Look
 from headstart.verdict.numbers import TRAIN
 from headstart.verdict.rule import Rule
 
@@ -86,7 +87,7 @@ class StudyFolder:
     """A study's results: its settings (study.yaml), its plan, and one Run a segment, by segment name.
 
     num_images are training images by fraction; differences are the rows of the difference sheet, each with field,
-    values by arm, and declared; overrides are the command line's patch on every recipe.
+    values by arm, and declared; overrides are the command line's patch on every recipe; looks those made before.
     """
 
     path: Path
@@ -98,6 +99,7 @@ class StudyFolder:
     batch: int | None
     differences: tuple[dict[str, Any], ...]
     overrides: dict[str, Any] = field(default_factory=dict)
+    looks: tuple[Look, ...] = ()
 
     @property
     def name(self) -> str:

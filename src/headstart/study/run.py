@@ -15,7 +15,7 @@ from headstart.hardware import choose_device, usable_cores
 from headstart.ops import processes as distributed
 from headstart.study.begin.kept_seeds import with_kept_seeds
 from headstart.study.begin.rehearse import refuse_missing_weights, refuse_overlap, rehearse, starts_of
-from headstart.study.folder import note_segment, write_study
+from headstart.study.folder import note_segment, plan_lock, write_study
 from headstart.study.plan import Segment
 from headstart.study.prepare import Prepared, segment_run
 from headstart.study.ray import Cluster, ray_calls
@@ -218,11 +218,6 @@ def refuse_auto(prepared: Prepared) -> None:
 def lock(directory: Path) -> AbstractContextManager[None]:
     """Only one process runs a study at a time; ValueError says who does. A killed process holds nothing."""
     return locked(directory / "lock", taken="this study is being run")
-
-
-def plan_lock(directory: Path) -> AbstractContextManager[None]:
-    """Wait for one's turn to write plan.json: the tasks of a cluster may end at the same time."""
-    return locked(directory / "plan.lock", taken="the plan is being written", wait=inf)
 
 
 def _send_progress(segment: Segment, step: int, values: dict[str, Any]) -> None:

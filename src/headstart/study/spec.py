@@ -65,7 +65,8 @@ class StudySpec(StudySection):
 
     arms are patches on the recipe, by dotted field. An arm with `branch_of: ARM` and `last: DURATION` continues that
     arm's trunk for the last DURATION of each schedule, with its own patch on top. schedules are names such as "2x", the
-    same for all arms or a list an arm. fractions keep the given order. seeds N means 0..N-1.
+    same for all arms or a list an arm. fractions keep the given order. seeds N means 0..N-1; of a rule with looks they
+    are those of one look, the last by default.
     `share: false` runs every cell from its own start.
     also_evaluate {variant: patch} evaluates every final checkpoint again under each patch; "VARIANT:METRIC" is then a
     metric. search is the grid of `headstart study search`.
@@ -104,6 +105,8 @@ class StudySpec(StudySection):
         if isinstance(data, Mapping) and isinstance(data.get("rule"), Mapping):
             check_names(data["rule"], Rule.__dataclass_fields__, "rule key")
             check_rule_numbers(data["rule"])
+            if looks := data["rule"].get("looks"):
+                return {"seeds": looks[-1], **data}
         return data
 
     @model_validator(mode="after")

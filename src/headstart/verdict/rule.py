@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from dataclasses import dataclass
+from itertools import pairwise
 from math import ceil, isnan, log2
 from typing import Literal
 
+from headstart.verdict.looks import nominal_rate
 from headstart.verdict.paired import t_power
 
 POWER = 0.8  # chance of a decision at the number of seeds advised (Cohen's convention)
@@ -23,7 +25,8 @@ class Rule:
 
     kind "equivalence" tests for a difference below the margin (two one-sided tests), "non_inferiority" that the
     candidate is not worse by more than the margin, "superiority" that one is better by more than it (0 is allowed).
-    Claims about the margin are tested one-sided at 1 - level, claims of a difference two-sided at 1 - level.
+    Claims about the margin are tested one-sided at `alpha`, claims of a difference two-sided at `alpha`.
+    looks are the numbers of seeds at which the rule is applied, until it decides; none: once, at all seeds.
     """
 
     metric: str
@@ -34,6 +37,7 @@ class Rule:
     test: Literal["t", "sign_flip"] = "t"
     min_seeds: int = 3
     kind: Literal["equivalence", "non_inferiority", "superiority"] = "equivalence"
+    looks: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.margin < 1 or (self.margin == 0 and self.kind != "superiority"):
@@ -47,11 +51,33 @@ class Rule:
         for field, value, known in (("test", self.test, ("t", "sign_flip")), ("kind", self.kind, KINDS)):
             if value not in known:
                 raise ValueError(f"rule.{field} is {value!r}, expected one of {', '.join(known)}")
+        if any(low >= high for low, high in pairwise((self.min_seeds - 1, *self.looks))):
+            raise ValueError(
+                f"rule.looks is {list(self.looks)}, expected ascending numbers of seeds from min_seeds = "
+                f"{self.min_seeds} on, such as [3, 5, 8]"
+            )
+
+    @property
+    def whole_alpha(self) -> float:
+        """Error rate of all looks together, 1 - level without its rounding error."""
+        return round(1 - self.level, 12)
 
     @property
     def alpha(self) -> float:
-        """Error rate, 1 - level without its rounding error."""
-        return round(1 - self.level, 12)
+        """Error rate of one look: with `looks` the nominal one, with which all of them keep the level together."""
+        if not self.looks:
+            return self.whole_alpha
+        return nominal_rate(self.looks, self.whole_alpha, test=self.test, sides=self.sides)
+
+    @property
+    def look_level(self) -> float:
+        """Level of the intervals of one look: `level`, or the nominal one of `looks`."""
+        return 1 - self.alpha if self.looks else self.level
+
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """Sides of the tests that may err: 2 for claims of a difference, 1 for those about the margin."""
+        return (2,) if self.kind == "superiority" else (1, 2)
 
     @property
     def lead(self) -> float:
@@ -64,8 +90,7 @@ def fewest_seeds(rule: Rule) -> int:
 
     A sign-flip p value cannot go below 2 / 2^S two-sided, 1 / 2^S for the one-sided claims about a margin.
     """
-    sides = 2 if rule.kind == "superiority" else 1
-    return 2 if rule.test == "t" else max(2, ceil(log2(sides / rule.alpha) - 1e-9))
+    return 2 if rule.test == "t" else max(2, ceil(log2(min(rule.sides) / rule.alpha) - 1e-9))
 
 
 def seeds_needed(rule: Rule, mean: float, sd: float) -> int | None:

@@ -34,7 +34,7 @@ class ImageNoise:
 class Verdict:
     """One decision and its evidence; differences are candidate minus baseline, in 0..1.
 
-    half_width belongs to the two-sided interval at the rule's level, margin_half_width to the narrower one compared
+    half_width belongs to the two-sided interval at the level of a look, margin_half_width to the narrower one compared
     with the margin; both are nan for one seed. p_difference is two-sided, p_margin is that of the claim on the margin.
     obstacle says why the outcome is "not decidable"; it is None for every other outcome.
     """
@@ -66,7 +66,7 @@ class Verdict:
     @property
     def general_half_width(self) -> float:
         """Half-width over seeds and test images (added in quadrature); nan without a bootstrap."""
-        return self._with_images(self.half_width, (1 + self.rule.level) / 2)
+        return self._with_images(self.half_width, (1 + self.rule.look_level) / 2)
 
     @property
     def holds_for_other_images(self) -> bool | None:
@@ -84,7 +84,7 @@ class Verdict:
         claim = self.outcome in ("equivalent", "not worse")
         seeds = self.margin_half_width if claim else self.half_width
         room = self._distance() ** 2 - seeds**2
-        share = special.ndtri(1 - self.rule.alpha if claim else (1 + self.rule.level) / 2) * self.images.sd
+        share = special.ndtri(1 - self.rule.alpha if claim else (1 + self.rule.look_level) / 2) * self.images.sd
         return ceil(self.images.num_images * share**2 / room) if room > 0 else None
 
     def _with_images(self, half_width: float, quantile: float) -> float:
@@ -175,7 +175,7 @@ def judge(
         num_left_out=int((~used).sum()),
         mean=mean,
         sd=sd,
-        half_width=float(t_half_width(differences, rule.level)),
+        half_width=float(t_half_width(differences, rule.look_level)),
         margin_half_width=float(t_half_width(differences, 1 - 2 * rule.alpha)),
         p_difference=p_difference,
         p_margin=p_margin,

@@ -4,6 +4,7 @@ from functools import singledispatch
 from math import isfinite
 
 from headstart.verdict.curves import Crossover, ImagesWorth
+from headstart.verdict.history import looks_text
 from headstart.verdict.numbers import amount, counted, large, metric_name, points, span
 from headstart.verdict.overfit import Overfit
 from headstart.verdict.rule import Rule
@@ -89,6 +90,8 @@ def rule_sentence(rule: Rule) -> str:
     }[rule.kind]
     test = {"t": "a paired t test", "sign_flip": "an exact sign-flip test"}[rule.test]
     how = f"at {100 * rule.level:g} % by {test} over at least {rule.min_seeds} seeds"
+    if rule.looks:
+        how += f", in {looks_text(rule)}"
     return f"The rule, written before the first run: in {metric_name(rule.metric)}, {claim}, {how}."
 
 
@@ -192,7 +195,7 @@ def difference_text(verdict: Verdict) -> str:
         return f"{size} points ({ONE_SEED})"
     by_margin = verdict.outcome in ("equivalent", "not worse")
     half = verdict.margin_half_width if by_margin else verdict.half_width
-    level = 1 - 2 * verdict.rule.alpha if by_margin else verdict.rule.level
+    level = 1 - 2 * verdict.rule.alpha if by_margin else verdict.rule.look_level
     test = ""
     if verdict.rule.test == "sign_flip":
         test = f", sign-flip p = {verdict.p_margin if by_margin else verdict.p_difference:.3g}"

@@ -16,8 +16,10 @@ import yaml
 from headstart.recipe.schedule import parse_schedule
 from headstart.report.facts import Facts
 from headstart.report.headline.obstacles import starts_of_arm
-from headstart.study.folder import STUDY_FILE
+from headstart.study.folder import OPEN, STUDY_FILE
+from headstart.study.results import StudyFolder
 from headstart.verdict.earned import Obstacle
+from headstart.verdict.history import History
 from headstart.verdict.numbers import counted, span
 from headstart.verdict.verdict import Verdict
 
@@ -52,13 +54,23 @@ def next_step(facts: Facts, verdict: Verdict | None, obstacle: Obstacle) -> Next
         if obstacle.code == "open" and verdict and verdict.seeds_to_decide is None:
             return None
         have = len(folder.seeds)
+        ahead = [count for count in folder.rule.looks if count > have]
         wanted = max((verdict and verdict.seeds_to_decide) or folder.rule.min_seeds, have + 1)
-        what = f"add {counted(wanted - have, 'seed')}{' and train twice as long' if longer else ''}"
-        if obstacle.code == "open":
-            what += " (a second look, at which the error rate is above the rule's)"
-        change = f"seeds={wanted if folder.seeds == tuple(range(have)) else _seeds(folder.seeds, wanted)}"
+        changes = [longer] if longer else []
+        if ahead:
+            wanted, last = ahead[0], ahead[-1]
+            what = f"go on to the look at {wanted} seeds"
+        else:
+            last, what = wanted, f"add {counted(wanted - have, 'seed')}"
+            history = history_of(folder, wanted)
+            if obstacle.code in OPEN and not history.is_planned:
+                what += f" (a {history.name.lower()}, at which the true level is about {history.level})"
+            if folder.rule.looks:
+                changes.append(f"rule.looks={_inline([*folder.rule.looks, wanted])}")
+        what += " and train twice as long" if longer else ""
+        change = f"seeds={last if folder.seeds == tuple(range(have)) else _seeds(folder.seeds, last)}"
         time = every / have * (wanted - have) + seconds / have * wanted
-        return _run(facts, what, (change, longer) if longer else (change,), time)
+        return _run(facts, what, (change, *changes), time)
     run = next((run for arm in folder.arms for run in starts_of_arm(facts, arm) if run.recipe), None)
     if obstacle.code == "collapsed" and run is not None:
         return _run(facts, "train at half the learning rate", (f"train.rate={run.recipe.train.rate / 2:g}",), every)
@@ -72,6 +84,18 @@ def next_step(facts: Facts, verdict: Verdict | None, obstacle: Obstacle) -> Next
         )
     what = "declare the fields in an arm, or set them alike" if obstacle.code == "undeclared" else "run the study again"
     return _run(facts, what, (), every)
+
+
+def history_of(folder: StudyFolder, num_seeds: int) -> History:
+    """The looks at the headline's cell, the present one among them, up to one with so many seeds."""
+    own = [look for look in folder.looks if (look.schedule, look.fraction) == folder.headline_cell]
+    made = [(len(look.seeds), look.alpha) for look in own]
+    return History.of(folder.rule, [*made, (len(folder.seeds), folder.rule.alpha)], num_seeds)
+
+
+def seconds_of_seeds(facts: Facts, count: int) -> float:
+    """Seconds of so many further seeds, by those that were run."""
+    return _seconds(facts) / len(facts.folder.seeds) * count
 
 
 def _run(facts: Facts, what: str, changes: tuple[str, ...], seconds: float) -> NextStep:

@@ -34,4 +34,7 @@ def with_kept_seeds(prepared: Prepared, directory: Path) -> Prepared:
         return prepared
     seeds = tuple(seed for seed in before.seeds if seed in (*study.seeds, *kept))
     seeds += tuple(seed for seed in study.seeds if seed not in seeds)
+    if study.rule and study.rule.looks:  # as many as a look has: those of a look that was interrupted wait for it
+        seeds = (*study.seeds, *kept)
+        seeds = seeds[: max(count for count in study.rule.looks if count <= len(seeds))]
     return prepare(study.model_copy(update={"seeds": seeds}), prepared.overrides)
