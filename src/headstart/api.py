@@ -1,13 +1,16 @@
 """The study as one object for Python and notebooks; the same functions as the command line calls."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from headstart.design.propose import Question, is_begun, propose, study_name, summary
 from headstart.report.build import build_report
+from headstart.study.folder import STUDY_FILE
 from headstart.study.plan import Plan
 from headstart.study.prepare import Prepared, prepare, refuse_undeclared
-from headstart.study.run import run_study
+from headstart.study.run import default_jobs, run_study
 from headstart.study.spec import define_study
 
 
@@ -51,3 +54,33 @@ class Study:
     def report(self) -> Path:
         """Write the report of what is there so far; returns its path."""
         return build_report(self.directory)
+
+
+def ask(
+    data: str | Path | Sequence[str | Path],
+    hours: float,
+    *,
+    images: Sequence[str | Path] = (),
+    start: Sequence[str] = (),
+    name: str | None = None,
+    out: str | Path = "runs",
+    fix: bool = False,
+    groups: str | None = None,
+    say: Callable[[str], None] = print,
+) -> Path:
+    """From a data set, or a training and a validation set, to the report on its starts in so many hours.
+
+    Finds the format, checks, divides where there is no split, chooses settings and writes OUT/NAME/study.yaml with the
+    reasons; then runs that study. The same call continues one that has begun. start: names of `weights list` or files,
+    by default ImageNet's. fix: go on with a clean copy of data with errors. Returns the report's path. ValueError for
+    data that cannot be read, errors in them, and hours in which nothing can be learnt.
+    """
+    paths = [data] if isinstance(data, str | Path) else list(data)
+    question = Question(tuple(map(str, paths)), hours, tuple(map(Path, images)), tuple(start), groups, fix)
+    name = name or study_name(question)
+    directory = Path(out) / name
+    if not is_begun(question, directory):
+        for line in summary(propose(question, directory, say=say)):
+            say(line)
+    study = Study.read(directory / STUDY_FILE, out=out)
+    return study.run(jobs=default_jobs(study.prepared))

@@ -11,7 +11,7 @@ from io import TextIOWrapper
 
 import typer
 
-from headstart.cli import audit, data, env, recipes, runs, studies, weights
+from headstart.cli import ask, audit, data, env, recipes, runs, studies, weights
 from headstart.cli.console import cause_of, fail, lack_of_memory, open_streams, warn
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
@@ -22,6 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Train the same detector from scratch and from pre-trained weights, and report which start to use.",
 )
+app.command("ask")(ask.ask)
 app.command("train")(runs.train)
 app.command("pretrain")(runs.pretrain)
 app.command("eval")(runs.evaluate)

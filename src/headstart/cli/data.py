@@ -165,3 +165,4 @@ def split(
     refuse_overwrite([(out, Path(path))], force=force)
     for line in split_dataset(path, out, images=images, share=share, seed=seed, groups=groups):
         say(line)
+    say(f"use it as {out}:train and {out}:val, with every command and in recipes")

@@ -177,7 +177,8 @@ def write_study(
 ) -> None:
     """Write plan.json and study.yaml whole; a file with the same content keeps its time.
 
-    ValueError for a study.yaml without a plan.json beside it, which was not written here and stays as it is.
+    A study.yaml of the same study stays, with its comments. ValueError for another one without a plan.json beside it,
+    which was not written here.
     settings are the study's fields, data the paths of the validation data, overrides the patch on every recipe; begun
     and finished are the directories of segments by name. A segment that has not begun has none.
     """
@@ -197,17 +198,28 @@ def write_study(
         "data": data,
         "overrides": dict(overrides or {}),
     }
-    if (directory / STUDY_FILE).exists() and not (directory / PLAN_FILE).exists():
+    is_same = _holds(directory / STUDY_FILE, settings)
+    if (directory / STUDY_FILE).exists() and not (directory / PLAN_FILE).exists() and not is_same:
         raise ValueError(
             f"{directory / STUDY_FILE}: was not written by a study, as no {PLAN_FILE} is beside it; expected another "
             "--out, or another name of the study"
         )
     (directory / CHANGES_FILE).unlink(missing_ok=True)
-    study = yaml.safe_dump(dict(settings), sort_keys=False)
-    for path, text in {directory / PLAN_FILE: json_text(content, indent=1), directory / STUDY_FILE: study}.items():
+    texts = {directory / PLAN_FILE: json_text(content, indent=1)}
+    if not is_same:
+        texts[directory / STUDY_FILE] = yaml.safe_dump(dict(settings), sort_keys=False)
+    for path, text in texts.items():
         with named(path):
             if not path.exists() or path.read_text(encoding="utf-8") != text:
                 write_whole(path, text)
+
+
+def _holds(path: Path, settings: Mapping[str, Any]) -> bool:
+    """Whether a study file is that of these fields."""
+    try:
+        return parse_study(read_yaml(path), source=str(path)).model_dump(mode="json") == settings
+    except (ValueError, OSError):
+        return False
 
 
 def note_segment(directory: Path, name: str, place: Path, *, finished: bool) -> None:

@@ -48,8 +48,8 @@ def split_dataset(
     kept = dataset.num_images - num_groups
     lines = [
         f"{out}: {len(names['train'])} training and {len(names['val'])} validation images",
-        f"{num_groups} groups: {kept} near-duplicates{' and names' if groups else ''} stay with the picture that they "
-        f"repeat, on one side; use it as {out}:train and {out}:val",
+        f"{num_groups} groups: {kept} more pictures that repeat one of another{' or share a name' if groups else ''}, "
+        "on one side together",
     ]
     if dataset.num_images > MOST_COMPARED:
         lines.append(f"more than {MOST_COMPARED:,} images: near-duplicates were not looked for (only --groups)")
