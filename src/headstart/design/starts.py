@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from headstart.design.settings import Setting
-from headstart.weights.public import EXTRA, find_file, how_to_install, locate, public_files
+from headstart.weights.public import EXTRA, PACKAGE, find_file, find_installed, locate, public_files
 
 DEFAULT = EXTRA  # EfficientNet-Lite0 of ImageNet, by pip
 RANDOM = "scratch"
@@ -22,17 +22,21 @@ class Starts:
 
 
 def choose_starts(given: list[str]) -> Starts:
-    """Arms of random values and of each start given (a name of `weights list` or a file), by default ImageNet's.
+    """Arms of random values and of each start given: a name of `weights list` or a file.
 
-    ValueError for weights that are not here, for names whose network is not known, and for starts of two networks.
+    ImageNet's weights are an arm too, unless another package's network is given, or they are not installed where files
+    are given. ValueError for weights that are not here, for names whose network is not known, and for starts of two
+    networks.
     """
     nets: dict[str, dict[str, Any] | None] = {}
     arms: dict[str, dict[str, Any]] = {}
-    for start in given or [DEFAULT]:
+    is_here = find_installed(find_file(DEFAULT)) is not None
+    beside = is_here and not any(start.startswith(PACKAGE) for start in given)
+    for start in dict.fromkeys([DEFAULT, *given] if beside or not given else given):
         known = public_files().get(start)
         if known is None and not Path(start).is_file():
             find_file(start)  # the nearest name
-        if known is not None and not start.startswith("package:"):
+        if known is not None and not start.startswith(PACKAGE):
             raise ValueError(
                 f"--start {start}: is not on this machine as a file: run `headstart weights download {start} FILE`, "
                 "then --start FILE"
@@ -54,16 +58,6 @@ def choose_starts(given: list[str]) -> Starts:
         *(Setting(f"input.{field}", (spec or {})[field]) for field in ("mean", "std") if spec),
     ]
     return Starts({**arms, RANDOM: {"start": {"kind": "random"}}}, next(iter(arms)), network)
-
-
-def missing_default() -> str:
-    """How to install the default weights; "" where they are."""
-    known = find_file(DEFAULT)
-    try:
-        locate(DEFAULT)
-    except ValueError:
-        return how_to_install(known)
-    return ""
 
 
 def _arm_name(start: str, taken: dict[str, Any]) -> str:
