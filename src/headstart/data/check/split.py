@@ -61,9 +61,14 @@ def thumbnails(dataset: Dataset) -> NDArray[np.float32]:
     with ThreadPoolExecutor(usable_cores()) as pool:
         paths = [dataset.image_path(i) for i in range(dataset.num_images)]
         found = np.stack(list(pool.map(lambda path: thumbnail(path, SIDE).ravel(), paths)))
-    found -= found.mean(1, keepdims=True)
-    norms = np.linalg.norm(found, axis=1, keepdims=True)
-    return np.where(norms > LEAST_CONTRAST * SIDE, found / np.maximum(norms, 1e-6), 0).astype(np.float32)
+    return normalised(found)
+
+
+def normalised(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Rows [I, V] with mean 0 and norm 1, so that products are correlations; zero for flat ones."""
+    centred = values - values.mean(1, keepdims=True)
+    norms = np.linalg.norm(centred, axis=1, keepdims=True)
+    return np.where(norms > LEAST_CONTRAST * SIDE, centred / np.maximum(norms, 1e-6), 0).astype(np.float32)
 
 
 def alike(one: NDArray[np.float32], other: NDArray[np.float32]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:

@@ -27,7 +27,10 @@ _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 def is_boxes(path: Path) -> bool:
     """Whether the first row of a CSV file names the columns of boxes, or is such a row."""
     text = read_head(path).decode(errors="replace").removeprefix("\ufeff")
-    rows = list(csv.reader(text.splitlines()[:1]))
+    try:
+        rows = list(csv.reader(text.splitlines()[:1]))
+    except csv.Error:
+        return False
     return bool(rows) and _columns(rows[0]) is not None
 
 
