@@ -228,7 +228,15 @@ def plan_of(seeds, quarter, base=150):
 
 
 def loads_of(step):
-    load = Load(8, {1.0: 100, 0.25: 25}, step, 0.01, 20, 50, 0.0, 2.0)
+    load = Load(
+        batch=8,
+        num_images={1.0: 100, 0.25: 25},
+        seconds_per_step=step,
+        seconds_per_eval_image=0.01,
+        num_eval_images=20,
+        eval_every=50,
+        seconds_to_start=2.0,
+    )
     return {"imagenet": load, "scratch": load}
 
 
@@ -300,19 +308,19 @@ def few_steps(monkeypatch):
     monkeypatch.setattr(proposing, "SMALLER", 0)
 
 
+@pytest.mark.slow
 @needs_package
 def test_a_folder_becomes_a_report_by_one_command(tmp_path, monkeypatch, capsys, few_steps):
     cells = cells_of(tmp_path, 40)
     out = tmp_path / "runs"
     words = ["ask", cells, "--hours", "0.1", "--out", out, "--jobs", "1"]
-    planned = call(monkeypatch, capsys, *words, "--plan")
+    planned = call(monkeypatch, capsys, *words)  # no terminal and no --yes: nothing runs
     assert planned.code == 0 and "40 images cannot tell" in " ".join(planned.out.split()), planned
     assert max(len(line) for line in planned.out.splitlines() if str(tmp_path) not in line) <= 80
     file = out / "ask-cells" / "study.yaml"
     text = file.read_text()
     assert f"headstart study run {file} --out {out}" in planned.out and "# images have 64 px" in text
-    unasked = call(monkeypatch, capsys, *words)  # no terminal and no --yes: nothing runs
-    assert unasked.code == 0 and not (out / "ask-cells" / "plan.json").exists()
+    assert not (out / "ask-cells" / "plan.json").exists()
     done = call(monkeypatch, capsys, *words, "--yes")
     assert done.code == 0 and "No answer yet" in done.out and (out / "ask-cells" / "report.html").is_file(), done
     assert file.read_text().startswith("# Made by `headstart ask") and yaml.safe_load(
@@ -337,13 +345,14 @@ def test_a_folder_becomes_a_report_by_one_command(tmp_path, monkeypatch, capsys,
 
 
 @needs_package
-def test_class_folders_become_a_study_of_classifiers(tmp_path, few_steps):
+def test_class_folders_become_a_study_of_classifiers(tmp_path, monkeypatch, capsys, few_steps):
     generate_classes(tmp_path / "things", 24, 8, 0, 64, num_classes=2, processes=1)
-    question = proposing.Question((str(tmp_path / "things"),), 0.1)
-    proposal = proposing.propose(question, tmp_path / "ask-things", jobs=1, say=lambda _: None)
-    recipe = proposal.prepared.first_recipe
-    assert recipe.task == "classification" and recipe.input.size == 64 and proposal.prepared.study.rule.metric == "top1"
-    assert proposal.prepared.num_images == {1.0: 24}
+    words = ["ask", tmp_path / "things", "--hours", "0.1", "--out", tmp_path, "--jobs", "1", "--plan"]
+    assert "to run it: headstart study run" in call(monkeypatch, capsys, *words).out
+    study = headstart.Study.read(tmp_path / "ask-things" / "study.yaml")
+    recipe = study.prepared.first_recipe
+    assert recipe.task == "classification" and recipe.input.size == 64 and study.prepared.study.rule.metric == "top1"
+    assert study.prepared.num_images == {1.0: 24}
     assert value_of(class_settings(open_dataset(tmp_path / "things" / "train"), on_gpu=False), "train.batch") == 8
 
 

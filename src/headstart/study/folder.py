@@ -82,8 +82,7 @@ def read_study_folder(path: str | Path) -> StudyFolder:
     wrong.
     """
     path = Path(path)
-    content = read_yaml(path / STUDY_FILE)
-    study, plan = parse_study(content, source=str(path / STUDY_FILE)), read_plan(path)
+    study, plan = parse_study(read_yaml(path / STUDY_FILE), source=str(path / STUDY_FILE)), read_plan(path)
     asked = {name: flatten(patch) for name, patch in study.also_evaluate.items()}
     runs = {}
     for entry in plan.segments:
@@ -95,7 +94,7 @@ def read_study_folder(path: str | Path) -> StudyFolder:
         check_names(cell.segments, runs, f"{path / PLAN_FILE}: cell {cell.name}: segment")
     return StudyFolder(
         path=path,
-        settings=content,
+        settings=study.model_dump(mode="json"),
         rule=study.rule,
         plan=Plan(tuple(run.segment for run in runs.values()), tuple(plan.cells), tuple(plan.notes)),
         runs=runs,
