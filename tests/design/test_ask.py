@@ -356,6 +356,12 @@ def test_class_folders_become_a_study_of_classifiers(tmp_path, monkeypatch, caps
     assert value_of(class_settings(open_dataset(tmp_path / "things" / "train"), on_gpu=False), "train.batch") == 8
 
 
+def test_a_smaller_input_where_time_is_short():
+    sides = (64, 96, 128, 160, 192)
+    assert proposing._smaller(192, sides, 250) == 160 and proposing._smaller(192, sides, 150) == 128
+    assert proposing._smaller(192, sides, 1) == 96 and proposing._smaller(64, sides, 1) is None
+
+
 @needs_package
 def test_hours_without_a_step_are_refused(tmp_path, monkeypatch, few_steps):
     monkeypatch.setattr(proposing, "fit", lambda *_, **__: Budget(1, 3, False, 9.0))

@@ -35,8 +35,8 @@ from headstart.verdict.numbers import counted, span
 from headstart.verdict.rule import Rule
 
 QUESTION_FILE = "question.json"
-TIMED_STEPS = 300  # at 2x, of the study whose steps are timed: any number whose schedule is one
-SMALLER = 3  # times that the input is made smaller where 300 steps of three seeds do not fit
+TIMED_STEPS = 300  # at 2x, of the study whose steps are timed, and the least of three seeds (budget.TRIED)
+SMALLER = 3  # of the sides tried, by which the input may be smaller than the objects ask for
 FEWEST_SEEDS = 3
 MARGIN = 0.02  # two points: of single studies on real images less is not told apart (docs/results.md)
 
@@ -127,25 +127,21 @@ def propose(question: Question, directory: Path, *, jobs: int | None = None, say
         return text, prepare(parse_study(parse_yaml(text, "study"), source=f"the study of {question.data[0]}"))
 
     choose = class_settings if is_classes else box_settings
-    settings, side = choose(found.train, on_gpu=on_gpu), None
-    for attempt in range(SMALLER + 1):
-        say(f"timing steps at {_side(settings)} px on this machine (less than a minute) ...")
+    settings, sides = choose(found.train, on_gpu=on_gpu), CLASS_SIDES if is_classes else SIDES
+    for is_last in (False, True):
+        say(f"timing steps at {_side(settings)} px on this machine, a minute or so ...")
         _, prepared = prepared_of(settings, TIMED_STEPS, FEWEST_SEEDS, False, ())
         loads = measure_apart(prepared, jobs)
         left = 3600 * question.hours - (time.perf_counter() - since)
-        plans: dict[tuple[int, bool], Plan] = {}
 
-        def plan_of(seeds: int, quarter: bool, plans=plans, settings=settings) -> Plan:
-            if (seeds, quarter) not in plans:
-                plans[seeds, quarter] = prepared_of(settings, TIMED_STEPS, seeds, quarter, ())[1].plan
-            return plans[seeds, quarter]
+        def plan_of(seeds: int, quarter: bool, settings: Sequence[Setting] = tuple(settings)) -> Plan:
+            return prepared_of(settings, TIMED_STEPS, seeds, quarter, ())[1].plan
 
         budget = fit(plan_of, _with_quarter(loads), steps=TIMED_STEPS, seconds=left, jobs=jobs)
-        smaller = _next_smaller(settings, CLASS_SIDES if is_classes else SIDES)
-        if budget.seeds >= FEWEST_SEEDS or smaller is None or attempt == SMALLER:
+        smaller = _smaller(_side(settings), sides, budget.steps / FEWEST_SEEDS)
+        if is_last or budget.seeds >= FEWEST_SEEDS or smaller is None:
             break
-        side = smaller
-        settings = choose(found.train, side=side, on_gpu=on_gpu)
+        settings = choose(found.train, side=smaller, on_gpu=on_gpu)
     if budget.steps < LEAST_STEPS:
         rate = max(load.seconds_per_step for load in loads.values())
         raise ValueError(
@@ -213,8 +209,11 @@ def _side(settings: Sequence[Setting]) -> int:
     return found[0] if isinstance(found, list) else found
 
 
-def _next_smaller(settings: Sequence[Setting], sides: Sequence[int]) -> int | None:
-    return max((side for side in sides if side < _side(settings)), default=None)
+def _smaller(side: int, sides: Sequence[int], steps: float) -> int | None:
+    """A shorter side at which the steps of a seed would be enough if times were as pixels: at most SMALLER below."""
+    lower = sorted((one for one in sides if one < side), reverse=True)[:SMALLER]
+    enough = [one for one in lower if steps * (side / one) ** 2 >= TIMED_STEPS]
+    return next(iter(enough or lower[-1:]), None)
 
 
 def summary(proposal: Proposal) -> list[str]:

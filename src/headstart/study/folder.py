@@ -197,7 +197,8 @@ def write_study(
         "data": data,
         "overrides": dict(overrides or {}),
     }
-    is_same = _holds(directory / STUDY_FILE, settings)
+    study = yaml.safe_dump(dict(settings), sort_keys=False)
+    is_same = _holds(directory / STUDY_FILE, study)
     if (directory / STUDY_FILE).exists() and not (directory / PLAN_FILE).exists() and not is_same:
         raise ValueError(
             f"{directory / STUDY_FILE}: was not written by a study, as no {PLAN_FILE} is beside it; expected another "
@@ -206,19 +207,22 @@ def write_study(
     (directory / CHANGES_FILE).unlink(missing_ok=True)
     texts = {directory / PLAN_FILE: json_text(content, indent=1)}
     if not is_same:
-        texts[directory / STUDY_FILE] = yaml.safe_dump(dict(settings), sort_keys=False)
+        texts[directory / STUDY_FILE] = study
     for path, text in texts.items():
         with named(path):
             if not path.exists() or path.read_text(encoding="utf-8") != text:
                 write_whole(path, text)
 
 
-def _holds(path: Path, settings: Mapping[str, Any]) -> bool:
-    """Whether a study file is that of these fields."""
+def _holds(path: Path, study: str) -> bool:
+    """Whether a study file is there and is the study of this text."""
+    if not path.exists() or path.read_text(encoding="utf-8") == study:
+        return path.exists()
     try:
-        return parse_study(read_yaml(path), source=str(path)).model_dump(mode="json") == settings
-    except (ValueError, OSError):
+        found = parse_study(read_yaml(path), source=str(path)).model_dump(mode="json")
+    except ValueError:
         return False
+    return yaml.safe_dump(found, sort_keys=False) == study
 
 
 def note_segment(directory: Path, name: str, place: Path, *, finished: bool) -> None:
