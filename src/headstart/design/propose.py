@@ -155,7 +155,7 @@ def propose(question: Question, directory: Path, *, jobs: int | None = None, say
     file = directory / STUDY_FILE
     write_whole(file, text)
     write_whole(directory / QUESTION_FILE, json_text({"data": _absolute(question), "hours": question.hours}, indent=1))
-    every = duration(_value_of(prepared), batch=1, num_images=1, field="evaluate.every")
+    every = duration(prepared.first_recipe.evaluate.every, batch=1, num_images=1, field="evaluate.every")
     kept = {name: replace(load, eval_every=every) for name, load in _with_quarter(loads).items()}
     keep_loads(directory / "timing.json", prepared, jobs, kept)
     return Proposal(file, prepared, budget.seconds, tuple(said))
@@ -198,10 +198,6 @@ def _with_quarter(loads: dict[str, Load]) -> dict[str, Load]:
         name: replace(load, num_images={0.25: round(load.num_images[1.0] / 4), **load.num_images})
         for name, load in loads.items()
     }
-
-
-def _value_of(prepared: Prepared) -> str:
-    return prepared.first_recipe.evaluate.every
 
 
 def _side(settings: Sequence[Setting]) -> int:

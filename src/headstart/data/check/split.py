@@ -21,9 +21,9 @@ from headstart.data.read.split_file import write_split_file
 from headstart.hardware import usable_cores
 
 SIDE = 16
-# Correlation of thumbnails from which pictures count as near-duplicates. Copies at JPEG quality 30, of half the size or
-# a fifth brighter: 0.99 and more; two views of one blood smear: 0.99. The nearest of different pictures: 0.75 among 364
-# blood smears, 0.91 among 400 damaged cars.
+# Correlation of thumbnails from which pictures count as near-duplicates (benchmarks/near_duplicates.py). Nine of ten
+# copies at JPEG quality 30, of half the size or a fifth brighter: 0.98 or more; two views of one blood smear: 0.99. The
+# nearest of different pictures: 0.75 among 364 blood smears, 0.90 among 400 damaged cars.
 ALIKE = 0.95
 LEAST_CONTRAST = 1.0  # grey levels, standard deviation: in a flatter thumbnail only noise would correlate
 MOST_COMPARED = 50_000  # images: a minute of one core; the time grows with their square
