@@ -38,7 +38,9 @@ from headstart.data import images
 from headstart.data.dataset import Dataset, fingerprint
 from headstart.data.images import bands
 from headstart.data.label_maps import PixelLabels
-from headstart.data.read import coco, read_voc, read_yolo
+from headstart.data.read import coco, open_dataset, read_voc, read_yolo
+from headstart.data.read.csv_boxes import read_csv
+from headstart.data.read.labelme import read_labelme
 from headstart.recipe.load import load_recipe
 from headstart.study.spec import define_study
 from headstart.training.rows import line_of, read_rows
@@ -286,6 +288,14 @@ STUDY = {
     "name": "a", "recipe": "base", "set": {"train.rate": 0.01}, "seeds": 2, "schedules": ["1x", "2x"],
     "arms": {"scratch": {"start.kind": "random"}, "wide": {"start.kind": "random", "train.batch": 4}},
 }  # fmt: skip
+LABELME = (
+    b'{"shapes": [{"label": "ant", "points": [[1, 1], [5, 1], [5, 6.5]], "group_id": 1, "shape_type": "polygon"}, '
+    b'{"label": "bee", "points": [[1, 2], [3, 4]], "shape_type": "rectangle"}], "imagePath": "a.png"}'
+)
+SPLIT = (
+    b'{"headstart_split": 1, "data": "data.yaml", "images": null, "part": null, "seed": 0, "share": 0.2, '
+    b'"groups": null, "splits": {"train": ["a.png"], "val": []}}'
+)
 ROWS = [
     {"kind": "start", "step": 0, "source": "random", "path": None, "total": 4, "stop": 4},
     {"kind": "train", "step": 3, "losses": {"box": 0.5}, "loss": 0.5, "rate": 0.01},
@@ -304,6 +314,12 @@ TARGETS = {
                lambda path: read_yolo(path.parent / "data.yaml", "val"), yolo_folder),
         Target("yolo-yaml", "data.yaml", lambda: [b"path: .\ntrain: images\nval: [images]\nnames: {0: ant, 2: 'bee'}\n",
                b"train: images\nnames: [ant, x, bee]\nnc: 3\n"], read_yolo, yolo_folder),
+        Target("yolo-names", "classes.txt", lambda: [b"ant\nx\nbee\n"], read_yolo, yolo_folder),
+        Target("labelme", "images/a.json", lambda: [LABELME],
+               lambda path: read_labelme(path.parent, [path], [path]), yolo_folder),
+        Target("csv", "b.csv", lambda: [b"filename,class,xmin,ymin,xmax,ymax\na.png,ant,1,2,5,6\n",
+               b"images/a.png,1,2,5,6,ant\n"], lambda path: read_csv(path.parent, [path], [path]), yolo_folder),
+        Target("split", "split.json", lambda: [SPLIT], lambda path: open_dataset(path, split="train"), yolo_folder),
         Target("label-map", "a.png", label_maps, read_labels, label_folder),
         *(Target(f"image-{kind.lower()}", f"b.{kind.lower()}", lambda kind=kind: pictures(kind), images.load_image)
           for kind in images.FORMATS),

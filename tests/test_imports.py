@@ -19,6 +19,7 @@ ROWS = (
     ("training",),
     ("study",),
     ("report",),
+    ("design",),
     ("api",),
     ("cli",),
     ("__main__",),

@@ -5,6 +5,8 @@ result = headstart.train(recipe)
 trained = headstart.load_trained(result.directory)
 headstart.predict(trained, "photo.jpg")
 
+headstart.ask("my_data/", hours=1)
+
 study = headstart.Study.read("demo")
 study.run()
 study.report()
@@ -16,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from headstart.version import __version__
 
 if TYPE_CHECKING:
-    from headstart.api import Study
+    from headstart.api import Study, ask
     from headstart.data.read import open_dataset
     from headstart.recipe.load import load_recipe
     from headstart.recipe.recipe import ClassifyRecipe, Recipe, SegmentRecipe
@@ -30,6 +32,7 @@ _HOMES = {
     "Recipe": "headstart.recipe.recipe",
     "SegmentRecipe": "headstart.recipe.recipe",
     "Study": "headstart.api",
+    "ask": "headstart.api",
     "audit_module": "headstart.weights.audits.module",
     "draw_prediction": "headstart.tasks.predict",
     "evaluate": "headstart.tasks.predict",
@@ -48,6 +51,7 @@ __all__ = [
     "SegmentRecipe",
     "Study",
     "__version__",
+    "ask",
     "audit_module",
     "draw_prediction",
     "evaluate",

@@ -1,15 +1,16 @@
 """The study as one object for Python and notebooks; the same functions as the command line calls."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from headstart.design.propose import Question, is_begun, propose, study_name, summary
 from headstart.report.build import build_report
-from headstart.study.folder import is_current, read_plan
+from headstart.study.folder import STUDY_FILE, is_current, read_plan
 from headstart.study.plan import Plan
 from headstart.study.prepare import Prepared, prepare, refuse_undeclared
-from headstart.study.run import run_study
+from headstart.study.run import default_jobs, run_study
 from headstart.study.spec import define_study
 
 
@@ -56,21 +57,4 @@ class Study:
         return build_report(self.directory)
 
 
-def looks_of(prepared: Prepared, directory: Path) -> Iterator[Prepared]:
-    """The study up to each look of its rule in turn, while the look before it was open; without looks the whole study.
-
-    Run each part and write its report (`report_of`) before the next is asked for: `directory` then says how it ended.
-    A look that ends in an obstacle which more seeds do not remove is the last one too.
-    """
-    study = prepared.study
-    for count in study.rule.looks if study.rule else ():
-        if count < len(study.seeds):
-            yield prepare(study.model_copy(update={"seeds": study.seeds[:count]}), prepared.overrides)
-            if not read_plan(directory).is_open:
-                return
-    yield prepared
-
-
-def report_of(directory: Path) -> Path:
-    """The report of a study's directory, written anew unless it is that of what is there."""
-    return directory / "report.html" if is_current(directory) else build_report(directory)
+from collections.abc import Callable, Iterator, Sequence

@@ -249,7 +249,9 @@ def test_formats_are_told_apart_and_opened(voc, yolo, tmp_path_factory):
         formats.open_dataset(folder)
     with pytest.raises(ValueError, match="split = 'val': expected none"):
         formats.open_dataset(folder / "annotations" / "instances_val.json", split="val")
-    with pytest.raises(ValueError, match="image_dir = 'x': expected only with COCO JSON, not with yolo"):
+    with pytest.raises(
+        ValueError, match="image_dir = 'x': expected only with COCO JSON, VOC, labelme or CSV, not with yolo"
+    ):
         formats.open_dataset(yolo, "x")
 
 

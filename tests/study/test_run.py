@@ -358,15 +358,21 @@ def test_fractions_are_nested_and_the_same_for_all_arms(data_root, tmp_path):
 
 
 def test_a_study_file_of_the_user_in_the_place_of_ours_stays(data_root, tmp_path):
-    """`--out .` beside tiny/study.yaml, which the study itself was read from."""
+    """`--out .` beside tiny/study.yaml of another study; that of the same one stays with its comments."""
     path = tmp_path / "tiny/study.yaml"
     path.parent.mkdir()
     write_file(path, tiny_study(data_root))
+    path.write_text("# why\n" + path.read_text())
     before = path.read_bytes()
+    mine = prepare(read_study(path))
+    arguments = {"num_images": mine.num_images, "batch": 2}
+    write_study(path.parent, mine.study.model_dump(mode="json"), mine.plan, **arguments)
+    assert path.read_bytes() == before and read_study_folder(path.parent).settings == mine.study.model_dump(mode="json")
+    (path.parent / "plan.json").unlink()
     with pytest.raises(
         ValueError, match=r"tiny/study\.yaml: was not written by a study, as no plan\.json is beside it"
     ):
-        run_study(prepare(read_study(path)), tmp_path)
+        run_study(prepare(read_study(path, changes={"seeds": 2})), tmp_path)
     assert path.read_bytes() == before and not list(tmp_path.rglob("rows.jsonl"))
 
 

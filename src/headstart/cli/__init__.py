@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from headstart.cli import audit, data, env, recipes, runs, studies, weights
+from headstart.cli import ask, audit, data, env, recipes, runs, studies, weights
 from headstart.cli.console import cause_of, fail, lack_of_memory, open_streams, say, warn
 from headstart.version import __version__
 
@@ -40,6 +40,7 @@ def _options(
     """Train the same detector from scratch and from pre-trained weights, and report which start to use."""
 
 
+app.command("ask")(ask.ask)
 app.command("train")(runs.train)
 app.command("pretrain")(runs.pretrain)
 app.command("eval")(runs.evaluate)

@@ -139,3 +139,30 @@ def convert(
         f"{data.num_images} images, {data.num_annotations} objects, {data.num_classes} classes: {out} "
         f"(images in {data.image_dir})"
     )
+
+
+@app.command()
+def split(
+    path: Annotated[str, typer.Argument(help="Data set of any format, or one split of it as PATH:SPLIT.")],
+    out: Annotated[Path, typer.Argument(help="Split file to write (JSON); other commands take FILE:train, FILE:val.")],
+    images: Annotated[Path | None, typer.Option(help="Folder of the pictures, where it is elsewhere.")] = None,
+    share: Annotated[float, typer.Option(help="Share of the images in the validation set.")] = 0.2,
+    seed: Annotated[int, typer.Option(help="Seed; equal seeds give equal splits.", min=0)] = 0,
+    groups: Annotated[
+        str | None,
+        typer.Option(help="Regular expression: names with the same text there stay together, such as '^(cow[0-9]+)_'."),
+    ] = None,
+    force: Force = False,
+) -> None:
+    """Divide a data set into training and validation images; near-duplicates stay together, classes are spread evenly.
+
+    Nothing is copied or moved: the file lists names.
+    """
+    from headstart.data.check.split import split_dataset
+
+    if out.suffix.lower() != ".json":
+        raise ValueError(f"{out}: is not the name of a split file, expected one that ends in .json")
+    refuse_overwrite([(out, Path(path))], force=force)
+    for line in split_dataset(path, out, images=images, share=share, seed=seed, groups=groups):
+        say(line)
+    say(f"use it as {out}:train and {out}:val, with every command and in recipes")

@@ -95,8 +95,7 @@ def read_study_folder(path: str | Path) -> StudyFolder:
     wrong.
     """
     path = Path(path)
-    content = read_yaml(path / STUDY_FILE)
-    study, plan = parse_study(content, source=str(path / STUDY_FILE)), read_plan(path)
+    study, plan = parse_study(read_yaml(path / STUDY_FILE), source=str(path / STUDY_FILE)), read_plan(path)
     asked = {name: flatten(patch) for name, patch in study.also_evaluate.items()}
     runs = {}
     for entry in plan.segments:
@@ -108,7 +107,7 @@ def read_study_folder(path: str | Path) -> StudyFolder:
         check_names(cell.segments, runs, f"{path / PLAN_FILE}: cell {cell.name}: segment")
     return StudyFolder(
         path=path,
-        settings=content,
+        settings=study.model_dump(mode="json"),
         rule=study.rule,
         plan=Plan(tuple(run.segment for run in runs.values()), tuple(plan.cells), tuple(plan.notes)),
         runs=runs,
@@ -192,10 +191,10 @@ def write_study(
 ) -> None:
     """Write plan.json and study.yaml whole; a file with the same content keeps its time.
 
-    ValueError for a study.yaml without a plan.json beside it, which was not written here and stays as it is.
-    The looks of an earlier plan.json are kept. settings are the study's fields, data the paths of the validation data,
-    overrides the patch on every recipe; begun and finished are the directories of segments by name. A segment that has
-    not begun has none.
+    A study.yaml of the same study stays, with its comments. ValueError for another one without a plan.json beside it,
+    which was not written here. The looks of an earlier plan.json are kept.
+    settings are the study's fields, data the paths of the validation data, overrides the patch on every recipe; begun
+    and finished are the directories of segments by name. A segment that has not begun has none.
     """
     directory.mkdir(parents=True, exist_ok=True)
     found = {**(begun or {}), **(finished or {})}
@@ -214,17 +213,32 @@ def write_study(
         "overrides": dict(overrides or {}),
         "looks": _looks(directory) if (directory / PLAN_FILE).exists() else [],
     }
-    if (directory / STUDY_FILE).exists() and not (directory / PLAN_FILE).exists():
+    study = yaml.safe_dump(dict(settings), sort_keys=False)
+    is_same = _holds(directory / STUDY_FILE, study)
+    if (directory / STUDY_FILE).exists() and not (directory / PLAN_FILE).exists() and not is_same:
         raise ValueError(
             f"{directory / STUDY_FILE}: was not written by a study, as no {PLAN_FILE} is beside it; expected another "
             "--out, or another name of the study"
         )
     (directory / CHANGES_FILE).unlink(missing_ok=True)
-    study = yaml.safe_dump(dict(settings), sort_keys=False)
-    for path, text in {directory / PLAN_FILE: json_text(content, indent=1), directory / STUDY_FILE: study}.items():
+    texts = {directory / PLAN_FILE: json_text(content, indent=1)}
+    if not is_same:
+        texts[directory / STUDY_FILE] = study
+    for path, text in texts.items():
         with named(path):
             if not path.exists() or path.read_text(encoding="utf-8") != text:
                 write_whole(path, text)
+
+
+def _holds(path: Path, study: str) -> bool:
+    """Whether a study file is there and is the study of this text."""
+    if not path.exists() or path.read_text(encoding="utf-8") == study:
+        return path.exists()
+    try:
+        found = parse_study(read_yaml(path), source=str(path)).model_dump(mode="json")
+    except ValueError:
+        return False
+    return yaml.safe_dump(found, sort_keys=False) == study
 
 
 def note_segment(directory: Path, name: str, place: Path, *, finished: bool) -> None:

@@ -3,6 +3,7 @@
 import json
 import platform
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import fmean
@@ -62,18 +63,27 @@ def kept_loads(path: Path, prepared: Prepared, jobs: int) -> dict[str, Load]:
 
     So a study that continues is not timed again.
     """
-    asked = [prepared.study.model_dump_json(), repr(prepared.overrides), repr(prepared.num_images), jobs]
-    asked += [platform.node(), torch.__version__]
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
-        if kept["asked"] == asked:
+        if kept["asked"] == _asked(prepared, jobs):
             return {name: _from_json(values) for name, values in kept["loads"].items()}
     except (OSError, ValueError, KeyError, TypeError):
         pass  # not there, torn by a kill, or of another version: measure
     loads = measure_apart(prepared, jobs)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json_text({"asked": asked, "loads": {name: asdict(load) for name, load in loads.items()}}))
+    keep_loads(path, prepared, jobs, loads)
     return loads
+
+
+def keep_loads(path: Path, prepared: Prepared, jobs: int, loads: Mapping[str, Load]) -> None:
+    """Write the loads of a study, so that `kept_loads` need not measure them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {"asked": _asked(prepared, jobs), "loads": {name: asdict(load) for name, load in loads.items()}}
+    write_whole(path, json_text(content))
+
+
+def _asked(prepared: Prepared, jobs: int) -> list[Any]:
+    asked = [prepared.study.model_dump_json(), repr(prepared.overrides), repr(prepared.num_images), jobs]
+    return [*asked, platform.node(), torch.__version__]
 
 
 def _from_json(values: dict[str, Any]) -> Load:

@@ -12,7 +12,7 @@ from headstart.batch import LabelledBatch
 from headstart.data.crops import CropStream, whole_images
 from headstart.data.dataset import Dataset, nested_fraction
 from headstart.data.digests import data_content
-from headstart.data.read import folder_images, read_folders
+from headstart.data.read import folder_images, open_folders
 from headstart.data.stream import Cache, decode
 from headstart.data.views import to_device
 from headstart.files import replacing
@@ -73,18 +73,19 @@ class KeptFeatures:
 
 def training_folders(recipe: ClassifyRecipe) -> Dataset:
     """Training images of a recipe: its fraction of the whole set."""
-    return take_fraction(recipe, read_folders(recipe.data.train))
+    return take_fraction(recipe, open_folders(recipe.data.train))
 
 
 def num_training_images(recipe: ClassifyRecipe) -> int:
-    """Images that a recipe trains on; reads only file names."""
-    images, _ = folder_images(Path(recipe.data.train))
-    return len(nested_fraction(len(images), recipe.data.fraction, recipe.data.fraction_seed))
+    """Images that a recipe trains on; of a folder reads only file names."""
+    path = Path(recipe.data.train)
+    num = len(folder_images(path)[0]) if path.is_dir() else open_folders(path).num_images
+    return len(nested_fraction(num, recipe.data.fraction, recipe.data.fraction_seed))
 
 
 def data_fingerprint(recipe: ClassifyRecipe, *, rehash: bool = False) -> str:
     """Digest of the content of training and validation data."""
-    train, val = training_folders(recipe), read_folders(recipe.data.val)
+    train, val = training_folders(recipe), open_folders(recipe.data.val)
     return data_content(train, rehash=rehash).plus(data_content(val, rehash=rehash)).digest
 
 
@@ -95,7 +96,7 @@ def input_size(recipe: ClassifyRecipe) -> tuple[int, int]:
 
 def make_task(recipe: ClassifyRecipe) -> Task:
     """The recipe's classifier and data, ready for the loop."""
-    train, val = training_folders(recipe), read_folders(recipe.data.val)
+    train, val = training_folders(recipe), open_folders(recipe.data.val)
     ours, theirs = ({name: name for name in each.class_names} for each in (train, val))
     check_same_classes(recipe.data.train, ours, recipe.data.val, theirs)
     stream = CropStream(

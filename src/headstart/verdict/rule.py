@@ -8,7 +8,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from dataclasses import dataclass
 from itertools import pairwise
-from math import ceil, isnan, log2
+from math import ceil, inf, isnan, log2
 from typing import Literal
 
 from headstart.verdict.looks import nominal_rate
@@ -107,6 +107,18 @@ def seeds_needed(rule: Rule, mean: float, sd: float) -> int | None:
     counts = range(fewest, MOST_SEEDS + 1)
     place = bisect_left(counts, True, key=lambda n: _power(rule, mean / sd, rule.margin / sd, n) >= POWER)
     return counts[place] if place < len(counts) else None
+
+
+def smallest_difference(rule: Rule, num_seeds: int, sd: float) -> float:
+    """True difference, in 0..1, that so many seeds decide with a power of 80 % if their differences have that sd.
+
+    A claim of a difference, two-sided; beyond the margin for superiority. inf below two seeds.
+    """
+    if num_seeds < max(2, fewest_seeds(rule)):
+        return inf
+    effects = range(1, 10_000)  # hundredths of the sd; two seeds need 25 of it
+    place = bisect_left(effects, True, key=lambda e: t_power(e / 100, num_seeds, rule.alpha / 2) >= POWER)
+    return rule.lead + effects[min(place, len(effects) - 1)] / 100 * sd
 
 
 def _power(rule: Rule, mean: float, margin: float, num_seeds: int) -> float:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,18 +13,10 @@ from headstart.data.check import records as scan
 from headstart.data.check.problems import ERROR, Problem, Report
 from headstart.data.dataset import LARGE, SMALL, Dataset
 from headstart.data.label_maps import PixelLabels
-from headstart.data.read import coco, detect_format, open_dataset
+from headstart.data.read import Source, coco, find_layout, open_dataset
+from headstart.data.read.text import SPLITS
 
 MAX_OBJECTS = 100  # detections an image in COCO's metric
-
-
-@dataclass(frozen=True)
-class Source:
-    """Location of one split: a COCO file (with its image folder, if given), or a folder or YAML of another format."""
-
-    path: Path
-    image_dir: Path | None = None
-    split: str | None = None
 
 
 def sources(paths: Sequence[str | Path], image_dirs: Sequence[str | Path] | None = None) -> dict[str, Source]:
@@ -49,18 +41,16 @@ def sources(paths: Sequence[str | Path], image_dirs: Sequence[str | Path] | None
 
 
 def _named_sources(given: str, folder: Path | None) -> list[tuple[str, Source]]:
-    path, split = Path(given), None
-    if not os.path.exists(path) and ":" in given:
-        head, _, split = given.rpartition(":")
-        path = Path(head)
-    if detect_format(path) != "coco" or os.path.isfile(path):
-        return [(split or path.stem, Source(path, folder, split))]
-    files = sorted([*path.glob("*.json"), *path.glob("annotations/*.json")])
-    # In COCO's own layout, captions_* and person_keypoints_* annotate the same images again.
-    files = [file for file in files if file.stem.startswith("instances_")] or files
-    fitting = [file for file in files if split is None or split in file.stem]
+    place = Source.parse(given, folder)
+    layout = find_layout(place.path)
+    if layout.kind != "coco" or os.path.isfile(place.path):
+        return [(place.split or place.path.stem, place)]
+    files = layout.files
+    fitting = [file for file in files if place.split is None or place.split in file.stem]
+    fitting = fitting or [f for f, name in zip(files, layout.splits) if name == SPLITS.get(place.split or "")]
     if not fitting:
-        raise ValueError(f"{path}: split = {split!r} fits no file: expected one of {[file.stem for file in files]}")
+        known = [file.stem for file in files]
+        raise ValueError(f"{place.path}: split = {place.split!r} fits no file: expected one of {known}")
     return [(file.stem, Source(file, folder)) for file in fitting]
 
 
@@ -70,7 +60,7 @@ def _read(source: Source | Dataset | str | Path, split: str) -> tuple[Dataset | 
         return source, []
     if not isinstance(source, Source):
         source = Source(Path(source))
-    if source.path.suffix.lower() == ".json":
+    if source.path.suffix.lower() == ".json" and source.split is None:
         return scan.load(source.path, source.image_dir, split)
     try:
         return open_dataset(source.path, source.image_dir, source.split), []

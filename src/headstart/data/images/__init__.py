@@ -101,6 +101,26 @@ def as_rgb(image: np.ndarray) -> np.ndarray:
     return shown if shown.dtype == np.uint8 else np.rint(shown).astype(np.uint8)
 
 
+def thumbnail(path: str | Path, side: int) -> np.ndarray:
+    """The upright image in grey as float32 [side, side], 0..255, each value the mean of its part; errors as load_image.
+
+    A JPEG file is decoded at a fraction of its size, at least 4 * side.
+    """
+    grey = None
+    if not _is_array(path):
+        with open_image(path) as image:
+            try:
+                image.draft("L", (4 * side, 4 * side))
+                grey = None if image.mode in _GREY_16 else _upright(image, path).convert("L")
+            except _Refused:
+                raise
+            except Exception as error:
+                raise _unreadable(path, error) from error
+    if grey is None:
+        grey = Image.fromarray(as_rgb(load_image(path))).convert("L")
+    return np.asarray(grey.resize((side, side), Image.Resampling.BOX), np.float32)
+
+
 def without_copies(paths: Iterable[Path]) -> list[Path]:
     """Paths of images without each .npy beside another image of its name.
 

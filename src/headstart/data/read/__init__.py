@@ -1,87 +1,155 @@
-"""Data sets of any format: detection of the format, and reading."""
+"""Data sets of any format: one split of them by its place, and reading."""
 
 import os
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from headstart.data.dataset import Dataset
 from headstart.data.images import SUFFIXES, image_size, without_copies
 from headstart.data.read.coco import from_document, read
-from headstart.data.read.text import walk
+from headstart.data.read.csv_boxes import read_csv
+from headstart.data.read.labelme import read_labelme
+from headstart.data.read.layout import EXPECTED, DataLayout, find_layout
+from headstart.data.read.split_file import read_split_file, take_split
+from headstart.data.read.text import SPLITS, split_of, walk
 from headstart.data.read.voc import read_voc
-from headstart.data.read.yolo import read_yolo
+from headstart.data.read.yolo import read_yolo, yolo_splits
 
-__all__ = ["detect_format", "open_annotated", "open_dataset", "read_folders", "read_voc", "read_yolo"]
+__all__ = [
+    "Source",
+    "detect_format",
+    "find_layout",
+    "open_annotated",
+    "open_dataset",
+    "open_folders",
+    "read_folders",
+    "read_voc",
+    "read_yolo",
+    "splits_of",
+]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Location of one split: a file or folder, its image folder where that is elsewhere, and the split's name."""
+
+    path: Path
+    image_dir: Path | None = None
+    split: str | None = None
+
+    @classmethod
+    def parse(cls, path: str | Path, image_dir: str | Path | None = None, split: str | None = None) -> "Source":
+        """The place that PATH or, where there is no such file, PATH:SPLIT names."""
+        given, folder = str(path), None if image_dir is None else Path(image_dir)
+        if split is None and not os.path.exists(given) and ":" in given:
+            head, _, tail = given.rpartition(":")
+            if os.path.exists(head):
+                return cls(Path(head), folder, tail)
+        return cls(Path(path), folder, split)
 
 
 def detect_format(path: str | Path) -> str:
-    """One of "coco", "voc", "yolo", "folders" (one folder of images a class), from the names of files alone.
+    """One of "coco", "voc", "yolo", "labelme", "csv", "folders" (one folder of images a class), "split" (a split file).
 
-    A .json file or a folder with such files (or annotations/*.json) is COCO; Annotations/*.xml is VOC; a .yaml file or
-    a folder with one is YOLO; class folders may lie one level down, under their split. ValueError if none fits.
+    `find_layout` says how formats are told apart. ValueError if none fits.
     """
-    path = Path(path)
-    if os.path.isfile(path) and path.suffix.lower() in (".json", ".yaml", ".yml"):
-        return "coco" if path.suffix.lower() == ".json" else "yolo"
-    if os.path.isdir(path):
-        if any((path / "Annotations").glob("*.xml")):
-            return "voc"
-        if _yaml_files(path):
-            return "yolo"
-        if _json_files(path):
-            return "coco"
-        if any(p.suffix.lower() in SUFFIXES and p.parent != path for p in walk(path, depth=3)):
-            return "folders"
-    raise ValueError(
-        f"{path}: {'no known format' if os.path.exists(path) else 'no such file or folder'}: expected a COCO .json "
-        "file, a VOC folder (Annotations/*.xml), a YOLO data.yaml, or one folder of images a class"
-    )
+    return find_layout(path).kind
+
+
+def splits_of(layout: DataLayout) -> dict[str, Source]:
+    """The splits of a data set by name; an undivided one is "all"."""
+    if layout.kind == "coco":
+        return {name: Source(file) for name, file in zip(layout.splits or ("all",), layout.files)}
+    if layout.kind == "split":
+        names = tuple(read_split_file(layout.root)[0].splits)
+    elif layout.kind == "yolo":
+        names = yolo_splits(_the_only(layout.root, layout, None))
+    else:
+        names = layout.splits
+    return {name: Source(layout.root, None, name) for name in names} or {"all": Source(layout.root)}
 
 
 def open_dataset(path: str | Path, image_dir: str | Path | None = None, split: str | None = None) -> Dataset:
-    """Read a data set of any format that detect_format knows.
+    """Read a data set of any format that detect_format knows; path may be PATH:SPLIT.
 
-    image_dir: only with COCO. split: the name in ImageSets/Main (VOC; default all), the field of data.yaml (YOLO;
-    default train), the part of the file name of a folder with several COCO files, or the folder that holds the class
-    folders. ValueError as the readers, for a setting without effect, and where several files fit.
+    image_dir: where the pictures are, for COCO, VOC, labelme and CSV. split: a name of `splits_of`, also as folders
+    spell it (valid); for VOC any list in ImageSets/Main; for a folder of COCO files a part of the file's name. Without
+    split: YOLO's train, all of VOC, labelme and CSV. ValueError as the readers, for a setting without effect, and where
+    several files fit.
     """
-    path = Path(path)
-    kind = detect_format(path)
-    if image_dir is not None and kind != "coco":
-        raise ValueError(f"{path}: image_dir = {str(image_dir)!r}: expected only with COCO JSON, not with {kind}")
-    if kind == "voc":
-        return read_voc(path, split)
-    if kind == "yolo":
-        return read_yolo(path if os.path.isfile(path) else _the_only(path, _yaml_files(path), None), split or "train")
-    if kind == "folders":
-        return read_folders(path / split if split else path)
+    place = Source.parse(path, image_dir, split)
+    path, image_dir, split = place.path, place.image_dir, place.split
+    layout = find_layout(path)
+    if image_dir is not None and layout.kind in ("yolo", "folders", "split"):
+        expected = "expected only with COCO JSON, VOC, labelme or CSV"
+        raise ValueError(f"{path}: image_dir = {str(image_dir)!r}: {expected}, not with {layout.kind}")
+    if layout.kind == "voc":
+        return read_voc(path, split, image_dir=image_dir)
+    if layout.kind == "yolo":
+        return read_yolo(_the_only(path, layout, None), split or "train")
+    if layout.kind in ("labelme", "csv"):
+        reader = read_labelme if layout.kind == "labelme" else read_csv
+        root = path if path.is_dir() else path.parent
+        return reader(root, layout.files, _chosen_files(layout, split), image_dir)
+    if layout.kind == "folders":
+        return read_folders(_class_root(layout, split))
+    if layout.kind == "split":
+        content, data, images = read_split_file(path)
+        if detect_format(data) == "split":
+            raise ValueError(f"{path}: data = {content.data!r}: is a split file too: expected a data set")
+        return take_split(open_dataset(data, images, content.part), path, content, split)
     if os.path.isfile(path):
         if split is not None:
             raise ValueError(f"{path}: split = {split!r}: expected none, this file is one split; or give its folder")
         return read(path, image_dir)
-    return read(_the_only(path, _json_files(path), split), image_dir)
+    return read(_the_only(path, layout, split), image_dir)
 
 
 def open_annotated(path: str | Path, image_dir: str | Path | None = None, split: str | None = None) -> Dataset:
     """`open_dataset` for detection; ValueError for image folders, whose only boxes would be whole images."""
-    if detect_format(path) == "folders":
-        raise ValueError(
-            f"{path}: one folder of images a class, without boxes: expected a COCO .json file, a VOC folder "
-            "(Annotations/*.xml) or a YOLO data.yaml for detection"
-        )
-    return open_dataset(path, image_dir, split)
+    place = Source.parse(path, image_dir, split)
+    data = place.path
+    kind = detect_format(data)
+    if kind == "split":
+        data = read_split_file(data)[1]
+        kind = detect_format(data)
+    if kind == "folders":
+        raise ValueError(f"{data}: one folder of images a class, without boxes: {EXPECTED.rpartition(', or')[0]}")
+    return open_dataset(place.path, place.image_dir, place.split)
 
 
-def _json_files(folder: Path) -> list[Path]:
-    return sorted([*folder.glob("*.json"), *(folder / "annotations").glob("*.json")])
+def open_folders(path: str | Path) -> Dataset:
+    """Image folders of a class each for classification: FOLDER, FOLDER:SPLIT or SPLITFILE:SPLIT."""
+    place = Source.parse(path)
+    return open_dataset(place.path, None, place.split) if place.split else read_folders(place.path)
 
 
-def _yaml_files(folder: Path) -> list[Path]:
-    return sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")])
+def _class_root(layout: DataLayout, split: str | None) -> Path:
+    if split is None and not layout.splits:
+        return layout.root
+    wanted = SPLITS.get(split or "", split)
+    fitting = [root for root in layout.files if wanted in (root.name, split_of(Path(root.name)))]
+    if len(fitting) == 1:
+        return fitting[0]
+    names = [root.name for root in layout.files if root != layout.root]
+    raise ValueError(f"{layout.root}: split = {split!r}: expected one of {names}")
 
 
-def _the_only(folder: Path, files: list[Path], split: str | None) -> Path:
-    fitting = [file for file in files if split is None or split in file.stem]
+def _chosen_files(layout: DataLayout, split: str | None) -> tuple[Path, ...]:
+    """Annotation files of a split by their folders' and own names; all without a split."""
+    if split is None:
+        return layout.files
+    wanted, root = SPLITS.get(split, split), layout.root if layout.root.is_dir() else layout.root.parent
+    chosen = [f for f in layout.files if wanted in layout.splits and split_of(f.relative_to(root)) == wanted]
+    if not chosen:
+        raise ValueError(f"{layout.root}: split = {split!r}: expected one of {list(layout.splits)}")
+    return tuple(chosen)
+
+
+def _the_only(folder: Path, layout: DataLayout, split: str | None) -> Path:
+    files = layout.files
+    fitting = [file for file, name in zip(files, layout.splits) if SPLITS.get(split or "", split) == name]
+    fitting = fitting or [file for file in files if split is None or split in file.stem]
     if len(fitting) == 1:
         return fitting[0]
     named = [file.relative_to(folder).as_posix() for file in files]

@@ -157,7 +157,9 @@ def _assemble(
 def _find_image_dir(path: Path, file_name: str) -> Path:
     split = path.stem.rpartition("_")[2]
     folders = [path.parent, path.parent / path.stem, path.parent / split]  # beside it, and as `data shapes` writes
-    folders += [path.parent / "images", path.parent.parent / split, path.parent.parent / "images"]  # and as COCO does
+    above = path.parent.parent
+    folders += [path.parent / "images", above / split, above / "images"]  # as COCO does
+    folders += [above / "images" / split, path.parent / "images" / split, path.parent / "images" / path.stem]  # CVAT
     return next((folder for folder in folders if os.path.isfile(folder / file_name)), path.parent)
 
 

@@ -1,11 +1,12 @@
 """Text files of data sets and walks through their folders, both bounded; errors name file and line."""
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from headstart.data.images import SUFFIXES
-from headstart.files import read_regular
+from headstart.files import open_regular, read_regular
 
 # Labels, VOC's XML, and lists of images: room for a million lines of 64 bytes, or 3,000 polygons of 1,000 points.
 MOST_TEXT = 64 * 2**20
@@ -14,6 +15,22 @@ MOST_ENTRIES = 20_000_000
 # Others than images that a walk may meet, and besides for each image: label files lie beside images, and a copy or two;
 # a whole disk has far more files of other kinds.
 MOST_OTHERS, OTHERS_PER_IMAGE = 200_000, 10
+HEAD = 2**16  # bytes that tell formats apart: COCO's lists of licences, which come first, take 1 KB
+
+# Words of folder and file names that name a split, and the split; exports of Roboflow say valid.
+SPLITS = {
+    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
+    "testing": "test",
+}  # fmt: skip
+
+
+def split_of(place: Path) -> str | None:
+    """The split that the first folder or file name of a path names: "instances_val2017.json" -> "val"."""
+    for part in place.parts:
+        for word in re.split("[^a-z]+", part.lower()):
+            if word in SPLITS:
+                return SPLITS[word]
+    return None
 
 
 def read_text(path: Path, expected: str, *, most: int = MOST_TEXT) -> str:
@@ -33,6 +50,15 @@ def read_text(path: Path, expected: str, *, most: int = MOST_TEXT) -> str:
     except UnicodeDecodeError as bad:
         line = raw.count(b"\n", 0, bad.start) + 1
         raise ValueError(f"{path}: line {line}: byte {raw[bad.start]:#x} is not UTF-8: expected {expected}") from None
+
+
+def read_head(path: Path) -> bytes:
+    """The first HEAD bytes of a regular file; none where it cannot be read."""
+    try:
+        with open_regular(path) as file:
+            return file.read(HEAD)
+    except (OSError, ValueError):
+        return b""
 
 
 def walk(root: Path, *, depth: int | None = None) -> Iterator[Path]:

@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from headstart.data.dataset import Dataset
-from headstart.data.images import SUFFIXES, image_size
+from headstart.data.images import image_size
 from headstart.data.read.coco import from_document
 from headstart.data.read.coco_records import show
-from headstart.data.read.text import MOST_TEXT, read_text
+from headstart.data.read.pictures import find_pictures
+from headstart.data.read.text import MOST_TEXT, SPLITS, read_head, read_text, split_of, walk
 from headstart.files import read_regular
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
@@ -25,36 +27,43 @@ class _Object:
     difficult: int
 
 
-def read_voc(root: str | Path, split: str | None = None, class_names: Sequence[str] | None = None) -> Dataset:
-    """A VOC folder: Annotations/*.xml, JPEGImages/, and for a split ImageSets/Main/SPLIT.txt; without split, all.
+def read_voc(
+    root: str | Path,
+    split: str | None = None,
+    class_names: Sequence[str] | None = None,
+    image_dir: str | Path | None = None,
+) -> Dataset:
+    """A VOC folder: XML files in Annotations/ (in any case), else anywhere below it, and their pictures.
 
+    Pictures are found by name below image_dir, by default below root (`find_pictures`). split: a list of
+    ImageSets/Main, else the files in folders that name it (train, val or valid, test); without split, all.
     VOC's corners are 1-based pixels, both inclusive; they become continuous XYXY as x1 - 1, y1 - 1, x2, y2. A box
     with xmax <= xmin or ymax <= ymin as written is an annotation error and left out; notes name file and object.
-    Difficult objects are kept and marked. Classes are sorted names of all objects in Annotations (so that splits
+    Difficult objects are kept and marked. Classes are sorted names of all objects of all files (so that splits
     agree), or class_names in the given order; category ids are 1..C. Image and annotation ids count through the whole
     folder, the same in every split. Size is the XML's, else the image's. Part boxes and segmentation images are not
     read; tags are compared without their namespaces. ValueError naming the XML file, object, field and value for
     anything else, and where several pictures have an XML file's name.
     """
     root = Path(root)
-    files = sorted((root / "Annotations").glob("*.xml"))
+    files, notes = _xml_files(root)
     if not files:
         raise ValueError(f"{root}: no Annotations/*.xml: expected a VOC folder with Annotations/ and JPEGImages/")
-    chosen = _split_stems(root, split, [file.stem for file in files])
-    trees = {file.stem: _parse(file) for file in files}
-    objects = {file.stem: _objects(file, trees[file.stem]) for file in files}
+    chosen = _split_files(root, split, files)
+    trees = [_parse(file) for file in files]
+    objects = [_objects(file, tree) for file, tree in zip(files, trees)]
     names = _class_names(root, objects, class_names)
-    images = _pictures(root / "JPEGImages")
+    written = [(tree.findtext("filename") or "").strip() for tree in trees]
+    folder, pictures = find_pictures(root, list(zip(files, written)), Path(image_dir) if image_dir else None)
 
     document: dict = {"images": [], "annotations": []}
     document["categories"] = [{"id": c + 1, "name": name} for c, name in enumerate(names)]
     left_out, from_zero, own = [], [], 0
-    for number, file in enumerate(files, 1):
-        if file.stem in chosen:
-            name = _picture(file, trees[file.stem], images.get(file.stem, []))
-            height, width = _size(file, trees[file.stem], root / "JPEGImages" / name)
+    for number, (file, tree, found_objects, name) in enumerate(zip(files, trees, objects, pictures), 1):
+        if file in chosen:
+            height, width = _size(file, tree, folder / name)
             document["images"].append({"id": number, "file_name": name, "height": height, "width": width})
-            for position, found in enumerate(objects[file.stem], 1):
+            for position, found in enumerate(found_objects, 1):
                 x1, y1, x2, y2 = found.corners
                 where = f"{file.name} object {position}"
                 if x2 <= x1 or y2 <= y1:
@@ -64,28 +73,41 @@ def read_voc(root: str | Path, split: str | None = None, class_names: Sequence[s
                     from_zero.append(where)
                 label = _label(file, position, found.name, names)
                 document["annotations"].append(_record(found, own + position, number, label + 1))
-        own += len(objects[file.stem])
-    dataset = from_document(document, root, root / "JPEGImages")
-    return replace(dataset, notes=dataset.notes + _notes(left_out, from_zero))
+        own += len(found_objects)
+    dataset = from_document(document, root, folder)
+    return replace(dataset, notes=dataset.notes + notes + _notes(left_out, from_zero))
 
 
-def _pictures(folder: Path) -> dict[str, list[str]]:
-    """Names of the pictures in a folder, by their names without suffix."""
-    found: dict[str, list[str]] = {}
-    for path in sorted(folder.glob("*")):
-        if path.suffix.lower() in SUFFIXES:
-            found.setdefault(path.stem, []).append(path.name)
-    return found
+def is_voc(file: Path) -> bool:
+    """Whether the root of an XML file is VOC's, by its first bytes."""
+    return re.search(rb"<\s*(\w+:)?annotation[\s>/]", read_head(file).replace(b"\0", b"")) is not None
 
 
-def _picture(file: Path, tree: ElementTree.Element, named: list[str]) -> str:
-    """The picture of an XML file among those of its name; without any, as the XML has it."""
-    written = (tree.findtext("filename") or "").strip()
-    if len(named) > 1 and written not in named:
-        raise ValueError(f"{file}: fits the pictures {' and '.join(named)}: expected one, or its name in 'filename'")
-    if not named:
-        return written or f"{file.stem}.jpg"
-    return written if written in named else named[0]
+def find_sets(root: Path) -> tuple[str, ...]:
+    """Names of the lists in ImageSets/Main (in any case): train, val and test first."""
+    folder = _child(_child(root, "imagesets") or root / "ImageSets", "main")
+    names = [path.stem for path in sorted(folder.glob("*.txt"))] if folder else []
+    usual = [name for name in ("train", "val", "trainval", "test") if name in names]
+    return (*usual, *(name for name in names if name not in usual))
+
+
+def _child(folder: Path, *names: str) -> Path | None:
+    """The first folder in a folder whose name in lower case is one of `names`."""
+    inside = sorted(folder.iterdir()) if folder.is_dir() else []
+    return next((path for path in inside if path.name.lower() in names and path.is_dir()), None)
+
+
+def _xml_files(root: Path) -> tuple[list[Path], tuple[str, ...]]:
+    """The annotation files of a folder, sorted; a note on XML files beside them that are none."""
+    usual = _child(root, "annotations", "annotation", "xml", "xmls")
+    direct = sorted(path for path in usual.iterdir() if path.suffix.lower() == ".xml") if usual else []
+    if direct:
+        return direct, ()
+    files = sorted(path for path in walk(root) if path.suffix.lower() == ".xml")
+    kept = [file for file in files if is_voc(file)]
+    others = [file.relative_to(root).as_posix() for file in files if file not in set(kept)]
+    note = f"{len(others)} XML files left out that hold no VOC annotation: {', '.join(others[:3])}"
+    return kept, (note,) if others else ()
 
 
 def _record(found: _Object, own: int, image_id: int, category_id: int) -> dict[str, Any]:
@@ -105,29 +127,36 @@ def _notes(left_out: list[str], from_zero: list[str]) -> tuple[str, ...]:
     return notes
 
 
-def _split_stems(root: Path, split: str | None, stems: list[str]) -> set[str]:
+def _split_files(root: Path, split: str | None, files: list[Path]) -> set[Path]:
     if split is None:
-        return set(stems)
-    folder = root / "ImageSets" / "Main"
-    known = sorted(p.stem for p in folder.glob("*.txt"))
-    if split not in known:
-        raise ValueError(f"{folder}: split = {split!r}: expected one of {known}{_near(split, known)}")
-    lines = read_text(folder / f"{split}.txt", "a name of an image a line").splitlines()
+        return set(files)
+    folder, known = root / "ImageSets" / "Main", find_sets(root)
+    folder = _child(_child(root, "imagesets") or folder.parent, "main") or folder
+    wanted = split if split in known else SPLITS.get(split, split)
+    if wanted not in known:
+        by_folder = {split_of(file.relative_to(root).parent) for file in files} - {None}
+        if not known and wanted in by_folder:
+            return {file for file in files if split_of(file.relative_to(root).parent) == wanted}
+        known = known or tuple(sorted(str(name) for name in by_folder))
+        raise ValueError(f"{folder}: split = {split!r}: expected one of {sorted(known)}{_near(split, known)}")
+    listed = folder / f"{wanted}.txt"
+    lines = read_text(listed, "a name of an image a line").splitlines()
     chosen = {}  # a class file of VOC has a second column; only the first names the image
     for number, line in enumerate(lines, 1):
         if line.strip():
             chosen.setdefault(line.split()[0], number)
-    unknown = chosen.keys() - set(stems)
+    by_stem = {file.stem: file for file in files}
+    unknown = chosen.keys() - by_stem.keys()
     if unknown:
         first = min(unknown, key=chosen.__getitem__)
         raise ValueError(
-            f"{folder / split}.txt: line {chosen[first]}: image {show(first)}: expected a file "
+            f"{listed}: line {chosen[first]}: image {show(first)}: expected a file "
             f"Annotations/{first[:80]}.xml"
-            f"{_near(first, stems)}"
+            f"{_near(first, list(by_stem))}"
         )
     if not chosen:
-        raise ValueError(f"{folder / split}.txt: no image: expected one name a line")
-    return set(chosen)
+        raise ValueError(f"{listed}: no image: expected one name a line")
+    return {by_stem[name] for name in chosen}
 
 
 def _near(name: str, known: Sequence[str]) -> str:
@@ -182,8 +211,8 @@ def _corner(where: str, element: ElementTree.Element, field: str) -> float:
     return value
 
 
-def _class_names(root: Path, objects: dict[str, list[_Object]], given: Sequence[str] | None) -> list[str]:
-    names = list(given) if given is not None else sorted({o.name for found in objects.values() for o in found})
+def _class_names(root: Path, objects: list[list[_Object]], given: Sequence[str] | None) -> list[str]:
+    names = list(given) if given is not None else sorted({o.name for found in objects for o in found})
     if not names:
         raise ValueError(f"{root}: no object in any of {len(objects)} files: expected some, or class_names")
     return names

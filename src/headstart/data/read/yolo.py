@@ -13,7 +13,7 @@ from headstart.data.dataset import Dataset
 from headstart.data.images import SUFFIXES, image_size, without_copies
 from headstart.data.read.coco import from_document
 from headstart.data.read.coco_records import show
-from headstart.data.read.text import read_text, walk
+from headstart.data.read.text import SPLITS, read_text, walk
 from headstart.ops.polygons import area
 
 _MOST_YAML = 2**20  # bytes of data.yaml: a name a class, and the 1,203 names of LVIS take 30 KB
@@ -25,6 +25,9 @@ _SLACK = 0.01  # exporters round and clip carelessly; further outside, the numbe
 
 def read_yolo(data_yaml: str | Path, split: str = "train") -> Dataset:
     """A YOLO data set: data.yaml with names, optionally path, and train, val, … (folder, text file, or a list).
+
+    "valid" is taken for val. Without data.yaml a list of class names, a line each (classes.txt, obj.names), whose one
+    split train is all images of its folder.
 
     Label rows are "class cx cy width height" or "class x1 y1 x2 y2 x3 y3 …" (a polygon; its box is the tightest), as
     fractions of the image; they become XYXY pixels. Labels lie in labels/ where the images lie in images/, else beside
@@ -126,7 +129,30 @@ def _refuse_expanding(events: Iterator[yaml.Event]) -> None:
             raise _WrongYaml(f"line {line}: nested more than {_DEEPEST} levels deep: expected names and paths")
 
 
+def why_not_yolo(path: Path) -> str | None:
+    """The reason why a YAML file is no data.yaml; None for one."""
+    try:
+        config = _load_yaml(path)
+    except ValueError as error:
+        return str(error).removeprefix(f"{path}: ")
+    lacks = "names" if not config.get("names") else "train or val" if not yolo_splits(config) else None
+    return lacks and f"field {lacks!r} is missing: expected a YOLO data.yaml"
+
+
+def yolo_splits(config: dict[str, Any] | Path) -> tuple[str, ...]:
+    """Splits of a data.yaml; none for a list of class names, whose images are not divided."""
+    if isinstance(config, Path):
+        if config.suffix.lower() not in (".yaml", ".yml"):
+            return ()
+        config = _load_yaml(config)
+    return tuple(dict.fromkeys(SPLITS[name] for name in SPLITS if config.get(name)))
+
+
 def _load_yaml(path: Path) -> dict[str, Any]:
+    if path.suffix.lower() in (".txt", ".names"):
+        names = [line.strip() for line in read_text(path, "a class name a line", most=_MOST_YAML).splitlines()]
+        beside = any(file.suffix.lower() in SUFFIXES for file in walk(path.parent))
+        return {"names": [name for name in names if name], "train": "." if beside else ".."}
     try:
         text = read_text(path, "a YOLO data.yaml", most=_MOST_YAML)
         _refuse_expanding(yaml.parse(text, Loader=_Loader))
@@ -163,15 +189,15 @@ def _class_names(path: Path, config: dict) -> dict[int, str]:
 
 
 def _split_images(path: Path, config: dict, split: str) -> list[Path]:
-    if not config.get(split):
-        known = [k for k in ("train", "val", "test") if config.get(k)]
-        raise ValueError(f"{path}: split = {split!r}: expected one of {known}")
-    places = config[split] if isinstance(config[split], list) else [config[split]]
+    field = next((name for name in (split, *SPLITS) if SPLITS.get(name) == SPLITS.get(split) and config.get(name)), "")
+    if not field:
+        raise ValueError(f"{path}: split = {split!r}: expected one of {list(yolo_splits(config))}")
+    places = config[field] if isinstance(config[field], list) else [config[field]]
     base = path.parent / str(config.get("path") or ".")
     files = {file for place in places for file in _images_at(path, split, base, str(place))}
     if not files:
         raise ValueError(
-            f"{path}: {split} = {show(config[split])}: no image there: expected files {', '.join(SUFFIXES)}"
+            f"{path}: {field} = {show(config[field])}: no image there: expected files {', '.join(SUFFIXES)}"
         )
     return sorted(files)
 
@@ -182,6 +208,10 @@ def _images_at(path: Path, split: str, base: Path, place: str) -> list[Path]:
     found = next((c for c in candidates if os.path.exists(c)), None)
     if found is None:
         raise ValueError(f"{path}: {split} = {show(place)}: no such folder or file: looked at {str(candidates[0])!r}")
+    if os.path.isdir(found) and path.suffix.lower() not in (".yaml", ".yml"):  # other pictures may lie there too
+        images = _images_at(path.with_suffix(".yaml"), split, base, place)
+        folders = {image.parent for image in images if _label_file(image).is_file()}
+        return [image for image in images if image.parent in folders] or images
     if os.path.isdir(found):
         return without_copies(Path(os.path.abspath(p)) for p in walk(found) if p.suffix.lower() in SUFFIXES)
     listed = []

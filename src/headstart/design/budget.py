@@ -1,0 +1,101 @@
+"""Seeds, schedules and amounts of data that fit the hours, and the differences that they can decide."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from math import ceil, sqrt
+
+from headstart.study.forecast import Load, makespan
+from headstart.study.plan import Plan
+from headstart.verdict.rule import Rule, smallest_difference
+
+# Steps below which a plan of so many seeds is not made. 300 steps of 8 images: the ImageNet arm of bccd_imagenet is at
+# 48.2 of its final 49.6 points there (docs/results.md). More steps are worth more than a fourth and fifth seed, as
+# scratch arms still rise at 420; and amounts of data come last.
+TRIED: tuple[tuple[int, bool, int], ...] = ((5, True, 3000), (5, False, 1500), (3, False, 300), (1, False, 0))
+MOST_STEPS, LEAST_STEPS = 20_000, 60
+RESERVE = 0.1  # of the time, for the report and steps that are slower than those timed
+# Standard deviation over seeds of a difference of AP: 0.001 to 0.008 in docs/results.md, of scores up to 0.14; higher
+# scores scatter more.
+SPREAD = 0.01
+# Standard deviation of a difference of AP from the choice of the validation images, times the square root of their
+# number: 0.10 and 0.25 in docs/results.md, by resampling 200 images; the larger one.
+IMAGE_SPREAD = 0.25
+TOO_FEW = 0.1  # smallest difference, by the images alone, from which they are said to tell nothing
+WANTED = 0.04  # difference for which a number of images is advised
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Seeds, steps of the longest schedule, whether a quarter of the data is trained too, and the expected seconds."""
+
+    seeds: int
+    steps: int
+    quarter: bool
+    seconds: float
+
+
+def fit(
+    plan_of: Callable[[int, bool], Plan], loads: Mapping[str, Load], *, steps: int, seconds: float, jobs: int
+) -> Budget:
+    """The first of TRIED whose longest schedule has its least number of steps in the seconds.
+
+    plan_of(seeds, quarter): the study at `steps` steps. Times are linear in the steps, as evaluations are so many a
+    schedule. The last of TRIED has no least number: its steps may be too few, even 0.
+    """
+    available, idle = seconds * (1 - RESERVE), {k: replace(load, seconds_per_step=0.0) for k, load in loads.items()}
+    for seeds, quarter, least in TRIED:
+        plan = plan_of(seeds, quarter)
+        fixed, whole = makespan(plan, idle, jobs), makespan(plan, loads, jobs)
+        affordable = min(MOST_STEPS, int(steps * (available - fixed) / max(whole - fixed, 1e-9)))
+        if affordable >= least:
+            break
+    affordable = max(0, affordable)
+    return Budget(seeds, affordable, quarter, fixed + (whole - fixed) * affordable / steps)
+
+
+def limits(rule: Rule, seeds: int, num_val: int, num_images: int) -> list[str]:
+    """Sentences on the differences that so many seeds and validation images can decide, and on what would help."""
+    points = f"{100 * SPREAD:g} point" if rule.metric != "top1" else f"{100 * SPREAD:g} point of accuracy"
+    by_images = 1.96 * IMAGE_SPREAD / sqrt(num_val)
+    if seeds < rule.min_seeds:
+        found = [
+            f"{seeds} seed decides nothing: the rule asks for {rule.min_seeds}; the report will show a direction, and "
+            "the command and hours of the missing seeds"
+        ]
+    else:
+        decided = smallest_difference(rule, seeds, SPREAD)
+        found = [
+            f"{seeds} seeds decide a difference of {_points(decided)} points or more, if seeds scatter by {points} as "
+            f"in earlier studies; smaller ones may stay open; below {100 * rule.margin:g} they do not matter"
+        ]
+    if by_images >= TOO_FEW:
+        needed = ceil((1.96 * IMAGE_SPREAD / WANTED) ** 2 / (num_val / num_images) / 10) * 10
+        return [
+            f"{num_images} images cannot tell: with {num_val} of them to validate on, other images of the same kind "
+            f"could move the difference by {_points(by_images)} points either way",
+            f"what could: label about {needed:,} images, for differences of {100 * WANTED:g} points; until then use "
+            "pre-trained weights, which few images need most, or measure on a larger set of the same kind",
+            *(found if seeds < rule.min_seeds else []),
+        ]
+    found.append(
+        f"the answer is about these {num_val} validation images; other images of the same kind could move the "
+        f"difference by {_points(by_images)} points, which the report measures"
+    )
+    return found
+
+
+def _points(value: float) -> str:
+    return f"{100 * value:.2g}" if value < 0.1 else f"{100 * value:.0f}"
+
+
+def schedule_fields(steps: int, batch: int, num_images: int) -> dict[str, tuple[str, str]]:
+    """Fields of the schedule with their reasons, for `steps` steps at 2x."""
+    base = max(1, steps // 2)
+    epochs = steps * batch / num_images
+    every = max(1, base // 3)
+    return {
+        "train.base": (f"{base} steps", f"1x; 2x are {2 * base:,} steps, {epochs:.3g} epochs: what fits the hours"),
+        "train.warmup": (f"{min(100, max(1, base // 4))} steps", "the recipe's 100, or a quarter of 1x"),
+        "evaluate.every": (f"{every} steps", "six points on each curve"),
+        "checkpoint.every": (f"{every} steps", ""),
+    }

@@ -1,0 +1,137 @@
+"""Data of a question: the format found, checked, repaired if asked for, and divided where they come undivided."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from headstart.data.check import doctor
+from headstart.data.check.problems import ERROR, Problem
+from headstart.data.check.split import alike, split_dataset, thumbnails
+from headstart.data.dataset import Dataset
+from headstart.data.read import Source, detect_format, find_layout, open_dataset, splits_of
+from headstart.data.read.coco import write
+from headstart.data.read.split_file import read_split_file
+
+SHARE = 0.2  # of the images for validation: the usual 80/20 (Ultralytics' autosplit: 90/10)
+SHARE_OF_FEW, FEW = 1 / 3, 100  # of fewer images: a fifth of them would tell nothing
+HARMLESS = ("box-degenerate",)  # errors of single boxes that readers leave out by themselves
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Found:
+    """Training and validation images with the places that recipes name; how says in a few words where they are from."""
+
+    kind: str
+    train: Dataset
+    val: Dataset
+    places: tuple[Source, Source]
+    how: str
+
+
+def find_data(
+    paths: Sequence[str | Path], directory: Path, *, images: Sequence[Path] = (), fix: bool = False,
+    groups: str | None = None, say: Say,
+) -> Found:  # fmt: skip
+    """Training and validation set of one or two paths, checked: what is written for them goes into `directory`.
+
+    One path: its splits train and val (else test), or a division that keeps near-duplicates together. ValueError for
+    errors in the data, which `say` has listed; with `fix` a clean copy is written instead, and validation pictures that
+    are training pictures leave.
+    """
+    if not 1 <= len(paths) <= 2 or len(images) > len(paths):
+        raise ValueError(f"{len(paths)} data sets, {len(images)} image folders: expected one or two, and one each")
+    given = [Source.parse(p, images[n] if n < len(images) else None) for n, p in enumerate(paths)]
+    layouts = [find_layout(place.path) for place in given]
+    kind = layouts[0].kind
+    if kind == "split":
+        kind = detect_format(read_split_file(given[0].path)[1])
+    if len(given) == 2:
+        places, how = given, "given"
+    else:
+        known = splits_of(layouts[0]) if given[0].split is None else {}
+        names = [name for name in ("train", "val", "test") if name in known]
+        places = [Source(known[name].path, given[0].image_dir, known[name].split) for name in names[:2]]
+        how = " and ".join(names[:2])
+        if "test" in names[2:]:
+            say("split test is left alone: choose nothing by it, and judge the final model on it once")
+        if len(places) < 2:
+            places, how = places or given, "divided here"
+    say(f"format: {_FORMATS.get(kind, kind)}; training and validation set: {how}")
+    opened = [open_dataset(place.path, place.image_dir, place.split) for place in places]
+    if len(places) == 2 and _same_images(*opened):
+        say("training and validation set are the same images: divided here instead")
+        places, opened, how = places[:1], opened[:1], "divided here"
+    places = _checked(dict(zip(("train", "val"), places)), directory, fix=fix, say=say)
+    if len(places) == 1:
+        share = SHARE if opened[0].num_images >= FEW else SHARE_OF_FEW
+        file = directory / "split.json"
+        place = places[0]
+        path = f"{place.path}:{place.split}" if place.split else place.path
+        for line in split_dataset(path, file, images=place.image_dir, share=share, seed=0, groups=groups):
+            say(line)
+        places = [Source(file, None, part) for part in ("train", "val")]
+    train, val = (open_dataset(place.path, place.image_dir, place.split) for place in places)
+    if how != "divided here" and (twins := len(np.unique(alike(thumbnails(val), thumbnails(train))[0]))):
+        say(
+            f"{twins} of {val.num_images} validation pictures are near-duplicates of training pictures: scores will be "
+            "too high; `headstart data split` divides without them"
+        )
+    return Found(kind, train, val, (places[0], places[1]), how)
+
+
+_FORMATS = {
+    "coco": "COCO JSON", "voc": "PASCAL VOC", "yolo": "YOLO", "csv": "CSV", "folders": "one folder of images a class",
+}  # fmt: skip
+
+
+def _same_images(one: Dataset, other: Dataset) -> bool:
+    return {os.path.realpath(one.image_path(i)) for i in range(one.num_images)} == {
+        os.path.realpath(other.image_path(i)) for i in range(other.num_images)
+    }
+
+
+def _checked(sources: dict[str, Source], directory: Path, *, fix: bool, say: Say) -> list[Source]:
+    """The splits, or with `fix` clean copies of those with errors; ValueError for errors that stay."""
+    report = doctor.check(sources)
+    if not (serious := [problem for problem in report.of(ERROR) if problem.code not in HARMLESS]):
+        left = sum(problem.code in HARMLESS for problem in report.problems)
+        boxes = "; boxes without width or height are left out" if left else ""
+        say(f"data check: {report.lines()[-1]}{boxes}; `headstart data check` lists them")
+        return list(sources.values())
+    if not fix:
+        for line in report.lines():
+            say(line)
+        raise ValueError(
+            f"the data have {len(serious)} errors, listed above; mend them, or add --fix to go on with a clean copy "
+            "(your files stay as they are)"
+        )
+    mended = {name: _mend(name, place, directory, serious, say) for name, place in sources.items()}
+    again = [problem for problem in doctor.check(mended).of(ERROR) if problem.code not in HARMLESS]
+    if again:
+        raise ValueError(f"{len(again)} errors stay after --fix; the first: {again[0].line()}")
+    return list(mended.values())
+
+
+def _mend(name: str, place: Source, directory: Path, problems: list[Problem], say: Say) -> Source:
+    """A clean copy of a split as COCO JSON; the split itself where it has no error."""
+    own = [problem for problem in problems if problem.split == name]
+    if not own:
+        return place
+    out, shared = directory / f"{name}.json", {problem.value for problem in own if problem.code == "split-overlap"}
+    out.unlink(missing_ok=True)
+    path = f"{place.path}:{place.split}" if place.split else place.path
+    for line in doctor.fix(path, out, image_dir=place.image_dir):
+        say(line)
+    data = open_dataset(path, place.image_dir)
+    folder = data.image_dir
+    if shared:
+        clean = open_dataset(out, folder)
+        kept = [i for i, file in enumerate(clean.file_names) if file not in shared]
+        write(clean.take(kept), out)
+        say(f"{len(shared)} pictures of {name} left out: they are in the other set too")
+    return Source(out, folder)

@@ -1,0 +1,111 @@
+"""Settings of a study by the statistics of its images and boxes, each with its reason."""
+
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+import numpy as np
+
+from headstart.data.dataset import NO_SEGMENT, Dataset
+from headstart.data.read import Source
+
+# Shorter sides in pixels that are tried. The base recipe's 800 is for GPUs; on a CPU the recipe `small` has 256.
+SIDES = (64, 96, 128, 160, 192, 224, 256, 320, 416, 512, 640, 800)
+MOST_ON_CPU, MOST_ON_GPU = 256, 800
+OBJECT = 32  # pixels: 8 cells of the finest map, stride 4, for nine objects of ten; as in the study bccd_imagenet
+CLASS_SIDES, CLASS_SIDE = (64, 96, 128, 160, 192, 224), 128  # of image folders; on a GPU ImageNet's 224
+TALL = 3.0  # ratio of sides from which default anchors (0.5 to 2) overlap a box by less than half
+CANONICAL = 0.28  # canonical size as a share of the shorter side: 224 of 800 pixels (FPN)
+MASKED = 0.95  # share of objects with a segmentation from which masks are trained
+COCO_KEYPOINTS = 17  # whose sigmas are known; others need evaluate.keypoint_sigmas
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One field of the study with its value and the reason for it; an empty reason: said by the field before it."""
+
+    field: str
+    value: Any
+    reason: str = ""
+
+
+def data_settings(train: Source, val: Source) -> list[Setting]:
+    """Places of the data, as absolute paths: the study runs from any folder."""
+    found = []
+    for part, place in (("train", train), ("val", val)):
+        path = place.path.absolute().as_posix() + (f":{place.split}" if place.split else "")
+        reason = "paths are absolute, so that the study runs from any folder" if part == "train" else ""
+        found.append(Setting(f"data.{part}", path, reason))
+        if place.image_dir is not None:
+            found.append(Setting(f"data.{part}_images", place.image_dir.absolute().as_posix()))
+    return found
+
+
+def box_settings(train: Dataset, *, side: int | None = None, on_gpu: bool) -> list[Setting]:
+    """Input size, anchors, batch and heads for boxes of a training set; side: a shorter side that is given."""
+    plain = ~train.crowd
+    heights, widths = train.heights.astype(float), train.widths.astype(float)
+    shorter, longer = np.minimum(heights, widths), np.maximum(heights, widths)
+    boxes = train.boxes[plain]
+    sides = np.sqrt(np.prod(boxes[:, 2:] - boxes[:, :2], axis=1))
+    usual, small = float(np.median(shorter)), float(np.quantile(sides, 0.1))
+    wanted = OBJECT / small * usual
+    most = min(MOST_ON_GPU if on_gpu else MOST_ON_CPU, max(SIDES[0], usual))
+    fitting = [size for size in SIDES if size <= most]
+    short = side or next((size for size in fitting if size >= wanted), fitting[-1])
+    long = 32 * ceil(short * min(2.0, float(np.quantile(longer / shorter, 0.9))) / 32)
+    scale = short / usual
+    why = f"images have {usual:.0f} px (median); nine objects of ten are at least {small * scale:.0f} px there"
+    if side is not None:
+        why += "; smaller than the objects ask for, to fit the hours"
+    elif short < wanted and short == fitting[-1]:
+        why += f"; more is not used on {'a GPU' if on_gpu else 'a CPU'}, or would enlarge the images"
+    first = int(min(64, max(6, 2 * round(small * scale / 2))))
+    ratios = (boxes[:, 3] - boxes[:, 1]) / np.maximum(boxes[:, 2] - boxes[:, 0], 1e-6)
+    low, high = np.quantile(ratios, [0.05, 0.95])
+    found = [
+        Setting("input.short", [short], why),
+        Setting("input.long", long),
+        Setting("input.test_short", short),
+        Setting("input.test_long", long),
+        Setting("model.canonical_size", round(CANONICAL * short), "224 of 800 px, as in FPN"),
+        Setting(
+            "model.rpn.anchor_sizes",
+            [first * 2**level for level in range(5)],
+            f"from the small objects up, doubled a level; the median object has {np.median(sides) * scale:.0f} px",
+        ),
+    ]
+    if high > TALL or low < 1 / TALL:
+        reason = f"height / width of boxes is {low:.2g} to {high:.2g} (5 to 95 %)"
+        found.append(Setting("model.rpn.ratios", [0.25, 0.5, 1.0, 2.0, 4.0], reason))
+    share = float((train.segment_kind[plain] != NO_SEGMENT).mean())
+    has_masks = share >= MASKED
+    outlined = f"{100 * share:.0f} % of the objects have outlines"
+    found.append(Setting("model.mask.enabled", has_masks, outlined if share else "the objects have boxes only"))
+    if train.keypoint_names:
+        known = len(train.keypoint_names) == COCO_KEYPOINTS
+        reason = "COCO's 17 keypoints" if known else (
+            f"the {len(train.keypoint_names)} keypoints are left out: set evaluate.keypoint_sigmas to use them"
+        )  # fmt: skip
+        found.append(Setting("model.keypoint.enabled", known, reason))
+    batch = 4 if train.num_images < 64 else 8
+    found.append(
+        Setting("train.batch", batch, "of few images" if batch == 4 else "the recipe's; the rate was chosen for it")
+    )
+    return found
+
+
+def class_settings(train: Dataset, *, side: int | None = None, on_gpu: bool) -> list[Setting]:
+    """Input size and batch for image folders."""
+    usual = float(np.median(np.minimum(train.heights, train.widths)))
+    most = min(CLASS_SIDES[-1] if on_gpu else CLASS_SIDE, max(CLASS_SIDES[0], usual))
+    size = side or max(size for size in CLASS_SIDES if size <= most)
+    batch = 8 if train.num_images < 200 else 32
+    return [
+        Setting("input.size", size, f"images have {usual:.0f} px (median shorter side)"),
+        Setting("train.batch", batch, "the recipe's" if batch == 32 else "of few images"),
+        # The recipe's rate of SGD is for narrow networks; AdamW's is the demo's, with the same network.
+        Setting("train.optimizer", "adamw", "as in the study demo, which has the same network"),
+        Setting("train.rate", 0.001),
+        Setting("train.weight_decay", 0.05),
+    ]

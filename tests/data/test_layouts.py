@@ -1,0 +1,171 @@
+"""Layouts of data sets in the wild: each is found by the content of its files, whatever lies beside them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from headstart.data import read as formats
+from headstart.data.check import doctor
+from headstart.data.read.layout import find_layout, top_keys
+from layouts import (
+    BOX,
+    LAYOUTS,
+    STRAY,
+    TRAIN,
+    VAL,
+    coco_flat,
+    csv_tensorflow,
+    label,
+    labelme_apart,
+    labelme_text,
+    picture,
+    voc_lower_case,
+    voc_roboflow,
+    voc_text,
+    voc_usual,
+    write,
+    yolo_roboflow,
+    yolo_ultralytics,
+)
+
+
+@pytest.mark.parametrize("stray", [False, True])
+@pytest.mark.parametrize("make", LAYOUTS, ids=lambda make: make.__name__)
+def test_a_layout_is_found_whatever_lies_beside_it(tmp_path, make, stray):
+    kind, splits = LAYOUTS[make]
+    root = tmp_path / "My data: new"
+    make(root)
+    for name, text in STRAY.items() if stray else ():
+        write(root / name, text) if text is not None else picture(root / name)
+    assert formats.detect_format(root) == kind
+    sources = formats.splits_of(find_layout(root))
+    assert tuple(sources) == (splits or ("all",))
+    expected = (TRAIN, VAL) if splits else (TRAIN + VAL,)
+    for (name, source), stems in zip(sources.items(), expected, strict=True):
+        data = formats.open_dataset(source.path, source.image_dir, source.split)
+        assert [Path(file).stem for file in data.file_names] == list(stems)
+        assert [data.class_names[c] for c in data.labels] == [label(stem) for stem in stems]
+        assert data.class_names == ("cat", "dog")  # also where a split lacks one
+        np.testing.assert_allclose(data.boxes, [BOX] * len(stems))
+        assert all(data.image_path(i).is_file() for i in range(data.num_images))
+        assert "preview" not in str(data.image_path(0))
+        if splits:
+            again = formats.open_dataset(f"{root}:{name}")
+            assert again.file_names == data.file_names
+    report = doctor.check(sources)
+    assert {problem.code for problem in report.of("error")} <= {"split-overlap"}, report.lines()  # plain pictures
+
+
+def test_one_file_of_another_kind_does_not_decide(tmp_path):
+    coco_flat(tmp_path)
+    write(tmp_path / "train" / "a.xml", voc_text("a"))
+    write(tmp_path / "train" / "b.json", labelme_text("b", "b.png"))
+    assert formats.detect_format(tmp_path) == "coco"
+    voc_lower_case(tmp_path / "voc")
+    write(tmp_path / "voc" / "images" / "b.json", labelme_text("b", "b.png"))
+    assert formats.detect_format(tmp_path / "voc") == "voc"
+
+
+def test_several_data_sets_are_not_one(tmp_path):
+    coco_flat(tmp_path / "cars")
+    voc_usual(tmp_path / "cells")
+    with pytest.raises(ValueError, match=r"holds several data sets: expected the folder of one \(among cars, cells\)"):
+        formats.open_dataset(tmp_path)
+
+
+def test_pictures_elsewhere_than_annotations(tmp_path):
+    voc_lower_case(tmp_path)
+    data = formats.open_dataset(tmp_path / "annotations", tmp_path / "images")
+    assert data.file_names == ("a.png", "b.png", "c.png", "d.png") and data.image_dir == tmp_path / "images"
+
+
+def test_annotated_folders_are_no_classes(tmp_path):
+    """Pictures in images/, beside files that no reader knows, are not one class named images."""
+    for stem in TRAIN:
+        picture(tmp_path / "images" / f"{stem}.png")
+    write(tmp_path / "annotations" / "environment.yml", STRAY["environment.yml"])
+    with pytest.raises(ValueError, match=r"no known format: expected a COCO .*; found files: 3 \.png, 1 \.yml$"):
+        formats.open_dataset(tmp_path)
+    write(tmp_path / "annotations.xml", "<annotations><version>1.1</version></annotations>")
+    with pytest.raises(ValueError, match=r"annotations\.xml: CVAT's own XML: export as COCO 1\.0 or PASCAL VOC"):
+        formats.open_dataset(tmp_path)
+
+
+def test_a_broken_data_yaml_is_named(tmp_path):
+    yolo_roboflow(tmp_path)
+    write(tmp_path / "data.yaml", "train: [\n")
+    with pytest.raises(ValueError, match=r"no known format: .*; data\.yaml: line 2: not valid YAML"):
+        formats.open_dataset(tmp_path)
+
+
+def test_class_folders_with_splits(tmp_path):
+    for name in ("train/cat/a", "train/dog/b", "valid/cat/c", "valid/dog/d"):
+        picture(tmp_path / f"{name}.png")
+    layout = find_layout(tmp_path)
+    assert (layout.kind, layout.splits) == ("folders", ("train", "val"))
+    assert formats.open_dataset(tmp_path, split="val").file_names == ("cat/c.png", "dog/d.png")
+    assert formats.open_folders(f"{tmp_path}:valid").num_images == 2
+    with pytest.raises(ValueError, match=r"split = None: expected one of \['train', 'valid'\]"):
+        formats.open_dataset(tmp_path)
+
+
+def test_a_split_that_is_not_there_is_named(tmp_path):
+    for make in (voc_roboflow, labelme_apart, csv_tensorflow, yolo_ultralytics, coco_flat):
+        make(tmp_path / make.__name__)
+        with pytest.raises(ValueError, match=r"split = 'dev'"):
+            formats.open_dataset(tmp_path / make.__name__, split="dev")
+
+
+def test_labelme_shapes(tmp_path):
+    picture(tmp_path / "a.png")
+    triangle = {"label": "cat", "points": [[0, 0], [10, 0], [0, 10]], "shape_type": "polygon", "group_id": 7}
+    other = triangle | {"points": [[20, 0], [30, 0], [20, 10]]}
+    line = {"label": "cat", "points": [[0, 0], [1, 1]], "shape_type": "line"}
+    file = write(tmp_path / "a.json", json.dumps({"shapes": [triangle, line, other], "imagePath": "a.png"}))
+    data = formats.open_dataset(tmp_path)
+    assert data.boxes.tolist() == [[0, 0, 30, 10]] and len(data.polygons(0)) == 2 and data.areas.tolist() == [100]
+    assert data.notes[-1] == "1 shapes left out that are neither polygon nor rectangle"
+    assert formats.open_dataset(file).num_images == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"points": [[0, 0], [1, 1]]}, r"a\.json: shape 1: points = .*: expected at least 3 pairs"),
+        ({"points": [[0, 0], [1, 1], [2, "x"]]}, r"a\.json: shape 1: coordinate = 'x': expected pixels"),
+        ({"label": ""}, r"a\.json: shape 1: label = '': expected the name of a class"),
+    ],
+)
+def test_wrong_labelme_is_named(tmp_path, change, expected):
+    picture(tmp_path / "a.png")
+    shape = {"label": "cat", "points": [[0, 0], [10, 0], [0, 10]], "shape_type": "polygon"}
+    write(tmp_path / "a.json", json.dumps({"shapes": [shape | change], "imagePath": "a.png"}))
+    with pytest.raises(ValueError, match=expected):
+        formats.open_dataset(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ("a.png,cat,1,2,x,4", r"boxes\.csv: line 2: xmax = 'x': expected a pixel coordinate"),
+        ("z.png,cat,1,2,3,4", r"boxes\.csv: line 2: 'z\.png': no such picture below"),
+        ("a.png,,1,2,3,4", r"boxes\.csv: line 2: no class: expected a name"),
+        ("a.png,cat", r"boxes\.csv: line 2: 2 cells: expected at least 6"),
+        ("a.png,,,,,", r"boxes\.csv: no row with a class: expected boxes"),
+    ],
+)
+def test_wrong_csv_is_named(tmp_path, row, expected):
+    picture(tmp_path / "a.png")
+    write(tmp_path / "boxes.csv", f"file name,label,x1,y1,x2,y2\n{row}\n")
+    with pytest.raises(ValueError, match=expected):
+        formats.open_dataset(tmp_path)
+
+
+def test_keys_of_the_outermost_object_only(tmp_path):
+    text = '{"a": {"images": [{"b": 1}]}, "c\\"d": "annotations", "e": [1, "f"], "g": '
+    assert top_keys(write(tmp_path / "x.json", text)) == {
+        "a": False, 'c\\"d': False, "e": True, "g": False
+    }  # fmt: skip
+    assert top_keys(write(tmp_path / "y.json", '[{"images": 1}]')) == {}
