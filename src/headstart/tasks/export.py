@@ -197,6 +197,7 @@ def _write_torch(module: Predict, example: tuple[Tensor, Tensor], path: Path, fa
 
 def _write_onnx(module: Predict, example: tuple[Tensor, Tensor], path: Path, facts: dict[str, Any]) -> Program:
     import onnxruntime
+    from onnxscript import optimizer
 
     try:
         names = list(module(*example))
@@ -206,10 +207,13 @@ def _write_onnx(module: Predict, example: tuple[Tensor, Tensor], path: Path, fac
                 example,
                 dynamo=True,
                 verbose=False,
+                optimize=False,  # its rewriting compares pairs of nodes, three quarters of the time; onnxruntime simplifies as much
                 opset_version=OPSET,
                 input_names=["images", "sizes"],
                 output_names=names,
             )
+        optimizer.fold_constants(program.model, onnx_shape_inference=True)
+        optimizer.remove_unused_nodes(program.model)
         program.model.metadata_props["headstart"] = json.dumps(facts)
         program.save(path)
         options = onnxruntime.SessionOptions()
