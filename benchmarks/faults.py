@@ -24,7 +24,6 @@ import builtins
 import errno
 import gc
 import io
-import multiprocessing
 import os
 import pickle
 import re
@@ -48,6 +47,7 @@ from kill import evidence
 from record import ROOT, keep
 
 from headstart.training.rows import end_row, read_rows
+from headstart.training.workers import forking
 
 OPERATIONS = ("open", "read", "write", "fsync", "rename")
 BLOCK = 1 << 20  # bytes between two operations on a file
@@ -274,7 +274,7 @@ class Trial:
 
     def __init__(self, root: Path, study: Path, data: Path):
         self.root, self.study = root, study
-        context = multiprocessing.get_context("spawn")  # a clean process: pytest's has threads
+        context = forking()  # not of this process: pytest's has threads
         self.pipe, theirs = context.Pipe()
         warm = (["study", "run", str(study), "--out", str(root / "warm"), "--jobs", "1"], root / "warm")
         folders = (study.parent, data, root / "cache")

@@ -13,8 +13,7 @@ from multiprocessing.connection import wait
 from typing import Any
 
 from headstart.ops.processes import SILENCE
-from headstart.tasks import TASKS
-from headstart.training.workers import BEAT, Signs, end_with_parent
+from headstart.training.workers import BEAT, Signs, end_with_parent, forking
 
 _tell: Callable[[str, Any], None]  # of a pool's worker: a message to the parent
 
@@ -53,7 +52,7 @@ def worker_pool(
         )
         _kill(pools[0])
 
-    context = _context()
+    context = forking()
     reader, writer = context.Pipe(duplex=False)
     with (
         _listening(reader, hear, lose, silence),
@@ -73,18 +72,6 @@ def worker_pool(
 def _kill(pool: ProcessPoolExecutor) -> None:
     for process in list(pool._processes.values()):
         process.kill()  # a stopped process would not end otherwise
-
-
-def _context() -> multiprocessing.context.BaseContext:
-    """Processes forked from one clean process that has imported everything, where the system can.
-
-    So they share what the imports take, 0.4 GB each otherwise. A fork of this process would inherit its threads' locks.
-    """
-    can_fork = "forkserver" in multiprocessing.get_all_start_methods()  # not on Windows
-    context = multiprocessing.get_context("forkserver" if can_fork else "spawn")
-    # torch's optimizers import torch._dynamo when the first is made, which takes three seconds.
-    context.set_forkserver_preload(["headstart.training.run", "torch._dynamo", *(row.module for row in TASKS.values())])
-    return context
 
 
 def _begin(writer: Any, turn: Any, threads: int | None) -> None:
