@@ -20,7 +20,7 @@ from headstart.model.build import input_spec
 from headstart.model.classifier import Classifier, mean_cross_entropy
 from headstart.ops import processes as distributed
 from headstart.ops.processes import num_processes
-from headstart.recipe.recipe import ClassifyRecipe
+from headstart.recipe.recipe import ClassifyRecipe, fraction_seed
 from headstart.tasks.task import EvalResult, StepFlops, Task, check_same_classes, make_model, take_fraction
 
 
@@ -79,7 +79,7 @@ def training_folders(recipe: ClassifyRecipe) -> Dataset:
 def num_training_images(recipe: ClassifyRecipe) -> int:
     """Images that a recipe trains on; reads only file names."""
     images, _ = folder_images(Path(recipe.data.train))
-    return len(nested_fraction(len(images), recipe.data.fraction, recipe.data.fraction_seed))
+    return len(nested_fraction(len(images), recipe.data.fraction, fraction_seed(recipe)))
 
 
 def data_fingerprint(recipe: ClassifyRecipe, *, rehash: bool = False) -> str:
