@@ -84,7 +84,7 @@ def rung(name: object, values: Mapping[str, Any]) -> dict[str, Any]:
     found = {**NONE, **LADDER[name]}
     shorts, long = values[SIZE], values["input.long"]
     sides = [*shorts, long] if isinstance(shorts, list) and shorts else [None]
-    if not all(type(side) is int and side > 0 for side in sides):
+    if not all(type(side) is int and 0 < side <= 16_384 for side in sides):  # `Side` of recipe.fields
         return found
     fixed = [values[field] for switch, field in _FIXED.items() if values[switch]]
     side = fixed[0] if fixed else max((isqrt(max(shorts) * long) + 16) // 32, 1) * 32
