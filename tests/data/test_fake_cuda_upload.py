@@ -54,9 +54,10 @@ def test_training_batches_are_made_on_the_device(people, augmentation, num_worke
     assert {view.flip for view in views} == {False, True}
     if augmentation == "copy-paste":
         assert sum(paste is not None for step in range(3) for paste in own.raw(step).pastes) > 3
-    expected = list(own.batches(0, 3))
+    last = 1 if augmentation == "mosaic" else 3  # a fake operation takes a millisecond
+    expected = list(own.batches(0, last))
     with fake_cuda(), Watch():
-        found = list(own.batches(0, 3, CUDA))
+        found = list(own.batches(0, last, CUDA))
     for fake, real in zip(found, expected, strict=True):
         for field in fields(real):
             assert_alike(getattr(fake, field.name), getattr(real, field.name))
