@@ -2,9 +2,12 @@
 
 import json
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 
+from headstart.data.augment.own import load_transform
 from headstart.study.prepare import prepare, refuse_undeclared
 from headstart.study.run import run_study
 from headstart.study.spec import parse_study, read_study
@@ -93,6 +96,15 @@ def test_a_transform_of_another_shape_stops_a_run_at_its_start(data_root, tmp_pa
     with pytest.raises(ValueError, match=r"^input\.transform: own_shade:cut on .*: returned uint8 \[63, 64, 3\]"):
         train(tiny_recipe(data_root, **RUN | {"input__transform": "own_shade:cut"}), tmp_path)
     assert not list(tmp_path.glob("tiny-*/checkpoints/*"))
+
+
+def test_the_guides_transform_is_one(own_shade):
+    text = (Path(__file__).parents[2] / "docs/guide.md").read_text(encoding="utf-8")
+    code = next(part for part in text.split("```python\n") if part.startswith("# transforms.py")).split("```")[0]
+    own_shade.write_text(code)
+    transform, image = load_transform("own_shade:blur"), np.arange(120, dtype=np.uint8).reshape(5, 8, 3)
+    found = [transform(image, np.random.default_rng(seed), Path("a.png")).tobytes() for seed in (0, 1, 2, 3, 0)]
+    assert len(set(found)) == 2 and found[0] == found[4]
 
 
 def test_a_fraction_per_seed_is_another_sample_each(data_root):
