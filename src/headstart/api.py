@@ -57,4 +57,51 @@ class Study:
         return build_report(self.directory)
 
 
-from collections.abc import Callable, Iterator, Sequence
+def looks_of(prepared: Prepared, directory: Path) -> Iterator[Prepared]:
+    """The study up to each look of its rule in turn, while the look before it was open; without looks the whole study.
+
+    Run each part and write its report (`report_of`) before the next is asked for: `directory` then says how it ended.
+    A look that ends in an obstacle which more seeds do not remove is the last one too.
+    """
+    study = prepared.study
+    for count in study.rule.looks if study.rule else ():
+        if count < len(study.seeds):
+            yield prepare(study.model_copy(update={"seeds": study.seeds[:count]}), prepared.overrides)
+            if not read_plan(directory).is_open:
+                return
+    yield prepared
+
+
+def report_of(directory: Path) -> Path:
+    """The report of a study's directory, written anew unless it is that of what is there."""
+    return directory / "report.html" if is_current(directory) else build_report(directory)
+
+
+def ask(
+    data: str | Path | Sequence[str | Path],
+    hours: float,
+    *,
+    images: Sequence[str | Path] = (),
+    start: Sequence[str] = (),
+    name: str | None = None,
+    out: str | Path = "runs",
+    fix: bool = False,
+    groups: str | None = None,
+    say: Callable[[str], None] = print,
+) -> Path:
+    """From a data set, or a training and a validation set, to the report on its starts in so many hours.
+
+    Finds the format, checks, divides where there is no split, chooses settings and writes OUT/NAME/study.yaml with the
+    reasons; then runs that study. The same call continues one that has begun. start: names of `weights list` or files,
+    by default ImageNet's. fix: go on with a clean copy of data with errors. Returns the report's path. ValueError for
+    data that cannot be read, errors in them, and hours in which nothing can be learnt.
+    """
+    paths = [data] if isinstance(data, str | Path) else list(data)
+    question = Question(tuple(map(str, paths)), hours, tuple(map(Path, images)), tuple(start), groups, fix)
+    name = name or study_name(question)
+    directory = Path(out) / name
+    if not is_begun(question, directory):
+        for line in summary(propose(question, directory, say=say)):
+            say(line)
+    study = Study.read(directory / STUDY_FILE, out=out)
+    return study.run(jobs=default_jobs(study.prepared))

@@ -9,12 +9,12 @@ import torch
 from PIL import Image
 
 from headstart.batch import InputSpec
+from headstart.data.augment.rules import Augmentation, Jitter, draw_window
 from headstart.data.masks import FrameTable
 from headstart.data.paste import Objects, alpha_of, choose, visible_objects
 from headstart.data.read.coco import read
-from headstart.data.stream import Augmentation
 from headstart.data.train_stream import TrainStream
-from headstart.data.views import Jitter, View, draw_window, move_boxes, move_boxes_back, stack_images
+from headstart.data.views import View, move_boxes, move_boxes_back, stack_images
 from headstart.ops.polygons import inside as cells_inside
 
 CROP = 64

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from headstart.batch import InputSpec
+from headstart.data.augment.rules import Augmentation
 from headstart.data.read.coco import read
-from headstart.data.stream import Augmentation
 from headstart.data.targets import mirror_note, require_keypoints, sigmas_of, with_keypoints
 from headstart.data.train_stream import TrainStream
 

@@ -8,10 +8,11 @@ import torch
 from PIL import Image
 
 from headstart.batch import InputSpec
+from headstart.data.augment.rules import Augmentation
 from headstart.data.dataset import Dataset
 from headstart.data.order import Resize
 from headstart.data.read.coco import read
-from headstart.data.stream import Augmentation, EvalImages, decode, prefetch
+from headstart.data.stream import EvalImages, decode, prefetch
 from headstart.data.targets import Targets
 from headstart.data.train_stream import TrainStream
 from tiny import SIDE

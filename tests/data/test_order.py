@@ -5,7 +5,7 @@ import threading
 import numpy as np
 import pytest
 
-from headstart.data.order import Order, slot_generator
+from headstart.data.order import Order, repeat_factors, slot_generator
 
 GROUPS = [np.arange(0, 7), np.arange(7, 40), np.arange(40, 43)]
 
@@ -94,3 +94,40 @@ def test_slot_numbers_are_keyed_by_every_part_of_the_place():
     first = [slot_generator(*place).random(4).tolist() for place in places]
     assert first == [slot_generator(*place).random(4).tolist() for place in places]
     assert len({tuple(values) for values in first}) == len(places)
+
+
+def test_repeat_factors_are_those_of_the_rarest_class():
+    """Against loops over images and classes; an image without objects has 1."""
+    generator = np.random.default_rng(0)
+    image_of, labels = np.sort(generator.integers(0, 39, 150)), np.minimum(generator.geometric(0.5, 150), 6) - 1
+    shares = [len(set(image_of[labels == c].tolist())) / 40 for c in range(6)]
+    assert 0 < min(shares) < 0.2
+    found = repeat_factors(image_of, labels, 40, 0.6)
+    for image in range(40):
+        own = set(labels[image_of == image].tolist())
+        assert found[image] == max([1.0, *(max(1.0, np.sqrt(0.6 / shares[c])) for c in own)])
+    assert found[39] == 1.0 and found.max() > 1.5
+    assert repeat_factors(np.zeros(0, int), np.zeros(0, int), 3, 0.5).tolist() == [1, 1, 1]
+
+
+def test_an_epoch_shows_an_image_as_often_as_its_factor_says():
+    """Rounded up or down in each epoch, exactly on average; every epoch of a group is as long."""
+    factors = np.random.default_rng(1).uniform(1, 3, 43)
+    order = Order(GROUPS, batch=4, seed=3, repeats=factors)
+    for group, members in enumerate(GROUPS):
+        length = order.lengths[group]
+        assert length == round(factors[members].sum())
+        epochs = drawn(order, group, 200 * length).reshape(200, length)
+        exact = factors[members] * length / factors[members].sum()
+        counts = np.array([np.bincount(epoch, minlength=43)[members] for epoch in epochs])
+        assert (counts >= np.floor(exact)).all() and (counts <= np.ceil(exact)).all()
+        np.testing.assert_allclose(counts.mean(0), exact, atol=0.15)
+        assert len({tuple(epoch) for epoch in epochs}) > 1
+    fresh = Order(GROUPS, batch=4, seed=3, repeats=factors)
+    for step in (250, 3, 17):
+        assert fresh.indices(step).tolist() == order.indices(step).tolist()
+
+
+def test_factors_of_one_show_every_image_once():
+    order = Order(GROUPS, batch=4, seed=3, repeats=np.ones(43))
+    assert sorted(drawn(order, 1, 33)) == GROUPS[1].tolist()

@@ -7,11 +7,11 @@ import pytest
 import torch
 from test_jitter import CROP, PLAIN, SHAPES, drawn, equal, fine  # noqa: F401 -- drawn is a fixture
 
-from headstart.data.colour import DEVIATIONS, DIRECTIONS, GREY, Colour, ColourJitter, recolour
+from headstart.data.augment.colour import DEVIATIONS, DIRECTIONS, GREY, Colour, ColourJitter, recolour
+from headstart.data.augment.rules import Augmentation, Crop, draw_crop
 from headstart.data.order import slot_generator
-from headstart.data.stream import Augmentation
 from headstart.data.train_stream import TrainStream
-from headstart.data.views import Crop, View, draw_crop, stack_images
+from headstart.data.views import View, stack_images
 
 SCALES = (0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3)
 RULE = Crop(CROP, SCALES, 16)

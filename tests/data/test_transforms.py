@@ -7,15 +7,10 @@ import torch.nn.functional as F
 from torchvision.transforms.v2.functional import normalize
 
 from headstart.batch import InputSpec
+from headstart.data.augment.rules import draw_view
 from headstart.data.crops import crop_images
 from headstart.data.order import slot_generator
-from headstart.data.views import (
-    View,
-    draw_view,
-    move_boxes,
-    move_keypoints,
-    stack_images,
-)
+from headstart.data.views import View, move_boxes, move_keypoints, stack_images
 
 PLAIN = InputSpec((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "rgb")
 IMAGENET = InputSpec((123.675, 116.28, 103.53), (58.395, 57.12, 57.375), "rgb")

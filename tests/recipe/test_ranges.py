@@ -20,12 +20,14 @@ ACCEPTED = {
         "data.cache", "input.jitter.enabled", "model.backbone.bottleneck", "model.pyramid", "model.pyramid_norm",
         "model.aligned", "model.box.norm", "model.box.class_agnostic", "model.mask.enabled", "model.mask.norm",
         "model.keypoint.enabled", "model.keypoint.norm", "model.semantic.norm", "train.compile", "train.channels_last",
-        "evaluate.voc", "evaluate.tta.enabled", "evaluate.tta.flip", "input.crop.enabled", "model.corners.flip",
+        "evaluate.voc", "evaluate.tta.enabled", "evaluate.tta.flip", "input.crop.enabled", "input.quarter_turns",
+        "model.corners.flip",
     },
     "null": {
         "data.train_images", "data.train_split", "data.val_images", "data.val_split", "data.train_labels",
         "data.val_labels",  # found beside the annotations, or made from them
         "data.max_objects",  # that of the fullest image
+        "data.repeat_threshold", "input.transform",  # none
         "model.backbone.bottleneck", "model.backbone.group_width",  # those of the depth and the width
         "model.rpn.straddle",  # no anchor is dropped
         "start.weights", "start.stem",  # none
@@ -37,10 +39,11 @@ ACCEPTED = {
     "0": {
         "seed", "data.fraction_seed",
         "data.num_workers",  # decoded by the process itself
-        "input.colour.brightness", "input.colour.contrast", "input.colour.saturation", "input.colour.lighting",  # none
+        "input.colour.brightness", "input.colour.contrast", "input.colour.saturation", "input.colour.lighting",
+        "input.colour.hue", "input.mosaic",  # none
         "model.corners.pull", "model.corners.push", "model.corners.offset",  # no such loss
         "model.corners.distance",  # equal embeddings alone
-        "input.flip", "input.mean.0", "data.ignore.0",
+        "input.flip", "input.flip_vertical", "input.mean.0", "data.ignore.0",
         "model.box.convs", "model.mask.convs", "model.keypoint.convs",  # no convolution
         "model.rpn.low",  # nothing is negative
         "model.rpn.straddle",  # anchors that cross the border are dropped

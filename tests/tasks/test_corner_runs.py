@@ -126,12 +126,15 @@ REFUSED = [
     ),
     ({"input.crop.size": 500}, "input.crop.size: 500 is not valid"),
     ({"input.crop.enabled": True, "input.copy_paste": True}, "input.copy_paste: needs a fixed crop"),
+    ({"input.crop.enabled": True, "input.mosaic": 0.5}, "input.mosaic: needs a fixed crop, expected input.jitter.enab"),
+    ({"input.mosaic": 1.5}, "input.mosaic: 1.5 is not valid"),
+    ({"input.colour.hue": 0.6}, "input.colour.hue: 0.6 is not valid"),
+    ({"input.transform": "blur"}, "input.transform: 'blur' is not valid: expected MODULE:FUNCTION"),
+    ({"input.transform": "a..b:blur"}, "input.transform: 'a..b:blur' is not valid: expected MODULE:FUNCTION"),
+    ({"data.fraction_seed": "per_step"}, "data.fraction_seed: 'per_step' is not valid: expected a whole number, or pe"),
+    ({"data.repeat_threshold": 0.0}, "data.repeat_threshold: 0.0 is not valid"),
     (
-        {"input.colour.contrast": 0.4, "input.copy_paste": True, "input.jitter.enabled": True},
-        "input.colour: pasted objects would keep their colours",
-    ),
-    (
-        {"input.colour.contrast": 0.4, "input.channels": 1, "input.mean": [1.0], "input.std": [1.0]},
+        {"input.colour.hue": 0.1, "input.channels": 1, "input.mean": [1.0], "input.std": [1.0]},
         "input.colour: needs RGB images, but input.channels is 1",
     ),
 ]

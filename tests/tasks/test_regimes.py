@@ -8,8 +8,9 @@ import torch
 
 from cli_call import call
 from headstart.metrics.predictions import Predictions
-from headstart.tasks.detection import augmentation_of, make_task, validation_data
+from headstart.tasks.detection import make_task, validation_data
 from headstart.tasks.predict import evaluate, load_trained, predict
+from headstart.tasks.train_images import augmentation_of
 from headstart.training.rows import read_rows
 from headstart.training.run import train
 from tiny import tiny_recipe
@@ -17,6 +18,11 @@ from tiny import tiny_recipe
 REGIME = {
     "input__jitter": {"enabled": True, "low": 0.5, "high": 1.5, "crop": 64},
     "input__copy_paste": True,
+    "input__mosaic": 0.5,
+    "input__quarter_turns": True,
+    "input__flip_vertical": 0.5,
+    "input__colour": {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "lighting": 0.1, "hue": 0.1},
+    "data__repeat_threshold": 0.9,
     "evaluate__voc": True,
     "evaluate__tta": {"enabled": True, "shorts": [64, 48], "long": 64},
     "evaluate__score_threshold": 0.0,

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from headstart.cli.console import Force, bar, say, show
+from headstart.cli.console import Force, Overrides, bar, patch_of, say, show
 from headstart.files import refuse_overwrite
 
 app = typer.Typer(no_args_is_help=True)
@@ -115,6 +115,43 @@ def stats(
     for key, table in found.items():
         if isinstance(table, dict):
             show(key, ["", ""], [[name, f"{value:,}"] for name, value in table.items()])
+
+
+@app.command()
+def view(
+    path: Annotated[str, typer.Argument(help="COCO JSON, VOC folder or YOLO data.yaml.")],
+    overrides: Overrides = None,
+    out: Annotated[Path, typer.Option(help="Output file, PNG.")] = Path("view.png"),
+    images: Annotated[Path | None, typer.Option(help="Image folder of a COCO JSON.")] = None,
+    split: Annotated[str | None, typer.Option(help="Split of a VOC or YOLO data set.")] = None,
+    num: Annotated[int, typer.Option(help="Number of images.", min=1, max=400)] = 12,
+    seed: Annotated[int, typer.Option(help="Seed that draws the images.", min=0, max=2**32 - 1)] = 0,
+    augmented: Annotated[
+        bool, typer.Option("--augmented", help="As training shows them: after the augmentation of a recipe.")
+    ] = False,
+    recipe: Annotated[str, typer.Option(help="Detection recipe of --augmented.")] = "base",
+    force: Force = False,
+) -> None:
+    """Draw a contact sheet of images with boxes, masks, keypoints and class names; overrides change the recipe."""
+    from headstart.data.read import open_annotated
+    from headstart.recipe.load import load_recipe
+    from headstart.tasks import contact_sheet
+
+    if out.suffix.lower() != ".png":
+        raise ValueError(f"{out}: is not the name of a picture, expected one that ends in .png")
+    if not augmented and (overrides or recipe != "base"):
+        raise ValueError("--recipe and overrides: have no effect without --augmented; expected it, or none of them")
+    refuse_overwrite([(out, Path(path))], force=force)
+    data = open_annotated(path, images, split)
+    if augmented:
+        found = load_recipe(recipe, {"seed": seed, **patch_of(overrides)})
+        if found.task != "detection":
+            raise ValueError(f"--recipe: {recipe} is of {found.task}, expected a detection recipe")
+        pictures = contact_sheet.augmented(found, data, num)
+    else:
+        pictures = contact_sheet.annotated(data, num, seed)
+    contact_sheet.contact_sheet(pictures).save(out)
+    say(f"{len(pictures)} of {data.num_images} images: {out}")
 
 
 @app.command()

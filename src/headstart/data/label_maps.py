@@ -13,12 +13,13 @@ import numpy as np
 import torch
 
 from headstart.batch import IGNORE_LABEL, InputSpec, PixelBatch
+from headstart.data.augment.rules import Augmentation
 from headstart.data.dataset import NO_SEGMENT, Dataset
 from headstart.data.digests import Content, data_content, file_content
 from headstart.data.images import open_image
 from headstart.data.masks import annotation_mask
 from headstart.data.order import slot_generator
-from headstart.data.stream import Augmentation, Cache, Raw, Stream
+from headstart.data.stream import Cache, Raw, Stream
 from headstart.data.views import View, stack_images, to_device
 
 MODES = ("L", "P")  # 8-bit grey and palette; in both the stored number is the id, whatever its colour

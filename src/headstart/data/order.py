@@ -81,13 +81,15 @@ class Order:
     """An endless, shuffled stream over images in groups (buckets), one group a step.
 
     groups: disjoint arrays of image indices, none empty. Every image is seen once an epoch of its group, in a new
-    seeded permutation each epoch.
+    seeded permutation each epoch. repeats [I]: how often each image is seen instead, on average (`repeat_factors`).
     """
 
-    def __init__(self, groups: list[np.ndarray], *, batch: int, seed: int):
+    def __init__(self, groups: list[np.ndarray], *, batch: int, seed: int, repeats: np.ndarray | None = None):
         assert groups and all(len(group) for group in groups)
-        self.groups, self.batch, self.seed = groups, batch, seed
-        share = np.array([len(group) for group in groups], dtype=float)
+        self.groups, self.batch, self.seed, self.repeats = groups, batch, seed, repeats
+        # Images of an epoch, by group.
+        self.lengths = [len(group) if repeats is None else round(repeats[group].sum()) for group in groups]
+        share = np.array(self.lengths, dtype=float)
         self._edges = np.cumsum(share / share.sum())[:-1]
         self._offset = (fold(seed, 1) % (1 << 30)) / (1 << 30)
         self._group_of_step = np.zeros(0, dtype=np.int64)
@@ -103,12 +105,12 @@ class Order:
         """Image indices [B] of a step."""
         group = self.group(step)
         first = int(self._turn_of_step[step]) * self.batch
-        size = len(self.groups[group])
+        size = self.lengths[group]
         places = np.arange(first, first + self.batch)
         out = np.empty(self.batch, dtype=np.int64)
         for epoch in range(places[0] // size, places[-1] // size + 1):
             here = places // size == epoch
-            out[here] = self.groups[group][self._permutation(group, epoch)[places[here] % size]]
+            out[here] = self.groups[group][self._epoch(group, epoch)[places[here] % size]]
         return out
 
     def _extend(self, step: int) -> None:
@@ -131,8 +133,31 @@ class Order:
         self._group_of_step = group
 
     @lru_cache(maxsize=8)  # noqa: B019 -- one Order lives as long as its run
-    def _permutation(self, group: int, epoch: int) -> np.ndarray:
-        return slot_generator(self.seed, 2, group, epoch).permutation(len(self.groups[group]))
+    def _epoch(self, group: int, epoch: int) -> np.ndarray:
+        """Places in a group of the images of an epoch, in their order."""
+        generator = slot_generator(self.seed, 2, group, epoch)
+        if self.repeats is None:
+            return generator.permutation(len(self.groups[group]))
+        # Systematic sampling: of a factor of 1.3 every epoch has 1 or 2, and the length of an epoch is always the same.
+        shuffled = generator.permutation(len(self.groups[group]))
+        ends = np.cumsum(self.repeats[self.groups[group][shuffled]])
+        length = self.lengths[group]
+        drawn = np.searchsorted(ends, (np.arange(length) + generator.random()) * (ends[-1] / length), side="right")
+        return generator.permutation(shuffled[np.minimum(drawn, len(shuffled) - 1)])
+
+
+def repeat_factors(image_of: np.ndarray, labels: np.ndarray, num_images: int, threshold: float) -> np.ndarray:
+    """How often to see each image [I] so that rare classes are seen more often.
+
+    A class c in a share f of the images has max(1, sqrt(threshold / f)); an image has the largest factor of the classes
+    of its objects, and 1 without any (LVIS, Gupta et al. 2019). image_of, labels [N]: image and class of each object.
+    """
+    pairs = np.unique(np.stack([image_of, labels], axis=1), axis=0)
+    shares = np.bincount(pairs[:, 1]) / num_images
+    of_class = np.sqrt(np.maximum(threshold / np.maximum(shares, 1 / num_images), 1))  # a class without objects: unused
+    found = np.ones(num_images)
+    np.maximum.at(found, pairs[:, 0], of_class[pairs[:, 1]])
+    return found
 
 
 def slot_generator(seed: int, *place: int) -> np.random.Generator:

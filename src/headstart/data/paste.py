@@ -16,9 +16,18 @@ import torch
 from torch import Tensor
 
 from headstart.batch import InputSpec
+from headstart.data.augment.colour import Colour
 from headstart.data.dataset import Dataset
 from headstart.data.masks import FrameTable
-from headstart.data.views import View, move_boxes, move_boxes_back, move_keypoints, stack_images, to_device
+from headstart.data.views import (
+    View,
+    move_boxes,
+    move_boxes_back,
+    move_frames,
+    move_keypoints,
+    stack_images,
+    to_device,
+)
 
 # An object is left out when a side of its visible box is not longer than this (pixels), or nothing of its mask is
 # visible. MMDetection's large-scale jitter has the same bound (FilterAnnotations, min_gt_bbox_wh 1e-2).
@@ -30,8 +39,8 @@ COVERED_SIDE, COVERED_AREA, COVERED_IMAGE = 10.0, 300.0, 1024
 
 @dataclass(frozen=True)
 class Objects:
-    """Visible objects of one image in a view: annotation indices [n], boxes [n,4] in pixels of the view, mask frames
-    [n,M,M] over these boxes (M = 0 without masks), keypoints [n,K,3] or None.
+    """Visible objects of one image in a view: annotation indices [n], boxes [n,4] in pixels of the padded image, mask
+    frames [n,M,M] over these boxes (M = 0 without masks), keypoints [n,K,3] or None.
     """
 
     indices: np.ndarray
@@ -40,9 +49,9 @@ class Objects:
     keypoints: np.ndarray | None
 
 
-def in_window(boxes: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes [n,4] cut to a window of size (height, width), and whether enough of each is left, bool [n]."""
-    cut = np.clip(boxes, 0, [size[1], size[0]] * 2)
+def in_window(boxes: np.ndarray, view: View) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes [n,4] cut to what a view shows, and whether enough of each is left, bool [n]."""
+    cut = np.clip(boxes, [view.place[1], view.place[0]] * 2, [view.end[1], view.end[0]] * 2)
     return cut, ((cut[:, 2:] - cut[:, :2]) > MIN_SIDE).all(axis=1)
 
 
@@ -56,7 +65,7 @@ def visible_objects(
     """
     original = data.size_of(indices[0]) if len(indices) else (1, 1)
     whole = move_boxes(data.boxes[indices], original, view)
-    boxes, keep = in_window(whole, view.size)
+    boxes, keep = in_window(whole, view)
     frames = np.zeros((len(indices), *[table.size if table else 0] * 2), bool)
     for place in np.flatnonzero(keep & (data.segment_kind[indices] != 0)) if table else ():
         n, is_cut = int(indices[place]), bool((boxes[place] != whole[place]).any())
@@ -67,7 +76,7 @@ def visible_objects(
             if found is not None:
                 boxes[place], frames[place] = found
         else:
-            frames[place] = _turned(table.frames([n])[0], view)
+            frames[place] = move_frames(table.frames([n])[0], view)
     keypoints = None if data.keypoints is None else _visible_keypoints(data, indices, original, view, cover)[keep]
     return Objects(indices[keep], boxes[keep], frames[keep], keypoints)
 
@@ -94,17 +103,13 @@ def _visible(
 def _frame(
     table: FrameTable, n: int, box: np.ndarray, original: tuple[int, int], view: View, cover: np.ndarray | None
 ) -> np.ndarray:
-    """The visible mask of annotation n over any box [4] in pixels of the view, bool [M,M]."""
-    frame = _turned(table.over(n, move_boxes_back(box[None], original, view)[0]), view)
+    """The visible mask of annotation n over any box [4] in pixels of the padded image, bool [M,M]."""
+    frame = move_frames(table.over(n, move_boxes_back(box[None], original, view)[0]), view)
     if cover is None:
         return frame
     centres = (np.arange(table.size)[:, None] + 0.5) / table.size * (box[2:] - box[:2]) + box[:2]
     columns, rows = np.minimum(centres.astype(int), [cover.shape[1] - 1, cover.shape[0] - 1]).T
     return frame & ~cover[np.ix_(rows, columns)]
-
-
-def _turned(frame: np.ndarray, view: View) -> np.ndarray:
-    return frame[:, ::-1] if view.flip else frame
 
 
 def _tight(cells: np.ndarray, box: np.ndarray) -> np.ndarray:
@@ -127,7 +132,7 @@ def _visible_keypoints(
 ) -> np.ndarray:
     """Keypoints [n,K,3] in a view: outside its window they are not labelled (all zero), under a cover not visible."""
     moved = move_keypoints(data.keypoints[indices], original, view, data.left_right)
-    inside = ((moved[..., :2] >= 0) & (moved[..., :2] < [view.size[1], view.size[0]])).all(axis=2)
+    inside = ((moved[..., :2] >= view.place[::-1]) & (moved[..., :2] < view.end[::-1])).all(axis=2)
     moved[~inside] = 0
     if cover is not None and moved.size:
         columns, rows = moved[..., 0].astype(int), moved[..., 1].astype(int)
@@ -172,10 +177,16 @@ def _weights(first: int, last: int, low: float, high: float, side: int) -> np.nd
     return np.clip(1 - np.abs(cell[:, None] - np.arange(side)), 0, None).astype(np.float32)
 
 
-def paste_images(batch: Tensor, pastes: Sequence[Paste | None], spec: InputSpec) -> Tensor:
-    """The batch [B,3,H,W] with the pixels of each paste in place of its own; changed in place."""
-    for canvas, paste in zip(batch, pastes):
+def paste_images(
+    batch: Tensor, pastes: Sequence[Paste | None], spec: InputSpec, colours: Sequence[Colour] = ()
+) -> Tensor:
+    """The batch [B,3,H,W] with the pixels of each paste in place of its own; changed in place.
+
+    colours: as in `stack_images`; a paste has those of its place.
+    """
+    for slot, (canvas, paste) in enumerate(zip(batch, pastes)):
         if paste is not None:
-            other = stack_images([paste.image], [paste.view], batch.shape[2:], spec, batch.device)[0]
+            own = colours[slot : slot + 1]
+            other = stack_images([paste.image], [paste.view], batch.shape[2:], spec, batch.device, own)[0]
             canvas.copy_(torch.where(to_device(paste.alpha, batch.device), other, canvas))
     return batch

@@ -15,13 +15,22 @@ import numpy as np
 import torch
 
 from headstart.batch import Inputs, InputSpec
-from headstart.data.colour import Colour, ColourJitter
+from headstart.data.augment.colour import Colour
 from headstart.data.dataset import Dataset
 from headstart.data.order import Order, Resize, bucket_of, group_by_bucket
 from headstart.data.paste import Paste
-from headstart.data.views import Crop, Jitter, View, draw_crop, draw_view, draw_window, stack_images, to_device
+from headstart.data.views import View, stack_images, to_device
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class MosaicTile:
+    """A further image of a mosaic: decoded, its index in the data set, and its view."""
+
+    image: np.ndarray
+    index: int
+    view: View
 
 
 @dataclass(frozen=True)
@@ -29,7 +38,7 @@ class Raw:
     """One batch as the decoding threads return it: images, their views, and what a task adds to these.
 
     pastes: one an image under copy-paste, else empty. labels: the label map of each image for segmentation, else empty.
-    colours: one an image under colour jitter, else empty.
+    colours: one an image under colour jitter, else empty. tiles: the further images beside each one, or empty.
     """
 
     images: list[np.ndarray]
@@ -40,46 +49,25 @@ class Raw:
     pastes: Sequence[Paste | None] = ()
     labels: Sequence[np.ndarray] = ()
     colours: Sequence[Colour] = ()
+    tiles: Sequence[Sequence[MosaicTile]] = ()
 
     def sizes(self) -> list[tuple[int, int]]:
-        """(height, width) of each image before padding, pasted objects included."""
-        sizes = [view.size for view in self.views]
-        for place, paste in enumerate(self.pastes):
-            if paste is not None:
-                sizes[place] = tuple(map(max, sizes[place], paste.view.size))
+        """(height, width) of each image before padding, tiles and pasted objects included."""
+        sizes = []
+        for place, view in enumerate(self.views):
+            views = [view, *(tile.view for tile in self.tiles[place])] if self.tiles else [view]
+            paste = self.pastes[place] if self.pastes else None
+            sizes.append(common_size([*views, paste.view] if paste else views))
         return sizes
 
 
+def common_size(views: Sequence[View]) -> tuple[int, int]:
+    """(height, width) that holds all views of one padded image."""
+    ends = [view.end for view in views]
+    return max(bottom for bottom, _ in ends), max(right for _, right in ends)
+
+
 MapsOf = Callable[[Raw, torch.device | str], list[torch.Tensor]]  # a frozen backbone's maps of a batch, by level
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """Random changes of a training image: `jitter` or `crop` replaces `shorts`, `long`; `copy_paste` needs `jitter`."""
-
-    shorts: tuple[int, ...]
-    long: int
-    flip: float
-    jitter: Jitter | None = None
-    copy_paste: bool = False
-    crop: Crop | None = None
-    colour: ColourJitter | None = None
-
-    def view(self, height: int, width: int, generator: np.random.Generator) -> View:
-        """Random view of an image of this size."""
-        if self.jitter is not None:
-            return draw_window(height, width, self.jitter, self.flip, generator)
-        if self.crop is not None:
-            return draw_crop(height, width, self.crop, self.flip, generator)
-        return draw_view(height, width, self.shorts, self.long, self.flip, generator)
-
-    def groups(self, dataset: Dataset, *, smallest: int) -> dict[tuple[int, int], np.ndarray]:
-        """Image indices by padded size; no group is smaller than `smallest` unless it is the only one."""
-        side = self.jitter.crop if self.jitter else self.crop.size if self.crop else None
-        if side is not None:
-            return {(side, side): np.arange(dataset.num_images)}
-        largest = Resize(max(self.shorts), self.long)
-        return group_by_bucket(dataset.heights, dataset.widths, largest, smallest=smallest)
 
 
 class Cache:
@@ -112,9 +100,9 @@ def decode(dataset: Dataset, index: int, *, channels: int) -> np.ndarray:
 class Stream:
     """Images of a data set by step: order, one process's share of a step, decoded images, prefetching.
 
-    groups: image indices by padded size (height, width); a step takes its images from one of them. `rank` of
-    `num_ranks` processes takes its contiguous share of the slots of a step. ValueError for a data set without images,
-    and for a batch that does not divide among the processes.
+    groups: image indices by padded size (height, width); a step takes its images from one of them. repeats [I]: how
+    often an epoch shows each image (`Order`). `rank` of `num_ranks` processes takes its contiguous share of the slots
+    of a step. ValueError for a data set without images, and for a batch that does not divide among the processes.
     """
 
     def __init__(
@@ -129,6 +117,7 @@ class Stream:
         num_workers: int,
         rank: int = 0,
         num_ranks: int = 1,
+        repeats: np.ndarray | None = None,
     ):
         if dataset.num_images == 0:
             raise ValueError(f"{dataset.path}: has no images to train on")
@@ -136,7 +125,8 @@ class Stream:
             raise ValueError(f"train.batch: {batch} images do not divide among {num_ranks} processes")
         self.dataset, self.seed, self.num_workers = dataset, seed, num_workers
         self.images = Cache(partial(decode, dataset, channels=channels), keep=cache)
-        self.order, self._buckets = Order(list(groups.values()), batch=batch, seed=seed), list(groups)
+        self.order = Order(list(groups.values()), batch=batch, seed=seed, repeats=repeats)
+        self._buckets = list(groups)
         share = batch // num_ranks
         self._share = slice(rank * share, (rank + 1) * share)
 

@@ -11,7 +11,7 @@ from headstart.data.dataset import Dataset
 from headstart.data.masks import FrameTable
 from headstart.data.paste import Paste, in_window, visible_objects
 from headstart.data.stream import Raw
-from headstart.data.views import View, move_boxes, move_keypoints
+from headstart.data.views import View, move_boxes, move_frames, move_keypoints
 
 SLOT_MULTIPLE = 4  # ground-truth slots are rounded up to this
 # COCO's keypoints are pixel indices, boxes and polygons continuous coordinates: the centre of pixel i is at i + 0.5
@@ -24,7 +24,7 @@ class Targets:
     """Ground truth by image: boxes cut to the image, mask frames over the cut boxes, keypoints at pixel centres.
 
     max_objects: objects an image beyond which the rest is left out (None: all). copies: images whose objects a batch
-    slot may show together (2 under copy-paste).
+    slot may show together (2 under copy-paste, 4 in a mosaic).
     """
 
     def __init__(self, dataset: Dataset, *, mask_frame: int, max_objects: int | None, copies: int = 1):
@@ -79,15 +79,16 @@ class Targets:
             if view.whole is None:
                 self._fill_one(place, index, view)
             else:
-                self._fill_window(place, index, view, raw.pastes[slot] if raw.pastes else None)
+                tiles = [(tile.index, tile.view) for tile in raw.tiles[slot]] if raw.tiles else []
+                self._fill_windows(place, [(index, view), *tiles], raw.pastes[slot] if raw.pastes else None)
         return out
 
-    def _fill_window(self, out: dict[str, np.ndarray], index: int, view: View, paste: Paste | None) -> None:
-        """Objects of an image in a window, then the objects pasted over them."""
+    def _fill_windows(self, out: dict[str, np.ndarray], parts: list[tuple[int, View]], paste: Paste | None) -> None:
+        """Objects of images in their windows, then the objects pasted over them."""
         cover = None if paste is None else paste.alpha
-        own = visible_objects(self.dataset, self.frames, self.chosen[index], view, cover)
+        own = [visible_objects(self.dataset, self.frames, self.chosen[index], view, cover) for index, view in parts]
         at, data = 0, self.dataset
-        for part in (own, *(() if paste is None else (paste.objects,))):
+        for part in (*own, *(() if paste is None else (paste.objects,))):
             n, place = part.indices, slice(at, at + len(part.indices))
             out["gt_boxes"][place], out["gt_labels"][place], out["gt_valid"][place] = part.boxes, data.labels[n], True
             out["gt_crowd"][place] = data.crowd[n] | data.difficult[n]
@@ -102,7 +103,7 @@ class Targets:
         if view.whole is None or not len(chosen):
             return chosen
         boxes = move_boxes(data.boxes[chosen], (int(data.heights[index]), int(data.widths[index])), view)
-        return chosen[in_window(boxes, view.size)[1]]
+        return chosen[in_window(boxes, view)[1]]
 
     def _fill_one(self, out: dict[str, np.ndarray], index: int, view: View) -> None:
         chosen, data = self.chosen[index], self.dataset
@@ -115,7 +116,7 @@ class Targets:
         out["gt_crowd"][:count] = data.crowd[chosen] | data.difficult[chosen]  # both are ignored in the loss
         if self.frames is not None:
             frames = self.frames.frames(chosen) & (data.segment_kind[chosen] != 0)[:, None, None]
-            out["gt_masks"][:count] = frames[:, :, ::-1] if view.flip else frames
+            out["gt_masks"][:count] = move_frames(frames, view)
         if data.keypoints is not None:
             out["gt_keypoints"][:count] = move_keypoints(data.keypoints[chosen], original, view, data.left_right)
 

@@ -6,18 +6,21 @@ import numpy as np
 import torch
 
 from headstart.batch import Batch, InputSpec
+from headstart.data.augment.rules import Augmentation
 from headstart.data.dataset import Dataset
-from headstart.data.order import slot_generator
+from headstart.data.order import repeat_factors, slot_generator
 from headstart.data.paste import Paste, alpha_of, choose, paste_images, visible_objects
-from headstart.data.stream import Augmentation, MapsOf, Raw, Stream
+from headstart.data.stream import MapsOf, MosaicTile, Raw, Stream, common_size
 from headstart.data.targets import Targets
 from headstart.data.views import View, stack_images, to_device
+
+PASTED = 4  # the part of a slot that is pasted: a mosaic has the parts 0 to 3
 
 
 class TrainStream:
     """Batches of a training run by step; rank, num_ranks and errors as in `Stream`.
 
-    maps: gives what stands for the images, which are not decoded then.
+    maps: gives what stands for the images, which are not decoded then. repeat_threshold: see `repeat_factors`.
     """
 
     def __init__(
@@ -35,28 +38,49 @@ class TrainStream:
         rank: int = 0,
         num_ranks: int = 1,
         maps: MapsOf | None = None,
+        repeat_threshold: float | None = None,
     ):
         self.maps = maps
         self.augmentation, self.spec = augmentation, spec
         groups = augmentation.groups(dataset, smallest=batch)
         options = {"batch": batch, "seed": seed, "cache": cache, "num_workers": num_workers, "channels": len(spec.mean)}
-        self.stream = Stream(dataset, groups, **options, rank=rank, num_ranks=num_ranks)
-        copies = 2 if augmentation.copy_paste else 1
+        seen = (dataset.image_of, dataset.labels, dataset.num_images)
+        repeats = None if repeat_threshold is None else repeat_factors(*seen, repeat_threshold)
+        self.stream = Stream(dataset, groups, **options, rank=rank, num_ranks=num_ranks, repeats=repeats)
+        copies = augmentation.most_images
         self.targets = Targets(dataset, mask_frame=mask_frame, max_objects=max_objects, copies=copies)
 
     def raw(self, step: int) -> Raw:
         """This process's part of a step, decoded; a pure function of (seed, step)."""
         indices, slots = self.stream.own(step)
-        views = [self._view(slot, i) for slot, i in zip(slots.tolist(), indices.tolist())]
-        images = [] if self.maps else [self.stream.images(int(i)) for i in indices]
+        parts = [self._parts(slot, i) for slot, i in zip(slots.tolist(), indices.tolist())]
+        views, images, tiles = [shown[0][1] for shown in parts], [], []
+        for slot, shown in zip(slots.tolist(), parts) if not self.maps else ():
+            own, *others = (MosaicTile(self._image(i, slot, part), i, view) for part, (i, view) in enumerate(shown))
+            images.append(own.image)
+            tiles.append(others)
         bucket = self.stream.bucket(step)
         pastes = [self._paste(slot, bucket) for slot in slots.tolist()] if self.augmentation.copy_paste else ()
         jitter = self.augmentation.colour
         colours = [jitter.draw(slot_generator(self.stream.seed, 5, slot)) for slot in slots.tolist()] if jitter else ()
-        return Raw(images, views, bucket, indices, slots, pastes, colours=colours)
+        return Raw(images, views, bucket, indices, slots, pastes, colours=colours, tiles=tiles)
 
-    def _view(self, slot: int, index: int) -> View:
-        return self.augmentation.view(*self.stream.size(index), slot_generator(self.stream.seed, 3, slot))
+    def _parts(self, slot: int, index: int) -> list[tuple[int, View]]:
+        """Image indices of a slot with their views: `index` alone, or first in a mosaic of four."""
+        generator, size = slot_generator(self.stream.seed, 6, slot), self.stream.size
+        quadrants = self.augmentation.mosaic_of(self.stream.dataset.num_images, generator)
+        if not quadrants:
+            return [(index, self.augmentation.view(*size(index), slot_generator(self.stream.seed, 3, slot)))]
+        shown = [(quadrant, index if other < 0 else other) for quadrant, other in quadrants]
+        return [(i, self.augmentation.view(*size(i), generator, quadrant)) for quadrant, i in shown]
+
+    def _image(self, index: int, slot: int, part: int) -> np.ndarray:
+        """The decoded image [h,w,C] of a part of a slot, after one's own transform."""
+        image, transform = self.stream.images(index), self.augmentation.transform
+        if transform is None:
+            return image
+        generator = slot_generator(self.stream.seed, 7, slot, part)
+        return transform(image, generator, self.stream.dataset.image_path(index))
 
     def _chosen_paste(self, slot: int) -> tuple[int, View, np.ndarray]:
         """Source image of a slot's paste, its view, and the objects to paste: a function of the slot alone.
@@ -76,7 +100,7 @@ class TrainStream:
         if not len(chosen):
             return None
         objects = visible_objects(self.targets.dataset, self.targets.frames, chosen, view)
-        return Paste(self.stream.images(index), view, objects, alpha_of(objects, bucket))
+        return Paste(self._image(index, slot, PASTED), view, objects, alpha_of(objects, bucket))
 
     def counts(self, step: int) -> tuple[int, int]:
         """Instances and pixels (before padding) of a whole step, all processes together.
@@ -85,14 +109,15 @@ class TrainStream:
         """
         instances, pixels = 0, 0
         for index, slot in zip(*(values.tolist() for values in self.stream.step(step))):
-            view = self._view(slot, index)
-            size = view.size
-            instances += len(self.targets.in_view(index, view))
+            parts = self._parts(slot, index)
+            instances += sum(len(self.targets.in_view(i, view)) for i, view in parts)
+            views = [view for _, view in parts]
             if self.augmentation.copy_paste:
                 _, other, chosen = self._chosen_paste(slot)
                 instances += len(chosen)
-                size = tuple(map(max, size, other.size)) if len(chosen) else size
-            pixels += size[0] * size[1]
+                views += [other] if len(chosen) else []
+            height, width = common_size(views)
+            pixels += height * width
         return instances, pixels
 
     def batches(self, start: int, stop: int, device: torch.device | str = "cpu") -> Iterator[Batch]:
@@ -109,5 +134,9 @@ class TrainStream:
             )
 
     def _pixels(self, raw: Raw, device: torch.device | str) -> torch.Tensor:
-        images = stack_images(raw.images, raw.views, raw.bucket, self.spec, device, raw.colours)
-        return paste_images(images, raw.pastes, self.spec)
+        tiles = [(slot, tile) for slot, shown in enumerate(raw.tiles) for tile in shown]
+        images = [*raw.images, *(tile.image for _, tile in tiles)]
+        views = [*raw.views, *(tile.view for _, tile in tiles)]
+        slots = [*range(len(raw.images)), *(slot for slot, _ in tiles)]
+        batch = stack_images(images, views, raw.bucket, self.spec, device, raw.colours, slots)
+        return paste_images(batch, raw.pastes, self.spec, raw.colours)

@@ -8,10 +8,10 @@ from headstart.recipe.fields import (
     BelowOne,
     DataShare,
     Flag,
+    FractionSeed,
     InputPart,
     Part,
     Pool,
-    Seed,
     Share,
     Side,
     Text,
@@ -25,7 +25,7 @@ class ClassifyData(Part):
     train: Text
     val: Text
     fraction: DataShare
-    fraction_seed: Seed
+    fraction_seed: FractionSeed
     num_workers: Workers
     cache: Flag
     cache_features: Flag

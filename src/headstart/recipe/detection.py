@@ -14,6 +14,8 @@ from headstart.recipe.fields import (
     Duration,
     Factor,
     Flag,
+    FractionSeed,
+    Function,
     InputPart,
     Iou,
     Layers,
@@ -21,7 +23,6 @@ from headstart.recipe.fields import (
     Pixels,
     Pool,
     Regions,
-    Seed,
     Share,
     Side,
     Sizes,
@@ -43,9 +44,10 @@ class Data(Part):
     val_images: Text | None
     val_split: Text | None
     fraction: DataShare
-    fraction_seed: Seed
+    fraction_seed: FractionSeed
     mask_frame: Annotated[int, Field(strict=True, ge=4, le=512, multiple_of=4)]  # Detectron pools masks of 28 cells
     max_objects: Regions | None
+    repeat_threshold: DataShare | None
     num_workers: Workers
     cache: Flag
     cache_features: Flag
@@ -58,9 +60,13 @@ class Input(InputPart):
     crop: CropPart
     colour: ColourPart
     copy_paste: Flag
+    mosaic: Share
+    transform: Function | None
     test_short: Side
     test_long: Side
     flip: Share
+    flip_vertical: Share
+    quarter_turns: Flag
 
     @model_validator(mode="after")
     def _one_scaling(self) -> "Input":
@@ -77,12 +83,11 @@ class Input(InputPart):
             )
         if self.colour.enabled and self.channels != 3:
             raise ValueError(f"input.colour: needs RGB images, but input.channels is {self.channels}; expected zeros")
-        if self.colour.enabled and self.copy_paste:
-            raise ValueError("input.colour: pasted objects would keep their colours; expected zeros with copy_paste")
-        if self.copy_paste and not self.jitter.enabled:
-            raise ValueError(
-                "input.copy_paste: needs a fixed crop, expected input.jitter.enabled=true (low 1, high 1 for none)"
-            )
+        for name in ("copy_paste", "mosaic") if not self.jitter.enabled else ():
+            if getattr(self, name):
+                raise ValueError(
+                    f"input.{name}: needs a fixed crop, expected input.jitter.enabled=true (low 1, high 1 for none)"
+                )
         return self
 
 

@@ -4,6 +4,7 @@ Numbers are strict and finite: text, true and false are none. The bounds lie far
 would hang, overflow or change nothing.
 """
 
+import re
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Annotated, Any, Literal
@@ -41,6 +42,18 @@ def _number(value: object) -> object:
     return value
 
 
+def _per_seed(value: object) -> object:
+    if isinstance(value, str) and value != "per_seed":
+        raise NotValid("expected a whole number, or per_seed")
+    return value
+
+
+def _function(value: object) -> object:
+    if isinstance(value, str) and not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", value):
+        raise NotValid("expected MODULE:FUNCTION, such as transforms:blur")
+    return value
+
+
 def _schedule(value: object) -> object:
     _accepted(parse_schedule, value)
     return value
@@ -56,6 +69,7 @@ def _accepted(parse: Callable[[Any], tuple[Fraction, str]], value: object) -> tu
 
 Flag = Annotated[bool, Field(strict=True)]
 Text = Annotated[str, Field(max_length=4096, pattern=r"^[^\x00]*$")]  # PATH_MAX of Linux; no path holds NUL
+Function = Annotated[str, Field(max_length=4096), BeforeValidator(_function)]  # of Python, by the name of its module
 Duration = Annotated[int | str, BeforeValidator(_duration)]
 Base = Annotated[int | str, BeforeValidator(_base)]
 ScheduleName = Annotated[str, BeforeValidator(_schedule)]
@@ -69,6 +83,7 @@ Pixels = Annotated[float, real(ge=0.1, le=100_000)]
 Factor = Annotated[float, real(ge=1e-4, le=10_000)]
 RateFactor = Annotated[float, real(ge=1e-6, le=1000)]  # 0 is start.freeze
 Seed = Annotated[int, whole(0, 2**32 - 1)]  # as NumPy takes them
+FractionSeed = Annotated[Seed | Literal["per_seed"], BeforeValidator(_per_seed)]
 Batch = Annotated[int, whole(1, 65_536)]  # images; ImageNet's largest batches have 64k
 Width = Annotated[int, whole(1, 16_384)]  # channels of a layer; VGG's widest has 4,096
 Layers = Annotated[int, whole(0, 100)]
@@ -135,6 +150,16 @@ class Start(Part):
         if self.kind == "random" and self.stem is not None:
             raise ValueError(f"start.stem: {self.stem!r} is given but start.kind is 'random'; expected null")
         return self
+
+
+class EvaluatePart(Part):
+    every: Duration
+    batch: Batch
+    precise_bn: BatchStatistics
+
+
+class Checkpoint(Part):
+    every: Duration
 
 
 class RatesPart(Part):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from headstart.hardware import Choice, choices, choose_device, choose_precision
+from headstart.recipe.augment import SIZE, rung
 from headstart.recipe.dotted import flatten, unflatten
 from headstart.recipe.recipe import AnyRecipe, ClassifyRecipe, Recipe, SegmentRecipe
 from headstart.recipe.refusal import validate
@@ -82,12 +83,27 @@ def resolve(name: str, patches: list[tuple[str, dict[str, Any]]]) -> tuple[AnyRe
     base = shipped()[KINDS[task][1]]
     values: dict[str, Any] = {}
     origins = Provenance()
+    rungs: list[tuple[str, object]] = []  # the last `augment` alone
+    beside: dict[str, Any] = {}  # fields of its layer and of later ones
     for origin, layer in [(base.name, read_yaml(base)), *layers]:
         flat = flatten(layer)
         _replace_backbone(values, origins, flat)
         _leave_images(values, origins, flat, base.name)
+        if "augment" in flat:
+            rungs, beside = [(origin, flat.pop("augment"))], {}
         values |= flat
+        beside |= flat
         origins |= dict.fromkeys(flat, origin)
+    for origin, name in rungs:
+        if task != "detection":
+            raise ValueError(f"{path}: augment: {reprlib.repr(name)} is of detection recipes, this one is of {task}")
+        try:
+            found = rung(name, values)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        found = {field: value for field, value in found.items() if field not in beside or field == SIZE}
+        values |= found
+        origins |= dict.fromkeys(found, f"{origin}, augment {name}")
     return validate(KINDS[task][0], _plain(values, str(path)), str(path), origins), origins
 
 

@@ -16,7 +16,7 @@ from headstart.files import MOST_BYTES, is_file_name
 from headstart.recipe.classification import ClassifyData, ClassifyInput, ClassifyModel
 from headstart.recipe.detection import Data, Evaluate, Input, Model
 from headstart.recipe.dotted import flatten
-from headstart.recipe.fields import Batch, BatchStatistics, Duration, InputPart, Part, Seed, Start, Train, whole
+from headstart.recipe.fields import Checkpoint, EvaluatePart, InputPart, Part, Seed, Start, Train, whole
 from headstart.recipe.schedule import Schedule, duration, multiple_of
 from headstart.recipe.segmentation import SegmentData, SegmentInput, SegmentModel
 
@@ -67,6 +67,12 @@ ADDED: dict[str, Any] = {
     "input.colour.contrast": 0.0,
     "input.colour.saturation": 0.0,
     "input.colour.lighting": 0.0,
+    "input.colour.hue": 0.0,
+    "input.flip_vertical": 0.0,
+    "input.quarter_turns": False,
+    "input.mosaic": 0.0,
+    "input.transform": None,
+    "data.repeat_threshold": None,
     "model.corners.enabled": False,
     "model.corners.stride": 4,
     "model.corners.width": 256,
@@ -84,16 +90,6 @@ ALWAYS = {"classification": ("data.cache_features",)}  # of ADDED: a part of a t
 # Fields that may change between two evaluations of one checkpoint.
 EVALUATION_FIELDS = ("evaluate.", "input.test_")
 TRAINING_FIELDS = ("evaluate.every", "evaluate.train_images", "evaluate.precise_bn")  # of these, only a run's own
-
-
-class EvaluatePart(Part):
-    every: Duration
-    batch: Batch
-    precise_bn: BatchStatistics
-
-
-class Checkpoint(Part):
-    every: Duration
 
 
 class AnyRecipe(Part):
@@ -156,7 +152,8 @@ class Recipe(AnyRecipe):
             raise ValueError("input.copy_paste: pastes masks, but model.mask.enabled is false; expected it to be true")
         colours = {f"input.colour.{name}": 0.0 for name in type(self.input.colour).model_fields}
         one_size = {"input.jitter.enabled": False, "input.crop.enabled": False, "input.short": [self.input.short[0]]}
-        _require_unchanged_features(self, one_size | colours)
+        others = {"input.flip_vertical": 0.0, "input.quarter_turns": False, "input.transform": None}
+        _require_unchanged_features(self, one_size | colours | others)
         if not self.model.pyramid:
             self.train.rates.require_no_pyramid("model.pyramid false")
         if self.evaluate.keypoint_sigmas is not None and not self.model.keypoint.enabled:
@@ -203,6 +200,11 @@ def _require_unchanged_features(recipe: AnyRecipe, required: dict[str, Any]) -> 
                 f"data.cache_features: true keeps the features of an image, but {field} is {values[field]!r}, "
                 f"so that features change; expected {field} {expected!r}, or data.cache_features: false"
             )
+
+
+def fraction_seed(recipe: AnyRecipe) -> int:
+    """The seed that draws a recipe's fraction of the training images."""
+    return recipe.seed if recipe.data.fraction_seed == "per_seed" else recipe.data.fraction_seed
 
 
 def to_dict(recipe: AnyRecipe) -> dict[str, Any]:

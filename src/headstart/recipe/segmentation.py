@@ -8,9 +8,9 @@ from headstart.recipe.fields import (
     DataShare,
     Factor,
     Flag,
+    FractionSeed,
     InputPart,
     Part,
-    Seed,
     Share,
     Side,
     Sizes,
@@ -33,7 +33,7 @@ class SegmentData(Part):
     val_labels: Text | None
     ignore: Annotated[tuple[Annotated[int, whole(0, 255)], ...], Field(max_length=256)]
     fraction: DataShare
-    fraction_seed: Seed
+    fraction_seed: FractionSeed
     num_workers: Workers
     cache: Flag
 

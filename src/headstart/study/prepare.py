@@ -8,6 +8,7 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
+from headstart.recipe.augment import RUNG_FIELDS
 from headstart.recipe.dotted import flatten
 from headstart.recipe.load import Provenance, resolve, settle
 from headstart.recipe.recipe import AnyRecipe, scaled_rate, schedule_of, to_dict
@@ -188,6 +189,7 @@ def difference_sheet(study: StudySpec, recipes: Mapping[str, AnyRecipe]) -> list
             rows.append({"field": f"tuning: {name}", "values": values, "declared": True})
     resolved = {arm: flatten(to_dict(recipe)) for arm, recipe in recipes.items()}
     declared = {field for arm in study.arms for field in study.patch_of(arm)}
+    declared |= RUNG_FIELDS if "augment" in declared else set()
     for field in dict.fromkeys(field for values in resolved.values() for field in values):
         values = {arm: values.get(field) for arm, values in resolved.items()}
         if len({json.dumps(value, sort_keys=True) for value in values.values()}) > 1:

@@ -20,7 +20,7 @@ from headstart.model.build import input_spec
 from headstart.model.classifier import Classifier, mean_cross_entropy
 from headstart.ops import processes as distributed
 from headstart.ops.processes import num_processes
-from headstart.recipe.recipe import ClassifyRecipe
+from headstart.recipe.recipe import ClassifyRecipe, fraction_seed
 from headstart.tasks.task import EvalResult, StepFlops, Task, check_same_classes, make_model, take_fraction
 
 
@@ -80,7 +80,7 @@ def num_training_images(recipe: ClassifyRecipe) -> int:
     """Images that a recipe trains on; of a folder reads only file names."""
     path = Path(recipe.data.train)
     num = len(folder_images(path)[0]) if path.is_dir() else open_folders(path).num_images
-    return len(nested_fraction(num, recipe.data.fraction, recipe.data.fraction_seed))
+    return len(nested_fraction(num, recipe.data.fraction, fraction_seed(recipe)))
 
 
 def data_fingerprint(recipe: ClassifyRecipe, *, rehash: bool = False) -> str:

@@ -10,16 +10,13 @@ import torch
 from torch import Tensor
 
 from headstart.batch import Detections, Inputs
-from headstart.data.colour import ColourJitter
 from headstart.data.dataset import Dataset
 from headstart.data.digests import data_content
 from headstart.data.order import Resize
 from headstart.data.read import open_annotated
 from headstart.data.rle import paste_rle
-from headstart.data.stream import Augmentation, EvalImages
+from headstart.data.stream import EvalImages
 from headstart.data.targets import PIXEL_CENTRE, mirror_note, require_keypoints, sigmas_of, with_keypoints
-from headstart.data.train_stream import TrainStream
-from headstart.data.views import Crop, Jitter
 from headstart.files import json_text, write_whole
 from headstart.metrics.coco import Evaluation
 from headstart.metrics.coco import evaluate as evaluate_predictions
@@ -28,7 +25,6 @@ from headstart.metrics.predictions import Predictions, concat, empty
 from headstart.metrics.tta import Tta, TtaView
 from headstart.metrics.tta import predict as predict_views
 from headstart.metrics.voc import with_voc
-from headstart.model.build import input_spec
 from headstart.model.detector import Detector
 from headstart.model.keypoint_head import peaks
 from headstart.ops import processes as distributed
@@ -46,15 +42,7 @@ from headstart.tasks.task import (
     require_images,
     take_fraction,
 )
-
-
-def augmentation_of(recipe: Recipe) -> Augmentation:
-    """Augmentation of training images."""
-    own, part, square = recipe.input, recipe.input.jitter, recipe.input.crop
-    jitter = Jitter(part.low, part.high, part.crop) if part.enabled else None
-    crop = Crop(square.size, square.scales, square.border) if square.enabled else None
-    colour = ColourJitter(**own.colour.model_dump()) if own.colour.enabled else None
-    return Augmentation(own.short, own.long, own.flip, jitter, own.copy_paste, crop, colour)
+from headstart.tasks.train_images import train_stream, with_transform
 
 
 def training_data(recipe: Recipe) -> Dataset:
@@ -79,8 +67,8 @@ def num_training_images(recipe: Recipe) -> int:
 
 def data_fingerprint(recipe: Recipe, *, rehash: bool = False) -> str:
     """Digest of the content of training and validation data."""
-    both = [data_content(data, rehash=rehash) for data in (training_data(recipe), validation_data(recipe))]
-    return both[0].plus(both[1]).digest
+    seen = with_transform(recipe, data_content(training_data(recipe), rehash=rehash))
+    return seen.plus(data_content(validation_data(recipe), rehash=rehash)).digest
 
 
 def input_size(recipe: Recipe) -> tuple[int, int]:
@@ -103,26 +91,14 @@ def make_task(recipe: Recipe) -> Task:
     keypoints = _keypoint_classes(recipe, data, held_out) if recipe.model.keypoint.enabled else {}
     model = make_model(recipe, data.num_classes, len(data.keypoint_names), data.left_right)
     keep = partial(kept_maps, recipe, model.backbone)
-    stream = TrainStream(
-        data,
-        augmentation_of(recipe),
-        input_spec(recipe),
-        batch=recipe.train.batch,
-        seed=recipe.seed,
-        mask_frame=recipe.data.mask_frame if recipe.model.mask.enabled else 0,
-        max_objects=recipe.data.max_objects,
-        cache=recipe.data.cache,
-        num_workers=recipe.data.num_workers,
-        rank=distributed.rank(),
-        num_ranks=num_processes(),
-        maps=keep(data, training=True),
-    )
+    stream = train_stream(recipe, data, keep(data, training=True))
     images = eval_images(recipe, held_out, keep(held_out, training=False))
     num = min(recipe.evaluate.train_images, data.num_images)
     seen = eval_images(recipe, take_fraction(recipe, whole, num)) if num else None
     plain = partial(evaluate, model, bf16=recipe.train.bf16, sigmas=recipe.evaluate.keypoint_sigmas)
     full = partial(plain, tta=tta_of(recipe), voc=recipe.evaluate.voc)
-    notes = [*data.notes, *stream.targets.notes(), *(mirror_note(data) if keypoints and recipe.input.flip else ())]
+    mirrors = recipe.input.flip or recipe.input.flip_vertical
+    notes = [*data.notes, *stream.targets.notes(), *(mirror_note(data) if keypoints and mirrors else ())]
     if num < recipe.evaluate.train_images:
         notes.append(f"evaluate.train_images: {recipe.evaluate.train_images} asked for, all {num} there are evaluated")
     key = f"{recipe.model.model_dump_json()} {data.num_classes} {stream.targets.num_slots} {recipe.start.freeze}"
@@ -135,7 +111,7 @@ def make_task(recipe: Recipe) -> Task:
         classes={"ids": data.category_ids.tolist(), "names": list(data.class_names), **keypoints},
         num_images=data.num_images,
         num_eval_images=held_out.num_images,
-        contents=(data_content(data), data_content(held_out)),
+        contents=(with_transform(recipe, data_content(data)), data_content(held_out)),
         image_ids=data.image_ids.tolist(),
         notes=notes,
         evaluate_train=None if seen is None else partial(plain, seen),

@@ -8,12 +8,13 @@ import numpy as np
 import torch
 from PIL import Image
 
+from headstart.data.augment.rules import Augmentation
 from headstart.data.dataset import Dataset
 from headstart.data.images import as_rgb
 from headstart.data.label_maps import InstanceLabels, LabelMaps, PixelLabels, PixelStream
 from headstart.data.order import Resize
 from headstart.data.read.coco import read
-from headstart.data.stream import Augmentation, EvalImages, make_batch
+from headstart.data.stream import EvalImages, make_batch
 from headstart.metrics.pixels import PixelRecords, class_ious, count_pixels, pixel_metrics
 from headstart.model.build import input_spec
 from headstart.model.semantic_head import Segmenter

@@ -21,7 +21,7 @@ from headstart.model.detector import Detector
 from headstart.model.flops import step_flops
 from headstart.model.semantic_head import Segmenter
 from headstart.ops.processes import num_processes
-from headstart.recipe.recipe import AnyRecipe
+from headstart.recipe.recipe import AnyRecipe, fraction_seed
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def take_fraction(recipe: AnyRecipe, data: Dataset, most: int | None = None) -> 
     """
     if recipe.data.fraction == 1.0 and most is None:
         return data
-    chosen = nested_fraction(data.num_images, recipe.data.fraction, recipe.data.fraction_seed)
+    chosen = nested_fraction(data.num_images, recipe.data.fraction, fraction_seed(recipe))
     return data.take(np.sort(chosen[:most]))
 
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from headstart.recipe.recipe import AnyRecipe, digest
+from headstart.recipe.recipe import AnyRecipe, digest, fraction_seed
 from headstart.recipe.schedule import Schedule
 from headstart.tasks import data_fingerprint
 from headstart.training.resume import check_end, load_checked
@@ -140,7 +140,9 @@ class Finder:
 
     def place(self, recipe: AnyRecipe, out: str | Path, span: Span) -> Path:
         """The directory of a run of a recipe below `out`, whether it has begun or not."""
-        key = recipe.data.model_dump_json() + recipe.model.model_dump_json()  # a keypoint head takes fewer images
+        # A keypoint head takes fewer images; the seed may draw the fraction, and a transform change the images.
+        parts = (recipe.data.model_dump_json(), recipe.model.model_dump_json(), fraction_seed(recipe))
+        key = " ".join(map(str, (*parts, getattr(recipe.input, "transform", None))))
         if key not in self.data:
             self.data[key] = data_fingerprint(recipe)
         path = str(recipe.start.weights)

@@ -59,7 +59,7 @@ def load_image(path: str | Path, channels: int | None = None) -> np.ndarray:
     if _is_array(path):
         with _opened(path) as file:
             return read_array(file, path, channels)
-    if _is_tiff(path) and (channels not in (None, 1, 3) or not _is_picture(path)):
+    if _is_bands(path) or (_is_tiff(path) and channels not in (None, 1, 3)):
         with _opened(path) as file:
             bands = read_tiff(file, path, channels)
         return as_rgb(bands) if channels is None and bands.shape[2] == 1 else bands
@@ -79,7 +79,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
     if _is_array(path):
         with _opened(path) as file:
             return array_header(file, path)[0][:2]
-    if _is_tiff(path) and not _is_picture(path):
+    if _is_bands(path):
         with _opened(path) as file:
             return tiff_size(file, path)
     with open_image(path) as image:
@@ -89,7 +89,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
 
 def orientation_of(path: str | Path) -> int:
     """EXIF orientation 1 to 8 of an image file (1: upright), from the header alone; errors as load_image."""
-    if _is_array(path) or (_is_tiff(path) and not _is_picture(path)):
+    if _is_array(path) or _is_bands(path):
         return 1
     with open_image(path) as image:
         return _orientation(image)
@@ -107,12 +107,12 @@ def thumbnail(path: str | Path, side: int) -> np.ndarray:
     A JPEG file is decoded at a fraction of its size, at least 4 * side.
     """
     grey = None
-    if not _is_array(path):
+    if not _is_array(path) and not _is_bands(path):
         with open_image(path) as image:
             try:
                 image.draft("L", (4 * side, 4 * side))
                 grey = None if image.mode in _GREY_16 else _upright(image, path).convert("L")
-            except _Refused:
+            except Refused:
                 raise
             except Exception as error:
                 raise _unreadable(path, error) from error
@@ -170,15 +170,18 @@ def _unreadable(path: str | Path, error: Exception) -> ValueError:
     return Refused(f"{path}: not a readable image ({reason}): expected a whole file of {expected}")
 
 
-def _is_picture(path: str | Path) -> bool:
-    """True if Pillow can open a TIFF: 8-bit colour or grey of one plane."""
+def _is_bands(path: str | Path) -> bool:
+    """True for a TIFF that is no picture: Pillow opens 8-bit colour and grey of one plane."""
+    if not _is_tiff(path):
+        return False
     with _opened(path) as file:
         try:
-            return Image.open(file, formats=FORMATS) is not None
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-            return True  # which open_image refuses
-        except Exception:
+            Image.open(file, formats=FORMATS)
             return False
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+            return False  # which open_image refuses
+        except Exception:
+            return True
 
 
 def _orientation(image: Image.Image) -> int:

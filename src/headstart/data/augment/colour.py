@@ -1,4 +1,4 @@
-"""Random colours of training images: brightness, contrast, saturation and lighting, as CornerNet has them.
+"""Random colours of training images: brightness, contrast, saturation and lighting as CornerNet has them, and hue.
 
 What is drawn is a few numbers, a function of the slot; images change on the device that trains.
 """
@@ -23,20 +23,25 @@ DIRECTIONS = (
 
 @dataclass(frozen=True)
 class Colour:
-    """Change of one image: factors by name in the order in which they apply, and what is then added, in 0..255."""
+    """Change of one image: factors by name in the order in which they apply, what is then added, in 0..255, and `hue`.
+
+    hue is a rotation of the colour circle in turns, before the addition.
+    """
 
     factors: tuple[tuple[str, float], ...]
     shift: tuple[float, float, float]
+    hue: float = 0.0
 
 
 @dataclass(frozen=True)
 class ColourJitter:
-    """Largest change of each factor from 1, and the deviation of `lighting`; 0 for none."""
+    """Largest change of each factor from 1, the deviation of `lighting`, and the largest turn of `hue`; 0 for none."""
 
     brightness: float
     contrast: float
     saturation: float
     lighting: float
+    hue: float = 0.0
 
     def draw(self, generator: np.random.Generator) -> Colour:
         """A random change; always draws as many numbers."""
@@ -45,7 +50,9 @@ class ColourJitter:
         order = [list(reach)[place] for place in generator.permutation(3).tolist()]
         amounts = generator.normal(0.0, 1.0, 3) * self.lighting * np.array(DEVIATIONS)
         shift = (255 * np.array(DIRECTIONS) @ amounts).tolist()
-        return Colour(tuple((name, 1 + drawn[name] * reach[name]) for name in order), (shift[0], shift[1], shift[2]))
+        hue = generator.uniform(-1, 1) * self.hue  # last: the other numbers are those of recipes without it
+        factors = tuple((name, 1 + drawn[name] * reach[name]) for name in order)
+        return Colour(factors, (shift[0], shift[1], shift[2]), hue)
 
 
 def recolour(pixels: Tensor, colour: Colour) -> Tensor:
@@ -58,4 +65,19 @@ def recolour(pixels: Tensor, colour: Colour) -> Tensor:
     around = {"brightness": torch.zeros_like(grey), "contrast": grey.mean(), "saturation": grey}
     for name, factor in colour.factors:
         pixels = pixels * factor + around[name] * (1 - factor)
+    if colour.hue:
+        pixels = _rotate_hue(pixels, colour.hue)
     return torch.stack([channel + amount for channel, amount in zip(pixels.unbind(2), colour.shift)], dim=2)
+
+
+def _rotate_hue(pixels: Tensor, turns: float) -> Tensor:
+    """RGB pixels [h,w,3] with another hue; largest and smallest channel of each pixel stay, as in HSV."""
+    red, green, blue = pixels.unbind(2)
+    high, low = pixels.amax(2), pixels.amin(2)
+    span = high - low
+    safe = torch.where(span > 0, span, torch.ones_like(span))  # grey has no hue, and keeps its colour
+    others = torch.where(high == green, (blue - red) / safe + 2, (red - green) / safe + 4)
+    sector = torch.where(high == red, (green - blue) / safe, others)
+    # Sextants of the circle from the one in which a channel is largest: Smith 1978, in its form without cases.
+    places = ((start + sector + 6 * turns) % 6 for start in (5, 3, 1))
+    return torch.stack([high - span * torch.minimum(k, 4 - k).clamp(0, 1) for k in places], dim=2)
