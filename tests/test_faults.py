@@ -66,10 +66,10 @@ CHAIN = [
     Fault("fsync", 1, errno.EIO),
     Fault("rename", 9, errno.EIO),
     Fault("write", 25, errno.EIO),
-    Fault("open", 100, errno.EACCES),
+    Fault("open", 92, errno.EACCES),
     Fault("write", 30, errno.ENOSPC, lasting=True),
     Fault("fsync", 4, errno.EIO),
-    Fault("open", 124, errno.EMFILE),
+    Fault("open", 126, errno.EMFILE),
     Fault("rename", 20, errno.ENOSPC),
 ]
 
@@ -114,7 +114,9 @@ WRITERS = {
     "a.pkl": lambda path: path.write_bytes(pickle.dumps({"a": np.ones(3)})),
     "a.npy": lambda path: np.save(path, np.zeros((4, 4), np.uint8)),
     "a.json": lambda path: path.write_text("[]"),
-    "report.json": lambda path: path.write_text('{"title": "", "text": "", "next_with_seconds": null, "answers": []}'),
+    "report.json": lambda path: path.write_text(
+        '{"title": "", "text": "", "saved_with_seconds": null, "next_with_seconds": null, "answers": []}'
+    ),
 }
 READERS = {"a.npy": load_image, "a.json": Predictions.from_json, "report.json": say_verdict}
 

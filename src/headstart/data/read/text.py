@@ -53,12 +53,14 @@ def read_text(path: Path, expected: str, *, most: int = MOST_TEXT) -> str:
 
 
 def read_head(path: Path) -> bytes:
-    """The first HEAD bytes of a regular file; none where it cannot be read."""
+    """The first HEAD bytes of a regular file; none of anything else. ValueError for a file that cannot be read."""
     try:
         with open_regular(path) as file:
             return file.read(HEAD)
-    except (OSError, ValueError):
+    except (FileNotFoundError, ValueError):
         return b""
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror}): expected a readable file") from None
 
 
 def walk(root: Path, *, depth: int | None = None) -> Iterator[Path]:
