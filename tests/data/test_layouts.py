@@ -1,6 +1,8 @@
 """Layouts of data sets in the wild: each is found by the content of its files, whatever lies beside them."""
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 
 from headstart.data import read as formats
 from headstart.data.check import doctor
+from headstart.data.read import text as texts
 from headstart.data.read.layout import find_layout, top_keys
 from layouts import (
     BOX,
@@ -169,3 +172,18 @@ def test_keys_of_the_outermost_object_only(tmp_path):
         "a": False, 'c\\"d': False, "e": True, "g": False
     }  # fmt: skip
     assert top_keys(write(tmp_path / "y.json", '[{"images": 1}]')) == {}
+
+
+def test_a_name_that_no_file_can_have_is_no_data_set(tmp_path):
+    with pytest.raises(ValueError, match=r"no such file or folder: expected"):
+        find_layout(tmp_path / ("x" * 300))
+
+
+def test_a_file_whose_head_cannot_be_read_is_named(tmp_path, monkeypatch):
+    def refuse(path):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    (tmp_path / "a.json").write_text("{}")
+    monkeypatch.setattr(texts, "open_regular", refuse)
+    with pytest.raises(ValueError, match=r"a\.json: cannot be read \(Input/output error\): expected a readable file$"):
+        find_layout(tmp_path)

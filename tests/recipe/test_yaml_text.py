@@ -2,18 +2,19 @@
 
 import os
 import time
+from contextlib import suppress
 
 import pytest
 
 from headstart.recipe.load import load_recipe
-from headstart.recipe.yaml_text import MOST_BYTES, parse_override, read_yaml
+from headstart.recipe.yaml_text import MOST_BYTES, parse_override, parse_yaml, read_yaml
 
 BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 12)
 )
 MERGES = "a0: &a0 {k: 1}\n" + "".join(f"a{n}: &a{n}\n  <<: [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 9))
 DEEP = "".join(f"b{n}: &b{n} {'[' * 40}{f'*b{n - 1}' if n else 'x'}{']' * 40}\n" for n in range(100))
-COLLIDING = "{" + ", ".join(f"{k * (2**61 - 1)}: 0" for k in range(1, 10_000)) + "}"
+COLLIDING = [k * (2**61 - 1) for k in range(1, 10_000)]  # of one hash: a dict of them takes seconds
 REFUSED = {
     "aliases": (BOMB, "line 5: more than 100,000 values, aliases written out"),
     "merges": (MERGES, "line 11: more than 100,000 values, aliases written out"),
@@ -21,7 +22,7 @@ REFUSED = {
     "deep mapping": ("".join(f"{' ' * n}a:\n" for n in range(500)), "nested more than 50 levels deep"),
     "deep by aliases": (DEEP, "line 2: nested more than 50 levels deep"),
     "recursive": ("a: &a [*a]", "line 1: *a stands for nothing that ends before it"),
-    "colliding keys": (COLLIDING, "line 1: 2305843009213693951 cannot be a key"),
+    "colliding keys": (f"{{{COLLIDING[0]}: 0, {COLLIDING[1]}: 0}}", "line 1: 2305843009213693951 cannot be a key"),
     "surrogate": ('a: "\\ud800"', "line 1"),
     "tag": ("a: !!binary aGVsbG8=", "line 1: the tag 'tag:yaml.org,2002:binary', expected plain values"),
     "twice": ("a: 1\nb:\n  c: 1\n  c: 2\n", "line 4: 'c' is given twice"),
@@ -43,6 +44,19 @@ def test_what_is_refused_in_a_file_at_once(tmp_path, kind):
     message = str(caught.value)
     assert message.startswith(f"{path}: ") and expected in message, message
     assert len(message.splitlines()) == 1 and len(message) < 400 and time.process_time() - since < 1
+
+
+def test_keys_of_one_hash_take_no_longer_than_others():
+    def seconds(keys):
+        text, found = "{" + ", ".join(f"{key}: 0" for key in keys) + "}", []
+        for _ in range(3):
+            since = time.process_time()
+            with suppress(ValueError):
+                parse_yaml(text, "mine.yaml")
+            found.append(time.process_time() - since)
+        return min(found)
+
+    assert seconds(COLLIDING) < 2 * seconds(range(2**60 - 10_000, 2**60 - 1))
 
 
 def test_bytes_that_are_no_text_and_files_that_are_too_large(tmp_path):

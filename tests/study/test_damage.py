@@ -1,11 +1,14 @@
 """Torn files of finished segments: named, run again, and everything as before; and two studies with the same runs."""
 
+import errno
 import shutil
 import threading
 
 import pytest
+from faults import Fault, Injector
 
 from headstart.files import locked
+from headstart.study.folder import _holds
 from headstart.study.prepare import prepare
 from headstart.study.run import run_named, run_study
 from headstart.study.spec import parse_study
@@ -156,3 +159,16 @@ def test_two_studies_that_share_runs_wait_for_each_other(finished, data_root, tm
         name: found[1] for name, found in outcome(finished).items()
     }
     assert [row["kind"] for row in read_rows(directory_of(second, TRUNK) / "rows.jsonl")].count("start") == 1
+
+
+def test_a_study_file_that_cannot_be_read_is_not_another_study(study):
+    file = study / "study.yaml"
+    text = file.read_text(encoding="utf-8")
+    file.write_text(f"# mine\n{text}", encoding="utf-8")
+    assert _holds(file, text) and not _holds(file, text.replace("name: tiny", "name: other"))
+    injector = Injector([study], Fault("read", 1, errno.EIO))
+    with injector.installed(), pytest.raises(OSError) as caught:
+        _holds(file, text)
+    assert caught.value.filename == str(file) and not _holds(study / "absent.yaml", text)
+    file.write_bytes(b"\xff")
+    assert not _holds(file, text)

@@ -226,19 +226,21 @@ def write_study(
         texts[directory / STUDY_FILE] = study
     for path, text in texts.items():
         with named(path):
-            if not path.exists() or path.read_text(encoding="utf-8") != text:
+            if not path.exists() or path.read_bytes() != text.encode():
                 write_whole(path, text)
 
 
 def _holds(path: Path, study: str) -> bool:
     """Whether a study file is there and is the study of this text."""
-    if not path.exists() or path.read_text(encoding="utf-8") == study:
-        return path.exists()
+    if not path.exists():
+        return False
+    with named(path):
+        content = path.read_bytes()  # once: what cannot be read must not count as another study
     try:
-        found = parse_study(read_yaml(path), source=str(path)).model_dump(mode="json")
+        found = parse_study(read_yaml(path, content.decode()), source=str(path)).model_dump(mode="json")
     except ValueError:
         return False
-    return yaml.safe_dump(found, sort_keys=False) == study
+    return study in (content.decode(), yaml.safe_dump(found, sort_keys=False))
 
 
 def note_segment(directory: Path, name: str, place: Path, *, finished: bool) -> None:

@@ -1,5 +1,6 @@
 """Layouts of data sets: the format of a folder by the content of its files, and its splits; no stray file decides."""
 
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -49,9 +50,9 @@ def find_layout(path: str | Path) -> DataLayout:
     decides whose files describe half of the pictures. ValueError says what was looked for and found.
     """
     path = Path(path)
-    if path.is_file():
+    if os.path.isfile(path):  # False too for a name that no file can have
         return _of_file(path)
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise ValueError(f"{path}: no such file or folder: {EXPECTED}")
     files = sorted(walk(path, depth=DEPTH))
     by_suffix: dict[str, list[Path]] = {}
