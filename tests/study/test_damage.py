@@ -169,6 +169,6 @@ def test_a_study_file_that_cannot_be_read_is_not_another_study(study):
     injector = Injector([study], Fault("read", 1, errno.EIO))
     with injector.installed(), pytest.raises(OSError) as caught:
         _holds(file, text)
-    assert caught.value.filename == str(file) and not _holds(study / "absent.yaml", text)
+    assert caught.value.filename == str(file)
     file.write_bytes(b"\xff")
     assert not _holds(file, text)

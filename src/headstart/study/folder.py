@@ -214,7 +214,7 @@ def write_study(
         "looks": _looks(directory) if (directory / PLAN_FILE).exists() else [],
     }
     study = yaml.safe_dump(dict(settings), sort_keys=False)
-    is_same = _holds(directory / STUDY_FILE, study)
+    is_same = (directory / STUDY_FILE).exists() and _holds(directory / STUDY_FILE, study)
     if (directory / STUDY_FILE).exists() and not (directory / PLAN_FILE).exists() and not is_same:
         raise ValueError(
             f"{directory / STUDY_FILE}: was not written by a study, as no {PLAN_FILE} is beside it; expected another "
@@ -231,16 +231,16 @@ def write_study(
 
 
 def _holds(path: Path, study: str) -> bool:
-    """Whether a study file is there and is the study of this text."""
-    if not path.exists():
-        return False
+    """Whether a study file is the study of this text."""
     with named(path):
         content = path.read_bytes()  # once: what cannot be read must not count as another study
+    if content == study.encode():
+        return True
     try:
         found = parse_study(read_yaml(path, content.decode()), source=str(path)).model_dump(mode="json")
     except ValueError:
         return False
-    return study in (content.decode(), yaml.safe_dump(found, sort_keys=False))
+    return yaml.safe_dump(found, sort_keys=False) == study
 
 
 def note_segment(directory: Path, name: str, place: Path, *, finished: bool) -> None:
