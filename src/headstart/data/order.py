@@ -147,7 +147,7 @@ class Order:
 
 
 def repeat_factors(image_of: np.ndarray, labels: np.ndarray, num_images: int, threshold: float) -> np.ndarray:
-    """How often to see each image [I] so that rare classes are seen more often.
+    """Repeats of each image [I], so that rare classes are seen more often.
 
     A class c in a share f of the images has max(1, sqrt(threshold / f)); an image has the largest factor of the classes
     of its objects, and 1 without any (LVIS, Gupta et al. 2019). image_of, labels [N]: image and class of each object.

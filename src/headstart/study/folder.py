@@ -231,7 +231,7 @@ def write_study(
 
 
 def _holds(path: Path, study: str) -> bool:
-    """Whether a study file is the study of this text."""
+    """True if a study file is the study of this text."""
     with named(path):
         content = path.read_bytes()  # once: what cannot be read must not count as another study
     if content == study.encode():

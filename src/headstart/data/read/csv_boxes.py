@@ -25,7 +25,7 @@ _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
 def is_boxes(path: Path) -> bool:
-    """Whether the first row of a CSV file names the columns of boxes, or is such a row."""
+    """True if the first row of a CSV file names the columns of boxes, or is such a row."""
     text = read_head(path).decode(errors="replace").removeprefix("\ufeff")
     try:
         rows = list(csv.reader(text.splitlines()[:1]))

@@ -22,7 +22,7 @@ SHAPES = {"polygon": 3, "rectangle": 2}  # kinds that are read, and their least 
 
 
 def is_labelme(keys: Collection[str]) -> bool:
-    """Whether the keys of a JSON object are labelme's."""
+    """True if the keys of a JSON object are labelme's."""
     return "shapes" in keys or "imagePath" in keys
 
 

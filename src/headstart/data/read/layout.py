@@ -87,7 +87,7 @@ def _annotated(
     reasons: dict[Path, str] = {}
 
     def covers(layout: DataLayout, inside: Collection[str] | None = None) -> bool:
-        """Whether files describe half of the pictures, or half of those in some of the root's folders."""
+        """True if files describe half of the pictures, or half of those in some of the root's folders."""
         stems = {p.stem for p in pictures if inside is None or p.relative_to(root).parts[0] in inside}
         one_each = layout.kind in ("voc", "labelme")
         return not one_each or len({file.stem for file in layout.files} & stems) >= HALF * len(stems)
@@ -191,7 +191,7 @@ def top_keys(path: Path) -> dict[str, bool]:
 
 
 def is_coco(keys: Mapping[str, bool]) -> bool:
-    """Whether the keys of a JSON object are COCO's."""
+    """True if the keys of a JSON object are COCO's."""
     return any(keys.get(name) for name in _COCO) and not is_labelme(keys)
 
 

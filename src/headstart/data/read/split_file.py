@@ -30,7 +30,7 @@ class SplitFile(Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 def is_split_file(keys: Collection[str]) -> bool:
-    """Whether the keys of a JSON object are those of a split file."""
+    """True if the keys of a JSON object are those of a split file."""
     return "headstart_split" in keys
 
 
