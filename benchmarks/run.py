@@ -17,9 +17,9 @@ RUNS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("demo", STEP, ("step.py", "demo", "--repeats", "5")),
     ("r50-800", STEP, ("step.py", "r50-800", "--repeats", "2")),
     ("r50-256", STEP, ("step.py", "r50-256", "--repeats", "2", "--train-only")),
-    ("lite0-192", STEP, ("step.py", "lite0-192", "--repeats", "3", "--threads", "1")),
+    ("lite0-192", STEP, ("step.py", "lite0-192", "--repeats", "2", "--threads", "1")),
     ("convolution", "times and ratios depend on the processor", ("convolution.py",)),
-    ("loader", "images per second depend on the processor, the ratio hardly", ("loader.py", "--steps", "4")),
+    ("loader", "images per second depend on the processor, the ratio hardly", ("loader.py", "--steps", "3")),
     (
         "evaluation",
         "times depend on the processor, the ratio hardly",
