@@ -44,6 +44,7 @@ PRODUCTS = (
     "aten::addmm",
     "aten::bmm",
     "aten::mkldnn_linear",
+    "mkldnn::_linear_pointwise",
 )
 LAYERS = (  # what any implementation of the same net calls as well
     "aten::native_batch_norm",

@@ -268,10 +268,7 @@ def test_an_hourglass_takes_any_size(side):
 
 KNOWN = {
     "pyramid": [[6.7382822, 0.0042879656, 0.070060693, 0.55500203], [5.9121904, 0.0024499008, 0.067724235, 0.45468819]],
-    "hourglass": [
-        [6.6689291, 0.0067431564, 0.069434114, 0.68604457],
-        [6.1309109, 0.0063870465, 0.069864467, 0.51676059],
-    ],
+    "hourglass": [[6.6689291, 0.0067431564, 0.069434114, 0.68604457]],  # later steps: in double precision, below
 }
 KNOWN_DOUBLE = [
     [6.46253059851317, 0.00220836741107282, 0.0699170421996091, 0.617832435091615],
@@ -282,7 +279,7 @@ KNOWN_DOUBLE = [
 @pytest.mark.parametrize("kind", KNOWN)
 def test_losses_of_the_first_steps(kind):
     options = {"pyramid": CORNERS, "hourglass": HOURGLASS}[kind]
-    found = losses_of_steps(small_detector(**options), small_batch(4), 2)
+    found = losses_of_steps(small_detector(**options), small_batch(4), len(KNOWN[kind]))
     torch.testing.assert_close(torch.tensor(found), torch.tensor(KNOWN[kind]), rtol=FLOAT32, atol=0)
 
 

@@ -20,6 +20,7 @@ from headstart.ops.boxes import clip, decode, encode
 from headstart.ops.nms import nms_by_label
 from headstart.ops.precision import at_least_float32
 from headstart.ops.processes import mean_over_processes
+from headstart.ops.products import linear
 
 Weights = tuple[float, float, float, float]
 
@@ -92,7 +93,7 @@ class BoxHead(nn.Module):
             x = conv(x, weight)
         x = F.relu(self._first_fc(x), inplace=True)
         for fc in self.fcs[1:]:
-            x = F.relu(fc(x), inplace=True)
+            x = F.relu(linear(x, fc.weight, fc.bias), inplace=True)
         shape = boxes.shape[:2]
         logits, deltas = at_least_float32(self.classify(x)), at_least_float32(self.regress(x))
         return logits.view(*shape, -1), deltas.view(*shape, -1)
@@ -105,7 +106,7 @@ class BoxHead(nn.Module):
         """
         fc, channels = self.fcs[0], x.shape[1]
         weight = fc.weight.view(-1, channels, *x.shape[2:]).permute(0, 2, 3, 1).flatten(1)
-        return F.linear(x.permute(0, 2, 3, 1).flatten(1), weight, fc.bias)
+        return linear(x.permute(0, 2, 3, 1).flatten(1), weight, fc.bias)
 
     def loss(self, logits: Tensor, deltas: Tensor, regions: Regions, gt_boxes: Tensor) -> dict[str, Tensor]:
         """Cross-entropy over all sampled regions and smooth L1 over the positive ones.

@@ -13,6 +13,7 @@ from headstart.model.pyramid import ConvNorm
 from headstart.model.regions import RegionPooler
 from headstart.ops.precision import at_least_float32
 from headstart.ops.processes import mean_over_processes
+from headstart.ops.products import linear
 
 SAMPLES = 2  # a cell and direction, when a target is cut out of the box frame
 
@@ -91,7 +92,7 @@ class MaskHead(nn.Module):
         their places before it. oneDNN's takes more than twice as long backward.
         """
         weight = self.deconv.weight.permute(2, 3, 1, 0).flatten(0, 2)
-        cells = F.linear(x.permute(0, 2, 3, 1).flatten(0, 2), weight, self.deconv.bias.repeat(4))
+        cells = linear(x.permute(0, 2, 3, 1).flatten(0, 2), weight, self.deconv.bias.repeat(4))
         return cells.view(x.shape[0], *x.shape[2:], 2, 2, self.deconv.out_channels)
 
     def loss(self, logits: Tensor, targets: Tensor, valid: Tensor) -> dict[str, Tensor]:

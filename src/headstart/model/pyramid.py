@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from headstart.model.norm import norm
 from headstart.ops.convolution import LEAST_SIDE, LEAST_WORK, WITHOUT_AVX512, conv3x3
+from headstart.ops.products import linear
 
 
 class Conv2d(nn.Conv2d):
@@ -20,7 +21,7 @@ class Conv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         if self._is_product(x):
-            return F.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+            return linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
         if self._has_own_gradient(x):
             return conv3x3(x, self.weight, self.bias)
         return super().forward(x)

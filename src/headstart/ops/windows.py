@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from headstart.ops.fixed_shapes import constant
+from headstart.ops.products import linear
 from headstart.ops.roi_align import as_table
 
 
@@ -54,4 +55,4 @@ def valid_conv(values: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         shifted = [values[:, y : y + side, x : x + side] for y in range(3) for x in range(3)]
         values = torch.stack(shifted, dim=3)
     patches = values.reshape(values.shape[0], side, side, 9 * weight.shape[1])
-    return F.linear(patches, weight.permute(0, 2, 3, 1).flatten(1), bias)
+    return linear(patches, weight.permute(0, 2, 3, 1).flatten(1), bias)
