@@ -121,9 +121,10 @@ def other_rows(kind: dict[str, dict[str, Any]]) -> list[str]:
         text = ", ".join(f"{value:.0f} at {size} px" for size, value in speeds.items())
         rows.append(f"| images decoded and resized per second and core | {text} | - | loader |")
     for size, found in kind["convolution"]["figures"].items() if "convolution" in kind else ():
-        ours, theirs = found["products"], found["oneDNN"]
-        text = f"{ours:.1f} ms, oneDNN {theirs:.1f} ms, ratio {ours / theirs:.2f}"
-        rows.append(f"| weight gradient of a 3x3 convolution, {size} | {text} | - | convolution |")
+        what = "dense layer and its gradients" if "MKL" in found else "weight gradient of a 3x3 convolution"
+        own, other = ("oneDNN", "MKL") if "MKL" in found else ("products", "oneDNN")
+        text = f"{own} {found[own]:.1f} ms, {other} {found[other]:.1f} ms, ratio {found[own] / found[other]:.2f}"
+        rows.append(f"| {what}, {size} | {text} | - | convolution |")
     for name in ("evaluation", "evaluation-5000"):
         if name in kind:
             found = kind[name]["figures"]

@@ -23,7 +23,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """F.linear of x [...,C] with weight [C',C] and bias [C'] to [...,C']."""
     if not _goes_to_onednn(x, weight):
         return F.linear(x, weight, bias)
-    return _Linear.apply(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], -1)
+    return OneDNNLinear.apply(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], -1)
 
 
 def _goes_to_onednn(x: Tensor, weight: Tensor) -> bool:
@@ -53,7 +53,7 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
-class _Linear(torch.autograd.Function):
+class OneDNNLinear(torch.autograd.Function):
     """oneDNN reads transposed operands as they lie: no copies."""
 
     @staticmethod
