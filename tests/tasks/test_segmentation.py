@@ -132,14 +132,12 @@ def test_a_model_of_other_classes_keeps_all_but_the_predictor(finished, scenes, 
     recipe = tiny_segmenter(
         scenes, maps=False, start__kind="detector", start__weights=str(finished.checkpoint), train__base="1 steps"
     )
-    other = json.loads((scenes / "train.json").read_text())
-    other["categories"] = [c for c in other["categories"] if c["id"] != 21]
-    other["annotations"] = [a for a in other["annotations"] if a["category_id"] != 21]
-    (tmp_path / "fewer.json").write_text(json.dumps(other))
-    changed = recipe.data.model_copy(
-        update={"train": str(tmp_path / "fewer.json"), "val": str(tmp_path / "fewer.json"),
-                "val_images": recipe.data.train_images}
-    )  # fmt: skip
+    for split in ("train", "val"):
+        other = json.loads((scenes / f"{split}.json").read_text())
+        other["categories"] = [c for c in other["categories"] if c["id"] != 21]
+        other["annotations"] = [a for a in other["annotations"] if a["category_id"] != 21]
+        (tmp_path / f"{split}.json").write_text(json.dumps(other))
+    changed = recipe.data.model_copy(update={"train": str(tmp_path / "train.json"), "val": str(tmp_path / "val.json")})
     result = train(recipe.model_copy(update={"data": changed}), tmp_path / "runs")
     audit = json.loads((result.directory / "audit.json").read_text())
     assert "9 classes and this model 8" in " ".join(audit["notes"])
