@@ -19,10 +19,19 @@ from headstart.version import __version__
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
+FIRST_STEPS = """\
+headstart trains the same detector from scratch and from pre-trained weights, and reports which start to use.
+
+  headstart ask my_data/ --hours 2     from a folder of images and boxes to a report
+  headstart data check my_data/        every problem of a data set, by file and id
+  headstart train small data.train=…   one model; `recipe list` names the recipes
+  headstart study run demo             a shipped comparison; `study list` names them
+  headstart -h                         all commands; `headstart COMMAND -h` their options\
+"""
 
 
 def _show_version(wanted: bool) -> None:
@@ -33,11 +42,14 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True)
     ] = False,
 ) -> None:
     """Train the same detector from scratch and from pre-trained weights, and report which start to use."""
+    if context.invoked_subcommand is None:
+        say(FIRST_STEPS)
 
 
 app.command("ask")(ask.ask)
@@ -84,7 +96,7 @@ def main() -> None:
         fail(f"memory: {line}", 1)
     except SystemExit as stop:
         if stop.code == INTERRUPTED:  # what typer makes of Ctrl-C
-            fail("stopped; the same command continues at the last checkpoint", INTERRUPTED)
+            fail("stopped; runs and studies continue with the same command", INTERRUPTED)
         raise
 
 

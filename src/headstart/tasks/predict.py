@@ -210,8 +210,10 @@ def evaluate_files(
     return result
 
 
-def predict_files(trained: Trained, files: list[Path], out: Path, *, score: float, advance: Callable[[], None]) -> str:
-    """`headstart predict` of a detector: a picture of each image and predictions.json in `out`; returns a summary."""
+def predict_files(
+    trained: Trained, files: list[Path], out: Path, *, score: float, advance: Callable[[], None]
+) -> dict[str, int]:
+    """`headstart predict` of a detector: a picture of each image and predictions.json in `out`; returns the counts."""
     results: list[dict[str, Any]] = []
     for number, path in enumerate(files, start=1):
         pixels = trained.pixels(path)
@@ -228,4 +230,4 @@ def predict_files(trained: Trained, files: list[Path], out: Path, *, score: floa
         results += [{"image_id": number, "file_name": str(path), **row} for row in rows]
         advance()
     write_whole(out / "predictions.json", json_text(results))
-    return f"{len(files)} images, {len(results)} detections: {out}"
+    return {"images": len(files), "detections": len(results)}
