@@ -107,8 +107,8 @@ def _checked(sources: dict[str, Source], directory: Path, *, fix: bool, say: Say
         for line in report.lines():
             say(line)
         raise ValueError(
-            f"the data have {len(serious)} errors (`headstart data check` lists them); mend them, or add --fix to go on "
-            "with a clean copy (your files stay as they are)"
+            f"the data have {len(serious)} errors (`headstart data check` lists them); mend them, or add --fix to go "
+            "on with a clean copy (your files stay as they are)"
         )
     mended = {name: _mend(name, place, directory, serious, say) for name, place in sources.items()}
     again = [problem for problem in doctor.check(mended).of(ERROR) if problem.code not in HARMLESS]
