@@ -4,7 +4,9 @@ import importlib
 import json
 import re
 import shutil
+from pathlib import Path
 
+import numpy as np
 import pytest
 import typer
 
@@ -12,6 +14,8 @@ from cli_call import call
 from headstart.cli import app, console
 from headstart.report import build as report
 from headstart.study import timing
+from headstart.tasks.draw import draw
+from headstart.tasks.predict import image_files
 from tiny import DETECTOR, scene_paths, tiny_study, write_study
 
 LONG = {"train", "pretrain", "eval", "predict", "ask", "study run", "study search"}  # verbs that work for long
@@ -174,3 +178,43 @@ def test_interrupted_is_one_line(folder, monkeypatch, capsys, words, home):
     answer = call(monkeypatch, capsys, *words)
     assert answer.code == 130 and answer.out == ""
     assert answer.err == "headstart: stopped; runs and studies continue with the same command\n"
+
+
+def test_latest_leads_to_the_last_run_also_without_links(folder, monkeypatch, capsys):
+    root, tiny = folder
+    monkeypatch.chdir(root)
+    words = ("train", "base", *tiny, "--out", "own", "--json")
+    first, last = (json.loads(call(monkeypatch, capsys, *words, f"seed={n}").out)["run"] for n in (1, 2))
+    latest = root / "own" / "latest"
+    assert latest.is_symlink() and (root / last).samefile(latest)
+
+    def refuse(*arguments, **options):
+        raise OSError(1, "no privilege")
+
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    call(monkeypatch, capsys, *words, "seed=1")
+    assert latest.read_text() == Path(first).name
+    assert call(monkeypatch, capsys, "eval", latest).out == call(monkeypatch, capsys, "eval", first).out != ""
+    assert call(monkeypatch, capsys, "verify", latest).code == 0
+    latest.unlink()
+    latest.mkdir()  # somebody's own
+    assert call(monkeypatch, capsys, *words, "seed=1").code == 0 and latest.is_dir()
+
+
+def test_a_quoted_pattern_is_its_images(tmp_path):
+    for name in ("a/2.jpg", "a/1.PNG", "a/notes.txt", "b/3.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    names = {pattern: [path.name for path in image_files([tmp_path / pattern])] for pattern in ("a/*", "**/*.jpg", "a")}
+    assert names == {"a/*": ["1.PNG", "2.jpg"], "**/*.jpg": ["2.jpg", "3.jpg"], "a": ["1.PNG", "2.jpg"]}
+    with pytest.raises(ValueError, match=r"\*\.gif: no file fits this pattern"):
+        image_files([tmp_path / "*.gif"])
+
+
+@pytest.mark.parametrize(("side", "pen", "letters"), [(96, 2, 10), (800, 3, 20), (3200, 13, 80)])
+def test_lines_and_letters_grow_with_the_picture(side, pen, letters):
+    box = np.array([[side / 4, side / 4, side * 3 / 4, side * 3 / 4]])
+    drawn = (np.asarray(draw(np.zeros((side, side, 3), np.uint8), box, ["X"], [0])) != 0).any(-1)
+    assert drawn[side // 2].sum() == 2 * pen  # both upright lines of the box
+    label = np.flatnonzero(drawn[:, side // 4 + pen])[0]  # from the label's top to that of the box
+    assert letters * 0.7 <= side // 4 - label <= letters * 0.8 + 8

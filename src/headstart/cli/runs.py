@@ -43,6 +43,7 @@ def train(
     from headstart.ops import processes as distributed
     from headstart.tasks import data_fingerprint, num_training_images
     from headstart.training.run import train as train_run
+    from headstart.weights.checkpoint import point_latest
 
     found, origins = resolved(recipe, overrides)
     distributed.start_processes(found.device)
@@ -58,6 +59,8 @@ def train(
             progress=lambda step, values: update(step, f"loss {values['loss']:.3f}"),
             say=partial(say, on=on) if writes else None,
         )
+    if writes:
+        point_latest(result.directory)
     if writes and as_json:
         print_json({"run": str(result.directory), "checkpoint": str(result.checkpoint), "metrics": result.metrics})
     elif writes:
@@ -151,7 +154,9 @@ def predict(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint or a run directory.")],
     images: Annotated[
         list[str],
-        typer.Argument(help="Image files or folders; and overrides such as evaluate.tta.enabled=true, device=cpu."),
+        typer.Argument(
+            help="Image files, folders or patterns such as 'photos/*.jpg'; and overrides such as device=cpu."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Output folder for drawings and predictions.json.")] = Path("predictions"),
     score: Annotated[float, typer.Option(help="Lowest score to draw and write.", min=0.0, max=1.0)] = 0.5,

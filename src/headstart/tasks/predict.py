@@ -1,5 +1,6 @@
 """Use of a trained model from its checkpoint alone; for a detector evaluation on any data set and predictions."""
 
+import glob
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,9 +119,10 @@ class ImagePrediction:
 
 
 def image_files(paths: Iterable[str | Path]) -> list[Path]:
-    """Image files among the given files and folders (not below them), sorted within a folder.
+    """Image files among the given files, folders (not below them) and patterns, sorted within each.
 
-    ValueError for a missing path, and for a folder without images.
+    A pattern has *, ? or [], which the shell left as they are; ** is any folders. ValueError for a missing path, and
+    for a folder or a pattern without images.
     """
     files: list[Path] = []
     for path in map(Path, paths):
@@ -131,6 +133,13 @@ def image_files(paths: Iterable[str | Path]) -> list[Path]:
             files += found
         elif path.is_file():
             files.append(path)
+        elif glob.has_magic(str(path)):
+            found = [
+                item for item in map(Path, glob.iglob(str(path), recursive=True)) if item.suffix.lower() in SUFFIXES
+            ]
+            if not found:
+                raise ValueError(f"{path}: no file fits this pattern, expected images ({', '.join(SUFFIXES)})")
+            files += without_copies(sorted(found))
         else:
             raise ValueError(f"{path}: no such image or folder")
     return files
