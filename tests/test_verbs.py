@@ -22,6 +22,8 @@ LONG = {"train", "pretrain", "eval", "predict", "ask", "study run", "study searc
 ELSEWHERE = {
     "weights download": "needs the network",
     "ask": "tests/design/test_ask.py runs it: it takes long",
+    "data merge": "tests/data/test_writers.py",
+    "data rename": "tests/data/test_writers.py",
     "pretrain": "is train with another recipe",
     "study search": "is study run and a table",
 }

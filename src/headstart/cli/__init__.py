@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from headstart.cli import ask, audit, data, env, recipes, runs, studies, weights
+from headstart.cli import ask, audit, data, data_sets, env, recipes, runs, studies, weights
 from headstart.cli.console import cause_of, fail, lack_of_memory, open_streams, say, warn
 from headstart.version import __version__
 
@@ -61,7 +61,9 @@ app.command("export")(runs.export)
 app.command("verify")(runs.verify)
 app.command("audit")(audit.audit)
 app.command("env")(env.env)
-app.add_typer(data.app, name="data", help="Generate, convert, check and count data sets.")
+for verb in (data_sets.convert, data_sets.rename, data_sets.merge):
+    data.app.command()(verb)
+app.add_typer(data.app, name="data", help="Generate, check, count, divide, convert, rename and merge data sets.")
 app.add_typer(recipes.app, name="recipe", help="List and show recipes, with the origin of each value.")
 app.add_typer(weights.app, name="weights", help="List, inspect, import, convert and download weights.")
 app.add_typer(studies.app, name="study", help="Compare starts: plan, run and report.")

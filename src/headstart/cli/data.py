@@ -173,35 +173,6 @@ def view(
 
 
 @app.command()
-def convert(
-    path: Annotated[str, typer.Argument(help="VOC folder or YOLO data.yaml.")],
-    out: Annotated[Path, typer.Argument(help="Output file, COCO JSON.")],
-    split: Annotated[str | None, typer.Option(help="Split of the data set.")] = None,
-    force: Force = False,
-    as_json: Json = False,
-) -> None:
-    """Write a VOC or YOLO data set as COCO JSON (images stay where they are)."""
-    from headstart.data.read import open_dataset
-    from headstart.data.read.coco import write
-
-    if out.suffix.lower() != ".json":
-        raise ValueError(f"{out}: is not the name of a COCO file, expected one that ends in .json")
-    data = open_dataset(path, None, split)
-    refuse_overwrite([(out, Path(data.path))], force=force)
-    write(data, out)
-    if as_json:
-        counts = {"images": data.num_images, "objects": data.num_annotations, "classes": data.num_classes}
-        print_json({"file": str(out), "image_dir": str(data.image_dir), **counts, "notes": data.notes})
-        return
-    for line in data.notes:
-        say(line)
-    say(
-        f"{data.num_images} images, {data.num_annotations} objects, {data.num_classes} classes: {out} "
-        f"(images in {data.image_dir})"
-    )
-
-
-@app.command()
 def split(
     path: Annotated[str, typer.Argument(help="Data set of any format, or one split of it as PATH:SPLIT.")],
     out: Annotated[Path, typer.Argument(help="Split file to write (JSON); other commands take FILE:train, FILE:val.")],
