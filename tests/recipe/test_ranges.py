@@ -56,7 +56,7 @@ ACCEPTED = {
         "evaluate.score_threshold",  # every detection
     },
     "-1": {"input.mean.0"},
-    "[]": {"data.ignore", "model.hidden"},  # no value, no layer
+    "[]": {"data.ignore", "model.hidden", "train.loggers"},  # no value, no layer
     "1e9": {
         "seed", "data.fraction_seed",
         "evaluate.train_images",  # all
