@@ -1,5 +1,6 @@
 """Plan, run and verdict of a study on the screen, for the verbs `study` and `ask`."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +46,13 @@ def prepared_or_account(name: str, overrides: list[str] | None, as_json: bool, o
 def plan_facts(prepared: Any, jobs: int, directory: Path | None = None) -> dict[str, Any]:
     """Segments, totals and expected times of a study, from a few timed steps; its directory keeps the timing."""
     from headstart.study.forecast import makespan, segment_rows, totals
-    from headstart.study.timing import hardware_lines, kept_loads, measure_apart
+    from headstart.study.timing import disk_need, hardware_lines, kept_loads, measure_apart
     from headstart.verdict.history import looks_text
 
     loads = kept_loads(directory / "timing.json", prepared, jobs) if directory else measure_apart(prepared, jobs)
-    study = prepared.study
+    study, (files, need) = prepared.study, disk_need(prepared, loads)
+    place = (directory or Path("runs")).absolute()
+    free = shutil.disk_usage(next(folder for folder in (place, *place.parents) if folder.is_dir())).free
     return {
         "study": study.name,
         "machine": hardware_lines(prepared),
@@ -58,6 +61,10 @@ def plan_facts(prepared: Any, jobs: int, directory: Path | None = None) -> dict[
         "jobs": jobs,
         "seconds": makespan(prepared.plan, loads, jobs),
         "seeds": len(study.seeds),
+        "checkpoints": files,
+        "checkpoint_bytes": need,
+        "free_bytes": free,
+        "starts": {arm: prepared.recipes[arm][0].start.weights for arm in study.arms if not study.branch_of(arm)},
         "looks": looks_text(study.rule) if study.rule and study.rule.looks else None,
         "notes": prepared.plan.notes,
     }
@@ -65,6 +72,8 @@ def plan_facts(prepared: Any, jobs: int, directory: Path | None = None) -> dict[
 
 def show_plan(facts: dict[str, Any], on: Console) -> None:
     """Print what `plan_facts` found."""
+    from headstart.verdict.numbers import memory
+
     for line in facts["machine"]:
         say(line, on)
     rows = facts["segments"]
@@ -89,6 +98,11 @@ def show_plan(facts: dict[str, Any], on: Console) -> None:
         f"({seconds / 3600:.2f} hours), {jobs} segment{'s' if jobs > 1 else ''} at a time",
         on,
     )
+    files, need, free = (facts[name] for name in ("checkpoints", "checkpoint_bytes", "free_bytes"))
+    lacks = "" if need < free else ": NOT enough"
+    say(f"{files} checkpoints take {memory(need)} in the end; {memory(free)} are free{lacks}", on)
+    starts = (f"{arm} from {weights or 'random values'}" for arm, weights in facts["starts"].items())
+    say(f"starts that fit their networks: {', '.join(starts)}", on)
     if facts["looks"]:
         say(f"{facts['seeds']} seeds, of {facts['looks']}", on)
     for note in facts["notes"]:
