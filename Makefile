@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Optional parts to install besides the tests' own and the ImageNet weights: make test extras=cluster,export
+# Optional parts to install besides the tests' own and the ImageNet weights: make test extras=cluster,export,loggers
 extras ?=
 EXTRAS := test,imagenet$(extras:%=,%)
 INSTALLED := $(VENV)/.installed-$(EXTRAS)

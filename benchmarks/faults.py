@@ -53,7 +53,6 @@ OPERATIONS = ("open", "read", "write", "fsync", "rename")
 BLOCK = 1 << 20  # bytes between two operations on a file
 _PARTS = re.compile(r"\.(?=[^/]*\.[0-9a-f]{8}\.part\Z)|\.[0-9a-f]{8}\.part\Z")  # of a temporary name
 GROUP = 10  # faults between two comparisons
-LEFT_OUT = "tensorboard"  # in the path: its writer is a thread, so that no run has the same n-th operation
 
 
 @dataclass(frozen=True)
@@ -118,7 +117,6 @@ class Injector:
         return (
             isinstance(path, str | os.PathLike)
             and str(path).startswith(self.folders)
-            and LEFT_OUT not in str(path)
             and threading.current_thread() is threading.main_thread()
         )
 

@@ -504,7 +504,7 @@ def test_interrupting_says_how_to_continue(say, finished, data_root, tmp_path, m
 
     monkeypatch.setattr(importlib.import_module("headstart.training.run"), "train", stop)
     answer = say("train", "base", *tiny(data_root), "--out", tmp_path / "runs")
-    refused(answer, "stopped; the same command continues at the last checkpoint", code=130)
+    refused(answer, "stopped; runs and studies continue with the same command", code=130)
 
 
 def test_good_input_is_not_refused(say, finished, data_root, tmp_path):

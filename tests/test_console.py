@@ -21,7 +21,7 @@ def test_lines_tables_and_errors(capsys, text, expected):
     assert capsys.readouterr().out == f"{expected}\n{expected}\n"
     console.show(text, [text], [[text], [None]])
     lines = capsys.readouterr().out.splitlines()
-    assert expected in lines[0] and expected in lines[2] and expected in lines[4]
+    assert lines[:3] == [expected] * 3
     with pytest.raises(SystemExit):
         console.fail(f"{text}\nheadstart: all is well", 2)
     assert capsys.readouterr().err == rf"headstart: {expected}\nheadstart: all is well" + "\n"

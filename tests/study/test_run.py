@@ -99,6 +99,11 @@ def test_a_command_reads_the_study_and_resolves_its_recipes_once(data_root, tmp_
     out = ["--out", str(tmp_path)] if verb == "run" else []
     answer = call(monkeypatch, capsys, "study", verb, str(file), *out, "--jobs", "1")
     assert answer.code == 0, answer.err
+    if verb == "run":  # the plan before it said how many there would be
+        assert f"\n{len(list(tmp_path.rglob('*.pt')))} checkpoints take " in answer.out
+    assert (
+        "\nstarts that fit their networks: scratch from random values, pretrained from pretrain:forms\n" in answer.out
+    )
     assert calls == [
         ("read_yaml", str(file)), ("validate", "StudySpec"),
         ("resolve", "base"), ("resolve", "base"), ("resolve", "base_classify"),

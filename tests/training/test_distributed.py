@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from headstart.training.rows import read_rows
+from headstart.training.rows import line_of, read_rows
 from headstart.training.run import train
 from headstart.training.verify import verify
 from headstart.training.workers import run_processes
@@ -21,9 +21,11 @@ CHANGES = {"train__batch": 4, "train__log_every": 1, "train__base": "3 steps", "
 @pytest.fixture(scope="module")
 def runs(data_root, tmp_path_factory):
     """Directories of the run of one process and of two."""
-    folder, seen = tmp_path_factory.mktemp("distributed"), []
+    folder, seen, heard = tmp_path_factory.mktemp("distributed"), [], []
     alone = train(tiny_recipe(data_root, **CHANGES), folder / "alone").directory
-    both = train(tiny_recipe(data_root, **CHANGES, processes=2), folder / "both", progress=lambda *at: seen.append(at))
+    recipe = tiny_recipe(data_root, **CHANGES, processes=2)
+    both = train(recipe, folder / "both", progress=lambda *at: seen.append(at), on_row=heard.append)
+    assert "".join(map(line_of, heard)) == (both.directory / "rows.jsonl").read_text()
     assert [step for step, _ in seen] == [1, 2, 3, 4, 5, 6] and both.metrics["box"].keys() >= {"AP"}
     return alone, both.directory
 

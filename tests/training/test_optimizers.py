@@ -14,7 +14,14 @@ from headstart.tasks import make_task
 from headstart.tasks.predict import load_trained
 from headstart.training.average import Average
 from headstart.training.lineage import Span
-from headstart.training.optimizer import UpdateRule, factor_lines, make_optimizer, parameter_groups, set_rate
+from headstart.training.optimizer import (
+    UpdateRule,
+    checkpoint_bytes,
+    factor_lines,
+    make_optimizer,
+    parameter_groups,
+    set_rate,
+)
 from headstart.training.rows import evaluations, read_rows
 from headstart.training.run import train
 from headstart.training.start import settings_of
@@ -81,6 +88,23 @@ def test_trunk_tail_and_a_reused_trunk_equal_a_straight_run(recipe, straight, tm
     assert read_rows(shorter.directory / "rows.jsonl")[0]["source"] == "trunk", "continues the mark at 2"
     alone = train(recipe, tmp_path / "alone", span=Span(replace(constant, total=3), 3, is_trunk=True))
     assert state_differences(state_of(alone), state_of(shorter)) == []
+
+
+@pytest.mark.parametrize("changes", [{}, {"train__momentum": 0.0}, {"train__optimizer": "adamw", "train__ema": 0.9}])
+def test_the_bytes_of_a_checkpoint_are_foretold(data_root, tmp_path, changes):
+    recipe = tiny_recipe(data_root, **changes)
+    state = checkpoint.load(train(recipe, tmp_path).checkpoint)
+    moments = [
+        value
+        for own in state["optimizer"]["state"].values()
+        for name, value in own.items()
+        if name != "step" and value is not None
+    ]
+    tensors = [*state["model"].values(), *moments, *state.get("average", {"weights": {}})["weights"].values()]
+    task = make_task(recipe)
+    settings = settings_of(recipe, task)
+    found = checkpoint_bytes(task.model, settings.update, averaged=settings.ema is not None)
+    assert found == sum(value.nbytes for value in tensors)
 
 
 def test_it_is_verified_averages_included(straight):

@@ -2,7 +2,6 @@
 
 import json
 import math
-import sys
 
 import numpy as np
 import pytest
@@ -17,7 +16,7 @@ def row(step, kind="train", **more):
 
 
 def write(directory, rows, after_step=None):
-    file = Rows(directory, after_step=after_step, tensorboard=False)
+    file = Rows(directory, after_step=after_step)
     for item in rows:
         file.write(item)
     file.close()
@@ -28,7 +27,7 @@ def steps(directory):
 
 
 def test_rows_are_read_as_written_while_the_run_goes_on(tmp_path):
-    file = Rows(tmp_path, after_step=None, tensorboard=False)
+    file = Rows(tmp_path, after_step=None)
     for step in (1, 2):
         file.write(row(step))
         assert read_rows(tmp_path / "rows.jsonl")[-1] == row(step)
@@ -124,30 +123,6 @@ def test_names_with_markup_and_line_ends_stay_one_row(tmp_path):
     write(tmp_path, [row(1, per_class={"box": {name: {"AP": 0.5}}}), row(2)])
     assert read_rows(tmp_path / "rows.jsonl")[0]["per_class"]["box"] == {name: {"AP": 0.5}}
     assert steps(tmp_path) == [("train", 1), ("train", 2)]
-
-
-def test_tensorboard_gets_the_same_numbers(tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    file = Rows(tmp_path, after_step=None)
-    file.write(row(1))
-    file.write(row(2, "eval", metrics={"box": {"AP": 0.25, "APl": math.nan}}))
-    file.close()
-    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    found = {tag: [(event.step, event.value) for event in board.Scalars(tag)] for tag in board.Tags()["scalars"]}
-    assert found == {
-        "loss/a": [(1, 1.0)], "loss/total": [(1, 1.0)], "rate": [(1, pytest.approx(0.1))], "grad_norm": [(1, 2.0)],
-        "box/AP": [(2, 0.25)],
-    }  # fmt: skip
-
-
-def test_without_tensorboard_the_rows_are_the_same(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # an import of it now fails
-    file = Rows(tmp_path, after_step=None)
-    file.write(row(1))
-    file.close()
-    assert steps(tmp_path) == [("train", 1)]
-    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
 
 
 def test_the_clock_counts_by_kind_and_goes_on_after_a_restart(monkeypatch):

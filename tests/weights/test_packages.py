@@ -206,7 +206,7 @@ def test_list_fits_80_columns_and_has_all_facts_as_json(monkeypatch, capsys, tmp
     (tmp_path / "hub/checkpoints/R-50-GN.pkl").write_bytes(b"")
     lines = call(monkeypatch, capsys, "weights", "list").out.splitlines()
     assert max(map(len, lines)) <= 80
-    assert all(sum(f" {name} " in line for line in lines) == 1 for name in public_files())
+    assert all(sum(line.startswith(f"{name} ") for line in lines) == 1 for name in public_files())
     facts = {row["name"]: row for row in json.loads(call(monkeypatch, capsys, "weights", "list", "--json").out)}
     assert facts.keys() == public_files().keys() and list(facts.values()) == listing()
     assert facts["torchvision/resnet18.imagenet1k_v1"]["state"] == "on disk"

@@ -12,17 +12,26 @@ from typing import Annotated
 
 import typer
 
-from headstart.cli import ask, audit, data, env, recipes, runs, studies, weights
+from headstart.cli import ask, audit, data, data_sets, env, recipes, runs, studies, weights
 from headstart.cli.console import cause_of, fail, lack_of_memory, open_streams, say, warn
 from headstart.version import __version__
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
+FIRST_STEPS = """\
+headstart trains the same detector from scratch and from pre-trained weights, and reports which start to use.
+
+  headstart ask my_data/ --hours 2     from a folder of images and boxes to a report
+  headstart data check my_data/        every problem of a data set, by file and id
+  headstart train small data.train=…   one model; `recipe list` names the recipes
+  headstart study run demo             a shipped comparison; `study list` names them
+  headstart -h                         all commands; `headstart COMMAND -h` their options\
+"""
 
 
 def _show_version(wanted: bool) -> None:
@@ -33,11 +42,14 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True)
     ] = False,
 ) -> None:
     """Train the same detector from scratch and from pre-trained weights, and report which start to use."""
+    if context.invoked_subcommand is None:
+        say(FIRST_STEPS)
 
 
 app.command("ask")(ask.ask)
@@ -49,7 +61,9 @@ app.command("export")(runs.export)
 app.command("verify")(runs.verify)
 app.command("audit")(audit.audit)
 app.command("env")(env.env)
-app.add_typer(data.app, name="data", help="Generate, convert, check and count data sets.")
+for verb in (data_sets.convert, data_sets.rename, data_sets.merge):
+    data.app.command()(verb)
+app.add_typer(data.app, name="data", help="Generate, check, count, divide, convert, rename and merge data sets.")
 app.add_typer(recipes.app, name="recipe", help="List and show recipes, with the origin of each value.")
 app.add_typer(weights.app, name="weights", help="List, inspect, import, convert and download weights.")
 app.add_typer(studies.app, name="study", help="Compare starts: plan, run and report.")
@@ -84,7 +98,7 @@ def main() -> None:
         fail(f"memory: {line}", 1)
     except SystemExit as stop:
         if stop.code == INTERRUPTED:  # what typer makes of Ctrl-C
-            fail("stopped; the same command continues at the last checkpoint", INTERRUPTED)
+            fail("stopped; runs and studies continue with the same command", INTERRUPTED)
         raise
 
 

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from headstart.cli.console import say
-from headstart.cli.studies import Jobs, Out, prepared_study, run_prepared, say_verdict
+from headstart.cli.console import Json, Quiet, messages, print_json, say
+from headstart.cli.studies import Jobs, Out
+from headstart.cli.study_runs import prepared_study, run_prepared, say_verdict
 
 
 def ask(
@@ -31,6 +32,8 @@ def ask(
     yes: Annotated[bool, typer.Option("--yes", help="Run it without asking.")] = False,
     out: Out = Path("runs"),
     jobs: Jobs = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Is a pre-trained start worth it on these data? From a folder to a report in so many hours.
 
@@ -45,22 +48,28 @@ def ask(
     question = Question(tuple(data), hours, tuple(images or ()), tuple(start or ()), groups, fix)
     directory = out / (name or study_name(question))
     file = directory / STUDY_FILE
+    on = messages(as_json, quiet)
+
+    def tell(text: str) -> None:
+        """Print a sentence in lines of 80 characters."""
+        say(textwrap.fill(text, 80, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False), on)
+
+    said: list[str] = []
     if is_begun(question, directory):
-        _say(f"continues {file}; another --name designs a new study")
+        tell(f"continues {file}; another --name designs a new study")
         prepared = prepared_study(str(file), None)
     else:
-        proposal = propose(question, directory, jobs=jobs, say=_say)
-        for line in summary(proposal):
-            _say(line)
-        prepared = proposal.prepared
+        proposal = propose(question, directory, jobs=jobs, say=tell)
+        prepared, said = proposal.prepared, summary(proposal)
+    for line in said:
+        tell(line)
     command = f"headstart study run {file}" + ("" if out == Path("runs") else f" --out {out}")
-    if plan or not (yes or (sys.stdin.isatty() and typer.confirm("Run it now?", default=True))):
-        say(f"to run it: {command}")
+    if plan or not (yes or (sys.stdin.isatty() and typer.confirm("Run it now?", default=True, err=as_json))):
+        if as_json:
+            print_json({"study": str(file), "plan": said, "command": command})
+        else:
+            say(f"to run it: {command}")
         return
     refuse_undeclared(prepared)
-    say_verdict(build_report(run_prepared(prepared, out, jobs)))
-
-
-def _say(text: str) -> None:
-    """Print a sentence in lines of 80 characters."""
-    say(textwrap.fill(text, 80, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False))
+    page = build_report(run_prepared(prepared, out, jobs, on=on, quiet=quiet))
+    say_verdict(page, as_json=as_json)

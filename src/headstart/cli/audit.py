@@ -1,11 +1,10 @@
 """The verb that audits checkpoints of other trainers."""
 
-from json import dumps
 from typing import Annotated
 
 import typer
 
-from headstart.cli.console import say, show
+from headstart.cli.console import Json, print_json, say, show
 
 
 def audit(
@@ -14,7 +13,7 @@ def audit(
         str | None, typer.Option("--as", help="Its trainer: torchvision, timm, detectron2, ultralytics, hf …")
     ] = None,
     start: Annotated[str | None, typer.Option("--from", help="Weights that its training began with.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Audit a checkpoint of any trainer, without executing code in it; exit code 1 if it is not what it should be."""
     from headstart.weights.audits.checkpoint import audit_checkpoint
@@ -30,7 +29,7 @@ def audit(
     check_trainer(trainer)
     found = audit_checkpoint(file, trainer, start)
     if as_json:
-        typer.echo(dumps(found.to_json(), indent=1))
+        print_json(found.to_json())
     else:
         header, *rows = found.table()
         show(f"{file}: audit as {trainer}, sha256 {(found.hash or '')[:16]}", list(header), [list(row) for row in rows])
@@ -49,7 +48,7 @@ def _show_traps(traps: tuple, as_json: bool) -> None:
     from dataclasses import asdict
 
     if as_json:
-        typer.echo(dumps([asdict(trap) for trap in traps], indent=1))
+        print_json([asdict(trap) for trap in traps])
         return
     for trap in traps:
         say(f"{trap.number:>2}. {trap.trainer}: {trap.setting}")

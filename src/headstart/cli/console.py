@@ -1,24 +1,28 @@
-"""Output of the command line: lines, tables, progress bars, and the shared reading of arguments."""
+"""Output of the command line: lines, tables, JSON, progress, and the shared reading of arguments."""
 
 import os
 import re
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from headstart.files import named
+from headstart.files import json_text, named
 
 out = Console(soft_wrap=True)
 OUTPUT = "standard output"
 err = Console(stderr=True, soft_wrap=True)
+_silent = Console(quiet=True)
+EVERY = 60.0  # seconds between lines of progress where no terminal shows a bar
 # Characters that a terminal obeys: control codes (ECMA-48), line separators, changes of direction (UAX 9), and
 # halves of pairs, which no encoding has.
 _OBEYED = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -45,6 +49,11 @@ Rehash = Annotated[
     ),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace files that are in the way; inputs never.")]
+
+Json = Annotated[
+    bool, typer.Option("--json", help="Print the result as one JSON document, messages on the error stream.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print errors and the result only.")]
 
 
 def shown(text: str) -> Text:
@@ -98,23 +107,47 @@ def lack_of_memory(error: BaseException) -> str:
     return found or (lack_of_memory(error.__cause__) if error.__cause__ else "")
 
 
-def say(text: str) -> None:
+def messages(as_json: bool, quiet: bool = False) -> Console:
+    """The console of what is not the result: the error stream beside JSON, none with --quiet."""
+    return _silent if quiet else err if as_json else out
+
+
+def say(text: str, on: Console = out) -> None:
     """Print lines, control characters escaped."""
+    with named(OUTPUT) if on is out else suppress(OSError):
+        on.print(Text("\n").join(map(shown, text.split("\n"))))
+
+
+def print_json(value: Any) -> None:
+    """Print a result as one JSON document in ASCII; NaN is null."""
     with named(OUTPUT):
-        out.print(Text("\n").join(map(shown, text.split("\n"))))
+        sys.stdout.write(f"{json_text(value, indent=1)}\n")
+        sys.stdout.flush()
 
 
-def show(title: str, header: list[str], rows: list[list[Any]]) -> None:
-    """Print a table; names from users' files are not read as markup."""
+def show(title: str, header: list[str], rows: list[list[Any]], on: Console = out) -> None:
+    """Print a table: folded to the width of a terminal; elsewhere a row a line, plain and whole.
+
+    Names from users' files are not read as markup.
+    """
+    cells = [[shown("" if cell is None else str(cell)) for cell in row] for row in (header, *rows)]
     heading = shown(title)
+    if not on.is_terminal:
+        widths = [max(cell_len(cell.plain) for cell in column) for column in zip(*cells)]
+        lines = [
+            "  ".join(cell.plain + " " * (width - cell_len(cell.plain)) for cell, width in zip(row, widths)).rstrip()
+            for row in cells
+        ]
+        say("\n".join([heading.plain, *lines]), on)
+        return
     heading.stylize("table.title")
-    table = Table(title=heading, title_justify="left", header_style="bold")
-    for place, name in enumerate(header):
-        table.add_column(shown(name), no_wrap=place == 0)  # names are to be copied: they stay in one piece
-    for row in rows:
-        table.add_row(*(shown("" if cell is None else str(cell)) for cell in row))
-    with named(OUTPUT):
-        out.print(table)
+    table = Table(title=heading, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    for place, name in enumerate(cells[0]):
+        table.add_column(name, no_wrap=place == 0, overflow="fold")  # names are to be copied: they stay in one piece
+    for row in cells[1:]:
+        table.add_row(*row)
+    with named(OUTPUT) if on is out else suppress(OSError):
+        on.print(table, soft_wrap=False)
 
 
 def patch_of(overrides: list[str] | None) -> dict[str, Any]:
@@ -137,8 +170,21 @@ def resolved(recipe: str, overrides: list[str] | None) -> tuple[Any, Any]:
     return resolve(recipe, [("override", patch_of(overrides))])
 
 
+@contextmanager
+def progress(name: str, total: float, *, quiet: bool = False) -> Iterator[Callable[..., None]]:
+    """update(completed, note) of a bar with an ETA on the error stream; without a terminal a line every minute."""
+    if quiet:
+        yield lambda completed, note="": None
+    elif err.is_terminal:
+        with bar() as shown_bar:
+            task = shown_bar.add_task(name, total=total, note="")
+            yield lambda completed, note="": shown_bar.update(task, completed=completed, note=note)
+    else:
+        yield _lines(name, total)
+
+
 def bar() -> Progress:
-    """A progress bar with an ETA, on the error stream where that is a terminal."""
+    """A progress bar for a terminal."""
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -148,20 +194,29 @@ def bar() -> Progress:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}", markup=False),
     )
-    return Progress(*columns, console=err, disable=not err.is_terminal)  # in a log it would be one last, broken line
+    return Progress(*columns, console=err)
 
 
-def step_bar(progress: Progress, name: str, total: int) -> Callable[[int, dict[str, Any]], None]:
-    """A callback for the loop that moves one bar."""
-    task = progress.add_task(name, total=total, note="")
+def _lines(name: str, total: float) -> Callable[..., None]:
+    """A line of progress every EVERY seconds; the time left is from the pace since the first update."""
+    from headstart.verdict.numbers import span
 
-    def update(step: int, values: dict[str, Any]) -> None:
-        progress.update(task, completed=step, note=f"loss {values['loss']:.3f}")
+    first: tuple[float, float] | None = None
+    said = time.monotonic()
+
+    def update(completed: float, note: str = "") -> None:
+        nonlocal first, said
+        now = time.monotonic()
+        begin, since = first = first or (completed, now)
+        if now - said < EVERY or completed <= begin:
+            return
+        said, left = now, (now - since) * (total - completed) / (completed - begin)
+        say(", ".join(filter(None, (f"{name}: {completed:,} of {total:,}", note, f"{span(left)} left"))), err)
 
     return update
 
 
-def describe_run(recipe: Any, num_images: int) -> int:
+def describe_run(recipe: Any, num_images: int, on: Console) -> int:
     """Print durations in all units and the derivation of the rate; returns the total steps."""
     from headstart.recipe.recipe import rate_text, schedule_of
     from headstart.recipe.schedule import describe
@@ -169,8 +224,8 @@ def describe_run(recipe: Any, num_images: int) -> int:
     schedule, part = schedule_of(recipe, num_images), recipe.train
     drops = ", ".join(f"{drop:,}" for drop in schedule.drops) or "none"
     length = describe(schedule.total, part.batch, num_images)
-    say(f"{part.schedule}: {length}; drops at {drops}; warm-up {schedule.warmup:,} steps")
-    say(f"rate {rate_text(recipe)}")
+    say(f"{part.schedule}: {length}; drops at {drops}; warm-up {schedule.warmup:,} steps", on)
+    say(f"rate {rate_text(recipe)}", on)
     return schedule.total
 
 

@@ -1,11 +1,13 @@
 """Commands about data sets."""
 
+from dataclasses import asdict
+from itertools import count
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from headstart.cli.console import Force, Overrides, bar, patch_of, say, show
+from headstart.cli.console import Force, Json, Overrides, patch_of, print_json, progress, say, show
 from headstart.files import refuse_overwrite
 
 app = typer.Typer(no_args_is_help=True)
@@ -29,6 +31,7 @@ def shapes(
         float | None,
         typer.Option(help="Least longer side of an object, as a share of the scene's (default: 0.1; at most 0.6)."),
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Generate the built-in data: procedural scenes as COCO JSON and images, or image folders for pre-training."""
     from headstart.data.shapes.scenes import Layout
@@ -40,17 +43,20 @@ def shapes(
         raise ValueError(f"--{given[0]} is about scenes, and --classes writes single objects; expected one of the two")
     chosen = {name: scenes[name] for name in ("objects", "smallest") if name in given}
     options = {} if classes else {"keypoints": keypoints, "semantic": semantic, "layout": Layout(**chosen)}
-    with bar() as progress:
-        task = progress.add_task("shapes", total=(images + val) * (2 if semantic else 1), note="")
+    with progress("shapes", (images + val) * (2 if semantic else 1)) as update:
+        done = count(1)
         made = (generate_classes if classes else generate)(
             out,
             images,
             val,
             seed,
             size or (64 if classes else 96),
-            progress=lambda: progress.update(task, advance=1),
+            progress=lambda: update(next(done)),
             **options,
         )
+    if as_json:
+        print_json({"files": [str(path) for path in made]})
+        return
     for path in made:
         say(str(path))
 
@@ -75,6 +81,7 @@ def check(
     fix: Annotated[
         Path | None, typer.Option(help="Write a copy without unusable entries here; one data set only.")
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """List every problem of a data set by file, id and value; exit code 1 on errors."""
     from headstart.data.check import doctor
@@ -83,11 +90,14 @@ def check(
     if labels and len(labels) > len(named):
         raise ValueError(f"labels: {len(labels)} folders for {len(named)} data sets: expected at most one each")
     report = doctor.check(named, labels=dict(zip(named, labels or ())), ignore=ignore or (255,))
-    for line in report.lines():
-        say(line)
-    if fix is not None:
-        for line in doctor.fix(paths[0], fix, image_dir=images[0] if images else None):
-            say(line)
+    if not as_json:
+        say("\n".join(report.lines()))
+    changes = [] if fix is None else doctor.fix(paths[0], fix, image_dir=images[0] if images else None)
+    if as_json:
+        problems = [asdict(problem) for problem in report.problems]
+        print_json({"errors": report.num_errors, "problems": problems, "changes": changes})
+    elif changes:
+        say("\n".join(changes))
     if report.num_errors:
         raise typer.Exit(1)
 
@@ -97,12 +107,16 @@ def stats(
     path: Annotated[str, typer.Argument(help="COCO JSON, VOC folder or YOLO data.yaml.")],
     images: Annotated[Path | None, typer.Option(help="Image folder of a COCO JSON.")] = None,
     split: Annotated[str | None, typer.Option(help="Split of a VOC or YOLO data set.")] = None,
+    as_json: Json = False,
 ) -> None:
     """Count images, instances and pixels."""
     from headstart.data.check import doctor
     from headstart.data.read import open_dataset
 
     found = doctor.stats(open_dataset(path, images, split))
+    if as_json:
+        print_json(found)
+        return
     show(
         path,
         ["", ""],
@@ -131,6 +145,7 @@ def view(
     ] = False,
     recipe: Annotated[str, typer.Option(help="Detection recipe of --augmented.")] = "base",
     force: Force = False,
+    as_json: Json = False,
 ) -> None:
     """Draw a contact sheet of images with boxes, masks, keypoints and class names; overrides change the recipe."""
     from headstart.data.read import open_annotated
@@ -151,31 +166,10 @@ def view(
     else:
         pictures = contact_sheet.annotated(data, num, seed)
     contact_sheet.contact_sheet(pictures).save(out)
-    say(f"{len(pictures)} of {data.num_images} images: {out}")
-
-
-@app.command()
-def convert(
-    path: Annotated[str, typer.Argument(help="VOC folder or YOLO data.yaml.")],
-    out: Annotated[Path, typer.Argument(help="Output file, COCO JSON.")],
-    split: Annotated[str | None, typer.Option(help="Split of the data set.")] = None,
-    force: Force = False,
-) -> None:
-    """Write a VOC or YOLO data set as COCO JSON (images stay where they are)."""
-    from headstart.data.read import open_dataset
-    from headstart.data.read.coco import write
-
-    if out.suffix.lower() != ".json":
-        raise ValueError(f"{out}: is not the name of a COCO file, expected one that ends in .json")
-    data = open_dataset(path, None, split)
-    refuse_overwrite([(out, Path(data.path))], force=force)
-    write(data, out)
-    for line in data.notes:
-        say(line)
-    say(
-        f"{data.num_images} images, {data.num_annotations} objects, {data.num_classes} classes: {out} "
-        f"(images in {data.image_dir})"
-    )
+    if as_json:
+        print_json({"file": str(out), "images": len(pictures), "of": data.num_images})
+    else:
+        say(f"{len(pictures)} of {data.num_images} images: {out}")
 
 
 @app.command()
@@ -190,6 +184,7 @@ def split(
         typer.Option(help="Regular expression: names with the same text there stay together, such as '^(cow[0-9]+)_'."),
     ] = None,
     force: Force = False,
+    as_json: Json = False,
 ) -> None:
     """Divide a data set into training and validation images; near-duplicates stay together, classes are spread evenly.
 
@@ -200,6 +195,10 @@ def split(
     if out.suffix.lower() != ".json":
         raise ValueError(f"{out}: is not the name of a split file, expected one that ends in .json")
     refuse_overwrite([(out, Path(path))], force=force)
-    for line in split_dataset(path, out, images=images, share=share, seed=seed, groups=groups):
+    found = split_dataset(path, out, images=images, share=share, seed=seed, groups=groups)
+    if as_json:
+        print_json(asdict(found) | {"file": str(out)})
+        return
+    for line in found.lines():
         say(line)
     say(f"use it as {out}:train and {out}:val, with every command and in recipes")

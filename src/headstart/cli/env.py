@@ -1,24 +1,20 @@
 """The verb about this machine: the first thing to paste into a bug report."""
 
 import textwrap
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-
-from headstart.cli.console import say
+from headstart.cli.console import Json, print_json, say
 
 WIDTH, INDENT = 80, 11  # characters
 
 
-def env(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+def env(as_json: Json = False) -> None:
     """Show versions, processor, GPUs, memory, installed extras, and what `auto` in a recipe resolves to and why."""
-    import json
-
     from headstart.hardware import report
 
     found = report()
     if as_json:
-        say(json.dumps(found, indent=1))
+        print_json(found)
         return
     for name, texts in screen(found).items():
         for place, text in enumerate(texts):

@@ -1,23 +1,29 @@
 """Verbs that train a recipe, and evaluate, use, export and verify the result."""
 
+from dataclasses import asdict
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from headstart.cli.console import (
     Force,
+    Json,
     Overrides,
+    Quiet,
     Rehash,
-    bar,
     describe_run,
+    messages,
     patch_of,
+    print_json,
+    progress,
     resolved,
     say,
     show,
     show_metrics,
-    step_bar,
 )
 from headstart.files import refuse_overwrite
 
@@ -30,26 +36,34 @@ def train(
     overrides: Overrides = None,
     out: Out = Path("runs"),
     rehash: Rehash = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Train a recipe; a finished run is not repeated, and a killed one resumes."""
     from headstart.ops import processes as distributed
     from headstart.tasks import data_fingerprint, num_training_images
     from headstart.training.run import train as train_run
+    from headstart.weights.checkpoint import point_latest
 
     found, origins = resolved(recipe, overrides)
     distributed.start_processes(found.device)
-    total = describe_run(found, num_training_images(found)) if distributed.is_writer() else 1
+    on, writes = messages(as_json, quiet), distributed.is_writer()
+    total = describe_run(found, num_training_images(found), on) if writes else 1
     if rehash:
         data_fingerprint(found, rehash=True)
-    with bar() as progress:
+    with progress(found.name, total, quiet=quiet) as update:
         result = train_run(
             found,
             out,
             provenance=origins,
-            progress=step_bar(progress, found.name, total),
-            say=say if distributed.is_writer() else None,
+            progress=lambda step, values: update(step, f"loss {values['loss']:.3f}"),
+            say=partial(say, on=on) if writes else None,
         )
-    if distributed.is_writer():
+    if writes:
+        point_latest(result.directory)
+    if writes and as_json:
+        print_json({"run": str(result.directory), "checkpoint": str(result.checkpoint), "metrics": result.metrics})
+    elif writes:
         show_metrics(result.metrics)
         say(f"run: {result.directory}")
     distributed.stop_processes()
@@ -60,6 +74,8 @@ def pretrain(
     overrides: Overrides = None,
     out: Out = Path("runs"),
     rehash: Rehash = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Train a classifier on image folders, to pre-train the backbone of a detector."""
     found, _ = resolved(recipe, overrides)
@@ -67,7 +83,7 @@ def pretrain(
         raise ValueError(
             f"recipe {recipe!r}: task is {found.task!r}, pretrain expects a classification recipe such as demo_pretrain"
         )
-    train(recipe, overrides, out, rehash)
+    train(recipe, overrides, out, rehash, as_json, quiet)
 
 
 def evaluate(
@@ -85,6 +101,8 @@ def evaluate(
     per_class: Annotated[bool, typer.Option("--per-class", help="Also show the AP of each class.")] = False,
     weights: Weights = "live",
     force: Force = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
     overrides: Overrides = None,
 ) -> None:
     """COCO box, mask and keypoint AP, or mIoU, of a checkpoint, in its run's precision.
@@ -95,11 +113,16 @@ def evaluate(
     from headstart.tasks.predict import load_trained
 
     trained = load_trained(checkpoint, patch_of(overrides), weights=weights)
-    _say_if_slow(trained.recipe.train.precision, trained.device.type)
+    _say_if_slow(trained.recipe.train.precision, trained.device.type, messages(as_json, quiet))
     if save is not None:
         refuse_overwrite([(save, checkpoint)], force=True)  # never over the checkpoint; the task knows its other inputs
     functions = TASKS[trained.recipe.task].trained_functions()
     result = functions.evaluate_files(trained, data, images, split, labels, save, force=force)
+    if as_json:
+        classes = {"per_class": result.per_class} if per_class else {}
+        saved = {} if save is None else {"predictions": str(save)}
+        print_json({"metrics": result.metrics, **classes, **saved})
+        return
     show_metrics(result.metrics)
     if per_class:
         _show_classes(result.per_class)
@@ -107,12 +130,12 @@ def evaluate(
         say(f"predictions: {save}")
 
 
-def _say_if_slow(precision: str, device: str) -> None:
+def _say_if_slow(precision: str, device: str, on: Console) -> None:
     """Print a line if bf16 is requested on hardware without it."""
     from headstart.hardware import choose_precision, native_bf16
 
     if precision == "bf16" and not native_bf16(device).value:
-        say(choose_precision(precision, device).line("train.precision"))
+        say(choose_precision(precision, device).line("train.precision"), on)
 
 
 def _show_classes(per_class: dict[str, dict[str, dict[str, float]]]) -> None:
@@ -131,12 +154,16 @@ def predict(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint or a run directory.")],
     images: Annotated[
         list[str],
-        typer.Argument(help="Image files or folders; and overrides such as evaluate.tta.enabled=true, device=cpu."),
+        typer.Argument(
+            help="Image files, folders or patterns such as 'photos/*.jpg'; and overrides such as device=cpu."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Output folder for drawings and predictions.json.")] = Path("predictions"),
     score: Annotated[float, typer.Option(help="Lowest score to draw and write.", min=0.0, max=1.0)] = 0.5,
     weights: Weights = "live",
     force: Force = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Draw detections on images, and write them as COCO JSON; label maps (PNG) of a segmentation model."""
     from headstart.tasks import TASKS
@@ -145,19 +172,27 @@ def predict(
     overrides = [text for text in images if "=" in text and not Path(text).exists()]
     files = image_files([text for text in images if text not in overrides])
     trained = load_trained(checkpoint, patch_of(overrides), weights=weights)
-    _say_if_slow(trained.recipe.train.precision, trained.device.type)
+    _say_if_slow(trained.recipe.train.precision, trained.device.type, messages(as_json, quiet))
     if out.is_dir() and any(path.is_dir() and path.samefile(out) for path in map(Path, images)):
         raise ValueError(f"--out: {out} is a folder of the images, which pictures must not join; expected another one")
     targets = [(out / f"{path.stem}.png", path) for path in files]
     is_segmentation = trained.recipe.task == "segmentation"
-    more = [(out / f"{path.stem}-labels.png", path) for path in files] if is_segmentation else []
-    refuse_overwrite([*targets, *(more or [(out / "predictions.json", checkpoint)])], force=force)
+    if is_segmentation:
+        targets += [(out / f"{path.stem}-labels.png", path) for path in files]
+    else:
+        targets.append((out / "predictions.json", checkpoint))
+    refuse_overwrite(targets, force=force)
     out.mkdir(parents=True, exist_ok=True)
     functions = TASKS[trained.recipe.task].trained_functions()
-    with bar() as progress:
-        task = progress.add_task("predict", total=len(files), note="")
-        summary = functions.predict_files(trained, files, out, score=score, advance=partial(progress.advance, task))
-    say(summary)
+    with progress("predict", len(files), quiet=quiet) as update:
+        done = count(1)
+        counts = functions.predict_files(trained, files, out, score=score, advance=lambda: update(next(done)))
+    classes = dict(zip(trained.category_ids, trained.class_names))
+    if as_json:
+        print_json({**counts, "out": str(out), "files": [str(path) for path, _ in targets], "classes": classes})
+        return
+    values = f" (values: {', '.join(f'{own} {name}' for own, name in classes.items())})" if is_segmentation else ""
+    say(f"{', '.join(f'{value:,} {name}' for name, value in counts.items())}: {out}{values}")
 
 
 def export(
@@ -172,19 +207,25 @@ def export(
     ] = None,
     weights: Weights = "live",
     force: Force = False,
+    as_json: Json = False,
 ) -> None:
     """Export a trained model, on the CPU in fp32; a program is written only if its detections equal the model's."""
     from headstart.tasks.export import export_program, export_weights, parse_size
 
     refuse_overwrite([(out, checkpoint)], inputs=check or (), force=force)
     if out.suffix in (".pt2", ".onnx"):
-        count = export_program(checkpoint, out, size=parse_size(size), images=check or (), weights=weights)
-        say(f"{out}: its {count} detections equal those of the model without test-time augmentation")
-        return
-    if size or check:
+        equal = export_program(checkpoint, out, size=parse_size(size), images=check or (), weights=weights)
+        facts = {"file": str(out), "detections_equal": equal}
+        told = f"its {equal} detections equal those of the model without test-time augmentation"
+    elif size or check:
         raise ValueError(f"{out}: --size and --check are for programs (.pt2, .onnx) and have no effect on weights")
-    export_weights(checkpoint, out, weights=weights)
-    say(f"{out}: weights with their recipe; eval, predict and start.weights take it")
+    else:
+        export_weights(checkpoint, out, weights=weights)
+        facts, told = {"file": str(out)}, "weights with their recipe; eval, predict and start.weights take it"
+    if as_json:
+        print_json(facts)
+    else:
+        say(f"{out}: {told}")
 
 
 def verify(
@@ -192,6 +233,7 @@ def verify(
     overrides: Annotated[
         list[str] | None, typer.Argument(help="device=cpu and the like; else as the run was", metavar="[device=VALUE]")
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Re-run the last stretch of a run and compare rows and weights bit for bit; exit code 1 if they differ."""
     from headstart.training.verify import verify as verify_run
@@ -201,6 +243,9 @@ def verify(
         if field != "device":
             raise ValueError(f"override {field}: a run is verified as it was, expected device=auto, cpu, cuda or mps")
     found = verify_run(run, patch.get("device"))
-    say(found.line())
+    if as_json:
+        print_json(asdict(found) | {"directory": str(found.directory)})
+    else:
+        say(found.line())
     if found.differences:
         raise typer.Exit(1)

@@ -1,27 +1,24 @@
 """Verbs about weights."""
 
-from json import dumps
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from headstart.cli.console import Force, Overrides, resolved, say, show
+from headstart.cli.console import Force, Json, Overrides, print_json, resolved, say, show
 from headstart.files import refuse_overwrite
 
 app = typer.Typer(no_args_is_help=True)
 
 
 @app.command("list")
-def list_weights(
-    as_json: Annotated[bool, typer.Option("--json", help="Print all facts as JSON.")] = False,
-) -> None:
+def list_weights(as_json: Json = False) -> None:
     """List public weights: which are installed, which are on disk, and which `download` fetches."""
     from headstart.weights.describe import listing
 
     facts = listing()
     if as_json:
-        typer.echo(dumps(facts, indent=1))
+        print_json(facts)
         return
     seen = ["unknown" if row["images_seen"] is None else f"{row['images_seen'] / 1e6:,.0f} M" for row in facts]
     rows = [[row["name"], row["state"], images] for row, images in zip(facts, seen)]
@@ -32,6 +29,7 @@ def list_weights(
 @app.command("show")
 def show_weights(
     name: Annotated[str, typer.Argument(help="Name from `weights list`, or a weight file.")],
+    as_json: Json = False,
 ) -> None:
     """Describe weights: layout, input, classes, norm, tensors, and what they can start."""
     from headstart.weights.describe import describe_file, describe_public
@@ -47,21 +45,26 @@ def show_weights(
         file = None if path is None else open_weights(name) if known.hash else read_weights(path)
     else:
         file = read_weights(name)
-    for label, text in (*rows, *(() if file is None else describe_file(file))):
+    rows += [] if file is None else describe_file(file)
+    if as_json:
+        print_json(dict(rows))
+        return
+    for label, text in rows:
         say(f"{label + ':':<13}{text}")
 
 
 @app.command()
-def inspect(path: Annotated[str, typer.Argument(help="Weight file, or package:NAME.")]) -> None:
+def inspect(path: Annotated[str, typer.Argument(help="Weight file, or package:NAME.")], as_json: Json = False) -> None:
     """List the tensors of a weight file, without executing code in it."""
     from headstart.weights.load import open_weights
 
     file = open_weights(path)
-    show(
-        f"{path}, sha256 {file.hash[:16]}",
-        ["tensor", "shape", "type"],
-        [[name, list(value.shape), str(value.dtype).removeprefix("torch.")] for name, value in file.tensors.items()],
-    )
+    rows = [[name, list(value.shape), str(value.dtype).removeprefix("torch.")] for name, value in file.tensors.items()]
+    header = ["tensor", "shape", "type"]
+    if as_json:
+        print_json({"file": path, "sha256": file.hash, "tensors": [dict(zip(header, row)) for row in rows]})
+    else:
+        show(f"{path}, sha256 {file.hash[:16]}", header, rows)
 
 
 @app.command("import")
@@ -69,6 +72,7 @@ def import_weights(
     path: Annotated[str, typer.Argument(help="torchvision, timm, Detectron2 or headstart weights, or package:NAME.")],
     recipe: Annotated[str, typer.Argument(help="Recipe that starts from them.")],
     overrides: Overrides = None,
+    as_json: Json = False,
 ) -> None:
     """Load weights into the model of a recipe and print the initialisation audit and what was left out."""
     from headstart.recipe.load import settle
@@ -85,6 +89,9 @@ def import_weights(
     )
     found, _ = settle(found)
     result = prepare_start(make_task(found), found)
+    if as_json:
+        print_json(result.to_json())
+        return
     header, *rows = result.table()
     show(f"{path}: initialisation audit of {found.name}", list(header), [list(row) for row in rows])
     for line in (*result.notes, *(f"left out: {name}" for name in result.left_out)):
@@ -101,6 +108,7 @@ def convert(
     std: Annotated[str | None, typer.Option(help="Standard deviation of the input, one number per channel.")] = None,
     order: Annotated[str | None, typer.Option(help="Channel order of the input: rgb or bgr.")] = None,
     force: Force = False,
+    as_json: Json = False,
 ) -> None:
     """Write weights under headstart's names, with their input normalisation: that of the file, or as stated."""
     from headstart.weights.input import stated_input
@@ -109,8 +117,12 @@ def convert(
 
     refuse_overwrite([(out, locate(path))], force=force)
     names = convert_weights(open_weights(path), out, input=stated_input(mean, std, order))
+    left_out = [*names.left_out, *names.unknown]
+    if as_json:
+        print_json({"file": str(out), "tensors": len(names.found), "left_out": left_out})
+        return
     say(f"{out}: {len(names.found)} tensors")
-    for name in (*names.left_out, *names.unknown):
+    for name in left_out:
         say(f"left out: {name}")
 
 
@@ -120,8 +132,13 @@ def download(
     out: Annotated[
         Path | None, typer.Argument(help="Output file; by default a cache, from which recipes take them by name.")
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Download public weights; the only command that uses the network."""
     from headstart.weights.public.fetch import download as fetch
 
-    say(f"{fetch(name, out)}")
+    path = fetch(name, out)
+    if as_json:
+        print_json({"file": str(path)})
+    else:
+        say(f"{path}")

@@ -72,7 +72,7 @@ def find_data(
         file = directory / "split.json"
         place = places[0]
         path = f"{place.path}:{place.split}" if place.split else place.path
-        for line in split_dataset(path, file, images=place.image_dir, share=share, seed=0, groups=groups):
+        for line in split_dataset(path, file, images=place.image_dir, share=share, seed=0, groups=groups).lines():
             say(line)
         places = [Source(file, None, part) for part in ("train", "val")]
     train, val = (open_dataset(place.path, place.image_dir, place.split) for place in places)
@@ -107,8 +107,8 @@ def _checked(sources: dict[str, Source], directory: Path, *, fix: bool, say: Say
         for line in report.lines():
             say(line)
         raise ValueError(
-            f"the data have {len(serious)} errors, listed above; mend them, or add --fix to go on with a clean copy "
-            "(your files stay as they are)"
+            f"the data have {len(serious)} errors (`headstart data check` lists them); mend them, or add --fix to go "
+            "on with a clean copy (your files stay as they are)"
         )
     mended = {name: _mend(name, place, directory, serious, say) for name, place in sources.items()}
     again = [problem for problem in doctor.check(mended).of(ERROR) if problem.code not in HARMLESS]

@@ -198,9 +198,12 @@ class Train(Part):
     channels_last: Flag
     log_every: Annotated[int, whole(1, MOST_STEPS)]
     threads: Annotated[int, whole(1, 1024)] | None  # 100,000 end the process
+    loggers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...]
 
     @model_validator(mode="after")
     def _used(self) -> "Train":
+        if len(set(self.loggers)) < len(self.loggers):
+            raise ValueError(f"train.loggers: {list(self.loggers)}, expected each once")
         for name, default in (("betas", (0.9, 0.999)), ("eps", 1e-8)) if self.optimizer == "sgd" else ():
             value = getattr(self, name)
             if value != default:

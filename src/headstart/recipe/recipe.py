@@ -27,6 +27,7 @@ NOT_IN_DIGEST = (
     "evaluate.train_images",
     "checkpoint.every",
     "train.log_every",
+    "train.loggers",
     "data.num_workers",
     "data.cache",
     "processes",

@@ -7,25 +7,25 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-# Names that other trainers have for fields; the first that the model has is named.
+# Names that other trainers have for fields: in words what they mean, and the fields; the first that the model has is
+# named.
+_RATE = ("the learning rate is", ("train.rate",))
+_LENGTH = ("the length of training is", ("train.base",))
+_BATCH = ("the images of a step are", ("train.batch",))
+_SIZE = ("the size of images is", ("input.short", "input.size"))
+_WORKERS = ("the threads that load images are", ("data.num_workers",))
+_CLASSES = ("the classes are those of", ("data.train",))
 OTHER_NAMES = {
-    "lr": ("train.rate",),
-    "lr0": ("train.rate",),
-    "learning_rate": ("train.rate",),
-    "base_lr": ("train.rate",),
-    "epochs": ("train.base",),
-    "num_epochs": ("train.base",),
-    "max_iter": ("train.base",),
-    "batch": ("train.batch",),
-    "batch_size": ("train.batch",),
-    "imgsz": ("input.short", "input.size"),
-    "img_size": ("input.short", "input.size"),
-    "image_size": ("input.short", "input.size"),
-    "workers": ("data.num_workers",),
-    "gpus": ("processes",),
-    "amp": ("train.precision",),
-    "pretrained": ("start.weights",),
-    "wd": ("train.weight_decay",),
+    **dict.fromkeys(("lr", "lr0", "learning_rate", "base_lr"), _RATE),
+    **dict.fromkeys(("epochs", "num_epochs", "max_epochs", "max_iter", "max_steps", "iterations"), _LENGTH),
+    **dict.fromkeys(("batch", "batch_size", "bs"), _BATCH),
+    **dict.fromkeys(("imgsz", "img_size", "image_size", "resolution"), _SIZE),
+    **dict.fromkeys(("workers", "num_workers"), _WORKERS),
+    **dict.fromkeys(("nc", "classes", "num_classes", "names"), _CLASSES),
+    "gpus": ("the number of processes, one a GPU, is", ("processes",)),
+    "amp": ("the precision is", ("train.precision",)),
+    **dict.fromkeys(("pretrained", "weights"), ("the weights to start from are", ("start.weights",))),
+    "wd": ("the weight decay is", ("train.weight_decay",)),
 }
 _SHOWN = reprlib.Repr()
 _SHOWN.maxstring = _SHOWN.maxother = _SHOWN.maxlong = 60
@@ -52,7 +52,7 @@ def validate(
             source = f"{source} ({layer})"
         shown = path if path.isprintable() and len(path) <= 200 else _SHOWN.repr(path)
         if first["type"] == "extra_forbidden":
-            raise ValueError(f"{source}: {shown}: unknown field{_nearest(model, path)}") from None
+            raise ValueError(f"{source}: {shown}: {_unknown(model, path)}") from None
         if first["type"] == "missing":
             raise ValueError(f"{source}: {shown}: missing") from None
         message = first["msg"].removeprefix("Value error, ")
@@ -62,6 +62,11 @@ def validate(
         if first["type"].startswith("union_tag") and isinstance(given, dict):
             shown, given = f"{shown}.kind", given.get("kind")
         value = _SHOWN.repr(given)
+        if first["type"] == "model_type":
+            fields = ", ".join(type_fields(model, f"{path}.")[:3])
+            raise ValueError(
+                f"{source}: {shown}: {value} is not valid: expected its fields, such as {fields}"
+            ) from None
         raise ValueError(f"{source}: {shown}: {value} is not valid: {message[0].lower()}{message[1:]}") from None
 
 
@@ -102,16 +107,17 @@ def field_names(model: type[BaseModel], prefix: str = "") -> list[str]:
     return names
 
 
-def _nearest(model: type[BaseModel], path: str) -> str:
+def _unknown(model: type[BaseModel], path: str) -> str:
+    """The end of a refusal of an unknown field: the field that is meant, else the nearest name."""
     names, leaf = field_names(model), path.rpartition(".")[2]
-    near = [name for name in OTHER_NAMES.get(leaf, ()) if name in names][:1]
-    if not near:
-        near = get_close_matches(path[:200], names, n=1, cutoff=0.6)
+    meaning, fields = OTHER_NAMES.get(leaf, ("", ()))
+    if meant := [name for name in fields if name in names]:
+        return f"no such field; {meaning} {meant[0]}"
+    near = get_close_matches(path[:200], names, n=1, cutoff=0.6)
     if not near:  # the right leaf in the wrong section is the second most common slip
         near = [name for name in names if name.rpartition(".")[2] == leaf][:1]
-    return (
-        f"; the nearest name is {near[0]!r}" if near else f"; known here: {', '.join(sorted(type_fields(model, path)))}"
-    )
+    known = f"known here: {', '.join(sorted(type_fields(model, path)))}"
+    return f"unknown field; {f'the nearest name is {near[0]!r}' if near else known}"
 
 
 def type_fields(model: type[BaseModel], path: str) -> list[str]:

@@ -141,9 +141,10 @@ def parse_schedule(name: str) -> tuple[Fraction, str]:
     length = Fraction(found[1]) * (1000 if found[2] == "k" else 1) if found else Fraction(0)
     unit = "x" if found and found[2] == "x" else "steps"
     if not length or (unit == "steps" and length.denominator != 1):
+        in_data = isinstance(name, str) and name.rstrip().endswith(("epochs", "epoch", "images"))
         raise ValueError(
             f'schedule {reprlib.repr(name)} is not known, expected a multiple of the base such as "2x" or "1.44x", '
-            'or steps such as "220k" or "18000 steps"'
+            'or steps such as "220k" or "18000 steps"' + f"; train.base takes {name!r}, and 1x is as long" * in_data
         )
     if length > (MOST_MULTIPLE if unit == "x" else MOST_STEPS):
         raise ValueError(f"schedule {name!r} is too long, expected at most {MOST_MULTIPLE:,}x or {MOST_STEPS:,} steps")

@@ -9,6 +9,8 @@ from typing import Any
 from headstart.study.plan import Cell, Plan, Segment
 from headstart.study.spec import PRETRAIN_PREFIX
 
+KEPT = 2  # of a run's checkpoints, `weights.checkpoint.KEPT`, which imports torch
+
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
@@ -17,7 +19,7 @@ class Load:
     num_images are training images by fraction ({1.0: n} for a pre-training that does not follow it). Seconds are
     measured on this machine, seconds_to_start before the first step. With num_eval_images 0 nothing is evaluated, with
     eval_every 0 only the end of a run. variants is the cost of all evaluation variants of a final checkpoint, in plain
-    evaluations.
+    evaluations. checkpoint_bytes are those of a checkpoint, which is saved each save_every steps (0: at the end).
     """
 
     batch: int
@@ -28,6 +30,8 @@ class Load:
     eval_every: int = 0
     variants: float = 0.0
     seconds_to_start: float = 0.0
+    checkpoint_bytes: int = 0
+    save_every: int = 0
 
 
 def load_key(segment: Segment) -> str:
@@ -50,6 +54,14 @@ def expected_seconds(start: int, stop: int, load: Load, *, is_trunk: bool = Fals
 def variant_seconds(load: Load) -> float:
     """Seconds of all variants at the end of one schedule."""
     return load.variants * load.num_eval_images * load.seconds_per_eval_image
+
+
+def kept_checkpoints(segment: Segment, load: Load, marks: tuple[int, ...] = ()) -> int:
+    """Checkpoints that a finished segment keeps: the newest two, and those at its marks."""
+    every = load.save_every or segment.stop
+    regular = (number * every for number in range(segment.start // every + 1, segment.stop // every + 1))
+    steps = sorted({*regular, *marks, segment.stop})
+    return len({*steps[-KEPT:], *marks})
 
 
 def segment_rows(plan: Plan, loads: Mapping[str, Load]) -> list[dict[str, Any]]:

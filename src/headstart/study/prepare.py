@@ -166,7 +166,7 @@ def segment_run(
         constant = Schedule(
             total=segment.stop, warmup=some.warmup, warmup_from=some.warmup_from, base_rate=scaled_rate(recipe)
         )
-        span = Span(constant, segment.stop, parent, is_trunk=True, marks=_marks(recipe, prepared, segment))
+        span = Span(constant, segment.stop, parent, is_trunk=True, marks=marks_of(recipe, prepared, segment))
         return recipe, origins, span
     if segment.kind == "pretrain":
         return recipe, origins, Span(prepared.pretrain_schedules[segment.arm], segment.stop)
@@ -232,7 +232,7 @@ def _branch_steps(study: StudySpec, arm: str, recipe: AnyRecipe, num_images: int
     return duration(last, field=f"arms.{arm}.last", **options)
 
 
-def _marks(recipe: AnyRecipe, prepared: Prepared, segment: Segment) -> tuple[int, ...]:
+def marks_of(recipe: AnyRecipe, prepared: Prepared, segment: Segment) -> tuple[int, ...]:
     """Steps within a trunk at which 1x, 2x, 3x ... would leave it; of many, every second, third ..."""
     images, found = max(prepared.num_images.values()), []
     base = duration(recipe.train.base, batch=recipe.train.batch, num_images=images, field="train.base")

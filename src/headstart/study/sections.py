@@ -11,6 +11,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from headstart.recipe.dotted import flatten
 from headstart.recipe.fields import DataShare, Seed, Text, real, whole
+from headstart.recipe.recipe import Recipe
+from headstart.recipe.refusal import OTHER_NAMES, field_names
+from headstart.recipe.schedule import parse_schedule
 
 # The tables of report/paper.py.
 PaperTable = Literal[
@@ -36,6 +39,10 @@ def _none_is_empty(value: object) -> object:
 
 def _schedules(value: object) -> object:
     if isinstance(value, str):
+        try:
+            parse_schedule(value)
+        except ValueError as error:
+            raise ValueError(f"schedules: {error}") from None
         raise ValueError(f"schedules: {value!r}, expected a list such as [{value}]")
     return value
 
@@ -49,6 +56,8 @@ def _seeds(value: object) -> object:
                 f"seeds: {value} is a count of seeds, expected at most {MOST:,}; the seed {value} alone is [{value}]"
             )
         return tuple(range(value))
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"seeds: {reprlib.repr(value)}, expected their number, or a list such as [0, 1, 2]")
     return value
 
 
@@ -80,8 +89,18 @@ class StudySection(BaseModel):
     @classmethod
     def _known_keys(cls, data: object) -> object:
         if isinstance(data, Mapping):
+            for name in data if cls.section == "study" else ():
+                _refuse_recipe_field(str(name))
             check_names(data, cls.model_fields, f"{cls.section} key")
         return data
+
+
+def _refuse_recipe_field(name: str) -> None:
+    """ValueError for a key that belongs to a study's recipe, also by a name that other trainers have."""
+    section = name.partition(".")[0]
+    fields = OTHER_NAMES[name][1] if name in OTHER_NAMES else (name,)
+    if name in OTHER_NAMES or any(field.startswith(f"{section}.") for field in field_names(Recipe)):
+        raise ValueError(f"study key {name!r} is not known: fields of the recipe stand below set, as {fields[0]} there")
 
 
 class DataFraction(StudySection):

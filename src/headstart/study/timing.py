@@ -18,14 +18,14 @@ from headstart.ops import processes as distributed
 from headstart.recipe.load import choices_of
 from headstart.recipe.recipe import AnyRecipe
 from headstart.study.begin.rehearse import check_start, refuse_missing_weights
-from headstart.study.forecast import Load
-from headstart.study.prepare import Prepared
+from headstart.study.forecast import Load, kept_checkpoints, load_key
+from headstart.study.prepare import Prepared, marks_of
 from headstart.study.spec import PRETRAIN_PREFIX
 from headstart.study.variants import variants_worth
 from headstart.tasks import TASKS, input_size, make_task
 from headstart.tasks.task import Task
 from headstart.training import memory
-from headstart.training.optimizer import make_optimizer
+from headstart.training.optimizer import checkpoint_bytes, make_optimizer
 from headstart.training.pool import worker_pool
 from headstart.training.start import settings_of, update_rule
 from headstart.weights.freeze import freeze, set_train_mode
@@ -125,9 +125,22 @@ def measure_loads(prepared: Prepared) -> dict[str, Load]:
             seconds_to_start=start,
             num_eval_images=task.num_eval_images * (1 if settings.ema is None else 2) + task.num_eval_train_images,
             eval_every=settings.eval_every,
+            checkpoint_bytes=checkpoint_bytes(task.model, settings.update, averaged=settings.ema is not None),
+            save_every=settings.save_every,
             variants=0.0 if is_pretraining else variants_worth(prepared.study.also_evaluate, recipe),
         )
     return loads
+
+
+def disk_need(prepared: Prepared, loads: Mapping[str, Load]) -> tuple[int, int]:
+    """Checkpoints that a finished study keeps, and their bytes."""
+    files = need = 0
+    for segment in prepared.plan.segments:
+        key = load_key(segment)
+        marks = marks_of(prepared.recipes[key][0], prepared, segment) if segment.kind == "trunk" else ()
+        kept = kept_checkpoints(segment, loads[key], marks)
+        files, need = files + kept, need + kept * loads[key].checkpoint_bytes
+    return files, need
 
 
 def model_costs(recipe: AnyRecipe) -> dict[str, str]:

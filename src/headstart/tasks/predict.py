@@ -1,5 +1,6 @@
 """Use of a trained model from its checkpoint alone; for a detector evaluation on any data set and predictions."""
 
+import glob
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,9 +119,10 @@ class ImagePrediction:
 
 
 def image_files(paths: Iterable[str | Path]) -> list[Path]:
-    """Image files among the given files and folders (not below them), sorted within a folder.
+    """Image files among the given files, folders (not below them) and patterns, sorted within each.
 
-    ValueError for a missing path, and for a folder without images.
+    A pattern has *, ? or [], which the shell left as they are; ** is any folders. ValueError for a missing path, and
+    for a folder or a pattern without images.
     """
     files: list[Path] = []
     for path in map(Path, paths):
@@ -131,6 +133,13 @@ def image_files(paths: Iterable[str | Path]) -> list[Path]:
             files += found
         elif path.is_file():
             files.append(path)
+        elif glob.has_magic(str(path)):
+            found = [
+                item for item in map(Path, glob.iglob(str(path), recursive=True)) if item.suffix.lower() in SUFFIXES
+            ]
+            if not found:
+                raise ValueError(f"{path}: no file fits this pattern, expected images ({', '.join(SUFFIXES)})")
+            files += without_copies(sorted(found))
         else:
             raise ValueError(f"{path}: no such image or folder")
     return files
@@ -210,8 +219,10 @@ def evaluate_files(
     return result
 
 
-def predict_files(trained: Trained, files: list[Path], out: Path, *, score: float, advance: Callable[[], None]) -> str:
-    """`headstart predict` of a detector: a picture of each image and predictions.json in `out`; returns a summary."""
+def predict_files(
+    trained: Trained, files: list[Path], out: Path, *, score: float, advance: Callable[[], None]
+) -> dict[str, int]:
+    """`headstart predict` of a detector: a picture of each image and predictions.json in `out`; returns the counts."""
     results: list[dict[str, Any]] = []
     for number, path in enumerate(files, start=1):
         pixels = trained.pixels(path)
@@ -228,4 +239,4 @@ def predict_files(trained: Trained, files: list[Path], out: Path, *, score: floa
         results += [{"image_id": number, "file_name": str(path), **row} for row in rows]
         advance()
     write_whole(out / "predictions.json", json_text(results))
-    return f"{len(files)} images, {len(results)} detections: {out}"
+    return {"images": len(files), "detections": len(results)}

@@ -213,8 +213,10 @@ def evaluate_files(
     return _result(evaluate_labels(trained, maps))
 
 
-def predict_files(trained: Trained, files: list[Path], out: Path, *, score: float, advance: Callable[[], None]) -> str:
-    """`headstart predict` of a segmentation model: a label map and a picture of each image; returns a summary.
+def predict_files(
+    trained: Trained, files: list[Path], out: Path, *, score: float, advance: Callable[[], None]
+) -> dict[str, int]:
+    """`headstart predict` of a segmentation model: a label map and a picture of each image; returns their number.
 
     score has no effect: every pixel has a class.
     """
@@ -224,8 +226,7 @@ def predict_files(trained: Trained, files: list[Path], out: Path, *, score: floa
         save_labels(ids, out / f"{path.stem}-labels.png")
         draw_labels(pixels, ids).save(out / f"{path.stem}.png")
         advance()
-    names = ", ".join(f"{own} {name}" for own, name in zip(trained.category_ids, trained.class_names))
-    return f"{len(files)} label maps: {out} (values: {names})"
+    return {"label maps": len(files)}
 
 
 def save_labels(ids: np.ndarray, path: str | Path) -> None:

@@ -184,7 +184,7 @@ def reuse_trunk(directory: Path, span: Span, identity: list[str], keep: dict[str
         if missing_rows(read_rows(source_run / "rows.jsonl"), state):
             continue
         source = Path(os.path.relpath(checkpoint.path_of(source_run, step), directory)).as_posix()
-        file = Rows(directory, after_step=None, tensorboard=False)
+        file = Rows(directory, after_step=None)
         for row in (Row(kind="start", step=begin, source="trunk", path=source, stop=span.stop), *rows):
             file.write(row)
         file.close()

@@ -17,7 +17,7 @@ from headstart.training import memory
 from headstart.training.average import Average
 from headstart.training.optimizer import UpdateRule, make_optimizer, require_finite, set_rate
 from headstart.training.precise_bn import holding, precise_statistics
-from headstart.training.rows import COUNTERS, Clock, Row, Rows
+from headstart.training.rows import COUNTERS, Clock, OnRow, Row, Rows
 from headstart.weights import checkpoint
 from headstart.weights.files import tensors_digest
 from headstart.weights.freeze import set_train_mode
@@ -60,6 +60,7 @@ def run(
     stop: int,
     keep: dict[str, Any],
     progress: Progress | None = None,
+    on_row: OnRow | None = None,
 ) -> Path:
     """Train from `start` to `stop` steps on a device, in a run directory; returns the final checkpoint.
 
@@ -83,7 +84,7 @@ def run(
     model = distributed.wrap(torch.compile(task.model) if settings.compile else task.model, device)
     writer = distributed.is_writer()
     own = start.source == "checkpoint"
-    rows = Rows(directory, after_step=step if own else None) if writer else None
+    rows = Rows(directory, after_step=step if own else None, on_row=on_row) if writer else None
     if rows and not own:
         path = None if start.path is None else start.path.as_posix()
         used = {"device": device.type, "precision": "bf16" if settings.bf16 else "fp32"}

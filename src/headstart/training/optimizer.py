@@ -129,6 +129,13 @@ def _stages(model: nn.Module, rule: UpdateRule) -> dict[str, list[nn.Module]]:
     return {part: modules for part, modules in model.backbone.parts().items() if modules}
 
 
+def checkpoint_bytes(model: nn.Module, rule: UpdateRule, *, averaged: bool) -> int:
+    """Bytes of the tensors in a checkpoint: the model's, the optimizer's and the averages, of what is trained."""
+    trained = sum(each.nbytes for each in model.parameters() if each.requires_grad)
+    copies = (int(rule.momentum > 0) if rule.kind == "sgd" else 2) + averaged
+    return sum(each.nbytes for each in model.state_dict().values()) + copies * trained
+
+
 def require_finite(
     model: nn.Module, optimizer: torch.optim.Optimizer, statistics: Mapping[str, Tensor], step: int
 ) -> None:

@@ -1,13 +1,12 @@
 """Rows of a run, one JSON line an event in rows.jsonl, and the clock of their seconds.
 
-Everything shown to a person is derived from rows and the recipe. TensorBoard, where installed, gets the same
-numbers.
+Everything shown to a person is derived from rows and the recipe.
 """
 
-import math
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal, Required, TypedDict, get_type_hints
 
@@ -60,6 +59,8 @@ class Row(TypedDict, total=False):
     memory: int | None
     seconds: dict[str, float]
 
+
+OnRow = Callable[[Row], None]
 
 # A row as it is read; fields in the order in which they are written, so that a row read and written again is the same.
 _Record = defstruct(
@@ -167,10 +168,10 @@ class Rows:
 
     Rows of later steps come from a process that was killed before its checkpoint: they are cut off, as is a torn last
     line, so that the file of a resumed run equals that of an uninterrupted one. `steps` are those of the rows in the
-    file by kind (see `steps_of`).
+    file by kind (see `steps_of`). `on_row` gets a copy of each row that is written.
     """
 
-    def __init__(self, directory: Path, *, after_step: int | None, tensorboard: bool = True):
+    def __init__(self, directory: Path, *, after_step: int | None, on_row: OnRow | None = None):
         directory.mkdir(parents=True, exist_ok=True)
         self.path = directory / "rows.jsonl"
         kept = (
@@ -182,7 +183,7 @@ class Rows:
         self._file = self.path.open("a", encoding="utf-8", newline="\n")
         self._synced = False
         self.steps = steps_of(kept)
-        self._board = _board(directory, after_step) if tensorboard else None
+        self._on_row = on_row
 
     def write(self, row: Row) -> None:
         """Append one row and hand it to the operating system at once."""
@@ -190,9 +191,8 @@ class Rows:
             self._file.write(line_of(row))
             self._file.flush()
         self.steps.setdefault(_kind(row), []).append(row["step"])
-        if self._board is not None:
-            for name, value in _scalars(row):
-                self._board.add_scalar(name, value, row["step"])
+        if self._on_row is not None:
+            self._on_row(deepcopy(row))  # a listener's changes are its own
 
     def sync(self) -> None:
         """Write all rows down to the disk, before a checkpoint counts on them."""
@@ -206,8 +206,6 @@ class Rows:
         """Write everything down to the disk."""
         self.sync()
         self._file.close()
-        if self._board is not None:
-            self._board.close()
 
 
 def line_of(row: Row) -> str:
@@ -228,29 +226,3 @@ def read_rows(path: Path, *needed: str) -> list[Row]:
                 raise ValueError(f"{path}: line {number}: {name}: missing")
         rows.append(row)
     return rows
-
-
-def _board(directory: Path, after_step: int | None) -> Any:
-    """TensorBoard's writer; None where the extra `tensorboard` is not installed."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter  # here: it takes a second to import
-    except ImportError:
-        return None
-    return SummaryWriter(str(directory / "tensorboard"), purge_step=None if after_step is None else after_step + 1)
-
-
-def _scalars(row: Row) -> list[tuple[str, float]]:
-    """The numbers of a row that TensorBoard shows."""
-    if row["kind"] == "train":
-        losses = [(f"loss/{name}", value) for name, value in row["losses"].items()]
-        return [("loss/total", row["loss"]), ("rate", row["rate"]), ("grad_norm", row["grad_norm"]), *losses]
-    if row["kind"] == "eval":
-        tree, split = row["metrics"], row.get("split", "val")
-        prefix = "ema/" if row.get("weights") == "ema" else "" if split == "val" else f"{split}/"
-        return [
-            (f"{prefix}{kind}/{name}", value)
-            for kind, values in tree.items()
-            for name, value in values.items()
-            if math.isfinite(value)
-        ]
-    return []

@@ -32,7 +32,9 @@ from headstart.training.lineage import (
     trunk_identity,
     weights_digest,
 )
+from headstart.training.loggers import Logged, open_loggers, refuse_missing
 from headstart.training.optimizer import factor_lines
+from headstart.training.rows import OnRow, Row
 from headstart.training.start import prepare_run, settings_of
 from headstart.training.stored import AUDIT_FILE, ENVIRONMENT_FILE, FORMAT, SEGMENT_FILE, torn_files
 from headstart.training.workers import Send, run_processes
@@ -65,6 +67,7 @@ def train(
     provenance: Provenance | None = None,
     progress: loop.Progress | None = None,
     say: Callable[[str], None] | None = None,
+    on_row: OnRow | None = None,
     wait: float = PATIENCE,
 ) -> RunResult:
     """Train a recipe in its own directory below `out`; a finished run is found again and not repeated.
@@ -72,12 +75,14 @@ def train(
     The directory's name ends in the digest of everything that can change the result, with the precision that an `auto`
     is on this machine. `label` is written to segment.json, `provenance` above recipe.yaml. Another process that trains
     the same run is waited for, at most `wait` seconds. Checkpoints that cannot be continued from are named through
-    `say`, or else in a warning.
+    `say`, or else in a warning. `on_row` gets a copy of each row (training.rows.Row) as it is written; a finished run
+    writes none.
     ValueError for anything a user gave wrong, before the first step; FloatingPointError for a loss or weights that are
     not finite.
     """
+    refuse_missing(recipe.train.loggers)
     if recipe.processes > 1 and num_processes() == 1:
-        return _train_on_several(Request(recipe, out, span, label, provenance, wait), progress, say)
+        return _train_on_several(Request(recipe, out, span, label, provenance, wait), progress, say, on_row)
     if recipe.processes not in (1, num_processes()):
         raise ValueError(f"processes: {recipe.processes}, but torchrun started {num_processes()}; expected one of them")
     if recipe.train.threads is not None:
@@ -128,13 +133,32 @@ def train(
             say(line)
         if task.overlap and label is None and distributed.is_writer():  # a study has its own word on it
             (say or warnings.warn)(overlap_line(task))
-        final = loop.run(
-            task, span.schedule, settings, directory, start, device=device, stop=span.stop, keep=keep, progress=progress
-        )
+        logged = Logged(directory, to_dict(recipe), start.step if start.source == "checkpoint" else None)
+        with open_loggers(recipe.train.loggers if distributed.is_writer() else (), logged) as log:
+
+            def heard(row: Row) -> None:
+                log(row)
+                if on_row is not None:
+                    on_row(row)
+
+            final = loop.run(
+                task,
+                span.schedule,
+                settings,
+                directory,
+                start,
+                device=device,
+                stop=span.stop,
+                keep=keep,
+                progress=progress,
+                on_row=heard,
+            )
         return RunResult(directory, final, last_metrics(directory))
 
 
-def _train_on_several(request: Request, progress: loop.Progress | None, say: Callable[[str], None] | None) -> RunResult:
+def _train_on_several(
+    request: Request, progress: loop.Progress | None, say: Callable[[str], None] | None, on_row: OnRow | None
+) -> RunResult:
     """Train in `recipe.processes` new processes; the messages of the first are passed on here."""
     recipe, num_gpus = request.recipe, torch.cuda.device_count()
     num = recipe.processes
@@ -142,7 +166,7 @@ def _train_on_several(request: Request, progress: loop.Progress | None, say: Cal
         raise ValueError(f"processes: {num}, but this machine has {num_gpus} GPUs; expected at most these")
 
     def hear(kind: str, *content: Any) -> None:
-        listener = {"progress": progress, "say": say}[kind]
+        listener = {"progress": progress, "say": say, "row": on_row}[kind]
         if listener:
             listener(*content)
 
@@ -163,6 +187,7 @@ def _train_in_process(send: Send, request: Request) -> RunResult:
         provenance=request.provenance,
         progress=(lambda step, values: send("progress", step, values)) if first else None,
         say=(lambda line: send("say", line)) if first else None,
+        on_row=(lambda row: send("row", row)) if first else None,
         wait=request.wait,
     )
     distributed.stop_processes()

@@ -52,7 +52,7 @@ def verify(run: str | Path, device: str | None = None) -> Verification:
     It runs on the kind of device that the run was on, or on `device` (auto, cpu, cuda, mps).
     ValueError for a run without checkpoints, for data that has changed since, and for a device that is not there.
     """
-    directory = Path(run)
+    directory = checkpoint.followed(run)
     steps = checkpoint.steps_saved(directory)
     if not steps:
         raise ValueError(f"{directory}: holds no checkpoints, expected a run directory")

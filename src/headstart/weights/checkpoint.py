@@ -14,13 +14,14 @@ from typing import Any, BinaryIO
 
 import torch
 
-from headstart.files import remove_unfinished, replacing, sync_folders
+from headstart.files import MOST_BYTES, is_file_name, remove_unfinished, replacing, sync_folders, write_whole
 from headstart.weights.files import read_safetensors, write_safetensors
 from headstart.weights.seal import DamagedError, check_seal, ends_whole, write_seal
 
 FORMAT = 2  # 1 had no seal, and no name of its run
 EXPORTED = ("recipe", "classes", "step", "version")  # kept in an export beside the tensors
 KEPT = 2  # the newest two: one to continue from, one to re-execute a stretch from
+LATEST = "latest"  # beside run directories: the last finished one of `headstart train`
 _DIGEST = re.compile(r"-([0-9a-f]{12})\Z")  # at the end of a run directory's name
 _FILE = re.compile(r"([0-9]{8,})\.pt")
 
@@ -174,9 +175,33 @@ def _load_export(path: Path) -> dict[str, Any]:
     return state
 
 
+def point_latest(directory: Path) -> None:
+    """Let `latest` beside a run directory lead to it: a link, or where the system makes none a file with its name.
+
+    A folder or a file of that name that is something else stays.
+    """
+    latest = directory.with_name(LATEST)
+    if os.path.lexists(latest) and not latest.is_symlink() and followed(latest) == latest:
+        return
+    try:
+        with replacing(latest) as temporary:
+            temporary.symlink_to(directory.name, target_is_directory=True)
+    except (OSError, NotImplementedError):  # Windows makes links for administrators only, FAT for nobody
+        write_whole(latest, directory.name)
+
+
+def followed(path: str | Path) -> Path:
+    """The run directory that a file of `point_latest` names; any other path itself."""
+    path = Path(path)
+    if path.name != LATEST or path.is_symlink() or not path.is_file():
+        return path
+    name = path.read_bytes()[: MOST_BYTES + 1].decode(errors="replace")
+    return path.with_name(name) if is_file_name(name) else path
+
+
 def newest(path: str | Path) -> Path:
     """Checkpoint file of a path: the file itself, or the newest of a run directory."""
-    path = Path(path)
+    path = followed(path)
     if not path.is_dir():
         return path
     steps = steps_saved(path)

@@ -6,6 +6,7 @@ Letters: I images, C classes, G groups of images, V = SIDE * SIDE values of a th
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -30,10 +31,38 @@ MOST_COMPARED = 50_000  # images: a minute of one core; the time grows with thei
 _BLOCK = 2048  # rows of the correlation matrix at a time: 0.4 GB with MOST_COMPARED columns
 
 
+@dataclass(frozen=True)
+class Division:
+    """A split file that was written: its images, and the groups of those that stay together.
+
+    by_name: whether a pattern of names made groups too. compared: False where there were too many images to look for
+    near-duplicates.
+    """
+
+    file: Path
+    train: int
+    val: int
+    groups: int
+    by_name: bool
+    compared: bool
+
+    def lines(self) -> list[str]:
+        """The division in lines for people."""
+        kept = self.train + self.val - self.groups
+        lines = [
+            f"{self.file}: {self.train} training and {self.val} validation images",
+            f"{self.groups} groups: {kept} more pictures that repeat one of another"
+            f"{' or share a name' if self.by_name else ''}, on one side together",
+        ]
+        if not self.compared:
+            lines.append(f"more than {MOST_COMPARED:,} images: near-duplicates were not looked for (only --groups)")
+        return lines
+
+
 def split_dataset(
     path: str | Path, out: Path, *, images: Path | None = None, share: float, seed: int, groups: str | None = None
-) -> list[str]:
-    """Divide a data set (or PATH:SPLIT) and write the split file; lines for people: counts, and how to use it."""
+) -> Division:
+    """Divide a data set (or PATH:SPLIT) and write the split file."""
     place = Source.parse(path, images)
     dataset = open_dataset(place.path, place.image_dir, place.split)
     numbers = group_images(dataset, groups)
@@ -44,16 +73,14 @@ def split_dataset(
     }
     settings = {"seed": seed, "share": share, "groups": groups}
     write_split_file(out, place.path, place.image_dir, place.split, names, **settings)
-    num_groups = len(np.unique(numbers))
-    kept = dataset.num_images - num_groups
-    lines = [
-        f"{out}: {len(names['train'])} training and {len(names['val'])} validation images",
-        f"{num_groups} groups: {kept} more pictures that repeat one of another{' or share a name' if groups else ''}, "
-        "on one side together",
-    ]
-    if dataset.num_images > MOST_COMPARED:
-        lines.append(f"more than {MOST_COMPARED:,} images: near-duplicates were not looked for (only --groups)")
-    return lines
+    return Division(
+        file=out,
+        train=len(names["train"]),
+        val=len(names["val"]),
+        groups=len(np.unique(numbers)),
+        by_name=groups is not None,
+        compared=dataset.num_images <= MOST_COMPARED,
+    )
 
 
 def thumbnails(dataset: Dataset) -> NDArray[np.float32]:

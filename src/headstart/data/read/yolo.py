@@ -48,7 +48,7 @@ def read_yolo(data_yaml: str | Path, split: str = "train") -> Dataset:
         height, width = image_size(file)
         name = file.relative_to(folder).as_posix()
         document["images"].append({"id": number, "file_name": name, "height": height, "width": width})
-        labels = _label_file(file)
+        labels = label_file(file)
         try:
             text = read_text(labels, "rows of numbers")
         except FileNotFoundError:
@@ -67,7 +67,7 @@ def read_yolo(data_yaml: str | Path, split: str = "train") -> Dataset:
             document["annotations"].append(record | {"id": len(document["annotations"]) + 1, "image_id": number})
     if len(unlabelled) == len(files):
         raise ValueError(f"{data_yaml}: {split}: none of {len(files)} images has a label file: expected for example "
-                         f"{_label_file(files[0])}")  # fmt: skip
+                         f"{label_file(files[0])}")  # fmt: skip
     dataset = from_document(document, data_yaml, folder)
     notes = [f"{len(unlabelled)} images without a label file taken as images without objects"] if unlabelled else []
     if left_out:
@@ -210,7 +210,7 @@ def _images_at(path: Path, split: str, base: Path, place: str) -> list[Path]:
         raise ValueError(f"{path}: {split} = {show(place)}: no such folder or file: looked at {str(candidates[0])!r}")
     if os.path.isdir(found) and path.suffix.lower() not in (".yaml", ".yml"):  # other pictures may lie there too
         images = _images_at(path.with_suffix(".yaml"), split, base, place)
-        folders = {image.parent for image in images if _label_file(image).is_file()}
+        folders = {image.parent for image in images if label_file(image).is_file()}
         return [image for image in images if image.parent in folders] or images
     if os.path.isdir(found):
         return without_copies(Path(os.path.abspath(p)) for p in walk(found) if p.suffix.lower() in SUFFIXES)
@@ -223,7 +223,8 @@ def _images_at(path: Path, split: str, base: Path, place: str) -> list[Path]:
     return listed
 
 
-def _label_file(image: Path) -> Path:
+def label_file(image: Path) -> Path:
+    """The label file of a picture: in labels/ where it lies in images/, else beside it; ValueError for both."""
     parts = list(image.parts)
     beside = image.with_suffix(".txt")
     if "images" not in parts[:-1]:
