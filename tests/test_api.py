@@ -83,6 +83,13 @@ def test_python_shows_progress_unless_quiet(data_root, tmp_path, capsys):
     assert again.metrics == result.metrics and capsys.readouterr().out == ""
     trained = headstart.load_trained(result.directory)
     assert re.fullmatch(r"Trained\(one: detection, \d+ classes \(.*, …\), step 8, cpu\)", repr(trained))
+    data = headstart.open_dataset(recipe.data.val, recipe.data.val_images)
+    evaluation, predictions = headstart.evaluate(trained, data)
+    assert re.fullmatch(r"Evaluation\(box AP [\d.]+, box AP50 .*; \d classes\)", repr(evaluation))
+    assert repr(predictions) == f"Predictions({len(predictions)} detections on 3 images)"
+    found = headstart.predict(trained, data.image_path(0))
+    best = f"{len(found.boxes)} detections, {found.labels[0]} {found.scores[0]:.2f}, "
+    assert repr(found).startswith(f"ImagePrediction({str(data.image_path(0))!r}: {best}") and len(repr(found)) < 300
 
 
 def test_lines_come_often_at_first_then_rarely():

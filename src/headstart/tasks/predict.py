@@ -116,6 +116,10 @@ class ImagePrediction:
     keypoints: np.ndarray | None = None
     skeleton: tuple[tuple[int, int], ...] = ()
 
+    def __repr__(self) -> str:
+        best = [f"{label} {score:.2f}" for label, score in zip(self.labels[:3], self.scores)]
+        return f"ImagePrediction({str(self.path)!r}: {', '.join([f'{len(self.boxes)} detections', *best])})"
+
 
 def image_files(paths: Iterable[str | Path]) -> list[Path]:
     """Image files among the given files and folders (not below them), sorted within a folder.
