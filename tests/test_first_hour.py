@@ -273,6 +273,16 @@ def test_averaged_weights_are_the_judged_ones(tmp_path):
     assert "judged by the averaged weights of train.ema" in page
 
 
+def test_weights_are_tried_without_data(data_root, tmp_path, monkeypatch, capsys):
+    made = train(tiny_classifier(data_root, train__base="1 steps"), tmp_path)
+    net = ["model.backbone={depth: [1, 1, 1, 1], bottleneck: false, width: 8}", "model.norm_groups=4"]
+    answer = call(monkeypatch, capsys, "weights", "import", made.checkpoint, "base", *net)
+    assert answer.code == 0 and "instances_train2017.json is not there: 80 classes are taken" in answer.out, answer
+    assert "left out: fc.weight" in answer.out
+    asked = call(monkeypatch, capsys, "weights", "import", made.checkpoint, "base", *net, "data.train=none.json")
+    assert asked.code == 2 and "none.json: no such file" in asked.err
+
+
 def test_a6_the_study_of_the_guide_has_weights_that_fit():
     """Its fields are read and resolved as printed, but for the data, which are the reader's."""
     text = (Path(__file__).parents[1] / "docs" / "guide.md").read_text(encoding="utf-8")

@@ -1,17 +1,47 @@
-"""The recipe reference is what its generator makes, and every field of the base recipes is in it."""
+"""The references are what their generators make, and complete; examples of rules are true."""
 
 from pathlib import Path
 
+import numpy as np
+import pytest
+
+import headstart
 from headstart.recipe.dotted import flatten
 from headstart.recipe.load import shipped
 from headstart.recipe.reference import comments_of, reference
 from headstart.recipe.yaml_text import read_yaml
+from headstart.reference.python import python_page
+from headstart.reference.study_file import study_page
+from headstart.verdict.rule import Rule
+from headstart.verdict.verdict import decide
 
 DOCS = Path(__file__).parents[2] / "docs"
 
 
-def test_the_committed_reference_is_up_to_date():
-    assert (DOCS / "recipes.md").read_text() == reference(), "run `make docs`"
+@pytest.mark.parametrize(
+    ("page", "made"), [("recipes.md", reference), ("study-file.md", study_page), ("api.md", python_page)]
+)
+def test_the_committed_reference_is_up_to_date(page, made):
+    assert (DOCS / page).read_text() == made(), "run `make docs`"
+
+
+def test_every_public_name_is_listed():
+    text = python_page()
+    assert [name for name in headstart.__all__ if f"headstart.{name}" not in text] == []
+
+
+@pytest.mark.parametrize(
+    ("test", "points", "outcome"),
+    [
+        ("t", [2.4, 3.1, 2.7], "better"),
+        ("sign_flip", [2.4, 3.1, 2.7], "not decidable"),
+        ("sign_flip", [2.4, 3.1, 2.7, 2.2, 2.9, 2.5], "better"),
+    ],
+)
+def test_the_examples_of_tests_are_true(test, points, outcome):
+    rule = Rule(metric="box.AP", baseline="a", candidate="b", margin=0.01, test=test)
+    assert decide(rule, np.array(points)[:, None] / 100).tolist() == [outcome]
+    assert ", ".join(f"+{value}" for value in points[:3]) in study_page()
 
 
 def test_every_field_of_the_base_recipes_is_listed():
