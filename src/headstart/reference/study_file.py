@@ -18,7 +18,8 @@ ones. A key that is not known is refused with the nearest one, and a key given t
 
 On the command line `key=value` changes the study for {", ".join(f"`{name}`" for name in STUDY_FIELDS)}, `size`,
 and fields below `arms.`, `pretrain.` and `rule.`; any other field changes the recipe of every arm. Paths of data and
-weights are relative to the working directory, as on the command line.
+weights are relative to the working directory, as on the command line; where there is no such file, to the folder of the
+study file.
 """
 
 # field: (type in words where the model's is not a plain one, meaning)
