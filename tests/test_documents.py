@@ -136,6 +136,9 @@ def place(tmp_path, monkeypatch):
             shutil.copy(picture, tmp_path / split)
     shutil.copytree(tmp_path / "val", tmp_path / "photos")
     shutil.copy(next((tmp_path / "photos").iterdir()), tmp_path / "photo.jpg")
+    for part in ("train", "val"):
+        shutil.copytree(tmp_path / part, tmp_path / "my_data" / part)
+        shutil.copy(tmp_path / f"{part}.json", tmp_path / "my_data")
     voc = tmp_path / "VOC_FOLDER"
     for number in range(6):
         stem = f"patient{number}_a"
