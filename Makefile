@@ -44,6 +44,8 @@ bench-faults: install
 
 docs: install
 	$(BIN)/python -m headstart.recipe.reference > docs/recipes.md
+	$(BIN)/python -m headstart.reference.study_file > docs/study-file.md
+	$(BIN)/python -m headstart.reference.python > docs/api.md
 
 clean:
 	rm -rf $(VENV) runs data/demo

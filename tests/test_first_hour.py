@@ -28,7 +28,7 @@ from headstart.verdict.numbers import span
 from headstart.weights.load import load_weights, open_weights
 from headstart.weights.public import find_file, find_installed
 from study_folder import box_ap, build_study
-from tiny import tiny_classifier, tiny_recipe, tiny_study
+from tiny import scene_paths, tiny_classifier, tiny_recipe, tiny_study
 from tiny import write_study as write_file
 
 LONGER = "fractions=[{fraction: 1.0, schedules: [3x, 6x, 12x]}]"
@@ -271,6 +271,33 @@ def test_averaged_weights_are_the_judged_ones(tmp_path):
     assert averaged["title"] == "pretrained ends ahead"
     assert averaged["comparisons"][-1]["mean"] == pytest.approx(live["comparisons"][-1]["mean"] - 0.1, abs=1e-6)
     assert "judged by the averaged weights of train.ema" in page
+
+
+def test_paths_of_a_study_are_those_of_the_working_directory_else_of_its_folder(data_root, tmp_path, monkeypatch):
+    fields = {name: str(Path(path).relative_to(data_root)) for name, path in scene_paths(data_root).items()}
+    study = tiny_study(data_root, pretrain={}, arms={"scratch": {}, "own": {"start.weights": "w.pt:x"}})
+    study["set"] |= fields
+    home = tmp_path / "home"
+    shutil.copytree(data_root / "scenes", home / "scenes")
+    (home / "w.pt").touch()
+    file = write_file(home / "s.yaml", study)
+    monkeypatch.chdir(tmp_path)
+    found = define_study(file)[0]
+    assert found.set["data.train"] == str(home / "scenes" / "train.json")
+    assert found.set["data.val_images"] == str(home / "scenes" / "val")
+    assert found.arms["own"]["start.weights"] == str(home / "w.pt:x")
+    monkeypatch.chdir(data_root)
+    assert define_study(file)[0].set["data.train"] == fields["data.train"]
+
+
+def test_weights_are_tried_without_data(data_root, tmp_path, monkeypatch, capsys):
+    made = train(tiny_classifier(data_root, train__base="1 steps"), tmp_path)
+    net = ["model.backbone={depth: [1, 1, 1, 1], bottleneck: false, width: 8}", "model.norm_groups=4"]
+    answer = call(monkeypatch, capsys, "weights", "import", made.checkpoint, "base", *net)
+    assert answer.code == 0 and "instances_train2017.json is not there: 80 classes are taken" in answer.out, answer
+    assert "left out: fc.weight" in answer.out
+    asked = call(monkeypatch, capsys, "weights", "import", made.checkpoint, "base", *net, "data.train=none.json")
+    assert asked.code == 2 and "none.json: no such file" in asked.err
 
 
 def test_a6_the_study_of_the_guide_has_weights_that_fit():

@@ -21,7 +21,7 @@ ROWS = (
     ("report",),
     ("design",),
     ("api",),
-    ("cli",),
+    ("cli", "reference"),
     ("__main__",),
 )
 # Files of the lowest row that the others of it may import: they import nothing of the package but one another.

@@ -64,7 +64,7 @@ def test_documented_python_has_no_type_error(tmp_path):
     assert {line for text in texts.values() for line in text.splitlines() if "import " in line} == {"import headstart"}
     wrong = {
         "score_threshold=0.5": "score_threshold='half'",
-        "result.directory)": "result.folder)",
+        "run.directory)": "run.folder)",
         'evaluation.metrics["box"]': "evaluation.scores",
         "study.plan.steps_shared": "study.plan.steps",
         "headstart.evaluate(trained": "headstart.evaluate(3",

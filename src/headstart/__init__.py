@@ -1,15 +1,15 @@
 """headstart: do you need pre-training, or can you train from scratch?
 
 recipe = headstart.load_recipe("small", {"data.train": "train.json", "data.val": "val.json"})
-result = headstart.train(recipe)
-trained = headstart.load_trained(result.directory)
+run = headstart.train(recipe)
+trained = headstart.load_trained(run.directory)
 headstart.predict(trained, "photo.jpg")
 
 headstart.ask("my_data/", hours=1)
 
 study = headstart.Study.read("demo")
-study.run()
-study.report()
+result = study.run()
+result.headline, result.is_decided, result.difference, result.report
 """
 
 import importlib
@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 from headstart.version import __version__
 
 if TYPE_CHECKING:
-    from headstart.api import Study, ask
+    from headstart.api import Study, ask, train
+    from headstart.api.outcome import StudyResult
     from headstart.data.read import open_dataset
     from headstart.recipe.load import load_recipe
     from headstart.recipe.recipe import ClassifyRecipe, Recipe, SegmentRecipe
     from headstart.tasks.predict import draw_prediction, evaluate, load_trained, predict
     from headstart.tasks.segmentation import evaluate_labels, predict_labels
-    from headstart.training.run import train
     from headstart.weights.audits.module import audit_module
 
 _HOMES = {
@@ -32,6 +32,7 @@ _HOMES = {
     "Recipe": "headstart.recipe.recipe",
     "SegmentRecipe": "headstart.recipe.recipe",
     "Study": "headstart.api",
+    "StudyResult": "headstart.api.outcome",
     "ask": "headstart.api",
     "audit_module": "headstart.weights.audits.module",
     "draw_prediction": "headstart.tasks.predict",
@@ -42,7 +43,7 @@ _HOMES = {
     "open_dataset": "headstart.data.read",
     "predict": "headstart.tasks.predict",
     "predict_labels": "headstart.tasks.segmentation",
-    "train": "headstart.training.run",
+    "train": "headstart.api",
 }
 
 __all__ = [
@@ -50,6 +51,7 @@ __all__ = [
     "Recipe",
     "SegmentRecipe",
     "Study",
+    "StudyResult",
     "__version__",
     "ask",
     "audit_module",

@@ -341,7 +341,7 @@ def test_a_folder_becomes_a_report_by_one_command(tmp_path, monkeypatch, capsys,
         out,
     )
     assert other.code == 2 and "holds a study of other data" in other.err
-    assert headstart.ask(cells, hours=0.1, out=out, say=print).name == "report.html"
+    assert headstart.ask(cells, hours=0.1, out=out, quiet=True).report == out / "ask-cells" / "report.html"
 
 
 @needs_package

@@ -116,7 +116,7 @@ def test_scratch_or_pretrained_can_be_asked_of_pixels(scenes, tmp_path):
         "seeds": 2,
         "rule": rule,
     }
-    report = Study.read(write_study(tmp_path / "pixels.yaml", study), out=tmp_path / "runs").run()
+    report = Study.read(write_study(tmp_path / "pixels.yaml", study), out=tmp_path / "runs").run().report
     assert "semantic mIoU" in report.read_text()
     folder = read_study_folder(report.parent)
     drawn, num_images = resampled_differences(folder, "1x", 1.0)

@@ -1,9 +1,11 @@
 """Public weights: a truthful table, and a fetch that is verified and cleaned up after; here without network."""
 
 import hashlib
+import re
 import types
 import urllib.error
 from dataclasses import replace
+from pathlib import Path
 
 import huggingface_hub
 import pytest
@@ -11,6 +13,7 @@ import torch
 import torchvision
 
 from headstart.files import file_digest
+from headstart.recipe.load import load_recipe, shipped
 from headstart.weights import public
 from headstart.weights.files import read_weights
 from headstart.weights.load import load_weights, open_weights
@@ -140,3 +143,26 @@ def test_weights_by_name_come_from_the_cache_of_their_client(tmp_path, published
     fetched.path.write_bytes(fetched.path.read_bytes() + b"more")
     with pytest.raises(ValueError, match=r"has sha256 \w+, expected \w{8}: another version or a damaged file; delete"):
         open_weights(RESNET)
+
+
+def test_the_table_of_weights_that_fit_names_every_recipe_and_its_own_weights():
+    """docs/starts.md: names exist, a recipe that names weights names these, and network and norm are the files'."""
+    page = (Path(__file__).parents[2] / "docs/starts.md").read_text(encoding="utf-8")
+    table = page.split("## Which weights fit which recipe")[1].split("\n## ")[0]
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| ")][1:]
+    listed = {}
+    for recipes, _, weights, fields in rows:
+        names = [name for name in re.findall(r"`([^`]+)`", weights) if "/" in name and "…" not in name]
+        assert set(names) <= set(public_files())
+        for recipe in re.findall(r"`([^`]+)`", recipes):
+            listed.setdefault(recipe, [])
+            listed[recipe] += names if fields.startswith("none") else []
+    others = [name for name in shipped() if not name.startswith("paper/") and not name.endswith("pretrain")]
+    assert [name for name in others if name not in listed] == []
+    for recipe, names in listed.items():
+        found = load_recipe(recipe) if recipe != "any" else None
+        if found and found.start.weights and not found.start.weights.startswith("data/"):
+            assert names == [found.start.weights]
+        fitting = [name for name in names if str(found.model.backbone.depth) in name]
+        assert bool(fitting) == bool(names), recipe
+        assert all(found.model.norm in public_files()[name].training.norm for name in fitting), recipe

@@ -3,7 +3,6 @@
 import os
 import re
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,7 +21,6 @@ out = Console(soft_wrap=True)
 OUTPUT = "standard output"
 err = Console(stderr=True, soft_wrap=True)
 _silent = Console(quiet=True)
-EVERY = 60.0  # seconds between lines of progress where no terminal shows a bar
 # Characters that a terminal obeys: control codes (ECMA-48), line separators, changes of direction (UAX 9), and
 # halves of pairs, which no encoding has.
 _OBEYED = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -172,7 +170,7 @@ def resolved(recipe: str, overrides: list[str] | None) -> tuple[Any, Any]:
 
 @contextmanager
 def progress(name: str, total: float, *, quiet: bool = False) -> Iterator[Callable[..., None]]:
-    """update(completed, note) of a bar with an ETA on the error stream; without a terminal a line every minute."""
+    """update(completed, note) of a bar with an ETA on the error stream; without a terminal lines."""
     if quiet:
         yield lambda completed, note="": None
     elif err.is_terminal:
@@ -180,7 +178,12 @@ def progress(name: str, total: float, *, quiet: bool = False) -> Iterator[Callab
             task = shown_bar.add_task(name, total=total, note="")
             yield lambda completed, note="": shown_bar.update(task, completed=completed, note=note)
     else:
-        yield _lines(name, total)
+        from headstart.study.forecast import ProgressLines
+
+        lines = ProgressLines(name, lambda text: say(text, err))
+        yield lambda completed, note="": lines(
+            100 * completed / total, ", ".join(filter(None, (f"{completed:,} of {total:,}", note)))
+        )
 
 
 def bar() -> Progress:
@@ -195,25 +198,6 @@ def bar() -> Progress:
         TextColumn("{task.fields[note]}", markup=False),
     )
     return Progress(*columns, console=err)
-
-
-def _lines(name: str, total: float) -> Callable[..., None]:
-    """A line of progress every EVERY seconds; the time left is from the pace since the first update."""
-    from headstart.verdict.numbers import span
-
-    first: tuple[float, float] | None = None
-    said = time.monotonic()
-
-    def update(completed: float, note: str = "") -> None:
-        nonlocal first, said
-        now = time.monotonic()
-        begin, since = first = first or (completed, now)
-        if now - said < EVERY or completed <= begin:
-            return
-        said, left = now, (now - since) * (total - completed) / (completed - begin)
-        say(", ".join(filter(None, (f"{name}: {completed:,} of {total:,}", note, f"{span(left)} left"))), err)
-
-    return update
 
 
 def describe_run(recipe: Any, num_images: int, on: Console) -> int:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from headstart.cli.console import Force, Json, Overrides, print_json, resolved, say, show
+from headstart.cli.console import Force, Json, Overrides, messages, print_json, resolved, say, show
 from headstart.files import refuse_overwrite
 
 app = typer.Typer(no_args_is_help=True)
@@ -76,8 +76,9 @@ def import_weights(
 ) -> None:
     """Load weights into the model of a recipe and print the initialisation audit and what was left out."""
     from headstart.recipe.load import settle
-    from headstart.tasks import make_task
-    from headstart.training.start import prepare_start
+    from headstart.tasks import TASKS, make_task
+    from headstart.tasks.task import make_model
+    from headstart.training.start import prepare_start, start_model
 
     found, _ = resolved(
         recipe,
@@ -88,7 +89,14 @@ def import_weights(
         ],
     )
     found, _ = settle(found)
-    result = prepare_start(make_task(found), found)
+    places = [found.data.train, found.data.train.rpartition(":")[0]]  # PATH or PATH:SPLIT
+    asked = any(text.startswith("data.train=") for text in overrides or [])
+    if asked or any(Path(place).exists() for place in places if place):
+        result = prepare_start(make_task(found), found)
+    else:
+        num = TASKS[found.task].num_classes
+        say(f"{found.data.train} is not there: {num} classes are taken", messages(as_json))
+        result = start_model(make_model(found, num), found, num)
     if as_json:
         print_json(result.to_json())
         return

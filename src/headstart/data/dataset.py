@@ -51,6 +51,10 @@ class Dataset:
     skeleton: tuple[tuple[int, int], ...]  # indices that a drawing joins
     notes: tuple[str, ...]
 
+    def __repr__(self) -> str:
+        counts = f"{self.num_images:,} images, {self.num_annotations:,} objects, {self.num_classes} classes"
+        return f"Dataset({self.path!r}: {counts})"
+
     @cached_property
     def image_of(self) -> np.ndarray:
         """Image index of each annotation, int64 [N], ascending."""

@@ -32,6 +32,14 @@ class Evaluation:
     per_class: dict[str, dict[str, dict[str, float]]]
     records: dict[str, Records]
 
+    def __repr__(self) -> str:
+        main = [
+            f"{kind} {name} {100 * values[name]:.1f}"
+            for kind, values in self.metrics.items()
+            for name in ("AP", "AP50")
+        ]
+        return f"Evaluation({', '.join(main)}; {len(next(iter(self.per_class.values()), ()))} classes)"
+
 
 def evaluate(
     dataset: Dataset,

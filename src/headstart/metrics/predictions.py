@@ -67,6 +67,9 @@ class Predictions:
     def __len__(self) -> int:
         return len(self.image_ids)
 
+    def __repr__(self) -> str:
+        return f"Predictions({len(self):,} detections on {len(np.unique(self.image_ids)):,} images)"
+
     def rows(self) -> list[dict[str, Any]]:
         """COCO results: one object a detection.
 

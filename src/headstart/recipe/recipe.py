@@ -109,6 +109,11 @@ class AnyRecipe(Part):
     evaluate: Part
     checkpoint: Checkpoint
 
+    def __repr__(self) -> str:
+        start, part = self.start.weights or self.start.kind, self.train
+        length = f"{part.schedule} of {part.base}, {part.batch} images a step"
+        return f"{type(self).__name__}({self.name}: from {start}, {length})"
+
     @model_validator(mode="after")
     def _can_be_run(self) -> "AnyRecipe":
         num_batches, norm = self.evaluate.precise_bn, self.model.norm

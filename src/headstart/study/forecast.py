@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from headstart.study.plan import Cell, Plan, Segment
 from headstart.study.spec import PRETRAIN_PREFIX
+from headstart.verdict.numbers import span
+
+LEAST, MOST = 10.0, 60.0  # seconds between two lines of progress
 
 KEPT = 2  # of a run's checkpoints, `weights.checkpoint.KEPT`, which imports torch
 
@@ -173,3 +177,30 @@ class WorkDone:
         self.shares[segment] = share
         done = sum(self.seconds[name] * part for name, part in self.shares.items())
         return round(100 * done / sum(self.seconds.values()), 1)
+
+
+class ProgressLines:
+    """Progress as lines for logs and notebooks: percent, a note, time left; every 10 s at first, later once a minute.
+
+    The first call and the one at 100 % always give a line.
+    """
+
+    def __init__(
+        self, name: str, say: Callable[[str], None] = print, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.name, self.say, self.clock = name, say, clock
+        self.begun: tuple[float, float] | None = None  # time and percent of the first call
+        self.due = 0.0
+        self.is_over = False
+
+    def __call__(self, percent: float, note: str) -> None:
+        """Tell that `percent` is done."""
+        now = self.clock()
+        self.begun = self.begun or (now, percent)
+        if self.is_over or (now < self.due and percent < 100):
+            return
+        spent, gained = now - self.begun[0], percent - self.begun[1]
+        self.is_over = percent >= 100
+        self.due = now + min(MOST, max(LEAST, spent / 10))
+        left = f", {span(spent * (100 - percent) / gained)} left" if gained > 0 and percent < 100 else ""
+        self.say(f"{self.name}: {percent:.0f} %, {note}{left}")

@@ -19,6 +19,7 @@ from headstart.recipe.fields import Flag, Text
 from headstart.recipe.load import find
 from headstart.recipe.refusal import validate
 from headstart.recipe.yaml_text import read_yaml
+from headstart.study.begin.places import with_places
 from headstart.study.checks import (
     OWNED,
     Branch,
@@ -66,8 +67,7 @@ class StudySpec(StudySection):
     arms are patches on the recipe, by dotted field. An arm with `branch_of: ARM` and `last: DURATION` continues that
     arm's trunk for the last DURATION of each schedule, with its own patch on top. schedules are names such as "2x", the
     same for all arms or a list an arm. fractions keep the given order. seeds N means 0..N-1; of a rule with looks they
-    are those of one look, the last by default.
-    `share: false` runs every cell from its own start.
+    are those of one look, the last by default. `share: false` runs every cell from its own start.
     also_evaluate {variant: patch} evaluates every final checkpoint again under each patch; "VARIANT:METRIC" is then a
     metric. search is the grid of `headstart study search`.
     public_weights gives, by arm, the documented cost of weights made elsewhere; tuning, by arm, the effort spent on its
@@ -213,7 +213,7 @@ def read_study(name: str | Path, *, size: object = None, changes: Mapping[str, A
     Raises ValueError, naming the file, for what cannot be read, a key given twice, or a study that could not run.
     """
     source = str(find(str(name), "studies"))
-    data = sized(read_yaml(source), size, source=source)
+    data = sized(with_places(read_yaml(source), Path(source).parent), size, source=source)
     return parse_study(changed(data, changes or {}, source=source), source=source)
 
 

@@ -36,6 +36,7 @@ from headstart.tasks.draw import draw
 from headstart.tasks.task import Trained, eval_images
 from headstart.tasks.trained import trained_model
 from headstart.typed_json import typed
+from headstart.verdict.numbers import counted
 from headstart.weights import checkpoint
 
 # Fields of a trained model that may be changed: evaluation, data loading, device and precision.
@@ -116,6 +117,10 @@ class ImagePrediction:
     masks: tuple[dict[str, Any], ...] | None
     keypoints: np.ndarray | None = None
     skeleton: tuple[tuple[int, int], ...] = ()
+
+    def __repr__(self) -> str:
+        best = [f"{label} {score:.2f}" for label, score in zip(self.labels[:3], self.scores)]
+        return f"ImagePrediction({str(self.path)!r}: {', '.join([counted(len(self.boxes), 'detection'), *best])})"
 
 
 def image_files(paths: Iterable[str | Path]) -> list[Path]:

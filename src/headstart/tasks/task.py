@@ -103,6 +103,11 @@ class Trained:
     step: int
     skeleton: tuple[tuple[int, int], ...] = ()
 
+    def __repr__(self) -> str:
+        first = ", ".join(self.class_names[:3]) + (", …" if len(self.class_names) > 3 else "")
+        kind = f"{self.recipe.task}, {len(self.class_names)} classes ({first})"
+        return f"Trained({self.recipe.name}: {kind}, step {self.step}, {self.device.type})"
+
     @property
     def device(self) -> torch.device:
         """Device of the model."""

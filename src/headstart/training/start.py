@@ -3,6 +3,8 @@
 from dataclasses import replace
 from pathlib import Path
 
+from torch import nn
+
 from headstart.model.build import build, input_spec
 from headstart.recipe.recipe import AnyRecipe
 from headstart.recipe.schedule import Schedule, duration
@@ -36,13 +38,18 @@ def prepare_run(
 
 def prepare_start(task: Task, recipe: AnyRecipe) -> Audit:
     """Load weights, freeze, and audit the start; ValueError with the audit's errors, one a line."""
-    start, initial, report = recipe.start, tensor_digests(task.model), None
+    return start_model(task.model, recipe, *_counts(task))
+
+
+def start_model(model: nn.Module, recipe: AnyRecipe, num_classes: int, num_keypoints: int = 0) -> Audit:
+    """`prepare_start` of a model without its data."""
+    start, initial, report = recipe.start, tensor_digests(model), None
     if start.kind != "random":
         file, spec = open_weights(start.weights), input_spec(recipe)
-        report = load_weights(task.model, file, scope=start.kind, input=spec, stem=start.stem)
-    freeze(task.model, start.freeze)
-    set_train_mode(task.model, start.freeze)
-    return _audited(task, recipe, start.kind, report, initial)
+        report = load_weights(model, file, scope=start.kind, input=spec, stem=start.stem)
+    freeze(model, start.freeze)
+    set_train_mode(model, start.freeze)
+    return _audited(model, recipe, start.kind, report, initial, (num_classes, num_keypoints))
 
 
 def prepare_branch(
@@ -55,28 +62,34 @@ def prepare_branch(
     optimizer = make_optimizer(task.model, update_rule(recipe), schedule.base_rate)
     state, report = partial_restore(start.state, start.path, task.model, optimizer)
     task.model.load_state_dict(state["model"])
-    return replace(start, state=state), _audited(task, recipe, "branch", report, initial)
+    return replace(start, state=state), _audited(task.model, recipe, "branch", report, initial, _counts(task))
 
 
-def _audited(task: Task, recipe: AnyRecipe, start: str, report: LoadReport | None, initial: dict[str, str]) -> Audit:
-    """The audit of a start without errors; ValueError otherwise."""
+def _audited(
+    model: nn.Module,
+    recipe: AnyRecipe,
+    start: str,
+    report: LoadReport | None,
+    initial: dict[str, str],
+    counts: tuple[int, int],
+) -> Audit:
+    """The audit of a start without errors, of a model with counts of classes and keypoints; ValueError otherwise."""
     found = audit(
-        task.model,
+        model,
         start=start,
         freeze=recipe.start.freeze,
         input=input_spec(recipe),
         report=report,
         initial=initial,
-        other_seed=_built_with_another_seed(task, recipe),
+        other_seed=tensor_digests(build(recipe.model_copy(update={"seed": recipe.seed + 1}), *counts)),
     )
     found.check()
     return found
 
 
-def _built_with_another_seed(task: Task, recipe: AnyRecipe) -> dict[str, str]:
-    """Digests of the task's model as another seed initialises it."""
-    num_classes, num_keypoints = (len(task.classes.get(name, ())) for name in ("names", "keypoints"))
-    return tensor_digests(build(recipe.model_copy(update={"seed": recipe.seed + 1}), num_classes, num_keypoints))
+def _counts(task: Task) -> tuple[int, int]:
+    """Numbers of classes and keypoints of a task's data."""
+    return len(task.classes.get("names", ())), len(task.classes.get("keypoints", ()))
 
 
 def settings_of(recipe: AnyRecipe, task: Task, *, is_trunk: bool = False, marks: tuple[int, ...] = ()) -> loop.Settings:

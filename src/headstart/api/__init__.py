@@ -1,17 +1,45 @@
-"""The study as one object for Python and notebooks; the same functions as the command line calls."""
+"""Training and studies for Python and notebooks; the same functions as the command line calls."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from headstart.api.outcome import StudyResult, result_of
 from headstart.design.propose import Question, is_begun, propose, study_name, summary
+from headstart.ops import processes as distributed
+from headstart.recipe.recipe import AnyRecipe, schedule_of
 from headstart.report.build import build_report
 from headstart.study.folder import STUDY_FILE, is_current, read_plan
-from headstart.study.plan import Plan
+from headstart.study.forecast import ProgressLines, WorkDone
+from headstart.study.plan import Plan, Segment
 from headstart.study.prepare import Prepared, prepare, refuse_undeclared
 from headstart.study.run import default_jobs, run_study
 from headstart.study.spec import define_study
+from headstart.tasks import num_training_images
+from headstart.training import run as training
+from headstart.training.lineage import RunResult
+from headstart.training.rows import OnRow
+from headstart.verdict.numbers import counted
+
+
+def train(
+    recipe: AnyRecipe, out: str | Path = "runs", *, on_row: OnRow | None = None, quiet: bool = False
+) -> RunResult:
+    """Train a recipe in its own directory below `out`; a finished run is found again, a killed one continues.
+
+    on_row hears each row as it is written. Progress, device, precision and notes are printed unless `quiet`.
+    ValueError for anything given wrong, before the first step; FloatingPointError for a loss or weights that are not
+    finite.
+    """
+    if quiet or not distributed.is_writer():
+        return training.train(recipe, out, on_row=on_row)
+    lines, total = ProgressLines(recipe.name), schedule_of(recipe, num_training_images(recipe)).total
+
+    def update(step: int, values: dict[str, Any]) -> None:
+        lines(100 * step / total, f"step {step:,} of {total:,}, loss {values['loss']:.3f}")
+
+    return training.train(recipe, out, progress=update, say=print, on_row=on_row)
 
 
 @dataclass(frozen=True)
@@ -45,16 +73,40 @@ class Study:
         """The study's directory."""
         return self.out / self.prepared.study.name
 
-    def run(self, *, jobs: int = 1) -> Path:
-        """Run what is missing, `jobs` segments at a time, look by look, and write the report; returns its path."""
+    def __repr__(self) -> str:
+        study, plan = self.prepared.study, self.plan
+        parts = [", ".join(study.arms), ", ".join(self.prepared.schedules[next(iter(study.arms))])]
+        counts = f"{counted(len(study.seeds), 'seed')}, {len(plan.cells)} cells in {len(plan.segments)} segments"
+        return f"Study({study.name}: {'; '.join(parts)}; {counts}; {str(self.directory)!r})"
+
+    def run(self, *, jobs: int = 1, quiet: bool = False) -> StudyResult:
+        """Run what is missing, `jobs` segments at a time, look by look, write the report, and return its verdict.
+
+        Progress is printed unless `quiet`. Stop it at any time; the same call continues.
+        """
         refuse_undeclared(self.prepared)
         for part in looks_of(self.prepared, self.directory):
-            page = report_of(run_study(part, self.out, jobs=jobs))
-        return page
+            page = report_of(run_study(part, self.out, jobs=jobs) if quiet else _run_aloud(part, self.out, jobs))
+        return result_of(page)
 
-    def report(self) -> Path:
-        """Write the report of what is there so far; returns its path."""
-        return build_report(self.directory)
+    def report(self) -> StudyResult:
+        """Write the report of what is there so far, and return what it says."""
+        return result_of(build_report(self.directory))
+
+
+def _run_aloud(prepared: Prepared, out: Path, jobs: int) -> Path:
+    """Run what is missing of a study and print its progress, by steps; the study's directory."""
+    plan, lines = prepared.plan, ProgressLines(f"study {prepared.study.name}")
+    work = WorkDone({segment.name: float(segment.steps) for segment in plan.segments})
+
+    def update(segment: Segment, step: int, values: dict[str, Any]) -> None:
+        done = work.update(segment.name, (step - segment.start) / segment.steps)
+        lines(done, f"{segment.name} step {step:,}, loss {values['loss']:.3f}")
+
+    def finish(name: str) -> None:
+        lines(work.update(name, 1.0), f"{name} done")
+
+    return run_study(prepared, out, jobs=jobs, progress=update, finished=finish, say=print)
 
 
 def looks_of(prepared: Prepared, directory: Path) -> Iterator[Prepared]:
@@ -87,21 +139,22 @@ def ask(
     out: str | Path = "runs",
     fix: bool = False,
     groups: str | None = None,
-    say: Callable[[str], None] = print,
-) -> Path:
+    quiet: bool = False,
+) -> StudyResult:
     """From a data set, or a training and a validation set, to the report on its starts in so many hours.
 
     Finds the format, checks, divides where there is no split, chooses settings and writes OUT/NAME/study.yaml with the
     reasons; then runs that study. The same call continues one that has begun. start: names of `weights list` or files,
-    by default ImageNet's. fix: go on with a clean copy of data with errors. Returns the report's path. ValueError for
-    data that cannot be read, errors in them, and hours in which nothing can be learnt.
+    by default ImageNet's. fix: go on with a clean copy of data with errors. quiet: print nothing. ValueError for data
+    that cannot be read, errors in them, and hours in which nothing can be learnt.
     """
     paths = [data] if isinstance(data, str | Path) else list(data)
     question = Question(tuple(map(str, paths)), hours, tuple(map(Path, images)), tuple(start), groups, fix)
     name = name or study_name(question)
     directory = Path(out) / name
+    say: Callable[[str], None] = (lambda line: None) if quiet else print
     if not is_begun(question, directory):
         for line in summary(propose(question, directory, say=say)):
             say(line)
     study = Study.read(directory / STUDY_FILE, out=out)
-    return study.run(jobs=default_jobs(study.prepared))
+    return study.run(jobs=default_jobs(study.prepared), quiet=quiet)

@@ -1,0 +1,1 @@
+"""References in docs/ that are made from the code; `make docs` writes them."""
