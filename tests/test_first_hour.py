@@ -61,7 +61,7 @@ def test_a1_two_arms_that_learnt_nothing_decide_nothing(tmp_path):
     assert (
         "pretrained at 0.0 and scratch at 0.0 box AP, and a conclusion needs more than 1.0 in both" in summary["text"]
     )
-    assert summary["next"] == {"what": "train twice as long", "changes": [LONGER]}
+    assert summary["next"][0] == {"what": "train twice as long", "changes": [LONGER]}
     assert "decided by the rule" not in page and "Until then" not in summary["text"]
     assert not any(word in page for word in ("Either start", ">level<", "catch up", "scratch is ahead"))
 
@@ -90,8 +90,8 @@ def test_a3_one_seed_never_is_a_decision(tmp_path, capsys):
     assert f"{sentence}. {summary['text']}" in said
     # 2 seeds more, each of both arms at 6x with its trunk of 1,200 and tails of 200 + 600 steps, 0.25 s a step
     spent = sum(0.25 * s.steps for s in read_study_folder(path).plan.segments if s.kind != "pretrain")
-    assert f"Next: add 2 seeds, about {span(2 * spent)} of computation." in said
-    command = summary["next_with_seconds"]["command"]
+    assert f"next: Add 2 seeds, about {span(2 * spent)} of computation." in said
+    command = summary["next_with_seconds"][0]["command"]
     assert command in said and command.endswith(f"demo/study.yaml seeds=3 --out {path.parent}")
     study, patch = define_study(*_words(command))
     assert study.seeds == (0, 1, 2) and not patch
@@ -202,7 +202,7 @@ def test_a10_the_report_says_that_sets_overlap(tmp_path, options):
     assert heading(page) == "No answer yet: training and validation images share pictures"
     said = "5 pictures" if "stored" in options else "pictures (the study file says allow_overlap: true)"
     assert f"training and validation images share {said}" in summary["text"]
-    assert "headstart data check" in summary["next_with_seconds"]["command"]
+    assert "headstart data check" in summary["next_with_seconds"][0]["command"]
 
 
 def test_a11_a_report_never_gets_poorer(data_root, tmp_path):
@@ -257,7 +257,7 @@ def test_a_curve_that_still_rises_has_no_answer(tmp_path):
 
     summary, page = built(tmp_path, seeds=3, ap=ap)
     assert heading(page) == "No answer yet: pretrained and scratch still rise"
-    assert "train longer first" in summary["text"] and summary["next"]["changes"] == [LONGER]
+    assert "train longer first" in summary["text"] and summary["next"][0]["changes"] == [LONGER]
     single = built(tmp_path / "single", seeds=3, schedules=("6x",), ap=ap)[0]
     assert single["title"] == "No answer yet: pretrained and scratch still rise"
 

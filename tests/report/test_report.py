@@ -29,7 +29,7 @@ from headstart.report.pictures import MIN_SCORE, make_gallery
 from headstart.study.folder import is_current, read_study_folder
 from headstart.study.results import metric_of
 from headstart.verdict.verdict import judge
-from headstart.verdict.words import sentence
+from headstart.verdict.words import certainty, outcome
 from study_folder import CLASSES, FILE_NAME, box_ap, build_study, hash_of
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -197,7 +197,7 @@ def test_one_seed_has_no_answer(done):
     assert not any(said in text for said in ("decided by the rule", "scratch is ahead", "pretrained is ahead"))
     command = Page(text).of("pre")[0][1]
     assert command == f"headstart study run {path}/study.yaml seeds=3 --out {path.parent}"
-    assert command == summary["next_with_seconds"]["command"] and summary["next"]["changes"] == ["seeds=3"]
+    assert command == summary["next_with_seconds"][0]["command"] and summary["next"][0]["changes"] == ["seeds=3"]
 
 
 def test_the_headline_is_the_verdict_on_the_longest_schedule(three):
@@ -210,9 +210,9 @@ def test_the_headline_is_the_verdict_on_the_longest_schedule(three):
         where="at 6x with all data (800 images)",
     )
     summary = json.loads((path / "report.json").read_text())
-    assert summary["text"] == sentence(verdict) and summary["state"] == "decided"
+    assert summary["text"] == f"{outcome(verdict)} {certainty(verdict)}" and summary["state"] == "decided"
     assert verdict.outcome == "better" and Page(text).of("h1")[0][1] == "scratch ends ahead"
-    assert summary["next"] is None and not Page(text).of("pre")
+    assert summary["next"] == [] and not Page(text).of("pre")
     entry = next(e for e in summary["comparisons"] if (e["schedule"], e["fraction"]) == ("6x", 1.0))
     assert entry["mean"] == pytest.approx(verdict.mean, abs=1e-6)
     assert entry["differences"] == pytest.approx(list(verdict.differences), abs=1e-6)
@@ -269,7 +269,7 @@ def test_an_unfinished_study_has_no_verdict(tmp_path, small, num_begun):
     text = build_report(path).read_text()
     summary = json.loads((path / "report.json").read_text())
     assert summary["title"] == f"No answer yet: {num_begun} of 17 segments finished"
-    assert summary["state"] == "unfinished" and summary["next"]["what"] == "run the missing segments"
+    assert summary["state"] == "unfinished" and summary["next"][0]["what"] == "run the missing segments"
     assert f"{num_begun} of 17 segments finished; the rule is applied when all are." in text
     assert ("No schedule is finished yet." in text) == (num_begun < 3)
 

@@ -243,8 +243,8 @@ def say_verdict(page: Path) -> None:
     say(f"{found['title']}. {found['text']}")
     if saved := found["saved_with_seconds"]:
         say(saved["sentence"])
-    if step := found["next_with_seconds"]:
-        say(f"{step['sentence']}\n  {step['command']}")
+    for step in found["next_with_seconds"]:
+        say(f"next: {step['sentence']}\n  {step['command']}")
     for answer in found["answers"]:
         lines = answer["lines"] if isinstance(answer["lines"], list) else [answer["lines"]]
         say(f"{answer['question']} {' '.join(lines)}")

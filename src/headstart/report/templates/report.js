@@ -231,10 +231,20 @@
   }
 
   // ---- wiring
-  function drawAll() { drawCurves(); drawFractions(); drawMistakes(); drawCosts(); }
-  if (byId("mistake-controls")) byId("mistake-controls").addEventListener("input", drawMistakes);
+  let ready = false;  // plotly is there
+  function drawCharts() { if (ready) { drawCurves(); drawFractions(); drawMistakes(); } }
+  function drawAll() { drawCharts(); drawCosts(); }
+  // plotly.js is compressed in the page, of which it would be nine tenths.
+  async function unpack(packed) {
+    const bytes = Uint8Array.from(atob(packed.textContent), (character) => character.charCodeAt(0));
+    const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+    document.head.append(element("script", await new Response(stream).text()));
+    ready = true;
+    drawCharts();
+  }
+  if (byId("mistake-controls")) byId("mistake-controls").addEventListener("input", drawCharts);
   if (byId("curve-controls")) {
-    byId("curve-controls").addEventListener("input", drawCurves);
+    byId("curve-controls").addEventListener("input", drawCharts);
     byId("curve-table").addEventListener("toggle", () => fillCurveTable(curveSettings()));
   }
   if (byId("cost-controls")) {
@@ -258,4 +268,7 @@
     drawAll();
   });
   drawAll();
+  if (byId("plotly")) unpack(byId("plotly")).catch(() => {
+    for (const chart of document.querySelectorAll(".chart")) chart.replaceWith(element("p", "This browser cannot unpack the chart; figures/ has drawn ones.", { class: "empty" }));
+  });
 })();

@@ -1,0 +1,57 @@
+"""Validation images too few to tell: how far other images of the same kind could move a difference, and what helps."""
+
+from dataclasses import dataclass
+from math import ceil, sqrt
+
+from headstart.verdict.earned import Obstacle
+
+# Standard deviation of a difference of AP from the choice of the validation images, times the square root of their
+# number: 0.10 and 0.25 in docs/results.md, by resampling 200 images; the larger one.
+IMAGE_SPREAD = 0.25
+TOO_FEW = 0.1  # smallest difference, by the images alone, from which they are said to tell nothing
+WANTED = 0.04  # difference for which a number of images is advised
+
+
+@dataclass(frozen=True)
+class ImageCounts:
+    """Images of a study: those to validate on, and all."""
+
+    num_val: int
+    num_all: int
+
+    @property
+    def width(self) -> float:
+        """How far other validation images could move a difference either way, at 95 %."""
+        return 1.96 * IMAGE_SPREAD / sqrt(self.num_val)
+
+    @property
+    def are_few(self) -> bool:
+        """Whether only differences tell that are larger than those between good and bad detectors."""
+        return self.width >= TOO_FEW
+
+    @property
+    def wanted(self) -> int:
+        """All images that tell differences of WANTED, divided as these."""
+        return ceil((1.96 * IMAGE_SPREAD / WANTED) ** 2 / (self.num_val / self.num_all) / 10) * 10
+
+    @property
+    def obstacle(self) -> Obstacle:
+        """The obstacle of too few images."""
+        reason = (
+            f"with {self.num_val} of them to validate on, other images of the same kind could move the difference by "
+            f"{points_up(self.width)} points either way"
+        )
+        return Obstacle("images", f"{self.num_all} images cannot tell", reason)
+
+    @property
+    def remedy(self) -> str:
+        """Words on what could tell."""
+        return (
+            f"label about {self.wanted:,} images, for differences of {100 * WANTED:g} points; until then use "
+            "pre-trained weights, which few images need most, or measure on a larger set of the same kind"
+        )
+
+
+def points_up(value: float) -> str:
+    """Points with two digits."""
+    return f"{100 * value:.2g}" if value < 0.1 else f"{100 * value:.0f}"
