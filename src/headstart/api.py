@@ -94,8 +94,8 @@ def ask(
 
     Finds the format, checks, divides where there is no split, chooses settings and writes OUT/NAME/study.yaml with the
     reasons; then runs that study. The same call continues one that has begun. labels: folders of label maps. start:
-    names of `weights list` or files, by default ImageNet's. fix: go on with a clean copy of data with errors. Returns the report's path. ValueError for
-    data that cannot be read, errors in them, and hours in which nothing can be learnt.
+    names of `weights list` or files, by default ImageNet's. fix: go on with a clean copy of data with errors. Returns
+    the report's path. ValueError for data that cannot be read, errors in them, and hours that teach nothing.
     """
     paths = [data] if isinstance(data, str | Path) else list(data)
     question = Question(

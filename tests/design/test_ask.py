@@ -419,7 +419,7 @@ def test_a_folder_becomes_a_report_by_one_command(tmp_path, monkeypatch, capsys,
     cannot = "40 images cannot tell: with 14 of them to validate on"
     assert cannot in done.out and cannot in (out / "ask-cells" / "report.html").read_text()
     ask_again = shlex.join(map(str, ["ask", cells, "--hours", "0.1", *small_start(tmp_path), "--name", "ask-cells-2"]))
-    assert "next: Label about 390 images more and ask again, about " in done.out and ask_again in done.out
+    assert "next: Label about 390 more images and ask again, about " in done.out and ask_again in done.out
     assert file.read_text().startswith("# Made by `headstart ask") and yaml.safe_load(
         file.read_text()
     ) == yaml.safe_load(text)

@@ -22,7 +22,7 @@ from headstart.tasks import METRIC_KINDS, RecordsReader
 from headstart.verdict import words
 from headstart.verdict.curves import Crossover
 from headstart.verdict.earned import Obstacle
-from headstart.verdict.few_images import ImageCounts
+from headstart.verdict.few_images import UNTIL_THEN, ImageCounts
 from headstart.verdict.looks import Look
 from headstart.verdict.numbers import counted, fraction_name, span
 from headstart.verdict.verdict import Verdict, judge
@@ -219,8 +219,9 @@ def _title(
         title += history.mark
         parts.append(history.sentence)
     if images and images.are_few:
-        told = "" if found and found.code == "images" else f"{images.obstacle.title}: {images.obstacle.reason}. "
-        parts.append(f"{told}What could: {images.remedy}.")
+        is_told = found is not None and found.code == "images"
+        parts += [] if is_told else [f"{images.obstacle.title}: {images.obstacle.reason}."]
+        parts.append(f"{UNTIL_THEN[0].upper()}{UNTIL_THEN[1:]}.")
     step = next_step(facts, verdict, found) if found else None
     steps = (*([step] if step else []), *further_steps(facts, verdict, images))
     state = found.code if found else "decided"

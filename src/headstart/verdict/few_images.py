@@ -10,6 +10,10 @@ from headstart.verdict.earned import Obstacle
 IMAGE_SPREAD = 0.25
 TOO_FEW = 0.1  # smallest difference, by the images alone, from which they are said to tell nothing
 WANTED = 0.04  # difference for which a number of images is advised
+LEAST_SHARE = 0.1  # of all images to validate on, from which more images are divided as those (Ultralytics: 10 %)
+UNTIL_THEN = (
+    "until then use pre-trained weights, which few images need most, or measure on a larger set of the same kind"
+)
 
 
 @dataclass(frozen=True)
@@ -30,26 +34,38 @@ class ImageCounts:
         return self.width >= TOO_FEW
 
     @property
+    def are_divided(self) -> bool:
+        """Whether the images to validate on are a usual part of all, so that more of both are needed."""
+        return self.num_val >= LEAST_SHARE * self.num_all
+
+    @property
     def wanted(self) -> int:
-        """All images that tell differences of WANTED, divided as these."""
-        return ceil((1.96 * IMAGE_SPREAD / WANTED) ** 2 / (self.num_val / self.num_all) / 10) * 10
+        """Images that tell differences of WANTED: all, divided as these, or those to validate on alone."""
+        share = self.num_val / self.num_all if self.are_divided else 1.0
+        return ceil((1.96 * IMAGE_SPREAD / WANTED) ** 2 / share / 10) * 10
+
+    @property
+    def more(self) -> str:
+        """Words on how many more to label."""
+        if self.are_divided:
+            return f"about {self.wanted - self.num_all:,} more images"
+        return f"about {self.wanted - self.num_val:,} more validation images"
 
     @property
     def obstacle(self) -> Obstacle:
         """The obstacle of too few images."""
+        who = "with {:,} of them to validate on, " if self.are_divided else ""
         reason = (
-            f"with {self.num_val} of them to validate on, other images of the same kind could move the difference by "
+            f"{who.format(self.num_val)}other images of the same kind could move the difference by "
             f"{points_up(self.width)} points either way"
         )
-        return Obstacle("images", f"{self.num_all} images cannot tell", reason)
+        count = f"{self.num_all:,} images" if self.are_divided else f"{self.num_val:,} validation images"
+        return Obstacle("images", f"{count} cannot tell", reason)
 
     @property
     def remedy(self) -> str:
         """Words on what could tell."""
-        return (
-            f"label about {self.wanted:,} images, for differences of {100 * WANTED:g} points; until then use "
-            "pre-trained weights, which few images need most, or measure on a larger set of the same kind"
-        )
+        return f"label about {self.wanted:,} images, for differences of {100 * WANTED:g} points; {UNTIL_THEN}"
 
 
 def points_up(value: float) -> str:

@@ -95,9 +95,9 @@ def further_steps(facts: Facts, verdict: Verdict | None, images: ImageCounts | N
     """Steps beside the first: more images where these are few or settle less, and longer training of an arm behind."""
     steps = []
     if images and images.are_few:
-        steps.append(_label(facts, images.wanted - images.num_all, "images"))
+        steps.append(_label(facts, images.more))
     elif verdict and verdict.images and (wanted := verdict.images_to_decide):
-        steps.append(_label(facts, wanted - verdict.images.num_images, "validation images"))
+        steps.append(_label(facts, f"about {counted(wanted - verdict.images.num_images, 'more validation image')}"))
     if verdict and verdict.outcome == "worse":
         change, seconds = _longer(facts)
         steps.append(
@@ -106,10 +106,10 @@ def further_steps(facts: Facts, verdict: Verdict | None, images: ImageCounts | N
     return tuple(steps)
 
 
-def _label(facts: Facts, count: int, what: str) -> NextStep:
+def _label(facts: Facts, more: str) -> NextStep:
     """Label more images and ask again: under a new name the study that `headstart ask` made, else the same study."""
     folder, asked = facts.folder, facts.folder.path / QUESTION_FILE
-    again = _run(facts, f"label about {counted(count, what.removesuffix('s'))} more and ask again", (), _seconds(facts))
+    again = _run(facts, f"label {more} and ask again", (), _seconds(facts))
     if not asked.is_file():
         return again
     words = ["headstart", "ask", *read_json(asked, _Asked).words, "--name", f"{folder.path.name}-2", *_out(folder)]
