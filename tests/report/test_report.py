@@ -20,10 +20,11 @@ from scipy import stats
 
 from headstart.metrics.records import Records, ap_from_records
 from headstart.report import build as report
-from headstart.report import findings, plots
+from headstart.report import plots
 from headstart.report.build import build_report
 from headstart.report.facts import ERROR_TYPES, Facts
 from headstart.report.findings import find
+from headstart.report.headline import resampled
 from headstart.report.page import MOST_BYTES, script_json
 from headstart.report.paper import table_1
 from headstart.report.pictures import MIN_SCORE, make_gallery
@@ -417,8 +418,8 @@ def test_the_noise_of_test_images_comes_from_the_records(done, tmp_path, monkeyp
             records[-1]
         )["AP"]
         (tail.directory / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    monkeypatch.setattr(findings, "NUM_RESAMPLES", 5)
-    differences, num_images = findings.resampled_differences(read_study_folder(copy), "6x", 1.0)
+    monkeypatch.setattr(resampled, "NUM_RESAMPLES", 5)
+    differences, num_images = resampled.resampled_differences(read_study_folder(copy), "6x", 1.0)
     generator, expected = np.random.default_rng(0), []
     for _ in range(5):
         weights = np.bincount(generator.integers(0, 12, 12), minlength=12)

@@ -16,9 +16,9 @@ from headstart.report.differences import starts_differ
 from headstart.report.facts import Facts
 from headstart.report.headline.next_step import NextStep, further_steps, history_of, next_step, seconds_of_seeds
 from headstart.report.headline.obstacles import images_of, still_rising, unfinished, void
+from headstart.report.headline.resampled import resampled_differences
 from headstart.study.folder import OPEN
-from headstart.study.results import NAN, Run, StudyFolder, final_row, metric_of
-from headstart.tasks import METRIC_KINDS, RecordsReader
+from headstart.study.results import StudyFolder
 from headstart.verdict import words
 from headstart.verdict.curves import Crossover
 from headstart.verdict.earned import Obstacle
@@ -27,7 +27,6 @@ from headstart.verdict.looks import Look
 from headstart.verdict.numbers import counted, fraction_name, span
 from headstart.verdict.verdict import Verdict, judge
 
-NUM_RESAMPLES = 1_000  # a 95 % percentile interval then rests on 25 values a side
 FEWER = ("seeds", "open", "spread", "rising")  # obstacles that matter less than too few images
 LATER = ("seeds", "open", "spread")  # obstacles with which it is also asked whether an arm still rises
 # Obstacles with which curves say nothing: crossings of arms that learnt nothing, or of other data.
@@ -38,16 +37,17 @@ BLIND = ("floor", "images", "collapsed", "undeclared", "unaudited", "overlap")
 class Findings:
     """Title and text of the headline, the verdicts and answers.
 
-    state: "decided", or the code of the obstacle to a conclusion. answer and sure: what is said, and how certain it is.
-    winner: the arm that the title begins with. steps: what to do next, the first towards an answer. looks: those made
-    before, and `look`, the present one of a finished study. saved: seeds that a decision at an early look makes
-    needless, and their seconds.
+    state: "decided", or the code of the obstacle to a conclusion. answer, sure and until: what is said, how certain it
+    is, and what to use until there is a conclusion. winner: the arm that the title begins with. steps: what to do next,
+    the first towards an answer. looks: those made before, and `look`, the present one of a finished study. saved: seeds
+    that a decision at an early look makes needless, and their seconds.
     """
 
     state: str
     title: str
     answer: str
     sure: str
+    until: str
     winner: str | None
     steps: tuple[NextStep, ...]
     look: Look | None
@@ -61,8 +61,8 @@ class Findings:
 
     @property
     def text(self) -> str:
-        """Answer and certainty."""
-        return f"{self.answer} {self.sure}".strip()
+        """Answer, certainty, and what to use meanwhile."""
+        return " ".join(part for part in (self.answer, self.sure, self.until) if part)
 
     @property
     def saved_sentence(self) -> str:
@@ -198,8 +198,8 @@ def _headline(
 
 def _title(
     facts: Facts, verdict: Verdict | None, against: Obstacle | None, images: ImageCounts | None
-) -> tuple[str, str, str, str, str | None, tuple[NextStep, ...]]:
-    """State, title, answer, its certainty, winner and next steps."""
+) -> tuple[str, str, str, str, str, str | None, tuple[NextStep, ...]]:
+    """State, title, answer, its certainty, what to use until then, winner and next steps."""
     folder = facts.folder
     obstacle = unfinished(facts) or against
     if obstacle is None and folder.rule is None:
@@ -210,10 +210,10 @@ def _title(
     if verdict is None:
         reason = f"{obstacle.reason[0].upper()}{obstacle.reason[1:]}."
         step = next_step(facts, None, obstacle)
-        return obstacle.code, f"{words.NO_ANSWER}: {obstacle.title}", reason, "", None, (step,) if step else ()
+        return obstacle.code, f"{words.NO_ANSWER}: {obstacle.title}", reason, "", "", None, (step,) if step else ()
     title, winner = words.title(verdict, starts_differ=starts_differ(folder))
     found = verdict.obstacle
-    parts = [words.certainty(verdict), words.caveats(verdict), words.until_then(verdict)]
+    parts, until = [words.certainty(verdict), words.caveats(verdict)], words.until_then(verdict)
     if found is None or found.code in OPEN:
         history = history_of(folder, len(folder.seeds))
         title += history.mark
@@ -221,50 +221,13 @@ def _title(
     if images and images.are_few:
         is_told = found is not None and found.code == "images"
         parts += [] if is_told else [f"{images.obstacle.title}: {images.obstacle.reason}."]
-        parts.append(f"{UNTIL_THEN[0].upper()}{UNTIL_THEN[1:]}.")
+        until = f"{UNTIL_THEN[0].upper()}{UNTIL_THEN[1:]}."
     step = next_step(facts, verdict, found) if found else None
     steps = (*([step] if step else []), *further_steps(facts, verdict, images))
     state = found.code if found else "decided"
-    return state, title, words.outcome(verdict), " ".join(part for part in parts if part), winner, steps
+    return state, title, words.outcome(verdict), " ".join(part for part in parts if part), until, winner, steps
 
 
 def _fields(verdict: Verdict) -> dict[str, Any]:
     own = asdict(verdict)
     return {name: own[name] for name in own if name != "rule"} | {"sentence": words.sentence(verdict)}
-
-
-def resampled_differences(folder: StudyFolder, schedule: str, fraction: float) -> tuple[np.ndarray, int] | None:
-    """Candidate minus baseline in the study's metric on resampled test images, float [S, R]; number of test images.
-
-    The same resamples for both arms and all seeds; nan for seeds that are not finished. None where the metric cannot be
-    computed from match records, or a finished run has none. ValueError for records that do not give the run's score.
-    """
-    kind, _, name = folder.metric.rpartition(".")
-    reader = METRIC_KINDS[kind].records if kind in METRIC_KINDS else None
-    if reader is None or name not in reader.columns:
-        return None
-    cells = [folder.cells_at(arm, schedule, fraction) for arm in (folder.baseline, folder.candidate)]
-    pairs = [[folder.tail(own[seed]) if seed in own else None for own in cells] for seed in folder.seeds]
-    used = [all(run and run.end for run in pair) for pair in pairs]
-    runs = [run for pair, ok in zip(pairs, used) if ok for run in pair]
-    records = [_records(run, kind, name, reader) for run in runs]
-    if not records or None in records:
-        return None
-    resampled = reader.bootstrap(records, num_resamples=NUM_RESAMPLES, generator=np.random.default_rng(0))
-    scores = resampled[:, :, reader.columns.index(name)].T.reshape(-1, 2, NUM_RESAMPLES)
-    differences = np.full((len(folder.seeds), NUM_RESAMPLES), NAN)
-    differences[used] = scores[:, 1] - scores[:, 0]
-    return differences, len(records[0].image_ids)
-
-
-def _records(run: Run, kind: str, name: str, reader: RecordsReader) -> Any:
-    path = run.directory / f"records-{kind}-{run.segment.stop}.npz"
-    if not path.is_file():
-        return None
-    records = reader.load(path)
-    logged, found = metric_of(final_row(run) or {}, f"{kind}.{name}"), reader.measure(records)[name]
-    if not abs(logged - found) < 1e-6:
-        raise ValueError(
-            f"{path}: gives a {kind} {name} of {found:.4f}, expected the {logged:.4f} of the rows beside it"
-        )
-    return records

@@ -49,7 +49,7 @@ class ImageCounts:
         """Words on how many more to label."""
         if self.are_divided:
             return f"about {self.wanted - self.num_all:,} more images"
-        return f"about {self.wanted - self.num_val:,} more validation images"
+        return f"about {10 * ceil((self.wanted - self.num_val) / 10):,} more validation images"
 
     @property
     def obstacle(self) -> Obstacle:
