@@ -285,7 +285,7 @@ def of_scratch(arm, fraction, seed, step, in_tail):
 
 def test_an_arm_behind_may_be_trained_for_longer(tmp_path):
     summary, page = built(tmp_path, seeds=3, ap=lambda *cell: 0.4 - 0.1 * of_scratch(*cell))
-    assert heading(page) == "pretrained ends ahead" and "(p = " in summary["text"]
+    assert heading(page) == "pretrained ends ahead" and "over 3 seeds (p < 0.001)." in summary["text"]
     step = summary["next"][0]
     assert step == {"what": "train twice as long, to see whether scratch catches up", "changes": [LONGER]}
     assert summary["next_with_seconds"][0]["seconds"] > 0

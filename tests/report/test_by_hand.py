@@ -85,7 +85,8 @@ def test_the_headline(found):
     _, own = column(rows, OWN, 1.0)
     told = next(c for c in summary["comparisons"] if (c["schedule"], c["fraction"]) == ("6x", 1.0))
     p = told["p_margin"] if told["outcome"] == "equivalent" else told["p_difference"]
-    sure = f"Decided at {100 * LEVEL:g} % by a paired t test over {len(base)} seeds (p = {p:.2g})."
+    value = f"= {p:.2g}" if p >= 0.001 else "< 0.001"
+    sure = f"Decided at {100 * LEVEL:g} % by a paired t test over {len(base)} seeds (p {value})."
     assert summary["text"] == f"{told['sentence']} {sure}"
     titles = {"better": f"{OWN} ends ahead", "worse": f"{BASE} ends ahead", "equivalent": "Either start will do"}
     assert summary["title"] == titles[outcome(own[:, -1] - base[:, -1])] and summary["state"] == "decided"

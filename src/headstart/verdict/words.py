@@ -64,7 +64,8 @@ def certainty(verdict: Verdict) -> str:
         return ""
     p = verdict.p_margin if verdict.outcome in ("equivalent", "not worse") else verdict.p_difference
     level, seeds = f"{100 * verdict.rule.look_level:g} %", counted(verdict.num_seeds, "seed")
-    return f"Decided at {level} by {TESTS[verdict.rule.test]} over {seeds} (p = {p:.2g})."
+    value = f"= {p:.2g}" if p >= 0.001 else "< 0.001"
+    return f"Decided at {level} by {TESTS[verdict.rule.test]} over {seeds} (p {value})."
 
 
 def caveats(verdict: Verdict) -> str:
