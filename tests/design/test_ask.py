@@ -30,6 +30,7 @@ from headstart.recipe.schedule import Schedule
 from headstart.study import timing
 from headstart.study.forecast import Load, makespan
 from headstart.study.plan import expand
+from headstart.study.prepare import prepare, refuse_undeclared
 from headstart.study.spec import parse_study
 from headstart.tasks import num_training_images
 from headstart.training.run import train
@@ -338,7 +339,7 @@ def test_public_weights_start_the_network_that_they_have(tmp_path, monkeypatch):
     }  # fmt: skip
 
 
-def test_a_public_detector_starts_the_model_of_its_recipe(tmp_path, monkeypatch):
+def test_a_public_detector_starts_the_model_of_its_recipe(tmp_path, monkeypatch, data_root):
     name = "torchvision/maskrcnn_resnet50_fpn.coco_v1"
     cached(name, resnet(50, width=8), tmp_path, monkeypatch)
     found = choose_starts([name])
@@ -349,6 +350,14 @@ def test_a_public_detector_starts_the_model_of_its_recipe(tmp_path, monkeypatch)
     assert net["model.norm"] == "batch" and net["model.rpn.anchor_sizes"] == [*own.rpn.anchor_sizes]
     assert (net["model.box.fcs"], net["model.aligned"]) == (2, False) and own.box.convs != small.box.convs
     assert not {"model.mask.enabled", "model.keypoint.enabled"} & net.keys()
+    data = (
+        Setting("data.train", str(data_root / "scenes/train.json")),
+        Setting("data.val", str(data_root / "scenes/val.json")),
+    )
+    fields = proposing._fields("x", "small", found, replace(RULE, baseline=found.baseline), 3, False)
+    prepared = prepare(parse_study(yaml.safe_load(study_text([], fields, [*data, *found.network])), source="x"))
+    refuse_undeclared(prepared)
+    assert [recipe.model.norm for recipe, _ in prepared.recipes.values()] == ["frozen_batch", "batch"]
     with pytest.raises(ValueError, match="a detector, expected weights of a classifier for data without boxes"):
         choose_starts([name], "small_pretrain")
 
