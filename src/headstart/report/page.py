@@ -43,6 +43,7 @@ DARK = {
     "#e69f00": "#f2bd4b",
     "#56b4e9": "#93d0f5",
 }
+INK, TEXT_SHARE = "#1c2126", 0.55  # of the figures' colours, the lightest of which is mixed just dark enough
 _SYMBOLS = {"o": "circle", "s": "square", "D": "diamond", "^": "triangle-up", "v": "triangle-down", "P": "cross"}
 
 
@@ -149,10 +150,17 @@ def arms_data(facts: Facts) -> list[dict[str, str]]:
             "name": arm,
             "light": colours[arm],
             "dark": DARK[colours[arm]],
+            "text": _darker(colours[arm]),
             "symbol": _SYMBOLS[MARKERS[place % len(MARKERS)]],
         }
         for place, arm in enumerate(facts.folder.arms)
     ]
+
+
+def _darker(colour: str) -> str:
+    """A colour mixed with the ink of a light page, so that text in it has a contrast of 4.5 (WCAG AA)."""
+    parts = [(int(colour[n : n + 2], 16), int(INK[n : n + 2], 16)) for n in (1, 3, 5)]
+    return "#" + "".join(f"{round(TEXT_SHARE * own + (1 - TEXT_SHARE) * ink):02x}" for own, ink in parts)
 
 
 def script_json(value: Any) -> str:
