@@ -4,6 +4,7 @@ import json
 import shlex
 from dataclasses import replace
 from importlib import metadata
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -483,6 +484,10 @@ def test_label_maps_become_a_study_of_segmentation(tmp_path, monkeypatch, capsys
     train, val = (coco.read(path) for path in (recipe.data.train, recipe.data.val))
     assert {*train.category_ids.tolist()} == values and not {*train.file_names} & {*val.file_names}
     assert train.class_names[0] == "class 0"
+    (named,), _ = open_pixels(
+        [(Source(Path(recipe.data.train), tmp_path / "set/images"), tmp_path / "set/masks")], tmp_path
+    )
+    assert named.dataset.file_names == train.file_names and named.dataset.class_names == train.class_names
     write(tmp_path / "set/classes.txt", "\n".join(f"thing {n}" for n in range(20)))
     (pixels,), ignored = open_pixels([(Source(tmp_path / "set/images"), tmp_path / "set/masks")], tmp_path / "set")
     assert pixels.dataset.class_names[3] == "thing 3" and ignored == (255,) and pixels.dataset.num_classes == 20
