@@ -30,12 +30,12 @@ class ImageCounts:
 
     @property
     def are_few(self) -> bool:
-        """Whether only differences tell that are larger than those between good and bad detectors."""
+        """True if other images could move a difference by TOO_FEW or more."""
         return self.width >= TOO_FEW
 
     @property
     def are_divided(self) -> bool:
-        """Whether the images to validate on are a usual part of all, so that more of both are needed."""
+        """True if the images to validate on are a usual part of all."""
         return self.num_val >= LEAST_SHARE * self.num_all
 
     @property

@@ -99,7 +99,7 @@ def _timm_name(file: WeightFile) -> str:
 
 
 def _takes(name: str, file: WeightFile) -> bool:
-    """Whether all tensors of a timm net are in a file."""
+    """True if a file has all tensors of a timm net."""
     try:
         load_weights(_timm_net(name), file, scope="backbone")
     except ValueError:
