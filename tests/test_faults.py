@@ -115,7 +115,7 @@ WRITERS = {
     "a.npy": lambda path: np.save(path, np.zeros((4, 4), np.uint8)),
     "a.json": lambda path: path.write_text("[]"),
     "report.json": lambda path: path.write_text(
-        '{"title": "", "text": "", "saved_with_seconds": null, "next_with_seconds": null, "answers": []}'
+        '{"title": "", "text": "", "saved_with_seconds": null, "next_with_seconds": [], "answers": []}'
     ),
 }
 READERS = {"a.npy": load_image, "a.json": Predictions.from_json, "report.json": say_verdict}

@@ -1,11 +1,14 @@
 """From a folder to a study and its report: data found, settings, budget, and what is said about both."""
 
 import json
+import shlex
 from dataclasses import replace
 from importlib import metadata
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
@@ -14,20 +17,32 @@ from cli_call import call
 from headstart.data.read import Source, coco, open_dataset
 from headstart.data.shapes.write import generate, generate_classes
 from headstart.design import propose as proposing
-from headstart.design.budget import IMAGE_SPREAD, MOST_STEPS, RESERVE, TRIED, Budget, fit, limits
+from headstart.design.budget import MOST_STEPS, RESERVE, TRIED, Budget, fit, limits
 from headstart.design.data import find_data
+from headstart.design.pixels import find_maps, open_pixels
 from headstart.design.settings import OBJECT, Setting, box_settings, class_settings, data_settings
 from headstart.design.starts import choose_starts
 from headstart.design.study_text import study_text
+from headstart.files import file_digest
+from headstart.metrics.overlaps import COCO_SIGMAS
+from headstart.model.backbones.timm_net import TimmNet
+from headstart.recipe.load import load_recipe
 from headstart.recipe.schedule import Schedule
 from headstart.study import timing
 from headstart.study.forecast import Load, makespan
 from headstart.study.plan import expand
+from headstart.study.prepare import prepare, refuse_undeclared
 from headstart.study.spec import parse_study
 from headstart.tasks import num_training_images
+from headstart.training.run import train
+from headstart.verdict.few_images import IMAGE_SPREAD
 from headstart.verdict.paired import t_power
 from headstart.verdict.rule import Rule, smallest_difference
+from headstart.weights import public
+from headstart.weights.public import find_file
 from layouts import STRAY, coco_flat, picture, voc_lower_case, voc_text, write
+from tiny import tiny_classifier
+from weight_nets import classifier, randomise, resnet
 
 RULE = Rule(metric="box.AP", baseline="imagenet", candidate="scratch", margin=0.02)
 
@@ -182,8 +197,9 @@ def test_tall_boxes_get_taller_anchors_and_outlines_get_masks(tmp_path, data_roo
         4.0,
     ]
     keypoints = coco.read(data_root / "keypoints" / "train.json", data_root / "keypoints" / "train")
-    entry = next(s for s in box_settings(keypoints, on_gpu=False) if s.field == "model.keypoint.enabled")
-    assert entry.value is False and "5 keypoints are left out" in entry.reason
+    found = box_settings(keypoints, on_gpu=False)
+    assert value_of(found, "model.keypoint.enabled") is True
+    assert value_of(found, "evaluate.keypoint_sigmas") == [pytest.approx(np.mean(COCO_SIGMAS) / 1000, abs=5e-4)] * 5
 
 
 def test_places_are_absolute(tmp_path, monkeypatch):
@@ -285,15 +301,90 @@ def test_the_smallest_difference_has_the_power(num_seeds):
 def test_starts_are_arms(tmp_path):
     found = choose_starts([])
     assert list(found.arms) == ["imagenet", "scratch"] and found.baseline == "imagenet"
-    file = write(tmp_path / "my weights.pth", "")
-    both = choose_starts([str(file)])
-    assert list(both.arms) == ["imagenet", "my-weights", "scratch"]
+    lite = TimmNet("tf_efficientnet_lite0", norm_kind="batch").body.state_dict()
+    torch.save(lite, tmp_path / "my weights.pth")  # the network is found by its tensors
+    both = choose_starts([str(tmp_path / "my weights.pth")])
+    assert list(both.arms) == ["imagenet", "my-weights", "scratch"] and both.network == found.network
     with pytest.raises(ValueError, match="efficientnet-lite0"):
         choose_starts(["package:eficientnet-lite0"])
+
+
+def network_of(starts):
+    return {setting.field: setting.value for setting in starts.network}
+
+
+def cached(name, model, tmp_path, monkeypatch):
+    """A public file by name as its client keeps it; the digits of its hash in the file name."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    folder = tmp_path / "hub/checkpoints"
+    folder.mkdir(parents=True)
+    torch.save(model.state_dict(), folder / "net.pth")
+    digits = file_digest(folder / "net.pth")[:8]
+    file = (folder / "net.pth").rename(folder / f"{find_file(name).location.split()[0]}-{digits}.pth")
+    monkeypatch.setattr(public, "torchvision_url", lambda location: f"https://x/{file.name}")
+
+
+def test_public_weights_start_the_network_that_they_have(tmp_path, monkeypatch):
+    name = "torchvision/resnet18.imagenet1k_v1"
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    with pytest.raises(ValueError, match=f"not downloaded, .*: headstart weights download {name}$"):
+        choose_starts([name])
+    cached(name, resnet(18, width=16), tmp_path, monkeypatch)
+    found = choose_starts([name])
+    assert found.arms[found.baseline] == {"start": {"kind": "backbone", "weights": name}}
+    assert found.costs == {found.baseline: {"name": name}} and list(found.arms) == ["resnet18.imagenet1k_v1", "scratch"]
+    net = network_of(found)
+    assert net["model.norm"] == "batch" and net["input.order"] == "rgb"
+    assert {k: v for k, v in net.items() if "backbone" in k} == {
+        "model.backbone.kind": "resnet", "model.backbone.depth": 18, "model.backbone.width": 16,
+    }  # fmt: skip
+
+
+def test_a_public_detector_starts_the_model_of_its_recipe(tmp_path, monkeypatch, data_root):
+    name = "torchvision/maskrcnn_resnet50_fpn.coco_v1"
+    cached(name, resnet(50, width=8), tmp_path, monkeypatch)
+    found = choose_starts([name])
+    own, small = load_recipe("coco_r50").model, load_recipe("small").model
+    patch = {"start": {"kind": "detector", "weights": name}, "model": {"norm": "frozen_batch"}}
+    assert found.arms == {"maskrcnn_resnet50_fpn.coco_v1": patch, "scratch": {"start": {"kind": "random"}}}
+    net = network_of(found)
+    assert net["model.norm"] == "batch" and net["model.rpn.anchor_sizes"] == [*own.rpn.anchor_sizes]
+    assert (net["model.box.fcs"], net["model.aligned"]) == (2, False) and own.box.convs != small.box.convs
+    assert not {"model.mask.enabled", "model.keypoint.enabled"} & net.keys()
+    data = (
+        Setting("data.train", str(data_root / "scenes/train.json")),
+        Setting("data.val", str(data_root / "scenes/val.json")),
+    )
+    fields = proposing._fields("x", "small", found, replace(RULE, baseline=found.baseline), 3, False)
+    prepared = prepare(parse_study(yaml.safe_load(study_text([], fields, [*data, *found.network])), source="x"))
+    refuse_undeclared(prepared)
+    assert [recipe.model.norm for recipe, _ in prepared.recipes.values()] == ["frozen_batch", "batch"]
+    with pytest.raises(ValueError, match="a detector, expected weights of a classifier for data without boxes"):
+        choose_starts([name], "small_pretrain")
+
+
+def test_the_network_of_a_file_is_found_or_asked_for(tmp_path, data_root):
+    group, file = classifier("group"), tmp_path / "net.pth"
+    torch.save(group.state_dict(), file)
+    with pytest.raises(ValueError, match=r"net\.pth: the groups of its GroupNorm are not stated: expected a file with"):
+        choose_starts([str(file)])
+    recipe = tiny_classifier(data_root)
+    result = train(recipe, tmp_path / "runs")
+    net = network_of(choose_starts([str(result.checkpoint)]))
+    assert net["model.norm_groups"] == 4 and net["model.backbone.width"] == 8 and net["model.norm"] == "group"
+    assert net["input.mean"] == list(recipe.input.mean)
+    torch.save(resnet(18).state_dict(), file)
     with pytest.raises(
-        ValueError, match=r"--start torchvision/resnet50\.imagenet1k_v1: is not on this machine as a file"
+        ValueError, match=r"--start .*: model\.backbone\.(depth|width) = .*: expected weights of one net"
     ):
-        choose_starts(["torchvision/resnet50.imagenet1k_v1"])
+        choose_starts([str(result.checkpoint), str(file)])
+    torch.save({"odd.weight": torch.ones(2, 3)}, file)
+    with pytest.raises(
+        ValueError, match=r'net\.pth: the network is not known .* \{"architecture": "NAME OF TIMM"\} in c'
+    ):
+        choose_starts([str(file)])
+    (tmp_path / "config.json").write_text('{"architecture": "mobilenetv3_small_050"}')
+    assert network_of(choose_starts([str(file)]))["model.backbone.name"] == "mobilenetv3_small_050"
 
 
 # --- all of it
@@ -308,26 +399,42 @@ def few_steps(monkeypatch):
     monkeypatch.setattr(proposing, "SMALLER", 0)
 
 
+def planned(monkeypatch, capsys, tmp_path, *words):
+    """The study that `ask --plan` writes."""
+    out = ["--hours", "0.1", "--out", tmp_path, "--jobs", "1", "--name", "asked", "--plan"]
+    shown = call(monkeypatch, capsys, "ask", *words, *out)
+    assert "to run it: headstart study run" in shown.out, shown
+    return headstart.Study.read(tmp_path / "asked" / "study.yaml").prepared
+
+
+def small_start(tmp_path):
+    torch.save(randomise(resnet(18, width=16)).state_dict(), tmp_path / "small.pth")
+    return "--start", tmp_path / "small.pth"
+
+
 @pytest.mark.slow
-@needs_package
 def test_a_folder_becomes_a_report_by_one_command(tmp_path, monkeypatch, capsys, few_steps):
     cells = cells_of(tmp_path, 40)
     out = tmp_path / "runs"
-    words = ["ask", cells, "--hours", "0.1", "--out", out, "--jobs", "1"]
-    planned = call(monkeypatch, capsys, *words)  # no terminal and no --yes: nothing runs
-    assert planned.code == 0 and "40 images cannot tell" in " ".join(planned.out.split()), planned
-    assert max(len(line) for line in planned.out.splitlines() if str(tmp_path) not in line) <= 80
+    words = ["ask", cells, "--hours", "0.1", "--out", out, "--jobs", "1", *small_start(tmp_path)]
+    shown = call(monkeypatch, capsys, *words)  # no terminal and no --yes: nothing runs
+    assert shown.code == 0 and "40 images cannot tell" in " ".join(shown.out.split()), shown
+    assert max(len(line) for line in shown.out.splitlines() if str(tmp_path) not in line) <= 80
     file = out / "ask-cells" / "study.yaml"
     text = file.read_text()
-    assert f"headstart study run {file} --out {out}" in planned.out and "# images have 64 px" in text
+    assert f"headstart study run {file} --out {out}" in shown.out and "# images have 64 px" in text
     assert not (out / "ask-cells" / "plan.json").exists()
     done = call(monkeypatch, capsys, *words, "--yes")
-    assert done.code == 0 and "No answer yet" in done.out and (out / "ask-cells" / "report.html").is_file(), done
+    assert done.code == 0 and "No answer yet" in done.out, done
+    cannot = "40 images cannot tell: with 14 of them to validate on"
+    assert cannot in done.out and cannot in (out / "ask-cells" / "report.html").read_text()
+    ask_again = shlex.join(map(str, ["ask", cells, "--hours", "0.1", *small_start(tmp_path), "--name", "ask-cells-2"]))
+    assert "next: Label about 390 more images and ask again, about " in done.out and ask_again in done.out
     assert file.read_text().startswith("# Made by `headstart ask") and yaml.safe_load(
         file.read_text()
     ) == yaml.safe_load(text)
     again = call(monkeypatch, capsys, *words, "--yes")
-    assert again.code == 0 and "continues" in again.out and "cannot tell" not in again.out
+    assert again.code == 0 and "continues" in again.out and "timing steps" not in again.out
     other = call(
         monkeypatch,
         capsys,
@@ -341,7 +448,9 @@ def test_a_folder_becomes_a_report_by_one_command(tmp_path, monkeypatch, capsys,
         out,
     )
     assert other.code == 2 and "holds a study of other data" in other.err
-    assert headstart.ask(cells, hours=0.1, out=out, quiet=True).report == out / "ask-cells" / "report.html"
+    start = [str(tmp_path / "small.pth")]
+    again = headstart.ask(cells, hours=0.1, out=out, start=start, quiet=True)
+    assert again.report == out / "ask-cells" / "report.html"
 
 
 @needs_package
@@ -356,6 +465,57 @@ def test_class_folders_become_a_study_of_classifiers(tmp_path, monkeypatch, caps
     assert recipe.task == "classification" and recipe.input.size == 64 and study.prepared.study.rule.metric == "top1"
     assert study.prepared.num_images == {1.0: 24}
     assert value_of(class_settings(open_dataset(tmp_path / "things" / "train"), on_gpu=False), "train.batch") == 8
+
+
+def test_keypoints_are_asked_for_with_sigmas_of_their_own(tmp_path, monkeypatch, capsys, few_steps):
+    generate(tmp_path / "arrows", 12, 6, 2, 64, keypoints=True, processes=1)
+    found = planned(monkeypatch, capsys, tmp_path, tmp_path / "arrows", *small_start(tmp_path))
+    recipe = found.first_recipe
+    assert recipe.model.keypoint.enabled and len(recipe.evaluate.keypoint_sigmas) == 5
+    assert found.study.rule.metric == "keypoints.AP" and recipe.model.backbone.width == 16
+
+
+def test_label_maps_become_a_study_of_segmentation(tmp_path, monkeypatch, capsys, few_steps):
+    generate(tmp_path / "made", 12, 1, 0, 64, semantic=True, processes=1)
+    (tmp_path / "made" / "train").rename(write(tmp_path / "set/environment.yml", "x").parent / "images")
+    (tmp_path / "made" / "train_labels").rename(tmp_path / "set" / "masks")
+    found = planned(monkeypatch, capsys, tmp_path, tmp_path / "set", *small_start(tmp_path))
+    recipe = found.first_recipe
+    assert recipe.task == "segmentation" and recipe.data.train_labels == recipe.data.val_labels
+    assert (found.study.rule.metric, recipe.data.ignore, found.num_images) == ("semantic.mIoU", (255,), {1.0: 7})
+    values = {int(v) for file in (tmp_path / "set/masks").glob("*") for v in np.unique(Image.open(file))}
+    train, val = (coco.read(path) for path in (recipe.data.train, recipe.data.val))
+    assert {*train.category_ids.tolist()} == values and not {*train.file_names} & {*val.file_names}
+    assert train.class_names[0] == "class 0"
+    (named,), _ = open_pixels(
+        [(Source(Path(recipe.data.train), tmp_path / "set/images"), tmp_path / "set/masks")], tmp_path
+    )
+    assert named.dataset.file_names == train.file_names and named.dataset.class_names == train.class_names
+    write(tmp_path / "set/classes.txt", "\n".join(f"thing {n}" for n in range(20)))
+    (pixels,), ignored = open_pixels([(Source(tmp_path / "set/images"), tmp_path / "set/masks")], tmp_path / "set")
+    assert pixels.dataset.class_names[3] == "thing 3" and ignored == (255,) and pixels.dataset.num_classes == 20
+
+
+def test_folders_of_label_maps_are_told_from_folders_of_classes(tmp_path):
+    def grey(place, value=1, mode="L"):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.new(mode, (8, 6), value).save(place)
+
+    for name in "ab":
+        for part in ("train", "valid"):
+            grey(tmp_path / f"sets/{part}/images/{name}.jpg", (1, 2, 3), "RGB")
+            grey(tmp_path / f"sets/{part}/labels/{name}.png", 255 * (name == "a"))
+        grey(tmp_path / f"faces/mask/{name}.png", (1, 2, 3), "RGB")
+        grey(tmp_path / f"faces/no_mask/{name}.png", (1, 2, 3), "RGB")
+    parts = {part: tmp_path / "sets" / folder for part, folder in (("train", "train"), ("val", "valid"))}
+    found = find_maps(tmp_path / "sets")
+    assert found == {part: (folder / "images", folder / "labels") for part, folder in parts.items()}
+    assert find_maps(tmp_path / "faces") == {}
+    (first, _), ignored = open_pixels([(Source(one), maps) for one, maps in found.values()], tmp_path)
+    assert first.dataset.class_names == ("background", "foreground") and ignored == ()
+    grey(tmp_path / "sets/train/labels/a.png", (1, 2, 3), "RGB")
+    with pytest.raises(ValueError, match=r"a\.png: a label map of mode RGB, expected 8-bit grey or palette"):
+        find_data([tmp_path / "sets/train/images"], tmp_path, labels=[tmp_path / "sets/train/labels"], say=print)
 
 
 def test_a_smaller_input_where_time_is_short():

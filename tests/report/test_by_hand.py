@@ -83,10 +83,11 @@ def test_the_headline(found):
     summary, rows = found
     _, base = column(rows, BASE, 1.0)
     _, own = column(rows, OWN, 1.0)
-    assert (
-        next(c for c in summary["comparisons"] if (c["schedule"], c["fraction"]) == ("6x", 1.0))["sentence"]
-        == summary["text"]
-    )
+    told = next(c for c in summary["comparisons"] if (c["schedule"], c["fraction"]) == ("6x", 1.0))
+    p = told["p_margin"] if told["outcome"] == "equivalent" else told["p_difference"]
+    value = f"= {p:.2g}" if p >= 0.001 else "< 0.001"
+    sure = f"Decided at {100 * LEVEL:g} % by a paired t test over {len(base)} seeds (p {value})."
+    assert summary["text"] == f"{told['sentence']} {sure}"
     titles = {"better": f"{OWN} ends ahead", "worse": f"{BASE} ends ahead", "equivalent": "Either start will do"}
     assert summary["title"] == titles[outcome(own[:, -1] - base[:, -1])] and summary["state"] == "decided"
 

@@ -11,7 +11,7 @@ import pytest
 from headstart.report import build as report
 from headstart.report.build import build_report
 from headstart.report.cost import public_cost
-from headstart.report.differences import undeclared
+from headstart.report.differences import measured, undeclared
 from headstart.report.facts import ERROR_TYPES, Facts
 from headstart.report.tables import error_tables
 from headstart.study.folder import read_study_folder
@@ -135,6 +135,26 @@ def test_what_runs_held_is_compared_and_an_undeclared_difference_voids_the_verdi
     assert summary["state"] == "undeclared" and "undeclared fields: parameters" in summary["text"]
     row = next(row for row in summary["differences"] if row["field"] == "parameters")
     assert row["values"] == {"pretrained": "69,120", "scratch": "69,121"} and row["declared"] is False
+
+
+def test_arms_are_compared_on_the_images_of_one_seed(tmp_path):
+    """With data.fraction_seed per_seed each seed has images of its own; baseline has begun seed 0, the other seed 1."""
+    path = build(tmp_path, seeds=2)
+    for run in read_study_folder(path).runs.values():
+        stored = json.loads((run.directory / "segment.json").read_text())
+        other = {"fingerprint": f"{run.segment.seed}" * 12}
+        (run.directory / "segment.json").write_text(json.dumps(stored | other))
+        if (run.segment.arm, run.segment.seed) in (("scratch", 0), ("pretrained", 1)):
+            (run.directory / "audit.json").unlink(missing_ok=True)
+    assert undeclared(read_study_folder(path)) == ()
+    assert "content of the data" not in {row["field"] for row in measured(read_study_folder(path))}
+    run = next(r for r in read_study_folder(path).runs.values() if (r.segment.arm, r.segment.seed) == ("scratch", 1))
+    start = next(r for r in read_study_folder(path).runs.values() if (r.directory / "audit.json").exists())
+    for each in read_study_folder(path).runs.values():
+        if each.segment.arm == "pretrained" and each.segment.seed == 1 and each.segment.parent is None:
+            (each.directory / "audit.json").write_text((start.directory / "audit.json").read_text())
+    shared = {row["field"]: row["values"] for row in measured(read_study_folder(path))}
+    assert set(shared["content of the data"].values()) == {f"{'1' * 12} ({stored['num_images']} images)"} and run
 
 
 def test_tuning_effort_is_shown_as_declared(tmp_path):

@@ -119,16 +119,16 @@ def test_every_look_runs_while_it_stays_open_and_blocked_ones_end_it(tmp_path, d
 
 
 def test_the_next_look_is_the_next_step(tmp_path):
-    step = summary_of(build_report(made_up(tmp_path, 3)))["next"]
+    step = summary_of(build_report(made_up(tmp_path, 3)))["next"][0]
     assert step == {"what": "go on to the look at 5 seeds", "changes": ["seeds=8"]}
     last = summary_of(
         build_report(
             made_up(tmp_path / "last", 8, ap=lambda arm, f, seed, *_: 0.4 + 0.02 * (seed % 2) * (arm == "scratch"))
         )
     )
-    assert last["state"] == "open" and last["next"]["what"].startswith("add ")
-    assert "(a second look, at which the true level is about" in last["next"]["what"]
-    assert last["next"]["changes"][1].startswith("rule.looks=[3, 5, 8, ")
+    assert last["state"] == "open" and last["next"][0]["what"].startswith("add ")
+    assert "(a second look, at which the true level is about" in last["next"][0]["what"]
+    assert last["next"][0]["changes"][1].startswith("rule.looks=[3, 5, 8, ")
 
 
 def test_a_study_that_is_stopped_in_any_look_ends_as_an_undisturbed_one(tmp_path, data_root, monkeypatch):
@@ -164,7 +164,7 @@ def test_a_second_look_that_was_not_planned_is_told_everywhere(tmp_path, monkeyp
     first = made_up(tmp_path, 3, settings=settings)
     found = summary_of(build_report(first))
     assert found["state"] == "open" and "look" not in found["title"] + found["text"]
-    assert "a second look, at which the true level is about" in found["next"]["what"]
+    assert "a second look, at which the true level is about" in found["next"][0]["what"]
     assert len(read_plan(first).looks) == 1
     path = made_up(tmp_path, 5, settings=settings)
     page = build_report(path)

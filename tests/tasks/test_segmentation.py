@@ -98,7 +98,7 @@ def test_instances_train_and_their_labels_are_nearly_the_maps(scenes, tmp_path):
 def test_scratch_or_pretrained_can_be_asked_of_pixels(scenes, tmp_path):
     """A study of two arms with a rule on mIoU, from its plan to its report."""
     from headstart.api import Study
-    from headstart.report.findings import NUM_RESAMPLES, resampled_differences
+    from headstart.report.headline.resampled import NUM_RESAMPLES, resampled_differences
     from headstart.study.folder import read_study_folder
 
     rule = {"metric": "semantic.mIoU", "baseline": "pretrained", "candidate": "scratch", "margin": 0.05, "level": 0.9}

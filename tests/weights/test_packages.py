@@ -24,6 +24,7 @@ from headstart.weights.files import tensors_digest
 from headstart.weights.input import IMAGENET, input_differences, parse_input_spec
 from headstart.weights.load import COUNTER, convert_weights, load_weights, open_weights
 from headstart.weights.names import input_of, our_names
+from headstart.weights.net import net_fields
 from headstart.weights.public import find_file, locate, public_files
 from headstart.weights.public.fetch import download
 from tiny import tiny_recipe, tiny_study, write_study
@@ -141,6 +142,22 @@ def test_a_description_tells_what_a_stem_start_would_do(whole):
     assert stem(file_of(resnet(18, "group").state_dict())).startswith(f"{other}mean (conv1.weight by")
     four = TimmNet("tf_efficientnet_lite0", norm_kind="batch", in_channels=4)
     assert stem(file_of(four.body.state_dict())) == "start.stem=null only: no convolution takes 3 channels"
+
+
+def test_fields_of_a_recipe_fit_the_network_of_a_file(whole):
+    lite = net_fields(lite0_file(whole))
+    assert lite == {
+        "model.backbone.kind": "timm", "model.backbone.name": "tf_efficientnet_lite0", "model.norm": "batch",
+        "input.mean": [127.5] * 3, "input.std": [127.5] * 3, "input.order": "rgb",
+    }  # fmt: skip
+    group = net_fields(file_of(resnet(50, "group").state_dict()))
+    assert (group["model.backbone.depth"], group["model.norm"], group["model.norm_groups"]) == (50, "group", 32)
+    recipe = {"model": {"backbone": {"kind": "vgg", "depth": 16}, "norm": "none", "norm_groups": 32}}
+    with pytest.raises(ValueError, match=r"weights\.pth: holds a vgg, expected one of resnet, timm, detnet"):
+        net_fields(file_of({"backbone.odd": torch.ones(1)}, recipe=recipe))
+    for odd in ({"model": 3}, {"model": {"backbone": "x", "norm": 1, "norm_groups": 2}}):
+        with pytest.raises(ValueError, match="the network is not known by its tensors"):
+            net_fields(file_of({"backbone.odd": torch.ones(1)}, recipe=odd))
 
 
 def test_table_agrees_with_timm():

@@ -134,6 +134,7 @@ def ask(
     hours: float,
     *,
     images: Sequence[str | Path] = (),
+    labels: Sequence[str | Path] = (),
     start: Sequence[str] = (),
     name: str | None = None,
     out: str | Path = "runs",
@@ -144,12 +145,14 @@ def ask(
     """From a data set, or a training and a validation set, to the report on its starts in so many hours.
 
     Finds the format, checks, divides where there is no split, chooses settings and writes OUT/NAME/study.yaml with the
-    reasons; then runs that study. The same call continues one that has begun. start: names of `weights list` or files,
-    by default ImageNet's. fix: go on with a clean copy of data with errors. quiet: print nothing. ValueError for data
-    that cannot be read, errors in them, and hours in which nothing can be learnt.
+    reasons; then runs that study. The same call continues one that has begun. labels: folders of label maps. start:
+    names of `weights list` or files, by default ImageNet's. fix: go on with a clean copy of data with errors. quiet:
+    print nothing. ValueError for data that cannot be read, errors in them, and hours that teach nothing.
     """
     paths = [data] if isinstance(data, str | Path) else list(data)
-    question = Question(tuple(map(str, paths)), hours, tuple(map(Path, images)), tuple(start), groups, fix)
+    question = Question(
+        tuple(map(str, paths)), hours, tuple(map(Path, images)), tuple(start), groups, fix, tuple(map(Path, labels))
+    )
     name = name or study_name(question)
     directory = Path(out) / name
     say: Callable[[str], None] = (lambda line: None) if quiet else print

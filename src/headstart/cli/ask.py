@@ -19,6 +19,9 @@ def ask(
     ],
     hours: Annotated[float, typer.Option(help="Time for all of it on this machine.")],
     images: Annotated[list[Path] | None, typer.Option(help="Folder of the pictures of each, if elsewhere.")] = None,
+    labels: Annotated[
+        list[Path] | None, typer.Option(help="Folder of label maps of each: PNGs named as the pictures.")
+    ] = None,
     start: Annotated[
         list[str] | None,
         typer.Option(help="Weights to compare with random values: a name of `weights list` or a file; repeatable."),
@@ -45,7 +48,7 @@ def ask(
     from headstart.study.folder import STUDY_FILE
     from headstart.study.prepare import refuse_undeclared
 
-    question = Question(tuple(data), hours, tuple(images or ()), tuple(start or ()), groups, fix)
+    question = Question(tuple(data), hours, tuple(images or ()), tuple(start or ()), groups, fix, tuple(labels or ()))
     directory = out / (name or study_name(question))
     file = directory / STUDY_FILE
     on = messages(as_json, quiet)

@@ -169,21 +169,27 @@ def resolved(recipe: str, overrides: list[str] | None) -> tuple[Any, Any]:
 
 
 @contextmanager
-def progress(name: str, total: float, *, quiet: bool = False) -> Iterator[Callable[..., None]]:
-    """update(completed, note) of a bar with an ETA on the error stream; without a terminal lines."""
+def progress(name: str, total: float | None = None, *, quiet: bool = False) -> Iterator[Callable[..., None]]:
+    """update(completed, note) of a bar with an ETA on the error stream; without a terminal lines.
+
+    total: that of `completed`; None: it is in percent.
+    """
     if quiet:
         yield lambda completed, note="": None
     elif err.is_terminal:
         with bar() as shown_bar:
-            task = shown_bar.add_task(name, total=total, note="")
+            task = shown_bar.add_task(name, total=total or 100, note="")
             yield lambda completed, note="": shown_bar.update(task, completed=completed, note=note)
     else:
         from headstart.study.forecast import ProgressLines
 
         lines = ProgressLines(name, lambda text: say(text, err))
-        yield lambda completed, note="": lines(
-            100 * completed / total, ", ".join(filter(None, (f"{completed:,} of {total:,}", note)))
-        )
+
+        def update(completed: float, note: str = "") -> None:
+            count = f"{completed:,} of {total:,}" if total else ""
+            lines(100 * completed / (total or 100), ", ".join(filter(None, (count, note))))
+
+        yield update
 
 
 def bar() -> Progress:

@@ -124,7 +124,7 @@ def run_prepared(
         show_plan(facts, on)
         expected = {row["segment"]: row["seconds"] for row in facts["segments"]}
     work = WorkDone(expected)
-    with progress(f"study {prepared.study.name}", 100, quiet=quiet) as bar:
+    with progress(f"study {prepared.study.name}", quiet=quiet) as bar:
 
         def update(segment: Any, step: int, values: dict[str, Any]) -> None:
             done = work.update(segment.name, (step - segment.start) / segment.steps)
@@ -156,8 +156,8 @@ def say_verdict(page: Path, *, as_json: bool = False) -> None:
     say(f"{found['title']}. {found['text']}")
     if saved := found["saved_with_seconds"]:
         say(saved["sentence"])
-    if step := found["next_with_seconds"]:
-        say(f"{step['sentence']}\n  {step['command']}")
+    for step in found["next_with_seconds"]:
+        say(f"next: {step['sentence']}\n  {step['command']}")
     for answer in found["answers"]:
         lines = answer["lines"] if isinstance(answer["lines"], list) else [answer["lines"]]
         say(f"{answer['question']} {' '.join(lines)}")

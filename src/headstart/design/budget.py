@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from math import ceil, sqrt
 
 from headstart.study.forecast import Load, makespan
 from headstart.study.plan import Plan
+from headstart.verdict.few_images import ImageCounts, points_up
 from headstart.verdict.rule import Rule, smallest_difference
 
 # Steps below which a plan of so many seeds is not made. 300 steps of 8 images: the ImageNet arm of bccd_imagenet is at
@@ -17,11 +17,6 @@ RESERVE = 0.1  # of the time, for the report and steps that are slower than thos
 # Standard deviation over seeds of a difference of AP: 0.001 to 0.008 in docs/results.md, of scores up to 0.14; higher
 # scores scatter more.
 SPREAD = 0.01
-# Standard deviation of a difference of AP from the choice of the validation images, times the square root of their
-# number: 0.10 and 0.25 in docs/results.md, by resampling 200 images; the larger one.
-IMAGE_SPREAD = 0.25
-TOO_FEW = 0.1  # smallest difference, by the images alone, from which they are said to tell nothing
-WANTED = 0.04  # difference for which a number of images is advised
 
 
 @dataclass(frozen=True)
@@ -56,7 +51,7 @@ def fit(
 def limits(rule: Rule, seeds: int, num_val: int, num_images: int) -> list[str]:
     """Sentences on the differences that so many seeds and validation images can decide, and on what would help."""
     points = f"{100 * SPREAD:g} point" if rule.metric != "top1" else f"{100 * SPREAD:g} point of accuracy"
-    by_images = 1.96 * IMAGE_SPREAD / sqrt(num_val)
+    images = ImageCounts(num_val, num_images)
     if seeds < rule.min_seeds:
         found = [
             f"{seeds} seed decides nothing: the rule asks for {rule.min_seeds}; the report will show a direction, and "
@@ -65,27 +60,17 @@ def limits(rule: Rule, seeds: int, num_val: int, num_images: int) -> list[str]:
     else:
         decided = smallest_difference(rule, seeds, SPREAD)
         found = [
-            f"{seeds} seeds decide a difference of {_points(decided)} points or more, if seeds scatter by {points} as "
-            f"in earlier studies; smaller ones may stay open; below {100 * rule.margin:g} they do not matter"
+            f"{seeds} seeds decide a difference of {points_up(decided)} points or more, if seeds scatter by {points} "
+            f"as in earlier studies; smaller ones may stay open; below {100 * rule.margin:g} they do not matter"
         ]
-    if by_images >= TOO_FEW:
-        needed = ceil((1.96 * IMAGE_SPREAD / WANTED) ** 2 / (num_val / num_images) / 10) * 10
-        return [
-            f"{num_images} images cannot tell: with {num_val} of them to validate on, other images of the same kind "
-            f"could move the difference by {_points(by_images)} points either way",
-            f"what could: label about {needed:,} images, for differences of {100 * WANTED:g} points; until then use "
-            "pre-trained weights, which few images need most, or measure on a larger set of the same kind",
-            *(found if seeds < rule.min_seeds else []),
-        ]
+    if images.are_few:
+        cannot = f"{images.obstacle.title}: {images.obstacle.reason}"
+        return [cannot, f"what could: {images.remedy}", *(found if seeds < rule.min_seeds else [])]
     found.append(
         f"the answer is about these {num_val} validation images; other images of the same kind could move the "
-        f"difference by {_points(by_images)} points, which the report measures"
+        f"difference by {points_up(images.width)} points, which the report measures"
     )
     return found
-
-
-def _points(value: float) -> str:
-    return f"{100 * value:.2g}" if value < 0.1 else f"{100 * value:.0f}"
 
 
 def schedule_fields(steps: int, batch: int, num_images: int) -> dict[str, tuple[str, str]]:

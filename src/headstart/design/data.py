@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 
 from headstart.data.check import doctor
-from headstart.data.check.problems import ERROR, Problem
-from headstart.data.check.split import alike, split_dataset, thumbnails
+from headstart.data.check.problems import ERROR, Problem, Report
+from headstart.data.check.split import alike, divide, group_images, split_dataset, thumbnails
 from headstart.data.dataset import Dataset
 from headstart.data.read import Source, detect_format, find_layout, open_dataset, splits_of
 from headstart.data.read.coco import write
 from headstart.data.read.split_file import read_split_file
+from headstart.design.pixels import find_maps, open_pixels, write_split
 
 SHARE = 0.2  # of the images for validation: the usual 80/20 (Ultralytics' autosplit: 90/10)
 SHARE_OF_FEW, FEW = 1 / 3, 100  # of fewer images: a fifth of them would tell nothing
@@ -24,18 +25,23 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Found:
-    """Training and validation images with the places that recipes name; how says in a few words where they are from."""
+    """Training and validation images with the places that recipes name; how says in a few words where they are from.
+
+    labels: folders of label maps, and ignored: their values that stand for unknown pixels, of the kind "pixels".
+    """
 
     kind: str
     train: Dataset
     val: Dataset
     places: tuple[Source, Source]
     how: str
+    labels: tuple[Path, ...] = ()
+    ignored: tuple[int, ...] = ()
 
 
 def find_data(
-    paths: Sequence[str | Path], directory: Path, *, images: Sequence[Path] = (), fix: bool = False,
-    groups: str | None = None, say: Say,
+    paths: Sequence[str | Path], directory: Path, *, images: Sequence[Path] = (), labels: Sequence[Path] = (),
+    fix: bool = False, groups: str | None = None, say: Say,
 ) -> Found:  # fmt: skip
     """Training and validation set of one or two paths, checked: what is written for them goes into `directory`.
 
@@ -46,6 +52,11 @@ def find_data(
     if not 1 <= len(paths) <= 2 or len(images) > len(paths):
         raise ValueError(f"{len(paths)} data sets, {len(images)} image folders: expected one or two, and one each")
     given = [Source.parse(p, images[n] if n < len(images) else None) for n, p in enumerate(paths)]
+    if labels and len(labels) != len(paths):
+        raise ValueError(f"--labels: {len(labels)} folders for {len(paths)} data sets: expected one each")
+    maps = dict(zip(("train", "val") if len(given) == 2 else ("all",), zip(given, labels))) or _maps_of(given)
+    if maps:
+        return _find_pixels(maps, given[0].path, directory, groups=groups, say=say)
     layouts = [find_layout(place.path) for place in given]
     kind = layouts[0].kind
     if kind == "split":
@@ -68,7 +79,7 @@ def find_data(
         places, opened, how = places[:1], opened[:1], "divided here"
     places = _checked(dict(zip(("train", "val"), places)), directory, fix=fix, say=say)
     if len(places) == 1:
-        share = SHARE if opened[0].num_images >= FEW else SHARE_OF_FEW
+        share = share_of(opened[0].num_images)
         file = directory / "split.json"
         place = places[0]
         path = f"{place.path}:{place.split}" if place.split else place.path
@@ -85,8 +96,47 @@ def find_data(
 
 
 _FORMATS = {
+    "pixels": "label maps",
     "coco": "COCO JSON", "voc": "PASCAL VOC", "yolo": "YOLO", "csv": "CSV", "folders": "one folder of images a class",
 }  # fmt: skip
+
+
+def _maps_of(given: Sequence[Source]) -> dict[str, tuple[Source, Path]]:
+    """Pictures and label maps of a folder that has no other format, by split."""
+    if len(given) != 1 or given[0].split is not None:
+        return {}
+    try:
+        other = find_layout(given[0].path).kind != "folders"
+    except ValueError:
+        other = False
+    return {} if other else {name: (Source(one), maps) for name, (one, maps) in find_maps(given[0].path).items()}
+
+
+def _find_pixels(
+    maps: dict[str, tuple[Source, Path]], root: Path, directory: Path, *, groups: str | None, say: Say
+) -> Found:
+    """Label maps as training and validation set, checked; COCO files with their images and classes are written."""
+    names = [name for name in ("train", "val", "test") if name in maps][:2] if "train" in maps else list(maps)[:1]
+    opened, ignored = open_pixels([maps[name] for name in names], root)
+    how = "divided here" if len(names) == 1 else " and ".join(names)
+    say(f"format: {_FORMATS['pixels']}; training and validation set: {how}")
+    if len(names) == 1:
+        whole = opened[0].dataset
+        held_out = divide(whole, group_images(whole, groups), share_of(whole.num_images), 0)
+        chosen = [(opened[0], np.flatnonzero(~held_out)), (opened[0], np.flatnonzero(held_out))]
+    else:
+        chosen = [(each, np.arange(each.dataset.num_images)) for each in opened]
+    labels = tuple(each.labels for each, _ in chosen)
+    places = {part: write_split(*own, directory / f"{part}.json") for part, own in zip(("train", "val"), chosen)}
+    report = doctor.check(places, labels=dict(zip(places, labels)), ignore=ignored)
+    _refuse(report, report.of(ERROR), say, "mend them")
+    train, val = (open_dataset(place.path, place.image_dir) for place in places.values())
+    return Found("pixels", train, val, (places["train"], places["val"]), how, labels, ignored)
+
+
+def share_of(num_images: int) -> float:
+    """Share of so many images for validation."""
+    return SHARE if num_images >= FEW else SHARE_OF_FEW
 
 
 def _same_images(one: Dataset, other: Dataset) -> bool:
@@ -104,17 +154,21 @@ def _checked(sources: dict[str, Source], directory: Path, *, fix: bool, say: Say
         say(f"data check: {report.lines()[-1]}{boxes}; `headstart data check` lists them")
         return list(sources.values())
     if not fix:
-        for line in report.lines():
-            say(line)
-        raise ValueError(
-            f"the data have {len(serious)} errors (`headstart data check` lists them); mend them, or add --fix to go "
-            "on with a clean copy (your files stay as they are)"
-        )
+        way = "mend them, or add --fix to go on with a clean copy (your files stay as they are)"
+        _refuse(report, serious, say, way)
     mended = {name: _mend(name, place, directory, serious, say) for name, place in sources.items()}
     again = [problem for problem in doctor.check(mended).of(ERROR) if problem.code not in HARMLESS]
     if again:
         raise ValueError(f"{len(again)} errors stay after --fix; the first: {again[0].line()}")
     return list(mended.values())
+
+
+def _refuse(report: Report, serious: Sequence[Problem], say: Say, way: str) -> None:
+    """ValueError where there are serious problems, all listed."""
+    for line in report.lines() if serious else ():
+        say(line)
+    if serious:
+        raise ValueError(f"the data have {len(serious)} errors, listed above; {way}")
 
 
 def _mend(name: str, place: Source, directory: Path, problems: list[Problem], say: Say) -> Source:

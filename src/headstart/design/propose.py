@@ -9,7 +9,7 @@ from typing import Any
 
 from headstart.data.read import Source
 from headstart.design.budget import LEAST_STEPS, RESERVE, Budget, fit, limits, schedule_fields
-from headstart.design.data import find_data
+from headstart.design.data import Found, find_data
 from headstart.design.settings import (
     CLASS_SIDES,
     SIDES,
@@ -17,8 +17,9 @@ from headstart.design.settings import (
     box_settings,
     class_settings,
     data_settings,
+    pixel_settings,
 )
-from headstart.design.starts import RANDOM, choose_starts
+from headstart.design.starts import RANDOM, Starts, choose_starts
 from headstart.design.study_text import study_text
 from headstart.files import json_text, write_whole
 from headstart.hardware import choose_device, usable_cores
@@ -28,13 +29,13 @@ from headstart.study.folder import PLAN_FILE, STUDY_FILE
 from headstart.study.forecast import Load
 from headstart.study.plan import Plan
 from headstart.study.prepare import Prepared, prepare
+from headstart.study.results import QUESTION_FILE
 from headstart.study.spec import parse_study
 from headstart.study.timing import keep_loads, measure_apart
 from headstart.typed_json import read_json
 from headstart.verdict.numbers import counted, span
 from headstart.verdict.rule import Rule
 
-QUESTION_FILE = "question.json"
 TIMED_STEPS = 300  # at 2x, of the study whose steps are timed, and the least of three seeds (budget.TRIED)
 SMALLER = 3  # of the sides tried, by which the input may be smaller than the objects ask for
 FEWEST_SEEDS = 3
@@ -45,7 +46,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Question:
-    """A question as it was asked: data, image folders, hours, starts, and how names are grouped in a division."""
+    """A question as it was asked: data, folders of images and label maps, hours, starts, grouping of names."""
 
     data: tuple[str, ...]
     hours: float
@@ -53,6 +54,25 @@ class Question:
     starts: tuple[str, ...] = ()
     groups: str | None = None
     fix: bool = False
+    labels: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Design:
+    """The task of a kind of data: its recipe, the metric of the rule, and how settings are chosen."""
+
+    recipe: str
+    metric: str
+    choose: Callable[..., list[Setting]]
+    sides: tuple[int, ...] = SIDES
+
+
+def _design_of(found: Found) -> _Design:
+    if found.kind == "folders":
+        return _Design("small_pretrain", "top1", class_settings, CLASS_SIDES)
+    if found.kind == "pixels":
+        return _Design("small_segment", "semantic.mIoU", pixel_settings)
+    return _Design("small", "keypoints.AP" if found.train.keypoint_names else "box.AP", box_settings)
 
 
 @dataclass(frozen=True)
@@ -86,6 +106,16 @@ def is_begun(question: Question, directory: Path) -> bool:
     return True
 
 
+def _words(question: Question) -> list[str]:
+    """The words of the command that asks a question, paths absolute."""
+    starts = [str(Path(start).absolute()) if Path(start).is_file() else start for start in question.starts]
+    several = {"--images": question.images, "--labels": question.labels}
+    words = [*_absolute(question), "--hours", f"{question.hours:g}", *(["--fix"] if question.fix else [])]
+    words += [word for name, own in several.items() for path in own for word in (name, path.absolute().as_posix())]
+    words += [word for start in starts for word in ("--start", start)]
+    return [*words, *(["--groups", question.groups] if question.groups else [])]
+
+
 def _absolute(question: Question) -> list[str]:
     return [Path(path).absolute().as_posix() for path in question.data]
 
@@ -98,36 +128,37 @@ def propose(question: Question, directory: Path, *, jobs: int | None = None, say
     since = time.perf_counter()
     if not 0 < question.hours <= 10_000:
         raise ValueError(f"hours = {question.hours:g}: expected more than 0 and at most 10,000")
-    starts = choose_starts(list(question.starts))
-    options: dict[str, Any] = {"images": question.images, "fix": question.fix, "groups": question.groups}
-    found = find_data(question.data, directory, **options, say=say)
+    options: dict[str, Any] = {"images": question.images, "labels": question.labels, "groups": question.groups}
+    found = find_data(question.data, directory, **options, fix=question.fix, say=say)
+    design = _design_of(found)
+    starts = choose_starts(list(question.starts), design.recipe)
     on_gpu = choose_device("auto").value != "cpu"
     jobs = jobs or (1 if on_gpu else usable_cores())
-    is_classes = found.kind == "folders"
+    objects = "pixels" if found.kind == "pixels" else f"{found.train.num_annotations:,} objects"
     say(
         f"{found.train.num_images} training and {found.val.num_images} validation images, "
-        f"{found.train.num_annotations:,} objects of {found.train.num_classes} classes to learn from"
+        f"{objects} of {found.train.num_classes} classes to learn from"
     )
-    rule = Rule(metric="top1" if is_classes else "box.AP", baseline=starts.baseline, candidate=RANDOM, margin=MARGIN)
+    rule = Rule(metric=design.metric, baseline=starts.baseline, candidate=RANDOM, margin=MARGIN)
 
     def text_of(settings: Sequence[Setting], steps: int, seeds: int, quarter: bool, head: Sequence[str]) -> str:
         batch = next(setting.value for setting in settings if setting.field == "train.batch")
         schedule = schedule_fields(steps, batch, found.train.num_images)
+        network = {setting.field for setting in starts.network}
         own = [
-            *data_settings(*found.places),
-            *settings,
+            *data_settings(*found.places, found.labels, found.ignored),
+            *(setting for setting in settings if setting.field not in network),
             *starts.network,
             *(Setting(field, value, reason) for field, (value, reason) in schedule.items()),
             *([] if on_gpu else [Setting("train.threads", 1, "small steps: one segment a core is faster")]),
         ]
-        return study_text(head, _fields(directory.name, is_classes, starts.arms, rule, seeds, quarter), own)
+        return study_text(head, _fields(directory.name, design.recipe, starts, rule, seeds, quarter), own)
 
     def prepared_of(*arguments: Any) -> tuple[str, Prepared]:
         text = text_of(*arguments)
         return text, prepare(parse_study(parse_yaml(text, "study"), source=f"the study of {question.data[0]}"))
 
-    choose = class_settings if is_classes else box_settings
-    settings, sides = choose(found.train, on_gpu=on_gpu), CLASS_SIDES if is_classes else SIDES
+    settings = design.choose(found.train, on_gpu=on_gpu)
     for is_last in (False, True):
         say(f"timing steps at {_side(settings)} px on this machine, a minute or so ...")
         _, prepared = prepared_of(settings, TIMED_STEPS, FEWEST_SEEDS, False, ())
@@ -138,10 +169,10 @@ def propose(question: Question, directory: Path, *, jobs: int | None = None, say
             return prepared_of(settings, TIMED_STEPS, seeds, quarter, ())[1].plan
 
         budget = fit(plan_of, _with_quarter(loads), steps=TIMED_STEPS, seconds=left, jobs=jobs)
-        smaller = _smaller(_side(settings), sides, budget.steps / FEWEST_SEEDS)
+        smaller = _smaller(_side(settings), design.sides, budget.steps / FEWEST_SEEDS)
         if is_last or budget.seeds >= FEWEST_SEEDS or smaller is None:
             break
-        settings = choose(found.train, side=smaller, on_gpu=on_gpu)
+        settings = design.choose(found.train, side=smaller, on_gpu=on_gpu)
     if budget.steps < LEAST_STEPS:
         rate = max(load.seconds_per_step for load in loads.values())
         raise ValueError(
@@ -154,22 +185,23 @@ def propose(question: Question, directory: Path, *, jobs: int | None = None, say
     directory.mkdir(parents=True, exist_ok=True)
     file = directory / STUDY_FILE
     write_whole(file, text)
-    write_whole(directory / QUESTION_FILE, json_text({"data": _absolute(question), "hours": question.hours}, indent=1))
+    asked = {"data": _absolute(question), "hours": question.hours, "words": _words(question)}
+    write_whole(directory / QUESTION_FILE, json_text(asked, indent=1))
     every = duration(prepared.first_recipe.evaluate.every, batch=1, num_images=1, field="evaluate.every")
     kept = {name: replace(load, eval_every=every) for name, load in _with_quarter(loads).items()}
     keep_loads(directory / "timing.json", prepared, jobs, kept)
     return Proposal(file, prepared, budget.seconds, tuple(said))
 
 
-def _fields(name: str, is_classes: bool, arms: dict[str, Any], rule: Rule, seeds: int, quarter: bool) -> list[Setting]:
+def _fields(name: str, recipe: str, starts: Starts, rule: Rule, seeds: int, quarter: bool) -> list[Setting]:
     """Fields of the study itself."""
-    recipe = "small_pretrain" if is_classes else "small"
     fractions: list[Any] = [1.0, {"fraction": 0.25, "schedules": ["2x"]}] if quarter else [1.0]
     held = {field: getattr(rule, field) for field in ("metric", "baseline", "candidate", "margin", "level", "test")}
     return [
         Setting("name", name),
         Setting("recipe", recipe, "the shipped recipe for data of one's own; `headstart recipe show` prints it"),
-        Setting("arms", arms, "the starts to compare, all else equal"),
+        Setting("arms", starts.arms, "the starts to compare, all else equal"),
+        *([Setting("public_weights", starts.costs, "what they cost to make")] if starts.costs else []),
         Setting("schedules", ["1x", "2x"], "whether more training would change the answer; both share their beginning"),
         Setting("fractions", fractions, "a quarter of the images says what the start is worth" if quarter else ""),
         Setting("seeds", seeds, "3 are the least for a decision; more find smaller differences"),

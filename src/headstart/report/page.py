@@ -5,6 +5,8 @@ Templates escape all text that comes from a study; the script gets its data as J
 
 from __future__ import annotations
 
+import base64
+import gzip
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -31,6 +33,7 @@ from headstart.version import __version__
 TEMPLATES = Path(__file__).parent / "templates"
 DIGITS = 6  # significant digits of the numbers in page and report.json
 MOST_BYTES = 8 * 1024 * 1024
+CHARTED = ("stretches", "few", "mistakes")  # data of the script that plotly draws
 # The figures' colours, lightened to the same contrast on a dark page.
 DARK = {
     "#8e3b8c": "#d993d7",
@@ -40,6 +43,7 @@ DARK = {
     "#e69f00": "#f2bd4b",
     "#56b4e9": "#93d0f5",
 }
+INK, TEXT_SHARE = "#1c2126", 0.55  # of the figures' colours, the lightest of which is mixed just dark enough
 _SYMBOLS = {"o": "circle", "s": "square", "D": "diamond", "^": "triangle-up", "v": "triangle-down", "P": "cross"}
 
 
@@ -91,7 +95,8 @@ def render(facts: Facts, findings: Findings, sections: Sequence[Section]) -> str
         data=Markup(script_json(data)),
         style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
         script=Markup((TEMPLATES / "report.js").read_text(encoding="utf-8")),
-        plotly=Markup(plotly_source()),
+        charts=any(section.data.get(name) for section in sections for name in CHARTED),
+        plotly=Markup(packed_plotly()),
     )
 
 
@@ -145,10 +150,17 @@ def arms_data(facts: Facts) -> list[dict[str, str]]:
             "name": arm,
             "light": colours[arm],
             "dark": DARK[colours[arm]],
+            "text": _darker(colours[arm]),
             "symbol": _SYMBOLS[MARKERS[place % len(MARKERS)]],
         }
         for place, arm in enumerate(facts.folder.arms)
     ]
+
+
+def _darker(colour: str) -> str:
+    """A colour mixed with the ink of a light page, so that text in it has a contrast of 4.5 (WCAG AA)."""
+    parts = [(int(colour[n : n + 2], 16), int(INK[n : n + 2], 16)) for n in (1, 3, 5)]
+    return "#" + "".join(f"{round(TEXT_SHARE * own + (1 - TEXT_SHARE) * ink):02x}" for own, ink in parts)
 
 
 def script_json(value: Any) -> str:
@@ -160,8 +172,7 @@ def script_json(value: Any) -> str:
 
 
 @cache
-def plotly_source() -> str:
-    """plotly.js as the installed package ships it."""
-    source = (Path(plotly.__file__).parent / "package_data" / "plotly.min.js").read_text(encoding="utf-8")
-    assert "</script" not in source.lower(), "would end the script element"
-    return source
+def packed_plotly() -> str:
+    """plotly.js as the installed package ships it, by gzip and in base64; the page's script unpacks it."""
+    source = (Path(plotly.__file__).parent / "package_data" / "plotly.min.js").read_bytes()
+    return base64.b64encode(gzip.compress(source, mtime=0)).decode()

@@ -23,6 +23,7 @@ from headstart.verdict.looks import Look
 from headstart.verdict.numbers import TRAIN
 from headstart.verdict.rule import Rule
 
+QUESTION_FILE = "question.json"  # of a study that `headstart ask` designed: its data, hours, and words of the command
 NAN = float("nan")
 DEFAULT_METRIC = "box.AP"  # of a study without a rule
 _AGAINST = " against "

@@ -222,7 +222,12 @@ def _write_facts(
 ) -> None:
     """Write recipe, audit, environment, image ids and segment.json, before the first step."""
     origins = "".join(f"# {key}: {origin}\n" for key, origin in provenance.beyond_base().items()) if provenance else ""
-    facts |= {"num_images": task.num_images, "classes": task.classes, "fingerprint": task.fingerprint}
+    facts |= {
+        "num_images": task.num_images,
+        "num_val_images": task.num_eval_images,
+        "classes": task.classes,
+        "fingerprint": task.fingerprint,
+    }
     facts |= {"overlap": len(task.overlap), "weights_cost": cost_of(recipe.start.weights) if found else None}
     write_whole(directory / "recipe.yaml", origins + yaml.safe_dump(to_dict(recipe), sort_keys=False))
     write_whole(directory / "image_ids.txt", "".join(f"{image_id}\n" for image_id in task.image_ids))

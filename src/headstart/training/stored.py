@@ -27,6 +27,7 @@ class RunFacts(Struct, forbid_unknown_fields=True, kw_only=True):
 
     format: Annotated[int, Meta(ge=1, le=FORMAT)] = 1
     num_images: int
+    num_val_images: int | None = None
     classes: dict[str, list[Any]]
     fingerprint: str
     span: SpanFacts | None = None

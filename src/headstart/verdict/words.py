@@ -12,6 +12,7 @@ from headstart.verdict.verdict import Verdict
 
 ONE_SEED = "1 seed, no interval"
 NO_ANSWER = "No answer yet"
+TESTS = {"t": "a paired t test", "sign_flip": "an exact sign-flip test"}
 
 
 @singledispatch
@@ -46,7 +47,7 @@ def outcome(verdict: Verdict) -> str:
 
 def until_then(verdict: Verdict) -> str:
     """The arm to use while there is no conclusion, by the mean difference; empty where neither has learnt."""
-    if not verdict.num_seeds or verdict.obstacle is None or verdict.obstacle.code == "floor":
+    if not verdict.num_seeds or verdict.obstacle is None or verdict.obstacle.code in ("floor", "images"):
         return ""
     rule, where = verdict.rule, verdict.where.partition(" with ")[0]
     size = f"{points(abs(verdict.mean), fine=_fine(verdict))[1:]} points"
@@ -55,6 +56,16 @@ def until_then(verdict: Verdict) -> str:
         return f"Until then use either: {reason}, with {counted(verdict.num_seeds, 'seed')}."
     leader = rule.candidate if verdict.mean > 0 else rule.baseline
     return f"Until then use {leader}: it is {size} ahead {where}, with {counted(verdict.num_seeds, 'seed')}."
+
+
+def certainty(verdict: Verdict) -> str:
+    """Test, level, seeds and p value of a decision; empty where there is none."""
+    if verdict.obstacle is not None:
+        return ""
+    p = verdict.p_margin if verdict.outcome in ("equivalent", "not worse") else verdict.p_difference
+    level, seeds = f"{100 * verdict.rule.look_level:g} %", counted(verdict.num_seeds, "seed")
+    value = f"= {p:.2g}" if p >= 0.001 else "< 0.001"
+    return f"Decided at {level} by {TESTS[verdict.rule.test]} over {seeds} (p {value})."
 
 
 def caveats(verdict: Verdict) -> str:
@@ -88,8 +99,7 @@ def rule_sentence(rule: Rule) -> str:
         "non_inferiority": f"whether {rule.candidate} is not worse than {rule.baseline} by more than {margin}",
         "superiority": f"whether one of {rule.candidate} and {rule.baseline} is better by more than {margin}",
     }[rule.kind]
-    test = {"t": "a paired t test", "sign_flip": "an exact sign-flip test"}[rule.test]
-    how = f"at {100 * rule.level:g} % by {test} over at least {rule.min_seeds} seeds"
+    how = f"at {100 * rule.level:g} % by {TESTS[rule.test]} over at least {rule.min_seeds} seeds"
     if rule.looks:
         how += f", in {looks_text(rule)}"
     return f"The rule, written before the first run: in {metric_name(rule.metric)}, {claim}, {how}."

@@ -1,26 +1,19 @@
 """Description of public weights and of weight files: where they are, what they hold, and what they can start."""
 
-import json
 import re
-from collections.abc import Iterable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
+import yaml
+
 from headstart.batch import InputSpec
-from headstart.model.backbones.resnet import DEPTHS
 from headstart.weights.files import WeightFile
 from headstart.weights.names import input_of, layout_of, our_names
+from headstart.weights.net import FOLDED, GROUP, find_backbone, has_statistics
 from headstart.weights.public import PACKAGE, PublicFile, find_on_disk, how_to_get, public_files
 from headstart.weights.timm_names import HEAD
 
-# Endings of the scale of a norm whose statistics are not stored, in Detectron's files.
-_FOLDED, _GROUP = "_bn_s", "_gn_s"
 _CORNERS = "heads.0.top_left.heat.2.weight"  # class predictor of a CornerNet
-# Our names of a torchvision ResNet, and what is no part of the backbone.
-_PLAIN_RESNET = re.compile(
-    r"backbone\.(?:conv1|bn1|layer\d\.\d+\.(?:conv\d|bn\d|downsample\.\d))\.\w+|(?!backbone\.).+"
-)
 _UNKNOWN = " of the net that it was saved from; `weights import FILE RECIPE` tries a recipe"
 
 
@@ -59,7 +52,7 @@ def entry(known: PublicFile) -> dict[str, Any]:
 
 def describe_public(known: PublicFile) -> list[tuple[str, str]]:
     """Rows (label, text) on public weights from the table alone."""
-    facts, seen = entry(known), known.training.images_seen
+    facts, seen, timm = entry(known), known.training.images_seen, known.training.backbone
     return [
         ("name", known.name),
         ("where", f"{facts['state']}: {facts['path']}" if facts["path"] else f"not here: {how_to_get(known)}"),
@@ -68,7 +61,7 @@ def describe_public(known: PublicFile) -> list[tuple[str, str]]:
         ("trained for", known.training.length()),
         ("images seen", "unknown" if seen is None else f"{seen:,.0f}"),
         ("norm", known.training.norm),
-        ("starts", f"start.kind={known.training.kind}{_of_timm(known.training.backbone)}"),
+        ("starts", f"start.kind={known.training.kind}{_of({'kind': 'timm', 'name': timm} if timm else {})}"),
     ]
 
 
@@ -115,12 +108,11 @@ def _classes(file: WeightFile, found: dict[str, str], layout: str) -> str:
 
 
 def _norm(file: WeightFile) -> str:
-    counted = sum(name.endswith(("running_mean", "_bn_rm", "_bn_running_mean")) for name in file.tensors)
-    if counted:
+    if counted := has_statistics(file):
         return f"batch, statistics of {counted} layers: model.norm batch, sync_batch or frozen_batch"
-    if any(name.endswith(_FOLDED) for name in file.tensors):
+    if any(name.endswith(FOLDED) for name in file.tensors):
         return "batch, folded into scale and shift: model.norm frozen_batch"
-    if any(name.endswith(_GROUP) for name in file.tensors):
+    if any(name.endswith(GROUP) for name in file.tensors):
         return "group: model.norm group"
     scales = any(value.dim() == 1 and name.endswith("weight") for name, value in file.tensors.items())
     return "group or layer, without statistics" if scales else "none"
@@ -128,7 +120,7 @@ def _norm(file: WeightFile) -> str:
 
 def _starts(file: WeightFile, found: dict[str, str]) -> str:
     kind = "backbone or detector" if {"box_head.classify.weight", _CORNERS} & found.keys() else "backbone"
-    return f"start.kind={kind}{_of_resnet(file, found) or _of_timm(_timm_name(file)) or _UNKNOWN}"
+    return f"start.kind={kind}{_of(find_backbone(file, found)) or _UNKNOWN}"
 
 
 def _stem(file: WeightFile) -> str:
@@ -139,37 +131,7 @@ def _stem(file: WeightFile) -> str:
     return f"for input.channels C other than 3, start.stem=mean ({rgb[0]} by its mean over RGB, times 3 / C) or random"
 
 
-def _of_timm(name: str) -> str:
-    return f" of model.backbone={{kind: timm, name: {name}}}" if name else ""
-
-
-def _timm_name(file: WeightFile) -> str:
-    """timm's name of a net: of published weights, or what the config.json beside timm's own files states."""
-    published = (known.training.backbone for known in public_files().values() if known.hash == file.hash)
-    beside = Path(file.path).parent / "config.json"
-    try:
-        stated = json.loads(beside.read_text(encoding="utf-8")).get("architecture", "")
-    except (OSError, ValueError, AttributeError):
-        stated = ""
-    return next(published, "") or str(stated)
-
-
-def _of_resnet(file: WeightFile, found: dict[str, str]) -> str:
-    """The recipe's backbone for a ResNet in any layout; "" for other nets."""
-    stem, second = (found.get(f"backbone.{name}.weight") for name in ("conv1", "layer1.0.conv2"))
-    if stem is None or second is None or not all(map(_PLAIN_RESNET.fullmatch, found)):
-        return ""
-    bottleneck = "backbone.layer1.0.conv3.weight" in found
-    blocks = tuple(_count_blocks(found, stage) for stage in range(1, 5))
-    depth = next((depth for depth, plan in DEPTHS.items() if plan == (blocks, bottleneck)), list(blocks))
-    width, (middle, each, *_) = file.tensors[stem].shape[0], file.tensors[second].shape
-    parts = [f"kind: resnet, depth: {depth}"]
-    parts += [f"bottleneck: {str(bottleneck).lower()}"] if isinstance(depth, list) else []
-    parts += [f"width: {width}"] if width != 64 else []
-    parts += [f"groups: {middle // each}, group_width: {each}"] if each < middle else []
-    return f" of model.backbone={{{', '.join(parts)}}}"
-
-
-def _count_blocks(found: Iterable[str], stage: int) -> int:
-    pattern = rf"backbone\.layer{stage}\.(\d+)\..+"
-    return len({match[1] for name in found if (match := re.fullmatch(pattern, name))})
+def _of(backbone: dict[str, Any]) -> str:
+    """The backbone that weights fit, as a recipe states it; "" for none."""
+    plain = yaml.safe_dump(backbone, default_flow_style=True, sort_keys=False, width=10**6).strip()
+    return f" of model.backbone={plain}" if backbone else ""

@@ -8,7 +8,7 @@ import hashlib
 import json
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,8 @@ class WeightFile:
     """Content of a weight file: tensors by name, its sha256, its author, and its input normalisation.
 
     `author` is "headstart" for our own files, Detectron2's `__author__` where there is one, else "".
-    `input` is None where the file does not say. `left_out` names entries that are no tensors.
+    `input` is None where the file does not say. `left_out` names entries that are no tensors. `recipe` is that of the
+    run that made a headstart file; empty for others.
     """
 
     path: str
@@ -53,6 +54,7 @@ class WeightFile:
     author: str = ""
     input: InputSpec | None = None
     left_out: tuple[str, ...] = ()
+    recipe: dict[str, Any] = field(default_factory=dict)
 
 
 def read_weights(path: str | Path) -> WeightFile:
@@ -123,11 +125,20 @@ def _weight_file(path: Path, values: dict[str, Any], around: dict[str, Any]) -> 
     if not tensors:
         found = ", ".join(_printable(name) for name in left_out[:5])
         raise ValueError(f"{path}: holds no tensors (found: {found or 'nothing'})")
-    recipe = around.get("recipe")
-    own = parse_input_spec(recipe.get("input") if isinstance(recipe, dict) else around.get("input"))
+    recipe = _recipe(around.get("recipe"))
+    own = parse_input_spec(recipe.get("input") or around.get("input"))
     given = around.get("__author__", around.get("author", ""))
     author = "headstart" if own is not None else given if isinstance(given, str) else ""
-    return WeightFile(str(path), file_digest(path), tensors, author, own, tuple(left_out))
+    return WeightFile(str(path), file_digest(path), tensors, author, own, tuple(left_out), recipe)
+
+
+def _recipe(stated: Any) -> dict[str, Any]:
+    """A recipe as our files hold it: a mapping in checkpoints, its JSON in exports; empty for anything else."""
+    try:
+        found = json.loads(stated) if isinstance(stated, str) else stated
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _unwrapped(name: str) -> str:

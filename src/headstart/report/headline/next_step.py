@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import isfinite, nan
 from pathlib import Path
@@ -12,13 +12,16 @@ from typing import Any
 
 import numpy as np
 import yaml
+from msgspec import Struct
 
 from headstart.recipe.schedule import parse_schedule
 from headstart.report.facts import Facts
 from headstart.report.headline.obstacles import starts_of_arm
 from headstart.study.folder import OPEN, STUDY_FILE
-from headstart.study.results import StudyFolder
+from headstart.study.results import QUESTION_FILE, StudyFolder
+from headstart.typed_json import read_json
 from headstart.verdict.earned import Obstacle
+from headstart.verdict.few_images import ImageCounts
 from headstart.verdict.history import History
 from headstart.verdict.numbers import counted, span
 from headstart.verdict.verdict import Verdict
@@ -37,13 +40,15 @@ class NextStep:
     def sentence(self) -> str:
         """Words and expected time; the command stands apart, to be copied."""
         time = f", about {span(self.seconds)} of computation" if isfinite(self.seconds) else ""
-        return f"Next: {self.what}{time}."
+        return f"{self.what[0].upper()}{self.what[1:]}{time}."
 
 
 def next_step(facts: Facts, verdict: Verdict | None, obstacle: Obstacle) -> NextStep | None:
     """The step that would remove an obstacle, with its command; None where the study has no rule or no second arm."""
     folder, every = facts.folder, _seconds(facts)
     if folder.rule is None or folder.headline_cell is None:
+        return None
+    if obstacle.code == "images":
         return None
     if obstacle.code == "unfinished":
         return _run(facts, "run the missing segments", (), _missing_seconds(facts))
@@ -86,6 +91,37 @@ def next_step(facts: Facts, verdict: Verdict | None, obstacle: Obstacle) -> Next
     return _run(facts, what, (), every)
 
 
+def further_steps(facts: Facts, verdict: Verdict | None, images: ImageCounts | None) -> tuple[NextStep, ...]:
+    """Steps beside the first: more images where these are few or settle less, and longer training of an arm behind."""
+    steps = []
+    if images and images.are_few:
+        steps.append(_label(facts, images.more))
+    elif verdict and verdict.images and (wanted := verdict.images_to_decide):
+        steps.append(_label(facts, f"about {counted(wanted - verdict.images.num_images, 'more validation image')}"))
+    if verdict and verdict.outcome == "worse":
+        change, seconds = _longer(facts)
+        steps.append(
+            _run(facts, f"train twice as long, to see whether {facts.folder.candidate} catches up", (change,), seconds)
+        )
+    return tuple(steps)
+
+
+def _label(facts: Facts, more: str) -> NextStep:
+    """Label more images and ask again: under a new name the study that `headstart ask` made, else the same study."""
+    folder, asked = facts.folder, facts.folder.path / QUESTION_FILE
+    again = _run(facts, f"label {more} and ask again", (), _seconds(facts))
+    if not asked.is_file():
+        return again
+    words = ["headstart", "ask", *read_json(asked, _Asked).words, "--name", f"{folder.path.name}-2", *_out(folder)]
+    return replace(again, command=shlex.join(words))
+
+
+class _Asked(Struct):
+    """The part of question.json that asks again."""
+
+    words: list[str]
+
+
 def history_of(folder: StudyFolder, num_seeds: int) -> History:
     """The looks at the headline's cell, the present one among them, up to one with so many seeds."""
     own = [look for look in folder.looks if (look.schedule, look.fraction) == folder.headline_cell]
@@ -103,9 +139,12 @@ def _run(facts: Facts, what: str, changes: tuple[str, ...], seconds: float) -> N
     folder = facts.folder
     kept = [f"{key}={_inline(value)}" for key, value in folder.overrides.items()]
     kept = [word for word in kept if word.partition("=")[0] not in {change.partition("=")[0] for change in changes}]
-    out = [] if folder.path.parent == Path("runs") else ["--out", folder.path.parent.as_posix()]
-    words = ["headstart", "study", "run", (folder.path / STUDY_FILE).as_posix(), *kept, *changes, *out]
+    words = ["headstart", "study", "run", (folder.path / STUDY_FILE).as_posix(), *kept, *changes, *_out(folder)]
     return NextStep(what, changes, shlex.join(words), seconds)
+
+
+def _out(folder: StudyFolder) -> list[str]:
+    return [] if folder.path.parent == Path("runs") else ["--out", folder.path.parent.as_posix()]
 
 
 def _inline(value: Any) -> str:

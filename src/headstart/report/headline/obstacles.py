@@ -12,6 +12,7 @@ from headstart.study.results import Run, metric_of
 from headstart.training.rows import training_rows
 from headstart.training.stored import AUDIT_FILE, SEGMENT_FILE, RunFacts
 from headstart.verdict.earned import Obstacle, last_doubling, rising
+from headstart.verdict.few_images import ImageCounts
 from headstart.verdict.numbers import counted
 from headstart.weights.audits.record import Audit
 
@@ -44,6 +45,16 @@ def void(facts: Facts) -> Obstacle | None:
         reason = f"training and validation images share {pictures}{allowed}, so scores say little of new images"
         return Obstacle("overlap", "training and validation images share pictures", reason)
     return None
+
+
+def images_of(facts: Facts) -> ImageCounts | None:
+    """Images of a study, those of its largest amount of data; None where its runs do not say."""
+    folder = facts.folder
+    arms = {run.segment.name: run for arm in (folder.baseline, folder.candidate) for run in starts_of_arm(facts, arm)}
+    stored = [run.fact(SEGMENT_FILE, RunFacts) for run in arms.values()]
+    num_val = next((own.num_val_images for own in stored if own and own.num_val_images), None)
+    num_train = folder.num_images.get(folder.fractions[0]) if folder.fractions else None
+    return ImageCounts(num_val, num_val + num_train) if num_val and num_train else None
 
 
 def still_rising(facts: Facts, fraction: float) -> Obstacle | None:

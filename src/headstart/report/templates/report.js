@@ -6,6 +6,7 @@
   let printing = false;
   const armOf = (name) => data.arms.find((arm) => arm.name === name);
   const colourOf = (name) => armOf(name)[dark.matches && !printing ? "dark" : "light"];
+  const textOf = (name) => armOf(name)[dark.matches && !printing ? "dark" : "text"];
   const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   // plotly reads its texts as markup: whatever comes from a study must not be
   const escape = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
@@ -98,7 +99,7 @@
         x: xOf(t, s), y, mode: "lines+markers+text", line: { color: colourOf(t.arm), width: t.schedule === null ? 2.4 : 1.8 },
         marker: { color: colourOf(t.arm), symbol: armOf(t.arm).symbol, size: y.map((_, i) => (isEnd(i) ? 8 : 4)) },
         text: y.map((_, i) => (isEnd(i) ? escape(t.schedule) : "")), textposition: higher(t, y[last]) ? "top center" : "bottom center",
-        textfont: { color: colourOf(t.arm), size: 12 }, cliponaxis: false,
+        textfont: { color: textOf(t.arm), size: 12 }, cliponaxis: false,
         hovertext: y.map((value, i) => {
           const seeds = t.seeds.length > 1 ? `<br>seeds ${t.y[s.metric].map((seed) => digits(seed[i], places(s))).join(", ")}` : "";
           const x = s.axis === "steps" ? "" : `<br>${s.axis === "seconds" ? span(xOf(t, s)[i]) : `${large(xOf(t, s)[i])} ${s.axis}`}`;
@@ -153,7 +154,7 @@
       return {
         x: points.map((p) => p.images), y, mode: "lines+markers+text", line: { color: colourOf(arm.name), width: 2.2 },
         marker: { color: colourOf(arm.name), symbol: arm.symbol, size: 9 }, cliponaxis: false,
-        text: points.map((_, i) => (i ? "" : escape(arm.name))), textposition: above ? "top center" : "bottom center", textfont: { color: colourOf(arm.name), size: 12 },
+        text: points.map((_, i) => (i ? "" : escape(arm.name))), textposition: above ? "top center" : "bottom center", textfont: { color: textOf(arm.name), size: 12 },
         error_y: { type: "data", symmetric: false, array: points.map((p, i) => Math.max(...p.seeds) - y[i]), arrayminus: points.map((p, i) => y[i] - Math.min(...p.seeds)), thickness: 1.2, width: 5, visible: points.some((p) => p.seeds.length > 1) },
         hovertext: points.map((p, i) => `<b>${escape(arm.name)}</b>, ${large(p.images)} images, ${escape(p.schedule)}<br>${data.metric} <b>${digits(y[i], 1)}</b>`), hoverinfo: "text",
       };
@@ -231,10 +232,20 @@
   }
 
   // ---- wiring
-  function drawAll() { drawCurves(); drawFractions(); drawMistakes(); drawCosts(); }
-  if (byId("mistake-controls")) byId("mistake-controls").addEventListener("input", drawMistakes);
+  let ready = false;  // plotly is there
+  function drawCharts() { if (ready) { drawCurves(); drawFractions(); drawMistakes(); } }
+  function drawAll() { drawCharts(); drawCosts(); }
+  // plotly.js is compressed in the page, of which it would be nine tenths.
+  async function unpack(packed) {
+    const bytes = Uint8Array.from(atob(packed.textContent), (character) => character.charCodeAt(0));
+    const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+    document.head.append(element("script", await new Response(stream).text()));
+    ready = true;
+    drawCharts();
+  }
+  if (byId("mistake-controls")) byId("mistake-controls").addEventListener("input", drawCharts);
   if (byId("curve-controls")) {
-    byId("curve-controls").addEventListener("input", drawCurves);
+    byId("curve-controls").addEventListener("input", drawCharts);
     byId("curve-table").addEventListener("toggle", () => fillCurveTable(curveSettings()));
   }
   if (byId("cost-controls")) {
@@ -258,4 +269,7 @@
     drawAll();
   });
   drawAll();
+  if (byId("plotly")) unpack(byId("plotly")).catch(() => {
+    for (const chart of document.querySelectorAll(".chart")) chart.replaceWith(element("p", "This browser cannot unpack the chart; figures/ has drawn ones.", { class: "empty" }));
+  });
 })();
