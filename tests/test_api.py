@@ -32,7 +32,7 @@ def test_a_result_says_what_the_report_says(tmp_path):
     found = made(tmp_path, seeds=3)
     told = json.loads(found.report.with_name("report.json").read_text())
     assert (found.headline, found.text, found.rows) == (told["title"], told["text"], told["cells"])
-    assert found.is_decided and found.state == "decided" and found.next_command is None
+    assert found.is_decided and found.state == "decided" and found.next_commands == ()
     ends = {row["arm"]: [] for row in told["cells"]}
     for row in told["cells"]:
         ends[row["arm"]] += [row["box.AP"]] if row["schedule"] == "6x" else []
@@ -52,7 +52,7 @@ def test_a_result_without_an_answer_names_the_next_command(tmp_path):
     found = made(tmp_path, seeds=1)
     assert not found.is_decided and found.headline == "No answer yet: 1 of 3 seeds"
     assert found.difference.low is None and found.difference.interval == "1 seed, no interval"
-    assert found.next_command.startswith("headstart study run ") and "seeds=3" in found._repr_html_()
+    assert found.next_commands[0].startswith("headstart study run ") and "seeds=3" in found._repr_html_()
     begun = made(tmp_path / "begun", seeds=1, num_begun=2)
     assert begun.difference is None and begun.scores == {"pretrained": (None,), "scratch": (None,)}
 

@@ -319,6 +319,16 @@ def test_paths_of_a_study_are_those_of_the_working_directory_else_of_its_folder(
     assert define_study(file)[0].set["data.train"] == fields["data.train"]
 
 
+def test_a_shipped_study_says_how_its_data_are_made(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"^study demo: data\.train = 'data/demo/large/.*': no such file .*; make"):
+        prepare(define_study("demo")[0])
+    with pytest.raises(ValueError, match=r"bccd\.yaml says where it is from$"):
+        prepare(define_study("bccd")[0])
+    with pytest.raises(ValueError, match=r"--val 200 --seed 0 && headstart data shapes data/demo/classes --classes"):
+        prepare(define_study("semantic")[0])
+
+
 def test_weights_are_tried_without_data(data_root, tmp_path, monkeypatch, capsys):
     made = train(tiny_classifier(data_root, train__base="1 steps"), tmp_path)
     net = ["model.backbone={depth: [1, 1, 1, 1], bottleneck: false, width: 8}", "model.norm_groups=4"]

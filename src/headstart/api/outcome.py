@@ -41,7 +41,7 @@ class StudyResult:
 
     scores {arm: a value a seed, None where it has not finished} and the difference are those of the headline: the
     longest schedule on the most data. state: "decided", or why there is no answer. rows: one dictionary a cell, the
-    columns of tables/cells.csv. next_command: the command towards an answer, where there is none.
+    columns of tables/cells.csv. next_commands: those towards an answer, where there is none.
     """
 
     report: Path
@@ -52,7 +52,7 @@ class StudyResult:
     metric: str
     scores: dict[str, tuple[float | None, ...]]
     difference: ScoreDifference | None
-    next_command: str | None
+    next_commands: tuple[str, ...]
     rows: list[dict[str, Any]]
 
     @property
@@ -79,7 +79,7 @@ class StudyResult:
         parts = [
             f"<h3>{escape(self.study)}: {escape(self.headline)}</h3><p>{escape(self.text)}</p>",
             f"<table><tr><th>{escape(metric_name(self.metric))}, seed</th>{heads}</tr>{lines}</table>" if lines else "",
-            f"<p>Next: <code>{escape(self.next_command)}</code></p>" if self.next_command else "",
+            *(f"<p>Next: <code>{escape(command)}</code></p>" for command in self.next_commands),
             f"<p>Report: <code>{escape(str(self.report))}</code>; <code>.page()</code> shows it here</p>",
         ]
         return "".join(parts)
@@ -111,7 +111,7 @@ def result_of(report: Path) -> StudyResult:
         metric=folder.metric,
         scores=_scores(folder),
         difference=_difference(folder, told["comparisons"]),
-        next_command=step and step["command"],
+        next_commands=(step["command"],) if step else (),
         rows=told["cells"],
     )
 

@@ -13,6 +13,7 @@ from headstart.recipe.dotted import flatten
 from headstart.recipe.load import Provenance, resolve, settle
 from headstart.recipe.recipe import AnyRecipe, scaled_rate, schedule_of, to_dict
 from headstart.recipe.schedule import Schedule, duration, multiple_of
+from headstart.study.begin.places import refuse_missing_data
 from headstart.study.checks import check_arms_differ, check_lengths, check_measured
 from headstart.study.forecast import load_key
 from headstart.study.plan import Plan, Segment, expand, schedule_names
@@ -73,9 +74,13 @@ def prepare(study: StudySpec, overrides: Patch | None = None) -> Prepared:
     arms = {arm: recipes[arm][0] for arm in study.arms}
     _check_recipes(study, arms)
     first = next(iter(arms.values()))  # the data are the same for all arms
-    if any(entry.images for entry in study.fractions):
-        study = study.on(num_training_images(_on_fraction(first, 1.0)))
-    num_images = {entry.fraction: num_training_images(_on_fraction(first, entry.fraction)) for entry in study.fractions}
+    try:
+        if any(entry.images for entry in study.fractions):
+            study = study.on(num_training_images(_on_fraction(first, 1.0)))
+        num_images = {e.fraction: num_training_images(_on_fraction(first, e.fraction)) for e in study.fractions}
+    except ValueError:
+        refuse_missing_data(study.name, first.data.train)
+        raise
     # A base in epochs means epochs of the largest fraction: the other fractions run the same number of steps.
     full, names = num_images[max(num_images)], schedule_names(study)
     schedules = {arm: {name: schedule_of(recipe, full, name) for name in names} for arm, recipe in arms.items()}

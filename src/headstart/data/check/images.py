@@ -85,6 +85,7 @@ def problems(dataset: Dataset, split: str, examined: list[ImageCheck]) -> list[P
     missing = [problem for problem in found if problem.code == "image-missing"]
     if len(missing) == len(examined) > 1:
         message = f"none of the {len(examined)} images is in {dataset.image_dir} (first: {dataset.file_names[0]!r})"
+        message += "; another folder is given by --images, in recipes by data.train_images and data.val_images"
         found = [Problem(ERROR, "image-missing", split, dataset.path, str(dataset.image_dir), message, LEFT_OUT)]
     for same in _by_digest(examined).values():
         if len(same) > 1:

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from headstart.recipe.load import shipped
+
 _SETS = [f".data.{split}{part}" for split in ("train", "val") for part in ("", "_images", "_labels")]
 FIELDS = (*_SETS, ".start.weights")
 
@@ -28,3 +30,15 @@ def _is_there(folder: Path, value: str) -> bool:
         return any((folder / part).exists() for part in (value, value.rpartition(":")[0]) if part)
     except (OSError, ValueError):
         return False
+
+
+def refuse_missing_data(name: str, train: str) -> None:
+    """ValueError for a shipped study whose data are not there, with the commands of its header that make them."""
+    files = {shown.rpartition("/")[2]: file for shown, file in shipped("studies").items()}
+    file = files.get(name.removesuffix("-small"))
+    if file is None or not train.startswith("data/") or _is_there(Path(), train):
+        return
+    header = [line.lstrip("# ") for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
+    made = [line for line in header if line.startswith("headstart data shapes ")]
+    how = f"make it with: {' && '.join(made)}" if made else f"the header of {file} says where it is from"
+    raise ValueError(f"study {name}: data.train = {train!r}: no such file or folder; {how}")
