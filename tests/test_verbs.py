@@ -4,6 +4,7 @@ import importlib
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -161,6 +162,15 @@ def test_alone_it_says_what_to_do_first_and_h_is_help(monkeypatch, capsys):
     for words in ((), ("data", "stats")):
         short, long = (call(monkeypatch, capsys, *words, flag) for flag in ("-h", "--help"))
         assert short.code == 0 and short.out == long.out and "Usage" in short.out
+
+
+def test_the_tab_key_completes_verbs_and_options(monkeypatch, capsys):
+    monkeypatch.setattr(sys.modules["__main__"], "__package__", None)  # else its name is that of pytest
+    monkeypatch.setenv("_HEADSTART_COMPLETE", "complete_bash")
+    for typed, found in (("headstart da", ["data"]), ("headstart study run --qu", ["--quiet"])):
+        monkeypatch.setenv("COMP_WORDS", typed)
+        monkeypatch.setenv("COMP_CWORD", str(len(typed.split()) - 1))
+        assert call(monkeypatch, capsys).out.split() == found
 
 
 @pytest.mark.parametrize(

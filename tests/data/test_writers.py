@@ -174,5 +174,7 @@ def test_the_verbs_write_what_the_functions_make(scenes, data_root, tmp_path, mo
     assert open_dataset("voc", None, "val").num_images == 3
     refused = call(monkeypatch, capsys, "data", "merge", train, val, "--out", "c.json", "--drop", "thng")
     assert refused.code == 2 and "class 'thng': is in none of the sets" in refused.err
+    refused = call(monkeypatch, capsys, "data", "convert", "yolo", "voc", "--to", "voc", "--force")
+    assert refused.code == 2 and "--force: has no effect" in refused.err
     refused = call(monkeypatch, capsys, "data", "rename", train, "--out", "d.json")
     assert refused.code == 2 and "exists already" in refused.err

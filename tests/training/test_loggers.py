@@ -3,7 +3,9 @@
 import json
 import math
 import struct
+import time
 import warnings
+from contextlib import suppress
 
 import pytest
 
@@ -123,9 +125,20 @@ def offline_records(path):
     assert content[:4] == b":W&B" and len(content) < 2**15
     while place < len(content):
         _, size, kind = struct.unpack_from("<IHB", content, place)
-        assert kind == 1  # whole
+        assert kind == 1 and place + 7 + size <= len(content)  # whole
         yield Record.FromString(content[place + 7 : place + 7 + size])
         place += 7 + size
+
+
+def finished_records(path):
+    """The records once the last is there: W&B's own process writes them, after the run has ended here."""
+    for _ in range(400):
+        with suppress(struct.error, AssertionError):
+            records = list(offline_records(path))
+            if records and records[-1].HasField("exit"):
+                return records
+        time.sleep(0.05)
+    raise TimeoutError(path)
 
 
 def test_wandb_has_the_numbers_of_the_rows(recipe, plain, tmp_path, monkeypatch):
@@ -135,7 +148,7 @@ def test_wandb_has_the_numbers_of_the_rows(recipe, plain, tmp_path, monkeypatch)
     assert rows_of(result) == rows_of(plain)
     (file,) = (result.directory / "wandb").glob("offline-run-*/run-*.wandb")
     found, names = {}, []
-    for record in offline_records(file):
+    for record in finished_records(file):
         if record.HasField("run"):
             names.append((record.run.project, record.run.run_id, record.run.display_name))
         row = {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item}

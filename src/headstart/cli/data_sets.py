@@ -48,6 +48,8 @@ def convert(
     if to is Format.COCO:
         _write_coco(open_dataset(path, images, split), out, force=force, as_json=as_json)
         return
+    if force:
+        raise ValueError("--force: has no effect with --to voc and yolo, whose folder must be new; expected none")
     splits = open_splits(path, images, split)
     lost = (write_yolo if to is Format.YOLO else write_voc)(splits, out)
     notes = [*(note for data in splits.values() for note in data.notes), *lost]

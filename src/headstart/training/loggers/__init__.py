@@ -100,14 +100,15 @@ def _mlflow(run: Logged) -> Iterator[Send]:
     from mlflow.tracking import MlflowClient
 
     client, name = MlflowClient(), run.directory.name
+    tag, digest = "headstart.run", name.rpartition("-")[2]
     known = client.get_experiment_by_name(PROJECT)
     experiment = known.experiment_id if known else client.create_experiment(PROJECT)
-    begun = client.search_runs([experiment], f"tags.`headstart.run` = '{name}'", max_results=1)
+    begun = client.search_runs([experiment], f"tags.`{tag}` = '{digest}'", max_results=1)
     if begun:
         own = begun[0].info.run_id
         client.update_run(own, status="RUNNING")
     else:
-        own = client.create_run(experiment, run_name=name, tags={"headstart.run": name}).info.run_id
+        own = client.create_run(experiment, run_name=name, tags={tag: digest}).info.run_id
         params = [Param(field, str(value)[:MOST_TEXT]) for field, value in flatten(run.recipe).items()]
         for first in range(0, len(params), MOST_PARAMS):
             client.log_batch(own, params=params[first : first + MOST_PARAMS])
