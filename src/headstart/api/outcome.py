@@ -101,7 +101,6 @@ def result_of(report: Path) -> StudyResult:
     """The result that a report in a study's directory states."""
     folder = read_study_folder(report.parent)
     told = read_json(report.with_name("report.json"), dict[str, Any])
-    step = told["next_with_seconds"]
     return StudyResult(
         report=report,
         study=folder.name,
@@ -111,7 +110,7 @@ def result_of(report: Path) -> StudyResult:
         metric=folder.metric,
         scores=_scores(folder),
         difference=_difference(folder, told["comparisons"]),
-        next_commands=(step["command"],) if step else (),
+        next_commands=tuple(step["command"] for step in told["next_with_seconds"]),
         rows=told["cells"],
     )
 
