@@ -33,6 +33,7 @@ ROOT = Path(__file__).parents[1]
 # results.md and lab-book.md tell what was run, with the fields of that time.
 PAGES = [
     "README.md",
+    "AGENTS.md",
     *(f"docs/{p.name}" for p in sorted((ROOT / "docs").glob("*.md")) if p.stem not in ("results", "lab-book")),
 ]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
