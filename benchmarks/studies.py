@@ -50,6 +50,7 @@ def kept_of(folder: StudyFolder, command: str, commit: str | None = None) -> dic
             "fraction": cell.fraction,
             "seed": cell.seed,
             "total": cell.total,
+            "seconds": round(folder.tail(cell).end["seconds"]["train"]),
             "values": {
                 str(row["step"]): metric_of(row, folder.metric)
                 for name in cell.segments
@@ -86,10 +87,11 @@ def cell_text(values: list[float]) -> str:
 
 
 def curve_steps(cells: list[dict[str, Any]]) -> list[int]:
-    """Steps of a table: all evaluated ones, or about MOST_COLUMNS of them evenly, the last always."""
+    """Steps of a table: all evaluated ones, or about MOST_COLUMNS of them evenly, and the last one of each cell."""
     steps = sorted({int(step) for cell in cells for step in cell["values"]})
     stride = -(-len(steps) // MOST_COLUMNS)
-    return steps[::-1][::stride][::-1] if steps else []
+    ends = {max(map(int, cell["values"])) for cell in cells if cell["values"]}
+    return sorted(ends.union(steps[::-1][::stride])) if steps else []
 
 
 def tables_of(figures: dict[str, Any]) -> list[str]:
@@ -100,10 +102,14 @@ def tables_of(figures: dict[str, Any]) -> list[str]:
         cells = [c for c in figures["cells"] if (c["fraction"], c["schedule"]) == (fraction, schedule)]
         steps, seeds = curve_steps(cells), len({cell["seed"] for cell in cells})
         title = f"{figures['images'][str(fraction)]:,} images, {schedule} ({seeds} seed{'s' * (seeds > 1)}), at steps"
-        rows = [f"| {title} | {' | '.join(f'{step:,}' for step in steps)} |", "|---|" + "---|" * len(steps)]
+        timed = all("seconds" in cell for cell in cells)  # kept from 2026-11-30 on
+        heads = [f"{step:,}" for step in steps] + ["training seconds"] * timed
+        rows = [f"| {title} | {' | '.join(heads)} |", "|---|" + "---|" * len(heads)]
         for arm in dict.fromkeys(cell["arm"] for cell in cells):
             own = [cell["values"] for cell in cells if cell["arm"] == arm]
             found = [cell_text([values[str(step)] for values in own if str(step) in values]) for step in steps]
+            seconds = [cell["seconds"] for cell in cells if cell["arm"] == arm] if timed else []
+            found += [f"{statistics.mean(seconds):,.0f}"] if seconds else []
             rows.append(f"| {arm} | {' | '.join(found)} |")
         parts.append("\n".join(rows) + "\n")
     return parts

@@ -2,6 +2,7 @@
 
 import json
 import re
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +44,7 @@ def test_a_result_says_what_the_report_says(tmp_path):
     assert gap.interval in found.text.replace("(", "") and gap.low < gap.mean < gap.high
     assert repr(found).startswith("StudyResult(demo: 'scratch ends ahead', scratch minus pretrained: +2.7 points")
     shown = found._repr_html_()
-    assert all(part in shown for part in (found.headline, found.text, "<th>scratch</th>", str(found.report)))
+    assert all(part in shown for part in (found.headline, escape(found.text), "<th>scratch</th>", str(found.report)))
     page = found.page(height=500)._repr_html_()
     assert page.startswith('<iframe srcdoc="') and "height:500px" in page and page.count('"') == 4
 
@@ -94,7 +95,7 @@ def test_python_shows_progress_unless_quiet(data_root, tmp_path, capsys):
 
 def test_lines_come_often_at_first_then_rarely():
     said, now = [], [0.0]
-    lines = ProgressLines("x", said.append, lambda: now[0])
+    lines = ProgressLines("x", said.append, clock=lambda: now[0])
     for second in range(0, 1001):
         now[0] = float(second)
         lines(second / 10, "note")

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from studies import BEGIN, END, cell_text, curve_steps, finding, kept_of, read_kept, render, rewritten, texts
 
@@ -26,8 +27,9 @@ def test_a_study_is_kept_and_shown_as_its_rows_say(tmp_path):
         assert end == cell["total"] and before == list(range(100, end, 100))[: len(before)]
         assert cell["values"][str(end)] == pytest.approx(box_ap(arm, 1.0, seed, end, True))
     text = render({"made-up": kept})
+    seconds = np.mean([cells["scratch", "3x", seed]["seconds"] for seed in (0, 1)])
     ends = [cells["scratch", "3x", seed]["values"]["900"] for seed in (0, 1)]
-    assert f"| {cell_text(ends)} |\n" in text and "800 images, 3x (2 seeds), at steps" in text
+    assert f"| {cell_text(ends)} | {seconds:,.0f} |\n" in text and "800 images, 3x (2 seeds), at steps" in text
     assert "`headstart study run made-up`" in text and kept["made"]["processor"] in text
     assert all(part in text for part in finding(kept).split("\n\n"))
     page = rewritten(f"before\n{BEGIN}old\n{END}after\n", text)

@@ -122,20 +122,19 @@ def test_quiet_leaves_the_result(folder, monkeypatch, capsys):
     answer = call(monkeypatch, capsys, "train", "base", *tiny, "seed=1", "--quiet")
     assert answer.err == "" and re.fullmatch(r"box\n *AP .*\n[-\d. ]+\nrun: runs/tiny-\w+\n", answer.out)
     loud = call(monkeypatch, capsys, "train", "base", *tiny, "seed=2")
-    assert loud.out.startswith("2x: ") and loud.out.endswith("\n")
-    assert re.search(r": 100 %, 4 of 4, loss [\d.]+\n$", loud.err)
+    assert loud.out.startswith("2x: ") and loud.out.endswith("\n") and loud.err == ""
 
 
 def test_progress_without_a_terminal_is_lines(monkeypatch, capsys):
     now = 0.0
-    monkeypatch.setattr(forecast.ProgressLines.__init__, "__defaults__", (print, lambda: now))
+    monkeypatch.setitem(forecast.ProgressLines.__init__.__kwdefaults__, "clock", lambda: now)
     with console.progress("mine", 1000) as update:
         for step in range(100, 301, 10):
             now += 7.0
             update(step, "loss 0.500")
     lines = capsys.readouterr().err.splitlines()
-    assert lines[:2] == ["mine: 10 %, 100 of 1,000, loss 0.500", "mine: 12 %, 120 of 1,000, loss 0.500, 10 min left"]
-    assert all(line.endswith("min left") for line in lines[1:]) and 9 < len(lines) < 14
+    assert lines[:2] == [f"mine: {p} %, {p}0 of 1,000, loss 0.500, {left} min left" for p, left in ((12, 10), (14, 10))]
+    assert all(line.endswith("min left") for line in lines) and 8 < len(lines) < 12
     with console.progress("mine", 1000, quiet=True) as update:
         now += 100
         update(500)

@@ -183,7 +183,7 @@ def progress(name: str, total: float | None = None, *, quiet: bool = False) -> I
     else:
         from headstart.study.forecast import ProgressLines
 
-        lines = ProgressLines(name, lambda text: say(text, err))
+        lines = ProgressLines(name, lambda text: say(text, err), ends=False)
 
         def update(completed: float, note: str = "") -> None:
             count = f"{completed:,} of {total:,}" if total else ""

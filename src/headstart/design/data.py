@@ -168,7 +168,7 @@ def _refuse(report: Report, serious: Sequence[Problem], say: Say, way: str) -> N
     for line in report.lines() if serious else ():
         say(line)
     if serious:
-        raise ValueError(f"the data have {len(serious)} errors, listed above; {way}")
+        raise ValueError(f"the data have {len(serious)} errors (`headstart data check` lists them); {way}")
 
 
 def _mend(name: str, place: Source, directory: Path, problems: list[Problem], say: Say) -> Source:

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from headstart.data.dataset import Dataset
-from headstart.data.images import SUFFIXES, image_size
+from headstart.data.images import SUFFIXES, image_size, open_image
 from headstart.data.label_maps import MODES
 from headstart.data.read import Source, coco
 from headstart.data.read.layout import DEPTH
@@ -95,9 +94,9 @@ def _is_named(place: Path) -> bool:
 
 def _is_map(file: Path) -> bool:
     try:
-        with Image.open(file) as image:
+        with open_image(file) as image:
             return image.mode in MODES
-    except OSError:
+    except ValueError:
         return False
 
 
@@ -121,11 +120,8 @@ def _values_of(images: Path, labels: Path, data: Dataset | None) -> dict[str, li
         file = (labels / name).with_suffix(".png")
         if not os.path.isfile(file):
             continue
-        try:
-            with Image.open(file) as image:
-                mode, values = image.mode, np.unique(np.asarray(image))
-        except OSError as error:
-            raise ValueError(f"{file}: not a readable label map ({error})") from None
+        with open_image(file) as image:
+            mode, values = image.mode, np.unique(np.asarray(image))
         if mode not in MODES:
             raise ValueError(f"{file}: a label map of mode {mode}, expected 8-bit grey or palette")
         found[name] = values.tolist()

@@ -182,13 +182,18 @@ class WorkDone:
 class ProgressLines:
     """Progress as lines for logs and notebooks: percent, a note, time left; every 10 s at first, later once a minute.
 
-    The first call and the one at 100 % always give a line.
+    ends: the first call and the one at 100 % give a line too.
     """
 
     def __init__(
-        self, name: str, say: Callable[[str], None] = print, clock: Callable[[], float] = time.monotonic
+        self,
+        name: str,
+        say: Callable[[str], None] = print,
+        *,
+        ends: bool = True,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.name, self.say, self.clock = name, say, clock
+        self.name, self.say, self.ends, self.clock = name, say, ends, clock
         self.begun: tuple[float, float] | None = None  # time and percent of the first call
         self.due = 0.0
         self.is_over = False
@@ -196,8 +201,9 @@ class ProgressLines:
     def __call__(self, percent: float, note: str) -> None:
         """Tell that `percent` is done."""
         now = self.clock()
-        self.begun = self.begun or (now, percent)
-        if self.is_over or (now < self.due and percent < 100):
+        if self.begun is None:
+            self.begun, self.due = (now, percent), now if self.ends else now + LEAST
+        if self.is_over or (now < self.due and not (self.ends and percent >= 100)):
             return
         spent, gained = now - self.begun[0], percent - self.begun[1]
         self.is_over = percent >= 100
