@@ -1,0 +1,114 @@
+"""Scores as curves over labelled images: rising shapes through F points, for R sets of points at once.
+
+A score is offset - a * n^-b (`PowerLaw`), or its error is piecewise straight over log n (`Piecewise`). The shapes of a
+study follow from its number of points alone (`shapes`). Images [F] ascend, scores [R, F] are in 0..1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+EXPONENTS = np.linspace(0, 2, 201)  # b is tried on a grid: offset and a follow by least squares
+TWO_POINTS = (0.0, 1.0)  # b of two points, which cannot show it: the estimate is straight in log n
+_TOP = 1 - 1e-9  # the error of a perfect score has no logarithm
+
+
+class DataCurve(Protocol):
+    """R fitted curves, which begin at the smallest number of images."""
+
+    def at(self, images: np.ndarray) -> np.ndarray:
+        """Scores [R, G] at numbers of images [G]."""
+        ...
+
+    def reach(self, scores: np.ndarray) -> np.ndarray:
+        """The fewest images [R] with at least these scores [R]; inf where a curve never has them."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class PowerLaw:
+    """score(n) = base + slope * (1 - (n / first)^-b) / b, which is offset - a * n^-b; straight in log n at b = 0."""
+
+    first: float
+    base: np.ndarray  # [R]
+    slope: np.ndarray  # [R], not negative
+    exponent: np.ndarray  # [R]
+
+    def at(self, images: np.ndarray) -> np.ndarray:
+        growth = _growth(np.log(np.asarray(images, float) / self.first), self.exponent[:, None])
+        return self.base[:, None] + self.slope[:, None] * growth
+
+    def reach(self, scores: np.ndarray) -> np.ndarray:
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            growth = (scores - self.base) / self.slope
+            bent = -np.log(np.maximum(1 - self.exponent * growth, 0)) / self.exponent
+            found = np.exp(np.where(self.exponent > 0, bent, growth)) * self.first
+        return np.where(scores <= self.base, self.first, found)
+
+
+@dataclass(frozen=True, eq=False)
+class Piecewise:
+    """The logarithm of 1 - score is straight over log n between points; the last piece goes on."""
+
+    images: np.ndarray  # [F]
+    errors: np.ndarray  # [R, F], logarithms, not rising
+
+    def at(self, images: np.ndarray) -> np.ndarray:
+        x, at = np.log(self.images), np.log(np.asarray(images, float))
+        piece = np.clip(np.searchsorted(x, at, side="right") - 1, 0, len(x) - 2)
+        share = (at - x[piece]) / (x[piece + 1] - x[piece])
+        return 1 - np.exp(self.errors[:, piece] * (1 - share) + self.errors[:, piece + 1] * share)
+
+    def reach(self, scores: np.ndarray) -> np.ndarray:
+        wanted = np.log1p(-np.minimum(scores, _TOP))
+        x, rows = np.log(self.images), np.arange(len(self.errors))
+        piece = np.clip((self.errors > wanted[:, None]).sum(1) - 1, 0, len(x) - 2)
+        high, low = self.errors[rows, piece], self.errors[rows, piece + 1]
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            found = np.exp(x[piece] + (x[piece + 1] - x[piece]) * (wanted - high) / (low - high))
+        return np.where(wanted >= self.errors[:, 0], self.images[0], np.where(high > low, found, np.inf))
+
+
+def shapes(images: np.ndarray, scores: np.ndarray) -> tuple[DataCurve, DataCurve]:
+    """The shapes for F points, the estimate first: both together span the interval of whatever is read from them.
+
+    Two points: straight in log n, and b = 1. Three or more: the power law by bounded least squares, and the piecewise
+    one (Jain et al., CVPR 2023).
+    """
+    images, scores = np.asarray(images, float), rising(np.atleast_2d(scores))
+    if len(images) == 2:
+        straight, bent = (power_law(images, scores, exponents=np.array([b])) for b in TWO_POINTS)
+        return straight, bent
+    return power_law(images, scores), Piecewise(images, np.log1p(-np.minimum(scores, _TOP)))
+
+
+def power_law(images: np.ndarray, scores: np.ndarray, *, exponents: np.ndarray = EXPONENTS) -> PowerLaw:
+    """Least-squares fit with a slope of at least 0 and an exponent of the grid."""
+    growth = _growth(np.log(images / images[0]), exponents[:, None])  # [B, F]
+    centred = growth - growth.mean(1, keepdims=True)
+    size = np.sqrt((centred**2).sum(1))
+    explained = scores @ (centred / size[:, None]).T  # [R, B]: its square is what this exponent explains
+    best = explained.argmax(1)
+    slope = np.maximum(explained[np.arange(len(scores)), best], 0) / size[best]
+    return PowerLaw(images[0], scores.mean(1) - slope * growth.mean(1)[best], slope, exponents[best])
+
+
+def rising(scores: np.ndarray) -> np.ndarray:
+    """The nearest scores [R, F] by least squares that never fall (isotonic regression)."""
+    number = scores.shape[1]
+    sums = np.concatenate([np.zeros((len(scores), 1)), scores.cumsum(1)], 1)
+
+    def mean(first: int, last: int) -> np.ndarray:
+        return (sums[:, last + 1] - sums[:, first]) / (last + 1 - first)
+
+    lows = [[np.min([mean(j, k) for k in range(i, number)], 0) for j in range(i + 1)] for i in range(number)]
+    return np.stack([np.max(own, 0) for own in lows], 1)
+
+
+def _growth(log_ratio: np.ndarray, exponent: np.ndarray) -> np.ndarray:
+    """(1 - e^(-b t)) / b of t = log(n / first), which is t at b = 0."""
+    safe = np.where(exponent > 0, exponent, 1.0)
+    return np.where(exponent > 0, -np.expm1(-safe * log_ratio) / safe, log_ratio)

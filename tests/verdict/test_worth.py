@@ -1,0 +1,140 @@
+"""Worth of a start in labelled images: exact curves, refusals, intervals, and the calibration that is shown."""
+
+import numpy as np
+import pytest
+from scipy import optimize, stats
+
+from headstart.verdict.shapes import Piecewise, power_law, rising, shapes
+from headstart.verdict.worth import held_out, resampled_means, start_worth
+from headstart.verdict.worth_words import crossing_sentence, held_out_sentence, worth_sentence
+
+ARMS = ("imagenet", "scratch")
+IMAGES = (73, 146, 292, 584)
+
+
+def power(n, *, less=1.0, offset=0.6, a=3.0, b=0.5):
+    """A power law, and that of a start that needs `less` times the images."""
+    return offset - a * (np.asarray(n, float) / less) ** -b
+
+
+def piecewise(n, *, less=1.0):
+    """An error that falls faster from 146 images on, where a point is measured."""
+    x = np.log(np.asarray(n, float) / less / 146)
+    return 1 - 0.7 * np.exp(np.where(x < 0, -0.1 * x, -0.4 * x))
+
+
+def worth(images, curve, *, factor=1.8, num_seeds=3, **given):
+    scores = np.tile([curve(images), curve(images, less=factor)], (num_seeds, 1, 1))
+    return start_worth(ARMS, images, scores, **given)
+
+
+@pytest.mark.parametrize("images", [IMAGES[1:], IMAGES])
+def test_a_start_that_stands_for_a_factor_is_worth_exactly_that(images):
+    found = worth(images, power)
+    for number, needed in list(found.needed.items())[:-1]:
+        assert needed.value == pytest.approx(1.8 * number) and needed.low <= needed.value <= needed.high
+    assert found.needed[584].value == pytest.approx(1.8 * 584)  # extrapolated, and within twice the images tried
+    assert found.crossing.value is None
+    line = worth_sentence(found, 292)
+    assert line.startswith("At 292 labelled images the imagenet start is worth about 234 more (95 % interval 2")
+    assert line.endswith(", 3 seeds): scratch needs 526 to match it.")
+
+
+def test_two_numbers_of_images_are_straight_in_log_images():
+    straight = {"curve": lambda n, less=1.0: 0.1 * np.log(np.asarray(n) / less)}
+    found = worth((100, 400), **straight, factor=1.5)
+    assert [each.value for each in found.needed.values()] == pytest.approx([150, 600])
+    bent = shapes((100, 400), np.array([[0.2, 0.5]]))[1].at(np.array([200.0, 800.0]))  # n^-1 through both
+    assert bent == pytest.approx(np.array([[0.4, 0.55]]))
+    assert found.needed[100].low == pytest.approx(100 / (1 - np.log(1.5) / np.log(4) * 0.75))
+    assert found.needed[100].high == pytest.approx(150)
+
+
+def test_pieces_are_straight_in_the_logarithm_of_the_error():
+    fit = shapes(IMAGES, piecewise(IMAGES)[None])[1]
+    between = np.array([80.0, 146.0, 200.0, 1100.0])
+    assert isinstance(fit, Piecewise) and fit.at(between)[0] == pytest.approx(piecewise(between))
+    for number in between:
+        assert fit.reach(piecewise([number]))[0] == pytest.approx(number)
+    flat = shapes((1, 2, 3), np.array([[0.3, 0.3, 0.3]]))
+    assert [fit.reach(np.array([score]))[0] for fit in flat for score in (0.2, 0.31)] == [1, np.inf] * 2
+
+
+def test_the_fit_is_the_least_squares_one():
+    generator = np.random.default_rng(3)
+    images = np.array([50.0, 100, 200, 400, 800])
+    scores = power(images, a=1.5) + 0.01 * generator.standard_normal((4, 5))
+    fit = power_law(images, scores)
+    for row, own in enumerate(scores):
+
+        def residuals(p, own=own):
+            return p[0] - p[1] * (images / 50) ** -p[2] - own
+
+        bounds = ([-np.inf, 0, 1e-3], [np.inf, np.inf, 2])
+        best = optimize.least_squares(residuals, [0.6, 0.3, 0.5], bounds=bounds, xtol=1e-12, ftol=1e-12)
+        assert ((fit.at(images)[row] - own) ** 2).sum() == pytest.approx((best.fun**2).sum(), abs=1e-6)
+    assert power_law(images, -scores).slope == pytest.approx(0)  # a falling curve is level
+    falls = np.array([[0.1, 0.4, 0.3, 0.3, 0.6]])
+    assert rising(falls)[0] == pytest.approx(optimize.isotonic_regression(falls[0]).x)
+
+
+def test_nothing_is_said_beyond_twice_the_images():
+    found = worth(IMAGES, power, factor=5)
+    assert found.most == 1168 and found.needed[292].value is None and found.needed[292].high is None
+    assert worth_sentence(found, 292) == (
+        "At 292 labelled images the imagenet start is worth more than 876 (95 % interval more than 876, 3 seeds): "
+        "scratch does not match it with 1,168, twice the images that were tried."
+    )
+    assert crossing_sentence(found) == (
+        "Up to 1,168 labelled images, twice the images that were tried, there is no number from which scratch stays "
+        "level with imagenet or ahead (95 % interval beyond 1,168, 3 seeds)."
+    )
+    with pytest.raises(ValueError, match="expected two or more, ascending"):
+        start_worth(ARMS, (73,), np.zeros((3, 2, 1)))
+
+
+def test_no_worth_is_claimed_that_is_not_shown():
+    same = worth(IMAGES, power, factor=1.0, within=0.01)
+    assert worth_sentence(same, 292).startswith(
+        "At 292 labelled images the imagenet start is worth none (95 % interval 0,"
+    )
+    assert crossing_sentence(same).startswith("From the fewest images tried (73) on, scratch stays within 1 point of")
+    one = worth(IMAGES, power, num_seeds=1)
+    assert one.needed[146].value == pytest.approx(1.8 * 146) and one.needed[146].low is None
+    assert "(1 seed, no interval)" in worth_sentence(one, 146) and "(1 seed, no interval)" in crossing_sentence(one)
+    noise = 0.03 * np.random.default_rng(0).standard_normal((3, 2, 4))
+    unsure = start_worth(ARMS, IMAGES, [power(IMAGES), power(IMAGES, less=1.1)] + noise)
+    assert "it is open whether the imagenet start is worth any (" in worth_sentence(unsure, 292)
+
+
+def test_where_the_curves_meet():
+    pair = np.tile([power(IMAGES, a=1.0), power(IMAGES, offset=0.63, a=1.4)], (3, 1, 1))
+    found = start_worth(ARMS, IMAGES, pair)
+    assert found.crossing.value == pytest.approx((0.4 / 0.03) ** 2, rel=1e-3)
+    assert crossing_sentence(found).startswith("From about 178 labelled images on, scratch stays level with imagenet")
+
+
+def test_seeds_move_the_means_as_their_t_interval_says():
+    scores = np.random.default_rng(1).standard_normal((3, 2, 4))
+    weights = np.array([[1.0, -2, 0, 1], [0, 1, 1, -1]])
+    seeds = (scores * weights).sum((1, 2))
+    drawn = (resampled_means(scores, None, 100_000) * weights).sum((1, 2))
+    low, high = stats.t.interval(0.95, 2, seeds.mean(), stats.sem(seeds))
+    assert np.quantile(drawn, [0.025, 0.975]) == pytest.approx([low, high], rel=0.05)
+    images = scores[..., None] + 0.5 * np.random.default_rng(2).standard_normal(500)  # the same luck in every cell
+    both = (resampled_means(0 * scores, 0 * scores[..., None] + images[0, 0, 0] + 7, 50_000) * weights).sum((1, 2))
+    assert both.std() == pytest.approx(0.5 * abs(weights.sum()), rel=0.1) and abs(both.mean()) < 0.02
+
+
+def test_the_largest_set_is_predicted_by_the_others():
+    scores = np.tile([power(IMAGES), power(IMAGES, less=2)], (2, 1, 1))
+    found = held_out(ARMS, IMAGES, scores)
+    assert [each.predicted for each in found] == pytest.approx([power(584), power(292)])
+    assert held_out_sentence(found) == (
+        "Curves fitted without the largest set (584 images) predicted: imagenet 47.6 where 47.6 was measured; "
+        "scratch 42.4 where 42.4 was measured."
+    )
+    assert held_out_sentence(held_out(ARMS, (10, 100, 1_000), scores[..., :3])).endswith(
+        " That is 10 times the next largest set; answers go to twice."
+    )
+    assert held_out(ARMS, IMAGES[:2], scores[..., :2]) == ()
