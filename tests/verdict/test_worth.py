@@ -44,20 +44,21 @@ def test_two_numbers_of_images_are_straight_in_log_images():
     straight = {"curve": lambda n, less=1.0: 0.1 * np.log(np.asarray(n) / less)}
     found = worth((100, 400), **straight, factor=1.5)
     assert [each.value for each in found.needed.values()] == pytest.approx([150, 600])
-    bent = shapes((100, 400), np.array([[0.2, 0.5]]))[1].at(np.array([200.0, 800.0]))  # n^-1 through both
-    assert bent == pytest.approx(np.array([[0.4, 0.55]]))
-    assert found.needed[100].low == pytest.approx(100 / (1 - np.log(1.5) / np.log(4) * 0.75))
-    assert found.needed[100].high == pytest.approx(150)
+    _, line, bent = (fit.at(np.array([200.0, 800.0]))[0] for fit in shapes((100, 400), np.array([[0.2, 0.5]])))
+    assert line == pytest.approx([0.3, 0.9]) and bent == pytest.approx([0.4, 0.55])  # straight in n; 0.6 - 40 / n
+    share = np.log(1.5) / np.log(4)
+    assert found.needed[100].low == pytest.approx(100 / (1 - share * 0.75))
+    assert found.needed[100].high == pytest.approx(100 * (1 + share * 3))
 
 
 def test_pieces_are_straight_in_the_logarithm_of_the_error():
-    fit = shapes(IMAGES, piecewise(IMAGES)[None])[1]
+    fit = shapes(IMAGES, piecewise(IMAGES)[None])[-1]
     between = np.array([80.0, 146.0, 200.0, 1100.0])
     assert isinstance(fit, Piecewise) and fit.at(between)[0] == pytest.approx(piecewise(between))
     for number in between:
         assert fit.reach(piecewise([number]))[0] == pytest.approx(number)
     flat = shapes((1, 2, 3), np.array([[0.3, 0.3, 0.3]]))
-    assert [fit.reach(np.array([score]))[0] for fit in flat for score in (0.2, 0.31)] == [1, np.inf] * 2
+    assert [fit.reach(np.array([score]))[0] for fit in flat for score in (0.2, 0.31)] == [1, np.inf] * 3
 
 
 def test_the_fit_is_the_least_squares_one():

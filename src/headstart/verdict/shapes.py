@@ -12,7 +12,8 @@ from typing import Protocol
 import numpy as np
 
 EXPONENTS = np.linspace(0, 2, 201)  # b is tried on a grid: offset and a follow by least squares
-TWO_POINTS = (0.0, 1.0)  # b of two points, which cannot show it: the estimate is straight in log n
+SLOW_STARTS = np.linspace(-1, 2, 301)  # b below 0: ever steeper over log n, at -1 straight in n, as detectors begin
+TWO_POINTS = (0.0, -1.0, 1.0)  # b of two points, which cannot show it
 _TOP = 1 - 1e-9  # the error of a perfect score has no logarithm
 
 
@@ -45,7 +46,7 @@ class PowerLaw:
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             growth = (scores - self.base) / self.slope
             bent = -np.log(np.maximum(1 - self.exponent * growth, 0)) / self.exponent
-            found = np.exp(np.where(self.exponent > 0, bent, growth)) * self.first
+            found = np.exp(np.where(self.exponent == 0, growth, bent)) * self.first
         return np.where(scores <= self.base, self.first, found)
 
 
@@ -72,17 +73,17 @@ class Piecewise:
         return np.where(wanted >= self.errors[:, 0], self.images[0], np.where(high > low, found, np.inf))
 
 
-def shapes(images: np.ndarray, scores: np.ndarray) -> tuple[DataCurve, DataCurve]:
-    """The shapes for F points, the estimate first: both together span the interval of whatever is read from them.
+def shapes(images: np.ndarray, scores: np.ndarray) -> tuple[DataCurve, ...]:
+    """The shapes for F points, the estimate first; together they span the interval of whatever is read from them.
 
-    Two points: straight in log n, and b = 1. Three or more: the power law by bounded least squares, and the piecewise
-    one (Jain et al., CVPR 2023).
+    Two points: straight in log n, straight in n, and b = 1. Three or more: the power law by bounded least squares, that
+    with slow starts, and the piecewise one (Jain et al., CVPR 2023).
     """
     images, scores = np.asarray(images, float), rising(np.atleast_2d(scores))
     if len(images) == 2:
-        straight, bent = (power_law(images, scores, exponents=np.array([b])) for b in TWO_POINTS)
-        return straight, bent
-    return power_law(images, scores), Piecewise(images, np.log1p(-np.minimum(scores, _TOP)))
+        return tuple(power_law(images, scores, exponents=np.array([b])) for b in TWO_POINTS)
+    pieces = Piecewise(images, np.log1p(-np.minimum(scores, _TOP)))
+    return power_law(images, scores), power_law(images, scores, exponents=SLOW_STARTS), pieces
 
 
 def power_law(images: np.ndarray, scores: np.ndarray, *, exponents: np.ndarray = EXPONENTS) -> PowerLaw:
@@ -110,5 +111,5 @@ def rising(scores: np.ndarray) -> np.ndarray:
 
 def _growth(log_ratio: np.ndarray, exponent: np.ndarray) -> np.ndarray:
     """(1 - e^(-b t)) / b of t = log(n / first), which is t at b = 0."""
-    safe = np.where(exponent > 0, exponent, 1.0)
-    return np.where(exponent > 0, -np.expm1(-safe * log_ratio) / safe, log_ratio)
+    safe = np.where(exponent == 0, 1.0, exponent)
+    return np.where(exponent == 0, log_ratio, -np.expm1(-safe * log_ratio) / safe)

@@ -81,7 +81,7 @@ def start_worth(
     """Worth of the baseline's start, from the scores [S, 2, F] of baseline and candidate with F numbers of images.
 
     resampled [S, 2, F, N]: the same scores on N resamples of the test images, which are the same ones for all. The
-    interval spans the percentiles of both shapes of `verdict.shapes`; one seed has none.
+    interval spans the percentiles of all shapes of `verdict.shapes`; one seed has none.
     """
     numbers, scores = np.asarray(images, float), np.asarray(scores, float)
     if len(numbers) < 2 or np.any(np.diff(numbers) <= 0) or scores.shape[1:] != (2, len(numbers)):
