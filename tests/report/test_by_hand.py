@@ -114,23 +114,26 @@ def test_what_the_start_is_worth_in_images(found):
     images = sorted({float(row["train_images"]) for row in rows})
     fractions = sorted({float(row["fraction"]) for row in rows})
     ends = {arm: np.stack([column(rows, arm, f)[1][:, -1] for f in fractions], 1) for arm in (BASE, OWN)}
-    x = np.linspace(np.log(images[0]), np.log(2 * images[-1]), 40_001)
-    share = (x - x[0]) / np.log(images[-1] / images[0])  # straight in log images, and on up to twice the most
-    curves = {arm: own[:, :1] + share * (own[:, 1:] - own[:, :1]) for arm, own in ends.items()}
+    x = np.geomspace(images[0], 2 * images[-1], 40_001)
+    shapes = []  # straight in log images, which is the estimate, in images, and in their reciprocal
+    for axis in (np.log, np.positive, np.reciprocal):
+        share = (axis(x) - axis(images[0])) / (axis(images[1]) - axis(images[0]))
+        shapes.append({arm: own[:, :1] + share * (own[:, 1:] - own[:, :1]) for arm, own in ends.items()})
     at = dict(zip(images, lines(summary, "How many labelled images")))
     for place, count in enumerate(images):
-        lead = curves[OWN] - ends[BASE][:, place : place + 1] + MARGIN
-        means, half = lead.mean(0), half_width(lead)
-        needed, last = (np.exp(x[np.flatnonzero(own >= 0)[0]]) for own in (means, means - half))
+        leads = [curves[OWN] - ends[BASE][:, place : place + 1] + MARGIN for curves in shapes]
+        first = [[x[np.flatnonzero(lead.mean(0) + z * half_width(lead) >= 0)[0]] for lead in leads] for z in (0, 1, -1)]
+        needed, low, high = first[0][0], min(first[1]), max(first[2])
         told = numbers(at[count])
         assert told[0] == count and told[-2:] == [pytest.approx(needed, abs=1), 100 * MARGIN]
-        if needed > count:
-            assert told[1] == pytest.approx(needed - count, abs=1) and told[4] == pytest.approx(last - count, rel=0.1)
+        if low > count:
+            expected = [needed - count, 100 * LEVEL, low - count, high - count, 3]
+            assert told[1:6] == pytest.approx(expected, rel=0.1)  # 1,000 resamples
         else:
-            assert "is worth none" in at[count] and last < count
+            assert "is worth none" in at[count] and high < count
     crossing = lines(summary, "How many labelled images")[2]
-    ahead = (curves[OWN] - curves[BASE]).mean(0) + MARGIN
-    assert numbers(crossing)[0] == pytest.approx(np.exp(x[np.flatnonzero(ahead < 0)[-1]]), abs=1)
+    ahead = (shapes[0][OWN] - shapes[0][BASE]).mean(0) + MARGIN
+    assert numbers(crossing)[0] == pytest.approx(x[np.flatnonzero(ahead < 0)[-1]], abs=1)
 
 
 def test_equal_efforts(found):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
-from headstart.verdict.shapes import Piecewise, power_law, rising, shapes
+from headstart.verdict.shapes import Piecewise, SShape, power_law, rising, s_shape, shapes
 from headstart.verdict.worth import held_out, resampled_means, start_worth
 from headstart.verdict.worth_words import crossing_sentence, held_out_sentence, worth_sentence
 
@@ -59,6 +59,16 @@ def test_pieces_are_straight_in_the_logarithm_of_the_error():
         assert fit.reach(piecewise([number]))[0] == pytest.approx(number)
     flat = shapes((1, 2, 3), np.array([[0.3, 0.3, 0.3]]))
     assert [fit.reach(np.array([score]))[0] for fit in flat for score in (0.2, 0.31)] == [1, np.inf] * 3
+
+
+def test_s_shapes_are_straight_in_the_log_odds_of_their_top():
+    truth = SShape(73, np.array([0.5, 0.45]), np.array([-3.0, -1.0]), np.array([1.4, 0.7]))
+    between = np.array([100.0, 250.0, 400.0])
+    fit = s_shape(np.array(IMAGES), truth.at(IMAGES))
+    assert fit.at(between) == pytest.approx(truth.at(between), abs=2e-3)  # the top is one of a grid
+    for number in between:
+        assert truth.reach(truth.at([number])[:, 0]) == pytest.approx([number, number])
+    assert list(truth.reach(np.array([0.5, 0.001]))) == [np.inf, 73]
 
 
 def test_the_fit_is_the_least_squares_one():

@@ -1,7 +1,8 @@
 """Scores as curves over labelled images: rising shapes through F points, for R sets of points at once.
 
-A score is offset - a * n^-b (`PowerLaw`), or its error is piecewise straight over log n (`Piecewise`). The shapes of a
-study follow from its number of points alone (`shapes`). Images [F] ascend, scores [R, F] are in 0..1.
+A score is offset - a * n^-b (`PowerLaw`), S-shaped over log n (`SShape`), or its error is piecewise straight on
+logarithmic axes (`Piecewise`). The shapes of a study follow from its number of points alone (`shapes`). Images [F]
+ascend, scores [R, F] are in 0..1.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from typing import Protocol
 import numpy as np
 
 EXPONENTS = np.linspace(0, 2, 201)  # b is tried on a grid: offset and a follow by least squares
-SLOW_STARTS = np.linspace(-1, 2, 301)  # b below 0: ever steeper over log n, at -1 straight in n, as detectors begin
-TWO_POINTS = (0.0, -1.0, 1.0)  # b of two points, which cannot show it
+TWO_POINTS = (0.0, -1.0, 1.0)  # b of two points, which cannot show it; -1 is straight in n
+TOPS = np.linspace(0.1, 1, 30) ** 3  # shares of the way from the highest score to 1
+_LEAST = 1e-4  # the log-odds of no score are infinite
 _TOP = 1 - 1e-9  # the error of a perfect score has no logarithm
 
 
@@ -51,6 +53,26 @@ class PowerLaw:
 
 
 @dataclass(frozen=True, eq=False)
+class SShape:
+    """score(n) = top / (1 + e^-(start + pace * log(n / first))), which is Hill's curve."""
+
+    first: float
+    top: np.ndarray  # [R]
+    start: np.ndarray  # [R]
+    pace: np.ndarray  # [R], not negative
+
+    def at(self, images: np.ndarray) -> np.ndarray:
+        odds = self.start[:, None] + self.pace[:, None] * np.log(np.asarray(images, float) / self.first)
+        return self.top[:, None] / (1 + np.exp(-odds))
+
+    def reach(self, scores: np.ndarray) -> np.ndarray:
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            odds = -np.log(np.maximum(self.top / np.maximum(scores, _LEAST) - 1, 0))
+            found = self.first * np.exp((odds - self.start) / self.pace)
+        return np.where(odds <= self.start, self.first, found)
+
+
+@dataclass(frozen=True, eq=False)
 class Piecewise:
     """The logarithm of 1 - score is straight over log n between points; the last piece goes on."""
 
@@ -76,14 +98,14 @@ class Piecewise:
 def shapes(images: np.ndarray, scores: np.ndarray) -> tuple[DataCurve, ...]:
     """The shapes for F points, the estimate first; together they span the interval of whatever is read from them.
 
-    Two points: straight in log n, straight in n, and b = 1. Three or more: the power law by bounded least squares, that
-    with slow starts, and the piecewise one (Jain et al., CVPR 2023).
+    Two points: straight in log n, straight in n, and b = 1. Three or more: the power law by bounded least squares, the
+    S shape, which detectors from random values have, and the piecewise one (Jain et al., CVPR 2023).
     """
     images, scores = np.asarray(images, float), rising(np.atleast_2d(scores))
     if len(images) == 2:
         return tuple(power_law(images, scores, exponents=np.array([b])) for b in TWO_POINTS)
     pieces = Piecewise(images, np.log1p(-np.minimum(scores, _TOP)))
-    return power_law(images, scores), power_law(images, scores, exponents=SLOW_STARTS), pieces
+    return power_law(images, scores), s_shape(images, scores), pieces
 
 
 def power_law(images: np.ndarray, scores: np.ndarray, *, exponents: np.ndarray = EXPONENTS) -> PowerLaw:
@@ -95,6 +117,21 @@ def power_law(images: np.ndarray, scores: np.ndarray, *, exponents: np.ndarray =
     best = explained.argmax(1)
     slope = np.maximum(explained[np.arange(len(scores)), best], 0) / size[best]
     return PowerLaw(images[0], scores.mean(1) - slope * growth.mean(1)[best], slope, exponents[best])
+
+
+def s_shape(images: np.ndarray, scores: np.ndarray) -> SShape:
+    """Fit by a line through the log-odds at each top of a grid; the top with the least squares of scores."""
+    scores = np.clip(scores, _LEAST, _TOP)
+    highest = scores.max(1)
+    tops = highest + (1 - highest) * TOPS[:, None]  # [T, R]
+    x = np.log(images / images[0])
+    odds = -np.log(tops[..., None] / scores - 1)  # [T, R, F]
+    weights = (x - x.mean()) / ((x - x.mean()) ** 2).sum()
+    pace = np.maximum(odds @ weights, 0)
+    start = odds.mean(2) - pace * x.mean()
+    errors = tops[..., None] / (1 + np.exp(-(start[..., None] + pace[..., None] * x))) - scores
+    best = (errors**2).sum(2).argmin(0), np.arange(len(scores))
+    return SShape(images[0], tops[best], start[best], pace[best])
 
 
 def rising(scores: np.ndarray) -> np.ndarray:
