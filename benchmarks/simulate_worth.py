@@ -123,8 +123,8 @@ def simulate(world: str, images: tuple[int, ...], seeds: int, noise: str, num_st
         luck = random.standard_t(3, shape) / np.sqrt(3) if own.heavy else random.standard_normal(shape)
         scores, resampled = means + spread * luck, None
         if own.image_sd:
-            scores = scores + test_images(own.image_sd, means.shape, 1, random)[..., 0]
-            resampled = scores[..., None] + test_images(own.image_sd, means.shape, 200, random)
+            scores = scores + image_noise(own.image_sd, means.shape, 1, random)[..., 0]
+            resampled = scores[..., None] + image_noise(own.image_sd, means.shape, 200, random)
         given = {"level": LEVEL, "within": MARGIN, "resampled": resampled, "num_resamples": NUM_RESAMPLES}
         found = start_worth(ARMS, images, scores, **given)
         lows[study], highs[study] = np.transpose([ends(each) for each in (*found.needed.values(), found.crossing)])
@@ -149,7 +149,7 @@ def ends(found: Estimate) -> tuple[float, float]:
     return tuple(np.inf if end is None else end for end in (found.low, found.high))
 
 
-def test_images(sd: float, shape: tuple[int, ...], number: int, random) -> np.ndarray:
+def image_noise(sd: float, shape: tuple[int, ...], number: int, random) -> np.ndarray:
     """Noise of test images [*shape, number]: 0.8 of it common to both arms and all numbers of images, 0.6 to none."""
     return sd * (0.8 * random.standard_normal(number) + 0.6 * random.standard_normal((*shape, number)))
 

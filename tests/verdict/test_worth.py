@@ -1,8 +1,12 @@
 """Worth of a start in labelled images: exact curves, refusals, intervals, and the calibration that is shown."""
 
+import json
+
 import numpy as np
 import pytest
 from scipy import optimize, stats
+from simulate_worth import MARGIN, settings, simulate, truths
+from worth import KEPT, PAGE, PROMISED, page_text
 
 from headstart.verdict.shapes import Piecewise, SShape, power_law, rising, s_shape, shapes
 from headstart.verdict.worth import held_out, resampled_means, start_worth
@@ -149,3 +153,23 @@ def test_the_largest_set_is_predicted_by_the_others():
         " That is 10 times the next largest set; answers go to twice."
     )
     assert held_out(ARMS, IMAGES[:2], scores[..., :2]) == ()
+
+
+def test_the_tables_of_worth_are_those_of_the_kept_figures():
+    page, kept = PAGE.read_text(encoding="utf-8"), json.loads(KEPT.read_text(encoding="utf-8"))
+    assert page_text(page, kept) == page, "run `python benchmarks/worth.py --page`"
+    rows = kept["figures"]["rows"]
+    told = [(row["world"], tuple(row["images"]), row["seeds"], row["noise"]) for row in rows]
+    assert told == list(settings())
+    for row in rows:
+        if min(row["covered"]) < PROMISED:
+            assert f"{row['world']}, {', '.join(map(str, row['images']))} images" in page.partition("Missed, below")[2]
+
+
+def test_simulated_studies_know_their_truth():
+    world, images, seeds, noise = next(settings())
+    expected = [2.4 * (3 / (3 * n**-0.5 + MARGIN)) ** 2 for n in images]
+    assert truths(world, images) == pytest.approx([expected[0], np.inf, np.inf], rel=1e-3) and expected[1] > 1_600
+    row = simulate(world, images, seeds, noise, 4, np.random.default_rng(0))
+    assert row.covered == (1, 1, 1) and row.closed == (1, 0, 0)
+    assert row.truth == (pytest.approx(expected[0], rel=1e-3), None, None)

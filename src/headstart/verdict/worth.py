@@ -5,8 +5,9 @@ Letters: S seeds, F numbers of images, R resamples. Nothing is said beyond `HORI
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import sqrt
 
 import numpy as np
@@ -88,23 +89,22 @@ def start_worth(
         raise ValueError(
             f"images are {list(images)}, scores {scores.shape}: expected two or more, ascending, [S, 2, F]"
         )
-    means = scores.mean(0)[None]
-    estimate = list(zip(*(shapes(numbers, means[:, arm]) for arm in range(2))))[:1]
-    known = len(scores) > 1
+    known, means = len(scores) > 1, scores.mean(0)[None]
     drawn = resampled_means(scores, resampled, num_resamples) if known else means
-    pairs = list(zip(*(shapes(numbers, drawn[:, arm]) for arm in range(2))))  # of baseline and candidate, by shape
-    most, needed = HORIZON * numbers[-1], {}
+    estimates = [shapes(numbers, means[:, arm])[0] for arm in range(2)]
+    fits = list(zip(*(shapes(numbers, drawn[:, arm]) for arm in range(2)))) if known else []
+    most = HORIZON * numbers[-1]
 
-    def found(one: list[np.ndarray], every: list[np.ndarray]) -> Estimate:
-        value, sides = float(one[0][0]), [_percentiles(values, level) for values in every] if known else []
+    def found(read: Callable[[DataCurve, DataCurve], np.ndarray]) -> Estimate:
+        value = float(read(estimates[0], estimates[1])[0])
+        sides = [_percentiles(read(own, other), level) for own, other in fits]
         low, high = (pick(value, *ends) for pick, ends in zip((min, max), zip(*sides))) if sides else (np.inf, np.inf)
         return Estimate(*(end if end <= most else None for end in (value, low, high)))
 
-    for number in images:
-        needed[int(number)] = found(*([_needed(*pair, number, within) for pair in own] for own in (estimate, pairs)))
-    crossing = found(*([_crossing(*pair, numbers, within) for pair in own] for own in (estimate, pairs)))
-    least, other = round(numbers[0]), resampled is not None and known
-    return StartWorth(*arms, level, len(scores), within, least, round(most), other, needed, crossing)
+    needed = {int(number): found(partial(_needed, images=number, within=within)) for number in images}
+    crossing = found(partial(_crossing, images=numbers, within=within))
+    least, other_images = round(numbers[0]), resampled is not None and known
+    return StartWorth(*arms, level, len(scores), within, least, round(most), other_images, needed, crossing)
 
 
 def resampled_means(scores: np.ndarray, resampled: np.ndarray | None, number: int) -> np.ndarray:
@@ -135,12 +135,12 @@ def held_out(arms: tuple[str, str], images: Sequence[int], scores: np.ndarray) -
     return tuple(HeldOut(arm, *ends, fit, float(own[-1])) for arm, fit, own in zip(arms, fits, means))
 
 
-def _needed(baseline: DataCurve, candidate: DataCurve, images: float, within: float) -> np.ndarray:
+def _needed(baseline: DataCurve, candidate: DataCurve, *, images: float, within: float) -> np.ndarray:
     """Images [R] with which the candidate comes within the margin of the baseline with `images`."""
     return candidate.reach(baseline.at(np.array([images]))[:, 0] - within)
 
 
-def _crossing(baseline: DataCurve, candidate: DataCurve, images: np.ndarray, within: float) -> np.ndarray:
+def _crossing(baseline: DataCurve, candidate: DataCurve, *, images: np.ndarray, within: float) -> np.ndarray:
     """Images [R] from which the candidate stays within the margin up to the horizon; inf where it ends below."""
     x = np.linspace(np.log(images[0]), np.log(HORIZON * images[-1]), _PLACES)
     lead = candidate.at(np.exp(x)) - baseline.at(np.exp(x)) + within
