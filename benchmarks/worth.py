@@ -16,11 +16,12 @@ from pathlib import Path
 import numpy as np
 from calibration import PAGE
 from record import ROOT, keep, rewritten, source
-from simulate_worth import IMAGES, NOISES, SEEDS, WORLDS, means_covered, settings, simulate
+from simulate_worth import IMAGES, LEVEL, MARGIN, NOISES, SEEDS, WORLDS, means_covered, settings, simulate
 from studies import read_kept
 
 from headstart.recipe.yaml_text import read_yaml
-from headstart.verdict.worth import held_out
+from headstart.verdict.worth import held_out, start_worth
+from headstart.verdict.worth_words import crossing_sentence, worth_sentence
 
 KEPT = ROOT / "docs" / "results" / "calibration" / "worth.json"
 BEGIN, END = "<!-- tables: python benchmarks/worth.py --page -->\n", "<!-- end of tables of worth -->\n"
@@ -47,7 +48,9 @@ def tables(figures: dict) -> str:
     lines += ["", "| noise | the worst | mean | closed above | upper end / lower end |", "|---|---|---|---|---|"]
     for noise in NOISES:
         own = [row for row in rows if row["noise"] == noise]
-        mean, closed = (np.mean([share for row in own for share in row[name]]) for name in ("covered", "closed"))
+        known = [np.array([value is not None for value in row["truth"]]) for row in own]
+        every = {name: [np.array(row[name])[ok] for row, ok in zip(own, known)] for name in ("covered", "closed")}
+        mean, closed = (np.concatenate(shares).mean() for shares in every.values())
         ratio = np.median([row["ratio"] for row in own if row["ratio"] is not None])
         least = min(min(row["covered"]) for row in own)
         lines.append(f"| {noise} | {percent(least)} | {percent(mean)} | {percent(closed)} | {ratio:.2f} |")
@@ -117,11 +120,21 @@ def held_out_table() -> str:
     return "\n".join(lines) + "\n"
 
 
+def real_worth() -> str:
+    """Sentences of the report on the real studies."""
+    parts = []
+    for name, (arms, images, scores) in real_studies().items():
+        found = start_worth(arms, images, scores, level=LEVEL, within=MARGIN)
+        lines = [*(worth_sentence(found, number) for number in images), crossing_sentence(found)]
+        parts.append("\n".join([f"{name[0].upper()}{name[1:]}:\n", *(f"- {line}" for line in lines)]))
+    return "\n\n".join(parts) + "\n"
+
+
 def page_text(page: str, kept: dict) -> str:
     """The page with the tables of the kept figures between its marks."""
     figures = kept["figures"]
     made = f"{source(kept)}; {figures['studies']:,} studies a setting, {figures['seconds']} s of processor time."
-    return rewritten(page, BEGIN, END, f"{made}\n\n{tables(figures)}\n{held_out_table()}")
+    return rewritten(page, BEGIN, END, f"{made}\n\n{tables(figures)}\n{held_out_table()}\n{real_worth()}")
 
 
 def main() -> None:
@@ -137,7 +150,7 @@ def main() -> None:
         return
     figures = figures_of(given.studies)
     keep(given.json, figures)
-    print(tables(figures), held_out_table(), sep="\n")
+    print(tables(figures), held_out_table(), real_worth(), sep="\n")
     sys.exit(any(min(row["covered"]) < PROMISED for row in figures["rows"]))
 
 

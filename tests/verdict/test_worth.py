@@ -21,6 +21,11 @@ def power(n, *, less=1.0, offset=0.6, a=3.0, b=0.5):
     return offset - a * (np.asarray(n, float) / less) ** -b
 
 
+def line(n, *, less=1.0):
+    """An error that is straight on logarithmic axes, so by pieces and by the power law."""
+    return power(n, less=less, offset=1.0, a=2.0, b=0.25)
+
+
 def piecewise(n, *, less=1.0):
     """An error that falls faster from 146 images on, where a point is measured."""
     x = np.log(np.asarray(n, float) / less / 146)
@@ -34,14 +39,14 @@ def worth(images, curve, *, factor=1.8, num_seeds=3, **given):
 
 @pytest.mark.parametrize("images", [IMAGES[1:], IMAGES])
 def test_a_start_that_stands_for_a_factor_is_worth_exactly_that(images):
-    found = worth(images, power)
+    found = worth(images, line)
     for number, needed in list(found.needed.items())[:-1]:
         assert needed.value == pytest.approx(1.8 * number) and needed.low <= needed.value <= needed.high
     assert found.needed[584].value == pytest.approx(1.8 * 584)  # extrapolated, and within twice the images tried
     assert found.crossing.value is None
-    line = worth_sentence(found, 292)
-    assert line.startswith("At 292 labelled images the imagenet start is worth about 234 more (95 % interval 2")
-    assert line.endswith(", 3 seeds): scratch needs 526 to match it.")
+    told = worth_sentence(found, 292)
+    assert told.startswith("At 292 labelled images the imagenet start is worth about 234 more (95 % interval 2")
+    assert told.endswith(", 3 seeds): scratch needs 526 to match it.")
 
 
 def test_two_numbers_of_images_are_straight_in_log_images():
@@ -62,7 +67,7 @@ def test_pieces_are_straight_in_the_logarithm_of_the_error():
     for number in between:
         assert fit.reach(piecewise([number]))[0] == pytest.approx(number)
     flat = shapes((1, 2, 3), np.array([[0.3, 0.3, 0.3]]))
-    assert [fit.reach(np.array([score]))[0] for fit in flat for score in (0.2, 0.31)] == [1, np.inf] * 3
+    assert [fit.reach(np.array([score]))[0] for fit in flat for score in (0.2, 0.31)] == [1, np.inf] * 4
 
 
 def test_s_shapes_are_straight_in_the_log_odds_of_their_top():
@@ -114,7 +119,7 @@ def test_no_worth_is_claimed_that_is_not_shown():
         "At 292 labelled images the imagenet start is worth none (95 % interval 0,"
     )
     assert crossing_sentence(same).startswith("From the fewest images tried (73) on, scratch stays within 1 point of")
-    one = worth(IMAGES, power, num_seeds=1)
+    one = worth(IMAGES, line, num_seeds=1)
     assert one.needed[146].value == pytest.approx(1.8 * 146) and one.needed[146].low is None
     assert "(1 seed, no interval)" in worth_sentence(one, 146) and "(1 seed, no interval)" in crossing_sentence(one)
     noise = 0.03 * np.random.default_rng(0).standard_normal((3, 2, 4))
@@ -123,10 +128,23 @@ def test_no_worth_is_claimed_that_is_not_shown():
 
 
 def test_where_the_curves_meet():
-    pair = np.tile([power(IMAGES, a=1.0), power(IMAGES, offset=0.63, a=1.4)], (3, 1, 1))
-    found = start_worth(ARMS, IMAGES, pair)
-    assert found.crossing.value == pytest.approx((0.4 / 0.03) ** 2, rel=1e-3)
-    assert crossing_sentence(found).startswith("From about 178 labelled images on, scratch stays level with imagenet")
+    ratio = np.array(IMAGES) / 200
+    found = start_worth(ARMS, IMAGES, np.tile([1 - 0.6 * ratio**-0.1, 1 - 0.6 * ratio**-0.3], (3, 1, 1)))
+    assert found.crossing.value == pytest.approx(200, rel=1e-3)
+    assert crossing_sentence(found).startswith("From about 200 labelled images on, scratch stays level with imagenet")
+
+
+def test_the_estimate_goes_through_the_points_and_on_as_the_power_law():
+    printed = np.array([[0.035, 0.093, 0.259, 0.363]])  # the paper's scratch arm: no power law has its S shape
+    images = np.array([1_000.0, 3_500, 10_000, 35_000])
+    estimate, law, *_ = shapes(images, printed)
+    assert estimate.at(images) == pytest.approx(printed)
+    assert estimate.at([70_000.0]) - printed[:, -1:] == pytest.approx(law.at([70_000.0]) - law.at([35_000.0]))
+    for number in (2_000.0, 20_000.0, 60_000.0):
+        assert estimate.reach(estimate.at([number])[:, 0]) == pytest.approx([number])
+    exact = shapes(IMAGES, power(IMAGES)[None])[1]
+    assert exact.at([100.0, 900.0])[0] == pytest.approx(power([100, 900]))
+    assert exact.reach(power([300])) == pytest.approx([300])
 
 
 def test_seeds_move_the_means_as_their_t_interval_says():

@@ -95,17 +95,41 @@ class Piecewise:
         return np.where(wanted >= self.errors[:, 0], self.images[0], np.where(high > low, found, np.inf))
 
 
+@dataclass(frozen=True, eq=False)
+class Joined:
+    """Pieces through the points that were tried, and a power law beyond them, moved to the last point."""
+
+    pieces: Piecewise
+    beyond: PowerLaw
+
+    @property
+    def _last(self) -> tuple[np.ndarray, np.ndarray]:
+        """Score at the most images, [R]: by the pieces, and how far it is above the power law."""
+        end = 1 - np.exp(self.pieces.errors[:, -1])
+        return end, end - self.beyond.at(self.pieces.images[-1:])[:, 0]
+
+    def at(self, images: np.ndarray) -> np.ndarray:
+        inside = np.asarray(images, float) <= self.pieces.images[-1]
+        return np.where(inside, self.pieces.at(images), self.beyond.at(images) + self._last[1][:, None])
+
+    def reach(self, scores: np.ndarray) -> np.ndarray:
+        end, above = self._last
+        return np.where(scores <= end, self.pieces.reach(scores), self.beyond.reach(scores - above))
+
+
 def shapes(images: np.ndarray, scores: np.ndarray) -> tuple[DataCurve, ...]:
     """The shapes for F points, the estimate first; together they span the interval of whatever is read from them.
 
-    Two points: straight in log n, straight in n, and b = 1. Three or more: the power law by bounded least squares, the
-    S shape, which detectors from random values have, and the piecewise one (Jain et al., CVPR 2023).
+    Two points: straight in log n, straight in n, and b = 1. Three or more: pieces (Jain et al., CVPR 2023) that the
+    power law by bounded least squares continues; that power law alone; the S shape of detectors from random values; and
+    the pieces continued by their last one.
     """
     images, scores = np.asarray(images, float), rising(np.atleast_2d(scores))
     if len(images) == 2:
         return tuple(power_law(images, scores, exponents=np.array([b])) for b in TWO_POINTS)
     pieces = Piecewise(images, np.log1p(-np.minimum(scores, _TOP)))
-    return power_law(images, scores), s_shape(images, scores), pieces
+    law = power_law(images, scores)
+    return Joined(pieces, law), law, s_shape(images, scores), pieces
 
 
 def power_law(images: np.ndarray, scores: np.ndarray, *, exponents: np.ndarray = EXPONENTS) -> PowerLaw:
