@@ -201,14 +201,23 @@ def test_what_other_test_images_would_say(tmp_path, monkeypatch):
     generator = np.random.default_rng(0)
     drawn = generator.normal(-0.02, 0.004, (3, 400))
     monkeypatch.setattr(findings, "resampled_differences", lambda *_: (drawn, 12))
-    moved = generator.normal(0, 0.2, (1, 2, 2, 200)) * np.ones((3, 1, 1, 1))
+    moved = generator.normal(0, 0.2, (1, 2, 3, 200)) * np.ones((3, 1, 1, 1))
     monkeypatch.setattr(answers, "resampled_scores", lambda *_, number: (moved, 12))
-    path = build_study(tmp_path, seeds=3, schedules=("1x",), fractions=(1.0, 0.1), pictures=False, log_every=100)
+    path = build_study(tmp_path, seeds=3, schedules=("1x",), fractions=(1.0, 0.5, 0.1), pictures=False, log_every=100)
     build_report(path)
     summary = json.loads((path / "report.json").read_text())
+    with (path / "tables" / "cells.csv").open() as file:
+        rows = list(csv.DictReader(file))
     with (path / "tables" / "resamples.csv").open() as file:
         means = np.array([np.mean([float(row[f"seed {s}"]) for s in range(3)]) for row in csv.DictReader(file)])
     low, high = 100 * np.quantile(means, [0.025, 0.975])
     told = lines(summary, "How many labelled images")
     assert "95 % interval 0 to more than 1,520, 3 seeds and other test images" in told[0]  # 20 points of noise
+    expected = []
+    for arm in (BASE, OWN):
+        fewest, middle, most = (100 * column(rows, arm, fraction)[1].mean() for fraction in (0.1, 0.5, 1.0))
+        ahead = middle + (middle - fewest) * np.log(800 / 400) / np.log(400 / 80)
+        ahead = ahead if middle > fewest else (middle + fewest) / 2  # curves never fall
+        expected.append(f"{arm} {ahead:.1f} where {most:.1f} was measured")
+    assert told[-1] == f"Curves fitted without the largest set (800 images) predicted: {'; '.join(expected)}."
     assert f"Resampling the test images alone gives {low:+.1f} to {high:+.1f} points" in summary["text"]

@@ -355,6 +355,8 @@ def test_the_papers_numbers_stand_beside_a_study_that_says_so(tmp_path, small):
     cells = table_numbers(build_report(path).read_text())
     assert cells[1.0, "box.AP", "paper", "random (R50)", "2x"] == "36.8"
     assert cells[1.0, "box.AP", "paper gap", "random", "6x"] == "+0.2"
+    asked = [answer["question"] for answer in json.loads((path / "report.json").read_text())["answers"]]
+    assert "When does scratch catch up?" in asked and not any("labelled images" in each for each in asked)
     assert cells[1.0, "box.AP", "paper", "pre-trained (R50)", "1x"] == "–"
     gaps = {
         b: [round(100 * (t["random"][s] - t["pre-trained"][s]), 1) for s in t["random"]] for b, t in table_1().items()
