@@ -96,6 +96,8 @@ def test_the_fit_is_the_least_squares_one():
     assert power_law(images, -scores).slope == pytest.approx(0)  # a falling curve is level
     falls = np.array([[0.1, 0.4, 0.3, 0.3, 0.6]])
     assert rising(falls)[0] == pytest.approx(optimize.isotonic_regression(falls[0]).x)
+    for fit in shapes(images, falls):
+        assert np.diff(fit.at(np.geomspace(50, 1_600, 99))).min() >= -1e-12
 
 
 def test_nothing_is_said_beyond_twice_the_images():

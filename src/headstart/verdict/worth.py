@@ -1,4 +1,4 @@
-"""What a start is worth in labelled images: both arms' curves over the images, resampled over seeds and test images.
+"""Worth of a start in labelled images: curves of both arms over the images, resampled over seeds and test images.
 
 Letters: S seeds, F numbers of images, R resamples. Nothing is said beyond `HORIZON` times the most images tried.
 """
@@ -52,7 +52,7 @@ class StartWorth:
         return self.num_seeds < 2
 
     def is_open(self, images: int) -> bool:
-        """Whether the interval leaves open that the start is worth some images, or none."""
+        """True if the interval holds a worth of some images, and one of none."""
         found = self.needed[images]
         above = found.low is None or found.low > images
         return not self.indicative and not above and (found.high is None or found.high > images)
