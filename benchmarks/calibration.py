@@ -15,7 +15,7 @@ from math import sqrt
 from pathlib import Path
 
 import numpy as np
-from record import ROOT, keep
+from record import ROOT, keep, rewritten, source
 from simulate import Setting, crossover_coverage, simulate, simulate_looks, wrong_for_other_images
 
 from headstart.verdict.rule import Rule, fewest_seeds
@@ -189,11 +189,10 @@ def look_tables(figures: dict) -> str:
 
 def page_text(page: str, kept: dict) -> str:
     """The page with the tables of the kept figures between its marks."""
-    head, rest = page.split(BEGIN)
-    made = kept["made"]
-    source = f"`{made['command']}`, {made['date']}, commit {made['commit']}, {made['processor']}"
-    text = f"{source}; {kept['figures']['studies']:,} studies a setting.\n\n{look_tables(kept['figures'])}"
-    return f"{head}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}"
+    figures = kept["figures"]
+    return rewritten(
+        page, BEGIN, END, f"{source(kept)}; {figures['studies']:,} studies a setting.\n\n{look_tables(figures)}"
+    )
 
 
 def main() -> None:

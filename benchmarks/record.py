@@ -48,3 +48,15 @@ def keep(path: Path | None, figures: dict[str, Any]) -> None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"made": made_by(), "figures": figures}, indent=1) + "\n", encoding="utf-8")
+
+
+def source(kept: dict[str, Any]) -> str:
+    """Command, date, commit and processor of kept figures, for the head of their tables."""
+    made = kept["made"]
+    return f"`{made['command']}`, {made['date']}, commit {made['commit']}, {made['processor']}"
+
+
+def rewritten(page: str, begin: str, end: str, text: str) -> str:
+    """The page with this text between two marks."""
+    head, rest = page.split(begin)
+    return f"{head}{begin}\n{text}\n{end}{rest.split(end)[1]}"

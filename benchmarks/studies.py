@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from record import ROOT, git
+from record import ROOT, git, rewritten
 
 from headstart.study.folder import read_study_folder
 from headstart.study.results import StudyFolder, metric_of
@@ -150,12 +150,6 @@ def texts(kept: Kept) -> dict[Path, str]:
     return {PAGE: render(kept), README: finding(kept[SHOWN])}
 
 
-def rewritten(page: str, text: str) -> str:
-    """The page with this text between the marks."""
-    head, rest = page.split(BEGIN)
-    return head + BEGIN + "\n" + text + "\n" + END + rest.split(END)[1]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--add", nargs=2, metavar=("FOLDER", "COMMAND"), help="keep this study first")
@@ -167,7 +161,7 @@ def main() -> None:
         text = json.dumps(kept_of(folder, added[1], given.commit), indent=1)
         (KEPT / f"{folder.name}.json").write_text(text + "\n", encoding="utf-8")
     for path, text in texts(read_kept()).items():
-        path.write_text(rewritten(path.read_text(encoding="utf-8"), text), encoding="utf-8")
+        path.write_text(rewritten(path.read_text(encoding="utf-8"), BEGIN, END, text), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@ import json
 
 import numpy as np
 import pytest
-from studies import BEGIN, END, cell_text, curve_steps, finding, kept_of, read_kept, render, rewritten, texts
+from record import rewritten
+from studies import BEGIN, END, cell_text, curve_steps, finding, kept_of, read_kept, render, texts
 
 from headstart.study.folder import read_study_folder
 from study_folder import box_ap, build_study
@@ -13,7 +14,7 @@ from study_folder import box_ap, build_study
 def test_the_tables_are_those_of_the_kept_studies():
     for path, text in texts(read_kept()).items():
         page = path.read_text(encoding="utf-8")
-        assert rewritten(page, text) == page, f"{path.name}: run `python benchmarks/studies.py`"
+        assert rewritten(page, BEGIN, END, text) == page, f"{path.name}: run `python benchmarks/studies.py`"
 
 
 def test_a_study_is_kept_and_shown_as_its_rows_say(tmp_path):
@@ -32,7 +33,7 @@ def test_a_study_is_kept_and_shown_as_its_rows_say(tmp_path):
     assert f"| {cell_text(ends)} | {seconds:,.0f} |\n" in text and "800 images, 3x (2 seeds), at steps" in text
     assert "`headstart study run made-up`" in text and kept["made"]["processor"] in text
     assert all(part in text for part in finding(kept).split("\n\n"))
-    page = rewritten(f"before\n{BEGIN}old\n{END}after\n", text)
+    page = rewritten(f"before\n{BEGIN}old\n{END}after\n", BEGIN, END, text)
     assert page.startswith(f"before\n{BEGIN}") and page.endswith(f"{END}after\n") and "old" not in page
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from headstart.report import answers, findings
 from headstart.report import build as report
-from headstart.report import findings
 from headstart.report.build import build_report
 from study_folder import build_study
 
@@ -115,13 +115,26 @@ def test_what_the_start_is_worth_in_images(found):
     images = sorted({float(row["train_images"]) for row in rows})
     fractions = sorted({float(row["fraction"]) for row in rows})
     ends = {arm: np.stack([column(rows, arm, f)[1][:, -1] for f in fractions], 1) for arm in (BASE, OWN)}
-    x = np.linspace(np.log(images[0]), np.log(images[-1]), 40_001)
-    lead = np.stack([np.interp(x, np.log(images), seed) for seed in ends[OWN]]) - ends[BASE][:, :1] + MARGIN
-    needed = np.exp(x[np.flatnonzero(lead.mean(0) < 0)[-1]])
-    (sentence,) = lines(summary, "How many labelled images")
-    told = numbers(sentence)
-    assert told[0] == pytest.approx(needed, abs=1) and told[1] == 100 * MARGIN
-    assert told[3] == pytest.approx(needed - images[0], abs=1)
+    x = np.geomspace(images[0], 2 * images[-1], 40_001)
+    shapes = []  # straight in log images, which is the estimate, in images, and in their reciprocal
+    for axis in (np.log, np.positive, np.reciprocal):
+        share = (axis(x) - axis(images[0])) / (axis(images[1]) - axis(images[0]))
+        shapes.append({arm: own[:, :1] + share * (own[:, 1:] - own[:, :1]) for arm, own in ends.items()})
+    at = dict(zip(images, lines(summary, "How many labelled images")))
+    for place, count in enumerate(images):
+        leads = [curves[OWN] - ends[BASE][:, place : place + 1] + MARGIN for curves in shapes]
+        first = [[x[np.flatnonzero(lead.mean(0) + z * half_width(lead) >= 0)[0]] for lead in leads] for z in (0, 1, -1)]
+        needed, low, high = first[0][0], min(first[1]), max(first[2])
+        told = numbers(at[count])
+        assert told[0] == count and told[-2:] == [pytest.approx(needed, abs=1), 100 * MARGIN]
+        if low > count:
+            expected = [needed - count, 100 * LEVEL, low - count, high - count, 3]
+            assert told[1:6] == pytest.approx(expected, rel=0.1)  # 1,000 resamples
+        else:
+            assert "is worth none" in at[count] and high < count
+    crossing = lines(summary, "How many labelled images")[2]
+    ahead = (shapes[0][OWN] - shapes[0][BASE]).mean(0) + MARGIN
+    assert numbers(crossing)[0] == pytest.approx(x[np.flatnonzero(ahead < 0)[-1]], abs=1)
 
 
 def test_equal_efforts(found):
@@ -189,10 +202,23 @@ def test_what_other_test_images_would_say(tmp_path, monkeypatch):
     generator = np.random.default_rng(0)
     drawn = generator.normal(-0.02, 0.004, (3, 400))
     monkeypatch.setattr(findings, "resampled_differences", lambda *_: (drawn, 12))
-    path = build_study(tmp_path, seeds=3, schedules=("1x",), fractions=(1.0,), pictures=False, log_every=100)
+    moved = generator.normal(0, 0.2, (1, 2, 3, 200)) * np.ones((3, 1, 1, 1))
+    monkeypatch.setattr(answers, "resampled_scores", lambda *_, number: (moved, 12))
+    path = build_study(tmp_path, seeds=3, schedules=("1x",), fractions=(1.0, 0.5, 0.1), pictures=False, log_every=100)
     build_report(path)
     summary = json.loads((path / "report.json").read_text())
+    with (path / "tables" / "cells.csv").open() as file:
+        rows = list(csv.DictReader(file))
     with (path / "tables" / "resamples.csv").open() as file:
         means = np.array([np.mean([float(row[f"seed {s}"]) for s in range(3)]) for row in csv.DictReader(file)])
     low, high = 100 * np.quantile(means, [0.025, 0.975])
+    told = lines(summary, "How many labelled images")
+    assert "95 % interval 0 to more than 1,520, 3 seeds and other test images" in told[0]  # 20 points of noise
+    expected = []
+    for arm in (BASE, OWN):
+        fewest, middle, most = (100 * column(rows, arm, fraction)[1].mean() for fraction in (0.1, 0.5, 1.0))
+        ahead = middle + (middle - fewest) * np.log(800 / 400) / np.log(400 / 80)
+        ahead = ahead if middle > fewest else (middle + fewest) / 2  # curves never fall
+        expected.append(f"{arm} {ahead:.1f} where {most:.1f} was measured")
+    assert told[-1] == f"Curves fitted without the largest set (800 images) predicted: {'; '.join(expected)}."
     assert f"Resampling the test images alone gives {low:+.1f} to {high:+.1f} points" in summary["text"]

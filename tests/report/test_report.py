@@ -355,6 +355,8 @@ def test_the_papers_numbers_stand_beside_a_study_that_says_so(tmp_path, small):
     cells = table_numbers(build_report(path).read_text())
     assert cells[1.0, "box.AP", "paper", "random (R50)", "2x"] == "36.8"
     assert cells[1.0, "box.AP", "paper gap", "random", "6x"] == "+0.2"
+    asked = [answer["question"] for answer in json.loads((path / "report.json").read_text())["answers"]]
+    assert "When does scratch catch up?" in asked and not any("labelled images" in each for each in asked)
     assert cells[1.0, "box.AP", "paper", "pre-trained (R50)", "1x"] == "–"
     gaps = {
         b: [round(100 * (t["random"][s] - t["pre-trained"][s]), 1) for s in t["random"]] for b, t in table_1().items()
@@ -406,26 +408,26 @@ def test_the_noise_of_test_images_comes_from_the_records(done, tmp_path, monkeyp
     assert "Not known:" in text  # the made-up rows do not have the score of the made-up predictions
     copy = tmp_path / "demo"
     shutil.copytree(path, copy)
-    records = []
-    for arm in ("pretrained", "scratch"):
-        cells = read_study_folder(copy).plan.cells
-        tail = read_study_folder(copy).tail(
-            next(c for c in cells if (c.arm, c.schedule, c.fraction) == (arm, "6x", 1.0))
-        )
-        records.append(Records.load(tail.directory / "records-box-1800.npz"))
-        rows = [dict(row) for row in tail.rows]
-        next(r for r in rows if r["kind"] == "eval" and r["step"] == 1800)["metrics"]["box"]["AP"] = ap_from_records(
-            records[-1]
-        )["AP"]
+    records, cells = {}, [("6x", 1.0), ("3x", 0.1)]
+    for arm, cell in ((arm, cell) for arm in ("pretrained", "scratch") for cell in cells):
+        folder = read_study_folder(copy)
+        tail = folder.tail(folder.cells_at(arm, *cell)[0])
+        (records_file,) = tail.directory.glob("records-box-*.npz")
+        own, rows = Records.load(records_file), [dict(row) for row in tail.rows]
+        final = next(r for r in rows if r["kind"] == "eval" and r["step"] == tail.segment.stop)
+        final["metrics"]["box"]["AP"] = ap_from_records(own)["AP"]
         (tail.directory / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        records[arm, cell] = own
     monkeypatch.setattr(resampled, "NUM_RESAMPLES", 5)
     differences, num_images = resampled.resampled_differences(read_study_folder(copy), "6x", 1.0)
+    scores, _ = resampled.resampled_scores(read_study_folder(copy), cells, number=5)
     generator, expected = np.random.default_rng(0), []
     for _ in range(5):
         weights = np.bincount(generator.integers(0, 12, 12), minlength=12)
-        base, own = (ap_from_records(r, weights)["AP"] for r in records)
-        expected.append(own - base)
-    assert num_images == 12 and differences == pytest.approx(np.array([expected]))
+        expected.append([ap_from_records(own, weights)["AP"] for own in records.values()])
+    expected = np.array(expected).T.reshape(1, 2, 2, 5)
+    assert num_images == 12 and scores == pytest.approx(expected)
+    assert differences == pytest.approx(expected[:, 1, 0] - expected[:, 0, 0])
 
 
 def test_no_torch_is_imported():

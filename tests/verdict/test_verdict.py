@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 from simulate import Setting, crossover_coverage, draw, is_wrong, simulate, wrong_for_other_images
 
-from headstart.verdict.curves import Curve, compare_at, crossover, images_worth
+from headstart.verdict.curves import Curve, compare_at, crossover
 from headstart.verdict.overfit import overfit_onset
 from headstart.verdict.paired import p_above, t_half_width, t_power
 from headstart.verdict.rule import Rule, fewest_seeds, seeds_needed
@@ -257,28 +257,6 @@ def test_crossovers_that_are_not_there():
         crossover(low, steps_curve("b", [0.4, 0.4]))
     with pytest.raises(ValueError, match="do not overlap"):
         crossover(Curve("a", [1, 2], [[0, 0]]), Curve("b", [3, 4], [[0, 0]]))
-
-
-def test_images_worth_by_interpolation_between_fractions():
-    images = np.array([1_000, 3_500, 10_000, 35_000])
-    tuned = Curve("pretrained", images, np.tile([0.099, 0.160, 0.260, 0.363], (3, 1)))
-    scratch = Curve("scratch", images, np.tile([0.035, 0.093, 0.259, 0.363], (3, 1)))
-    found = images_worth(tuned, scratch, images=3_500)
-    share = (0.160 - 0.093) / (0.259 - 0.093)
-    assert found.needed == pytest.approx(3_500 * (10_000 / 3_500) ** share)
-    assert found.low == pytest.approx(found.high) == pytest.approx(found.needed)
-    assert "worth about 1,8" in sentence(found)
-    ahead = Curve("pretrained", images, tuned.scores + 0.2)
-    beyond = images_worth(ahead, scratch, images=10_000)
-    assert beyond.needed is None and "worth more than 25,000 images" in sentence(beyond)
-    level = images_worth(scratch, Curve("scratch", images, scratch.scores + 0.2), images=1_000)
-    assert "worth none" in sentence(level)
-    noisy = Curve("scratch", images, scratch.scores + np.array([[0.05], [0.0], [-0.05]]))
-    unsure = images_worth(tuned, noisy, images=3_500, within=0.01)
-    assert not unsure.is_shown and "whether the start is worth any there is open" in sentence(unsure)
-    assert images_worth(tuned, scratch, images=3_500, within=0.067).needed == pytest.approx(3_500)
-    with pytest.raises(ValueError, match="images is 50, expected 1000 to 35000"):
-        images_worth(tuned, scratch, images=50)
 
 
 def test_overfitting_is_a_fall_that_other_seeds_foretold():

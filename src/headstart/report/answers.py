@@ -11,15 +11,19 @@ import numpy as np
 
 from headstart.report.cost import Cost, outside_weights
 from headstart.report.facts import Facts
+from headstart.report.headline.resampled import resampled_scores
 from headstart.verdict import words
-from headstart.verdict.curves import Crossover, Curve, compare_at, crossover, images_worth
+from headstart.verdict.curves import Crossover, Curve, compare_at, crossover
 from headstart.verdict.earned import Obstacle
 from headstart.verdict.numbers import TRAIN, fraction_name
 from headstart.verdict.overfit import overfit_onset
 from headstart.verdict.paired import t_half_width
 from headstart.verdict.verdict import Verdict
+from headstart.verdict.worth import held_out, start_worth
+from headstart.verdict.worth_words import crossing_sentence, held_out_sentence, worth_sentence
 
 DEFAULT_LEVEL = 0.95
+NUM_RESAMPLES = 200  # of the test images: their spread is needed, not the ends of an interval
 EFFORTS = ("images", "pixels", "seconds")
 
 
@@ -150,18 +154,26 @@ def _worth(facts: Facts) -> list[Answer]:
     """Worth of the start in labelled images: the longest common schedule of every fraction, smallest first."""
     folder = facts.folder
     fractions = [f for f in reversed(folder.fractions) if f in folder.num_images and folder.common_schedules(f)]
+    fractions = list({folder.num_images[f]: f for f in fractions}.values())  # of tiny sets two may be the same images
+    cells = [(folder.common_schedules(fraction)[-1], fraction) for fraction in fractions]
     if len(fractions) < 2:
         return []
+    arms = (folder.baseline, folder.candidate)
+    scores = np.stack([[facts.scores(folder.metric, arm, *cell) for cell in cells] for arm in arms]).transpose(2, 0, 1)
     used = np.all([_complete(facts, fraction) for fraction in fractions], 0)
     if not used.any():
         return []
-    images, curves = [folder.num_images[f] for f in fractions], []
-    for arm in (folder.baseline, folder.candidate):
-        scores = [facts.scores(folder.metric, arm, folder.common_schedules(f)[-1], f)[used] for f in fractions]
-        curves.append(Curve(arm, images, np.stack(scores, 1)))
-    sizes = {"level": _level(facts), "within": _margin(facts)}
-    found = [images_worth(*curves, images=count, **sizes) for count in images[:-1]]
-    return [Answer("How many labelled images is the start worth?", tuple(words.sentence(each) for each in found))]
+    problem, resampled = "", None
+    try:
+        resampled = resampled_scores(folder, cells, number=NUM_RESAMPLES) if used.sum() > 1 else None
+    except ValueError as error:
+        problem = f"The noise of the test images is not in these intervals: {error}."
+    images, sizes = [folder.num_images[f] for f in fractions], {"level": _level(facts), "within": _margin(facts)}
+    found = start_worth(arms, images, scores[used], resampled=resampled and resampled[0][used], **sizes)
+    lines = [*(worth_sentence(found, count) for count in found.needed), crossing_sentence(found)]
+    if predicted := held_out(arms, images, scores[used]):
+        lines.append(held_out_sentence(predicted))
+    return [Answer("How many labelled images is the start worth?", tuple(line for line in (*lines, problem) if line))]
 
 
 def _overfitting(facts: Facts) -> list[Answer]:

@@ -1,4 +1,4 @@
-"""Statistics of learning curves: comparison at equal effort, crossover, worth of a start in images.
+"""Statistics of learning curves: comparison at equal effort, and crossover.
 
 Letters: S seeds, P points of a curve. Scores in 0..1, higher is better, both arms paired by seed.
 Curves are linear between points and are not extrapolated. For verdicts the points are ends of schedules (x: total,
@@ -66,35 +66,6 @@ class Crossover:
         return self.num_seeds < 2
 
 
-@dataclass(frozen=True)
-class ImagesWorth:
-    """Labelled images `needed` by the candidate to come `within` of the baseline with `images`; None beyond `most`.
-
-    The worth of the baseline's start is `needed` - `images`.
-    """
-
-    baseline: str
-    candidate: str
-    level: float
-    num_seeds: int
-    images: int
-    least: int
-    most: int
-    within: float
-    needed: float | None
-    low: float | None
-    high: float | None
-
-    @property
-    def indicative(self) -> bool:
-        return self.num_seeds < 2
-
-    @property
-    def is_shown(self) -> bool:
-        """True if the interval excludes that the candidate needs no more images than the baseline has."""
-        return not self.indicative and (self.low is None or self.low > self.images)
-
-
 def compare_at(
     rule: Rule,
     baseline: Curve,
@@ -144,38 +115,6 @@ def crossover(
         x=_stays_up_from(grid, mean),
         low=_first_up(grid, mean + half) if known else None,
         high=_stays_up_from(grid, mean - half) if known else None,
-    )
-
-
-def images_worth(
-    baseline: Curve, candidate: Curve, *, images: int, level: float = 0.95, within: float = 0.0
-) -> ImagesWorth:
-    """Labelled images that the candidate needs to come `within` of the baseline with `images` of them.
-
-    x of both curves: training images (one point a fraction), interpolated on a log scale. Valid where scores grow with
-    images. ValueError where `images` lies outside the baseline's curve.
-    """
-    if not baseline.x[0] <= images <= baseline.x[-1]:
-        raise ValueError(
-            f"images is {images}, expected {baseline.x[0]:g} to {baseline.x[-1]:g}, which {baseline.arm} has"
-        )
-    target = Curve(baseline.arm, np.log(baseline.x), baseline.scores).at(np.log(images))
-    x = np.log(candidate.x)
-    level_line = Curve(baseline.arm, x, np.repeat(target[:, None], len(x), axis=1))
-    found = crossover(level_line, Curve(candidate.arm, x, candidate.scores), level=level, within=within)
-    needed, low, high = (None if value is None else float(np.exp(value)) for value in (found.x, found.low, found.high))
-    return ImagesWorth(
-        baseline=baseline.arm,
-        candidate=candidate.arm,
-        level=level,
-        num_seeds=found.num_seeds,
-        images=images,
-        least=round(candidate.x[0]),
-        most=round(candidate.x[-1]),
-        within=within,
-        needed=needed,
-        low=low,
-        high=high,
     )
 
 

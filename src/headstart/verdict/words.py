@@ -3,7 +3,7 @@
 from functools import singledispatch
 from math import isfinite
 
-from headstart.verdict.curves import Crossover, ImagesWorth
+from headstart.verdict.curves import Crossover
 from headstart.verdict.history import looks_text
 from headstart.verdict.numbers import amount, counted, large, metric_name, points, span
 from headstart.verdict.overfit import Overfit
@@ -17,7 +17,7 @@ TESTS = {"t": "a paired t test", "sign_flip": "an exact sign-flip test"}
 
 @singledispatch
 def sentence(found: object) -> str:
-    """Plain words for a verdict, crossover, worth in images or overfitting, with numbers and interval."""
+    """Plain words for a verdict, crossover or overfitting, with numbers and interval."""
     raise TypeError(f"no sentence for {type(found).__name__}")
 
 
@@ -131,32 +131,6 @@ def crossing_interval(found: Crossover) -> str:
         return f"an earlier crossing is excluded ({level}, {seeds})"
     end = "beyond the budget" if found.high is None else amount(found.high)
     return f"{level} interval {amount(found.low)} to {end}, {seeds}"
-
-
-@sentence.register
-def _images_worth(found: ImagesWorth) -> str:
-    """Worth of a start in labelled images, with the interval over seeds; no worth is claimed unless it is shown."""
-    near = f"come within {margin_text(found.within)} of" if found.within else "match"
-    have = f"{found.baseline} with {found.images:,} labelled images"
-    worth = "the start is worth none there"
-    if found.needed is None:
-        claim = f"{found.candidate} does not {near} {have}, not even with {found.most:,}"
-        worth = f"the start is worth more than {found.most - found.images:,} images there"
-    elif found.needed <= found.least:
-        least = "as many" if found.least == found.images else f"{found.least:,} or fewer"
-        claim = f"{found.candidate} needs {least} to {near} {have}"
-    else:
-        claim = f"{found.candidate} needs about {found.needed:,.0f} labelled images to {near} {have}"
-        more = found.needed - found.images
-        worth = f"the start is worth about {more:,.0f} images there" if more > 0 else worth
-    if found.indicative:
-        return f"{claim} ({ONE_SEED})."
-    low, high = (f"more than {found.most:,}" if v is None else f"{v:,.0f}" for v in (found.low, found.high))
-    between = low if low == high else f"{low} to {high}"
-    interval = f"{100 * found.level:g} % interval of the images needed: {between}"
-    if not found.is_shown and found.needed != found.low:
-        worth = "whether the start is worth any there is open"
-    return f"{claim}: {worth} ({interval}, {counted(found.num_seeds, 'seed')})."
 
 
 @sentence.register

@@ -1,7 +1,8 @@
-"""The difference of two arms on resampled test images, from the per-image records of their runs."""
+"""Scores of two arms on resampled test images, from the per-image records of their runs."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,27 +14,34 @@ NUM_RESAMPLES = 1_000  # a 95 % percentile interval then rests on 25 values a si
 
 
 def resampled_differences(folder: StudyFolder, schedule: str, fraction: float) -> tuple[np.ndarray, int] | None:
-    """Candidate minus baseline in the study's metric on resampled test images, float [S, R]; number of test images.
+    """Candidate minus baseline at a cell on resampled test images, float [S, R]; number of test images."""
+    found = resampled_scores(folder, [(schedule, fraction)], number=NUM_RESAMPLES)
+    return found and (found[0][:, 1, 0] - found[0][:, 0, 0], found[1])
 
-    The same resamples for both arms and all seeds; nan for seeds that are not finished. None where the metric cannot be
-    computed from match records, or a finished run has none. ValueError for records that do not give the run's score.
+
+def resampled_scores(
+    folder: StudyFolder, cells: Sequence[tuple[str, float]], *, number: int
+) -> tuple[np.ndarray, int] | None:
+    """Scores of baseline and candidate on resampled test images, float [S, 2, C, R]; number of test images.
+
+    The same resamples for all; cells are (schedule, fraction); nan for seeds that are not finished. None where the
+    metric cannot be computed from match records, or a finished run has none. ValueError for records that do not give
+    the run's score.
     """
     kind, _, name = folder.metric.rpartition(".")
     reader = METRIC_KINDS[kind].records if kind in METRIC_KINDS else None
     if reader is None or name not in reader.columns:
         return None
-    cells = [folder.cells_at(arm, schedule, fraction) for arm in (folder.baseline, folder.candidate)]
-    pairs = [[folder.tail(own[seed]) if seed in own else None for own in cells] for seed in folder.seeds]
-    used = [all(run and run.end for run in pair) for pair in pairs]
-    runs = [run for pair, ok in zip(pairs, used) if ok for run in pair]
-    records = [_records(run, kind, name, reader) for run in runs]
+    found = [[folder.cells_at(arm, *cell) for cell in cells] for arm in (folder.baseline, folder.candidate)]
+    every = {s: [folder.tail(own[s]) for arm in found for own in arm if s in own] for s in folder.seeds}
+    used = [len(runs) == 2 * len(cells) and all(run.end for run in runs) for runs in every.values()]
+    records = [_records(run, kind, name, reader) for runs, ok in zip(every.values(), used) if ok for run in runs]
     if not records or None in records:
         return None
-    resampled = reader.bootstrap(records, num_resamples=NUM_RESAMPLES, generator=np.random.default_rng(0))
-    scores = resampled[:, :, reader.columns.index(name)].T.reshape(-1, 2, NUM_RESAMPLES)
-    differences = np.full((len(folder.seeds), NUM_RESAMPLES), NAN)
-    differences[used] = scores[:, 1] - scores[:, 0]
-    return differences, len(records[0].image_ids)
+    resampled = reader.bootstrap(records, num_resamples=number, generator=np.random.default_rng(0))
+    scores = np.full((len(used), 2, len(cells), number), NAN)
+    scores[used] = resampled[:, :, reader.columns.index(name)].T.reshape(-1, 2, len(cells), number)
+    return scores, len(records[0].image_ids)
 
 
 def _records(run: Run, kind: str, name: str, reader: RecordsReader) -> Any:

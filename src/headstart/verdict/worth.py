@@ -1,0 +1,159 @@
+"""Worth of a start in labelled images: curves of both arms over the images, resampled over seeds and test images.
+
+Letters: S seeds, F numbers of images, R resamples. Nothing is said beyond `HORIZON` times the most images tried.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from math import sqrt
+
+import numpy as np
+
+from headstart.verdict.shapes import DataCurve, shapes
+
+HORIZON = 2  # times the most images: beyond it extrapolated curves go wrong (Mahmood et al. 2022, Jain et al. 2023)
+NUM_RESAMPLES = 1_000  # a 95 % percentile interval then rests on 25 values a side
+_PLACES = 65  # of a crossing, on a log scale: it is interpolated between them
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number of images, and its interval; None beyond the horizon. Without an interval both ends are None."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class StartWorth:
+    """Images that the candidate needs to come `within` of the baseline, for each number of images of it, ascending.
+
+    crossing: the images from which the candidate stays within it. Numbers are at least `least`, the fewest images
+    tried, and at most `most`, the horizon. other_images: the interval also holds for other test images.
+    """
+
+    baseline: str
+    candidate: str
+    level: float
+    num_seeds: int
+    within: float
+    least: int
+    most: int
+    other_images: bool
+    needed: dict[int, Estimate]
+    crossing: Estimate
+
+    @property
+    def indicative(self) -> bool:
+        return self.num_seeds < 2
+
+    def is_open(self, images: int) -> bool:
+        """True if the interval holds a worth of some images, and one of none."""
+        found = self.needed[images]
+        above = found.low is None or found.low > images
+        return not self.indicative and not above and (found.high is None or found.high > images)
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Score of an arm at the largest number of images as its other points predict it, and as it was measured."""
+
+    arm: str
+    images: int
+    largest_used: int
+    predicted: float
+    measured: float
+
+
+def start_worth(
+    arms: tuple[str, str],
+    images: Sequence[int],
+    scores: np.ndarray,
+    *,
+    level: float = 0.95,
+    within: float = 0.0,
+    resampled: np.ndarray | None = None,
+    num_resamples: int = NUM_RESAMPLES,
+) -> StartWorth:
+    """Worth of the baseline's start, from the scores [S, 2, F] of baseline and candidate with F numbers of images.
+
+    resampled [S, 2, F, N]: the same scores on N resamples of the test images, which are the same ones for all. The
+    interval spans the percentiles of all shapes of `verdict.shapes`; one seed has none.
+    """
+    numbers, scores = np.asarray(images, float), np.asarray(scores, float)
+    if len(numbers) < 2 or np.any(np.diff(numbers) <= 0) or scores.shape[1:] != (2, len(numbers)):
+        raise ValueError(
+            f"images are {list(images)}, scores {scores.shape}: expected two or more, ascending, [S, 2, F]"
+        )
+    known, means = len(scores) > 1, scores.mean(0)[None]
+    drawn = resampled_means(scores, resampled, num_resamples) if known else means
+    estimates = [shapes(numbers, means[:, arm])[0] for arm in range(2)]
+    fits = list(zip(*(shapes(numbers, drawn[:, arm]) for arm in range(2)))) if known else []
+    most = HORIZON * numbers[-1]
+
+    def found(read: Callable[[DataCurve, DataCurve], np.ndarray]) -> Estimate:
+        value = float(read(estimates[0], estimates[1])[0])
+        sides = [_percentiles(read(own, other), level) for own, other in fits]
+        low, high = (pick(value, *ends) for pick, ends in zip((min, max), zip(*sides))) if sides else (np.inf, np.inf)
+        return Estimate(*(end if end <= most else None for end in (value, low, high)))
+
+    needed = {int(number): found(partial(_needed, images=number, within=within)) for number in images}
+    crossing = found(partial(_crossing, images=numbers, within=within))
+    least, other_images = round(numbers[0]), resampled is not None and known
+    return StartWorth(*arms, level, len(scores), within, least, round(most), other_images, needed, crossing)
+
+
+def resampled_means(scores: np.ndarray, resampled: np.ndarray | None, number: int) -> np.ndarray:
+    """Means over seeds [R, ...] as other seeds, and other test images, would move them; scores [S, ...].
+
+    Deviations of the seeds, the same seed's for all points, times normal numbers over a chi: any weighted sum of the
+    points is then spread as its t interval says. A bootstrap that draws seeds would be too narrow for three. The test
+    images add their deviations from the mean of all resamples, [S, ..., N].
+    """
+    generator, (num_seeds, *shape) = np.random.default_rng(0), scores.shape
+    mean, free = scores.mean(0), num_seeds - 1
+    deviations = (scores - mean).reshape(num_seeds, -1) / sqrt(num_seeds * free)
+    scale = np.sqrt(generator.chisquare(free, (number, 1)) / free)
+    drawn = mean + (generator.standard_normal((number, num_seeds)) @ deviations / scale).reshape(number, *shape)
+    if resampled is None:
+        return drawn
+    moved = np.moveaxis(resampled.mean(0), -1, 0)
+    return drawn + (moved - moved.mean(0))[generator.integers(0, len(moved), number)]
+
+
+def held_out(arms: tuple[str, str], images: Sequence[int], scores: np.ndarray) -> tuple[HeldOut, ...]:
+    """Prediction of both arms at the largest number of images by the others, scores [S, 2, F]; none below three."""
+    if len(images) < 3:
+        return ()
+    numbers, means = np.asarray(images, float), np.asarray(scores, float).mean(0)
+    fits = (shapes(numbers[:-1], own[:-1])[0].at(numbers[-1:]).item() for own in means)
+    ends = int(images[-1]), int(images[-2])
+    return tuple(HeldOut(arm, *ends, fit, float(own[-1])) for arm, fit, own in zip(arms, fits, means))
+
+
+def _needed(baseline: DataCurve, candidate: DataCurve, *, images: float, within: float) -> np.ndarray:
+    """Images [R] with which the candidate comes within the margin of the baseline with `images`."""
+    return candidate.reach(baseline.at(np.array([images]))[:, 0] - within)
+
+
+def _crossing(baseline: DataCurve, candidate: DataCurve, *, images: np.ndarray, within: float) -> np.ndarray:
+    """Images [R] from which the candidate stays within the margin up to the horizon; inf where it ends below."""
+    x = np.linspace(np.log(images[0]), np.log(HORIZON * images[-1]), _PLACES)
+    lead = candidate.at(np.exp(x)) - baseline.at(np.exp(x)) + within
+    below, rows = lead < -1e-12, np.arange(len(lead))
+    last = np.where(below.any(1), _PLACES - 1 - below[:, ::-1].argmax(1), 0)
+    following = np.minimum(last + 1, _PLACES - 1)
+    before, after = lead[rows, last], lead[rows, following]
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        at = np.exp(x[last] + (x[following] - x[last]) * before / (before - after))
+    return np.where(~below.any(1), images[0], np.where(last == _PLACES - 1, np.inf, at))
+
+
+def _percentiles(values: np.ndarray, level: float) -> tuple[float, float]:
+    """Both ends of the percentile interval, which may be inf."""
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2], method="inverted_cdf")
+    return float(low), float(high)
