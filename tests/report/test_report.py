@@ -28,6 +28,7 @@ from headstart.report.headline import resampled
 from headstart.report.page import MOST_BYTES, script_json
 from headstart.report.paper import table_1
 from headstart.report.pictures import MIN_SCORE, make_gallery
+from headstart.report.tables import class_tables, size_table
 from headstart.study.folder import is_current, read_study_folder
 from headstart.study.results import metric_of
 from headstart.verdict.verdict import judge
@@ -147,6 +148,25 @@ def test_the_schedule_tables_hold_the_numbers_of_the_rows(which, request):
                 assert cells.pop((fraction, metric, *key, schedule)) == number + spread
                 checked += 1
     assert not cells and checked == 6 * 3 * (7 if which == "done" else 4)
+
+
+def test_schedules_have_epochs_and_bars_one_scale(done):
+    """A bar is the gap as a share of the page's largest one, in tables of sizes and of classes alike."""
+    path, text = done
+    folder, page = read_study_folder(path), Page(text)
+    heads = [words for _, words in page.of("small") if "epochs" in words]
+    assert [" ".join(words.split()) for words in heads] == [
+        f"{total:,} steps, {total * folder.batch / folder.num_images[fraction]:,.4g} epochs"
+        for fraction in folder.fractions
+        for total in (folder.total("scratch", name, fraction) for name in folder.schedules(fraction))
+    ]
+    facts = Facts(folder)
+    tables = [size_table(facts), *class_tables(facts).values()]
+    gaps = [[row["gap"].mean for row in rows if row["gap"]] for rows in tables]
+    widest = max(folder.rule.margin, *(abs(gap) for own in gaps for gap in own))
+    drawn = [float(a["style"].rpartition("width: ")[2].rstrip("%")) for a, _ in page.of("i") if "width" in a["style"]]
+    assert drawn == [round(50 * abs(gap) / widest, 1) for own in gaps for gap in own]
+    assert len({max(map(abs, own)) for own in gaps}) > 1  # tables of one maximum could not tell
 
 
 def test_markup_in_names_stays_text(done):

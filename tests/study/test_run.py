@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import re
+import shutil
 
 import pytest
 
@@ -96,9 +97,12 @@ def test_a_command_reads_the_study_and_resolves_its_recipes_once(data_root, tmp_
             return honest(*given)
 
         monkeypatch.setattr(f"headstart.study.{module}.{name}", counted)
-    out = ["--out", str(tmp_path)] if verb == "run" else []
-    answer = call(monkeypatch, capsys, "study", verb, str(file), *out, "--jobs", "1")
+    asked, disk_usage = [], shutil.disk_usage
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: asked.append(place) or disk_usage(place))
+    answer = call(monkeypatch, capsys, "study", verb, str(file), "--out", str(tmp_path), "--jobs", "1")
     assert answer.code == 0, answer.err
+    if verb == "plan":  # asks where the study would be written, and writes nothing
+        assert asked == [tmp_path] and list(tmp_path.iterdir()) == [file]
     if verb == "run":  # the plan before it said how many there would be
         assert f"\n{len(list(tmp_path.rglob('*.pt')))} checkpoints take " in answer.out
     assert (

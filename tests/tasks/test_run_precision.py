@@ -129,11 +129,11 @@ def test_bf16_is_trained_in_where_it_is_slow_after_one_line(monkeypatch, data_ro
 def test_the_command_line_says_what_is_taken(monkeypatch, capsys, data_root, tmp_path, run):
     monkeypatch.chdir(tmp_path)
     machine(monkeypatch, native=False)
-    answer = call(monkeypatch, capsys, "recipe", "explain", "small", "train.precision=auto", "device=cpu")
+    answer = call(monkeypatch, capsys, "recipe", "explain", "demo", "train.precision=auto", "device=cpu")
     lines = answer.out.splitlines()
     assert "device: cpu (as given)" in lines and "train.precision: fp32 (auto: native is False)" in lines
     assert any(line.startswith("train.threads: ") for line in lines) and "train.compile: false (as given)" in lines
-    named = load_recipe("small", {"train.precision": "fp32"})
+    named = load_recipe("demo", {"train.precision": "fp32"})
     assert digest(named) in answer.out
     answer = call(monkeypatch, capsys, "eval", run.directory)
     assert answer.code == 0 and answer.out.count("4.0 times as long as in fp32") == 1

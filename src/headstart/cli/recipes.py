@@ -53,16 +53,26 @@ def explain(
     as_json: Json = False,
 ) -> None:
     """Show the origin of every value (base file, recipe, override or derived), and what applies on this machine."""
+    from headstart.hardware import Choice
     from headstart.recipe.dotted import flatten
-    from headstart.recipe.load import choices_of, resolve, settle
+    from headstart.recipe.load import choices_of, resolve
     from headstart.recipe.recipe import digest, rate_text, to_dict
     from headstart.study.timing import model_costs
+    from headstart.tasks.settle import MASKS, asks_for_masks, mask_choice, settle
 
     found, origins = resolve(recipe, [("override", patch_of(overrides))])
     rows = [[key, value, origins.get(key, "model default")] for key, value in flatten(to_dict(found)).items()]
-    derived = {"train.rate (actual)": rate_text(found), "digest": digest(settle(found)[0]), **model_costs(found)}
+    choices, derived = choices_of(found), {"train.rate (actual)": rate_text(found)}
+    try:
+        settled, told = settle(found, origins)
+        choices |= mask_choice(found, settled, told)
+        derived |= {"digest": digest(settled), **model_costs(settled)}
+    except ValueError as error:  # data that are not there decide
+        if not asks_for_masks(found):
+            raise
+        choices[MASKS] = Choice("auto", str(error))
+        derived |= model_costs(found)
     rows += [[key, value, "derived"] for key, value in derived.items()]
-    choices = choices_of(found)
     if as_json:
         fields = {key: {"value": value, "from": origin} for key, value, origin in rows}
         print_json({"fields": fields, "machine": {field: asdict(choice) for field, choice in choices.items()}})

@@ -33,17 +33,19 @@ def list_studies(as_json: Json = False) -> None:
 
 
 @app.command()
-def plan(study: Name, overrides: Overrides = None, jobs: Jobs = None, as_json: Json = False) -> None:
+def plan(
+    study: Name, overrides: Overrides = None, out: Out = Path("runs"), jobs: Jobs = None, as_json: Json = False
+) -> None:
     """Show segments, steps, images, epochs, expected time on this machine, and the saving by shared trunks.
 
-    States device and precision, with the reason. Runs a short timing only.
+    States device and precision, with the reason, and the free disk space at --out. Runs a short timing only.
     """
     from headstart.study.run import default_jobs
 
     prepared = prepared_or_account(study, overrides, as_json)
     if prepared is None:
         return
-    facts = plan_facts(prepared, jobs or default_jobs(prepared))
+    facts = plan_facts(prepared, jobs or default_jobs(prepared), out / prepared.study.name, keep=False)
     if as_json:
         print_json(facts)
     else:

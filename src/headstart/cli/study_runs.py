@@ -43,15 +43,15 @@ def prepared_or_account(name: str, overrides: list[str] | None, as_json: bool, o
     return None
 
 
-def plan_facts(prepared: Any, jobs: int, directory: Path | None = None) -> dict[str, Any]:
-    """Segments, totals and expected times of a study, from a few timed steps; its directory keeps the timing."""
+def plan_facts(prepared: Any, jobs: int, directory: Path, *, keep: bool) -> dict[str, Any]:
+    """Segments, totals and expected times of a study, from a few timed steps; with `keep` its directory keeps these."""
     from headstart.study.forecast import makespan, segment_rows, totals
     from headstart.study.timing import disk_need, hardware_lines, kept_loads, measure_apart
     from headstart.verdict.history import looks_text
 
-    loads = kept_loads(directory / "timing.json", prepared, jobs) if directory else measure_apart(prepared, jobs)
+    loads = kept_loads(directory / "timing.json", prepared, jobs) if keep else measure_apart(prepared, jobs)
     study, (files, need) = prepared.study, disk_need(prepared, loads)
-    place = (directory or Path("runs")).absolute()
+    place = directory.absolute()
     free = shutil.disk_usage(next(folder for folder in (place, *place.parents) if folder.is_dir())).free
     return {
         "study": study.name,
@@ -120,7 +120,7 @@ def run_prepared(
     jobs = jobs or default_jobs(prepared)
     expected, directory = {segment.name: 1.0 for segment in prepared.plan.segments}, out / prepared.study.name
     if not is_finished(directory, prepared.plan):
-        facts = plan_facts(prepared, jobs, directory)
+        facts = plan_facts(prepared, jobs, directory, keep=True)
         show_plan(facts, on)
         expected = {row["segment"]: row["seconds"] for row in facts["segments"]}
     work = WorkDone(expected)

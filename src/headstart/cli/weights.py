@@ -75,8 +75,8 @@ def import_weights(
     as_json: Json = False,
 ) -> None:
     """Load weights into the model of a recipe and print the initialisation audit and what was left out."""
-    from headstart.recipe.load import settle
     from headstart.tasks import TASKS, make_task
+    from headstart.tasks.settle import settle
     from headstart.tasks.task import make_model
     from headstart.training.start import prepare_start, start_model
 
@@ -88,10 +88,10 @@ def import_weights(
             *([] if any(text.startswith("start.kind=") for text in overrides or []) else ["start.kind=backbone"]),
         ],
     )
-    found, _ = settle(found)
     places = [found.data.train, found.data.train.rpartition(":")[0]]  # PATH or PATH:SPLIT
     asked = any(text.startswith("data.train=") for text in overrides or [])
     if asked or any(Path(place).exists() for place in places if place):
+        found, _ = settle(found)
         result = prepare_start(make_task(found), found)
     else:
         num = TASKS[found.task].num_classes

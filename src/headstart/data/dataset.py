@@ -12,6 +12,7 @@ import numpy as np
 from headstart.data.images import load_image
 
 NO_SEGMENT, POLYGONS, RLE = 0, 1, 2  # segment_kind
+MASKED = 0.95  # share of objects with a segmentation from which masks are trained
 SMALL, LARGE = 32**2, 96**2  # square pixels: COCO's bounds of small, medium and large objects
 
 
@@ -54,6 +55,15 @@ class Dataset:
     def __repr__(self) -> str:
         counts = f"{self.num_images:,} images, {self.num_annotations:,} objects, {self.num_classes} classes"
         return f"Dataset({self.path!r}: {counts})"
+
+    def has_masks(self) -> tuple[bool, str]:
+        """True where enough objects have outlines to train masks, and the reason; crowds do not count."""
+        outlined = self.segment_kind[~self.crowd] != NO_SEGMENT
+        share = float(outlined.mean()) if len(outlined) else 0.0
+        return (
+            share >= MASKED,
+            f"{100 * share:.0f} % of the objects have outlines" if share else "the objects have boxes only",
+        )
 
     @cached_property
     def image_of(self) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from headstart.data.dataset import NO_SEGMENT, Dataset
+from headstart.data.dataset import Dataset
 from headstart.data.read import Source
 from headstart.metrics.overlaps import COCO_SIGMAS
 
@@ -19,7 +19,6 @@ OBJECT = 32  # pixels: 8 cells of the finest map, stride 4, for nine objects of 
 CLASS_SIDES, CLASS_SIDE = (64, 96, 128, 160, 192, 224), 128  # of image folders; on a GPU ImageNet's 224
 TALL = 3.0  # ratio of sides from which default anchors (0.5 to 2) overlap a box by less than half
 CANONICAL = 0.28  # canonical size as a share of the shorter side: 224 of 800 pixels (FPN)
-MASKED = 0.95  # share of objects with a segmentation from which masks are trained
 # Sigma of keypoints for which nobody measured how much annotators differ: the mean of COCO's 17 (0.025 to 0.107).
 SIGMA = round(float(np.mean(COCO_SIGMAS)) / 1000, 3)
 
@@ -84,10 +83,7 @@ def box_settings(train: Dataset, *, side: int | None = None, on_gpu: bool) -> li
     if high > TALL or low < 1 / TALL:
         reason = f"height / width of boxes is {low:.2g} to {high:.2g} (5 to 95 %)"
         found.append(Setting("model.rpn.ratios", [0.25, 0.5, 1.0, 2.0, 4.0], reason))
-    share = float((train.segment_kind[plain] != NO_SEGMENT).mean())
-    has_masks = share >= MASKED
-    outlined = f"{100 * share:.0f} % of the objects have outlines"
-    found.append(Setting("model.mask.enabled", has_masks, outlined if share else "the objects have boxes only"))
+    found.append(Setting("model.mask.enabled", *train.has_masks()))
     found += _keypoint_settings(len(train.keypoint_names))
     batch = 4 if train.num_images < 64 else 8
     found.append(

@@ -1,7 +1,7 @@
 """Sections of detection recipes."""
 
 from itertools import pairwise
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -158,6 +158,10 @@ class ConvHead(Part):
     pool: Pool
 
 
+class MaskPart(ConvHead):
+    enabled: Flag | Literal["auto"]  # auto: by the training data
+
+
 class CornersPart(Part):
     enabled: Flag
     stride: Annotated[int, Field(strict=True, ge=4, le=8, multiple_of=4)]
@@ -182,7 +186,7 @@ class Model(Net):
     rpn: RpnPart
     box: BoxPart
     cascade: CascadePart
-    mask: ConvHead
+    mask: MaskPart
     keypoint: ConvHead
     corners: CornersPart
 
@@ -191,10 +195,10 @@ class Model(Net):
         if not self.corners.enabled:
             return self
         for name in ("mask", "keypoint", "cascade"):
-            if getattr(self, name).enabled:
+            if value := getattr(self, name).enabled:
                 raise ValueError(
-                    f"model.{name}.enabled: true, but model.corners.enabled finds boxes by their corners alone; "
-                    "expected false"
+                    f"model.{name}.enabled: {str(value).lower()}, but model.corners.enabled finds boxes by their "
+                    "corners alone; expected false"
                 )
         if self.backbone.kind != "hourglass" and not self.pyramid:
             raise ValueError(

@@ -177,12 +177,8 @@ class ClassifyRecipe(AnyRecipe):
     evaluate: EvaluatePart
 
     @model_validator(mode="after")
-    def _has_no_pyramid(self) -> "ClassifyRecipe":
+    def _consistent(self) -> "ClassifyRecipe":
         self.train.rates.require_no_pyramid("task classification")
-        return self
-
-    @model_validator(mode="after")
-    def _features_can_be_kept(self) -> "ClassifyRecipe":
         _require_unchanged_features(self, {"input.min_area": 1.0, "input.flip": 0.0})
         return self
 
@@ -221,9 +217,11 @@ def to_dict(recipe: AnyRecipe) -> dict[str, Any]:
 def digest(recipe: AnyRecipe, *extra: str) -> str:
     """Twelve hex digits of all fields that can change the result, and of `extra` (data, weights, parent).
 
-    ValueError for a recipe whose precision is not settled: the same name would stand for two results.
+    ValueError for a recipe that is not settled: the same name would stand for two results.
     """
     flat = flatten(to_dict(recipe)) | {"train.precision": "bf16" if recipe.train.bf16 else "fp32"}
+    if flat.get("model.mask.enabled") == "auto":
+        raise ValueError("model.mask.enabled: auto, expected true or false: the training data decide which it is")
     flat = {
         key: value
         for key, value in flat.items()

@@ -116,9 +116,12 @@ def _differences(facts: Facts) -> dict[str, Any]:
         "interval": interval,
         "is_clear": lambda value: abs(value.mean) - half(value) > margin,  # never with one seed: nan
         "as_number": lambda verdict: Number(verdict.mean, verdict.sd, verdict.differences),
-        "gap_note": "differences of one seed have no interval"
-        if len(seeds) == 1
-        else f"differences stand with their {100 * level:g} % interval over seeds",
+        "gap_note": (
+            "differences of one seed have no interval"
+            if len(seeds) == 1
+            else f"differences stand with their {100 * level:g} % interval over seeds"
+        )
+        + " and are rounded last: by up to 0.1 they may not be those of the rounded scores",
     }
 
 

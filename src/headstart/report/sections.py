@@ -140,7 +140,10 @@ def cost(facts: Facts, findings: Findings) -> Section:
 
 def classes(facts: Facts, findings: Findings) -> Section:
     """AP of both arms by class and by size of objects."""
-    return Section("classes", "Classes", context={"classes": class_tables(facts), "sizes": size_table(facts)})
+    tables, sizes, rule = class_tables(facts), size_table(facts), facts.folder.rule
+    gaps = [abs(row["gap"].mean) for rows in (sizes, *tables.values()) for row in rows if row["gap"]]
+    widest = max([rule.margin if rule else 0.01, *gaps])  # of all tables, so that a bar means the same in each
+    return Section("classes", "Classes", context={"classes": tables, "sizes": sizes, "widest": widest})
 
 
 def mistakes(facts: Facts, findings: Findings) -> Section:

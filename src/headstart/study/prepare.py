@@ -10,7 +10,7 @@ from typing import Any
 
 from headstart.recipe.augment import RUNG_FIELDS
 from headstart.recipe.dotted import flatten
-from headstart.recipe.load import Provenance, resolve, settle
+from headstart.recipe.load import Provenance, resolve
 from headstart.recipe.recipe import AnyRecipe, scaled_rate, schedule_of, to_dict
 from headstart.recipe.schedule import Schedule, duration, multiple_of
 from headstart.study.begin.places import refuse_missing_data
@@ -21,6 +21,7 @@ from headstart.study.sections import Tuning
 from headstart.study.spec import PRETRAIN_PREFIX, StudySpec
 from headstart.study.variants import check_variants
 from headstart.tasks import data_fingerprint, num_training_images
+from headstart.tasks.settle import settle
 from headstart.training.lineage import RunResult, Span
 from headstart.weights.public import find_training
 
@@ -70,10 +71,15 @@ def prepare(study: StudySpec, overrides: Patch | None = None) -> Prepared:
     asked = {arm: arm_recipe(study, arm, overrides) for arm in study.arms}
     used = dict.fromkeys(name for arm in study.arms if (name := study.pretraining_of(arm)))
     asked |= {f"{PRETRAIN_PREFIX}{name}": pretrain_recipe(study, name, overrides) for name in used}
-    recipes = {name: settle(*found) for name, found in asked.items()}
+    first = next(iter(asked.values()))[0]  # the data are the same for all arms
+    try:
+        recipes = {name: settle(*found) for name, found in asked.items()}
+    except ValueError:
+        refuse_missing_data(study.name, first.data.train)
+        raise
     arms = {arm: recipes[arm][0] for arm in study.arms}
     _check_recipes(study, arms)
-    first = next(iter(arms.values()))  # the data are the same for all arms
+    first = arms[next(iter(arms))]
     try:
         if any(entry.images for entry in study.fractions):
             study = study.on(num_training_images(_on_fraction(first, 1.0)))

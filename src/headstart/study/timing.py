@@ -23,6 +23,7 @@ from headstart.study.prepare import Prepared, marks_of
 from headstart.study.spec import PRETRAIN_PREFIX
 from headstart.study.variants import variants_worth
 from headstart.tasks import TASKS, input_size, make_task
+from headstart.tasks.settle import mask_choice
 from headstart.tasks.task import Task
 from headstart.training import memory
 from headstart.training.optimizer import checkpoint_bytes, make_optimizer
@@ -37,11 +38,16 @@ _SECONDS = ("seconds_per_step", "seconds_per_eval_image", "seconds_to_start")
 
 def hardware_lines(prepared: Prepared) -> list[str]:
     """Choices on this machine for the recipes of a study, with reasons: one line a field, or one for each value."""
-    asked = {name: choices_of(recipe) for name, recipe in prepared.asked.items()}
+    asked = {
+        name: choices_of(recipe) | mask_choice(recipe, *prepared.recipes[name])
+        for name, recipe in prepared.asked.items()
+    }
     lines: list[str] = []
-    for field in next(iter(asked.values())):
+    for field in dict.fromkeys(field for choices in asked.values() for field in choices):
         said: dict[str, list[str]] = {}
         for name, choices in asked.items():
+            if field not in choices:
+                continue
             said.setdefault(choices[field].line(field), []).append(name)
         lines += [line if len(said) == 1 else f"{', '.join(names)}: {line}" for line, names in said.items()]
     return lines

@@ -78,6 +78,8 @@ def input_size(recipe: Recipe) -> tuple[int, int]:
 
 def make_task(recipe: Recipe) -> Task:
     """The recipe's detector and data, ready for the loop."""
+    if recipe.model.mask.enabled == "auto":
+        raise ValueError("model.mask.enabled: auto, expected true or false: settle(recipe) says which it is")
     whole, held_out = _all_training_data(recipe), validation_data(recipe)
     data = take_fraction(recipe, whole)
     ours, theirs = (dict(zip(each.category_ids.tolist(), each.class_names)) for each in (data, held_out))
@@ -86,7 +88,7 @@ def make_task(recipe: Recipe) -> Task:
     if recipe.model.mask.enabled and data.num_annotations and not data.segment_kind.any():
         raise ValueError(
             f"{data.path}: no object has a segmentation, which model.mask.enabled needs; "
-            "expected model.mask.enabled=false"
+            "expected model.mask.enabled=false, or auto"
         )
     keypoints = _keypoint_classes(recipe, data, held_out) if recipe.model.keypoint.enabled else {}
     model = make_model(recipe, data.num_classes, len(data.keypoint_names), data.left_right)

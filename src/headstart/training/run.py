@@ -17,9 +17,10 @@ from headstart import hardware
 from headstart.files import json_text, locked, remove_unfinished, write_whole
 from headstart.ops import processes as distributed
 from headstart.ops.processes import num_processes
-from headstart.recipe.load import Provenance, choices_of, settle
+from headstart.recipe.load import Provenance, choices_of
 from headstart.recipe.recipe import AnyRecipe, schedule_of, to_dict
 from headstart.tasks import make_task
+from headstart.tasks.settle import asks_for_masks, mask_choice, settle
 from headstart.tasks.task import Task
 from headstart.training import loop, memory
 from headstart.training.lineage import (
@@ -91,7 +92,7 @@ def train(
     if device.type == "cpu":
         memory.keep_freed_memory()
     asked = recipe
-    if recipe.train.precision == "auto":
+    if recipe.train.precision == "auto" or asks_for_masks(recipe):
         recipe, provenance = distributed.gather(settle(recipe, provenance))[0]  # the first process decides for all
     task = make_task(recipe)
     if span is None:
@@ -114,7 +115,8 @@ def train(
     facts = {**(label or {}), "span": keep["span"]}
     if span.is_trunk:
         facts["trunk"] = trunk_identity(recipe, task.fingerprint, weights, span)
-    for field, choice in choices_of(asked).items() if say else ():
+    chosen = choices_of(asked) | mask_choice(asked, recipe, provenance or Provenance())
+    for field, choice in chosen.items() if say else ():
         say(choice.line(field))
     with only_process(directory, wait):
         finished = distributed.gather(find_result(directory, span.stop, whole=True))[0]  # by whom was waited for
