@@ -110,6 +110,18 @@ def test_public_weights_are_priced_by_their_documented_recipe(tmp_path):
     assert float(row["whole.images"]) == pytest.approx(float(row["alone.images"]) + public_cost(known).images / 100)
     assert row["whole_as_spent.images"] == row["as_spent.images"]  # this study paid nothing for them
     assert row["whole.seconds_train"] == "" and known.source in text
+    name = next(iter(known.files))  # as `headstart weights download` has it: nothing to declare
+    weights = {"field": "start.weights", "values": {"pretrained": name, "scratch": None}, "declared": True}
+    sheet = [
+        {"field": "start.kind", "values": {"pretrained": "backbone", "scratch": "random"}, "declared": True},
+        weights,
+    ]
+    named = build(tmp_path / "named", settings=settings, differences=sheet)
+    _, text = summary_of(named)
+    row = next(row for row in table(named, "cells") if row["arm"] == "pretrained")
+    assert float(row["whole.images"]) == pytest.approx(float(row["alone.images"]) + public_cost(known).images)
+    assert row["whole_as_spent.images"] == row["as_spent.images"] and known.source in text
+    assert Facts(read_study_folder(path)).starts["pretrained"].uses == 100  # a declaration wins
 
 
 def test_the_guide_lists_the_public_weights():

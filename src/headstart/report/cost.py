@@ -19,7 +19,7 @@ from headstart.study.plan import Segment, lineage_name
 from headstart.study.results import StudyFolder
 from headstart.training.rows import WORK
 from headstart.training.stored import SEGMENT_FILE, RunFacts
-from headstart.weights.public import Training, find_training
+from headstart.weights.public import Training, find_training, public_files
 
 WAYS = ("alone", "whole", "as_spent", "whole_as_spent")
 
@@ -183,7 +183,7 @@ def cell_costs(
 def study_costs(folder: StudyFolder) -> tuple[dict[str, CellCost], dict[str, StartCost]]:
     """Costs of all finished cells by cell, and pre-training costs by arm.
 
-    Pre-training is measured where the study did it, documented where the study file names public weights, and read from
+    Pre-training is measured where the study did it, documented where it starts from public weights, and read from
     the checkpoint of another run; else it is unknown.
     """
     segments, settings = folder.plan.segments, folder.settings
@@ -197,10 +197,9 @@ def study_costs(folder: StudyFolder) -> tuple[dict[str, CellCost], dict[str, Sta
     for arm, name in made.items():
         entry = (settings.get("pretrain") or {}).get(entries[name]) or {}
         starts[arm] = StartCost(costs[name], float(entry.get("uses", 1)), f"measured in {name}")
-    for arm, entry in (settings.get("public_weights") or {}).items():
-        name = entry["name"]
+    for arm, (name, uses) in _public_weights(folder).items():
         training = find_training(name)
-        starts[arm] = StartCost(public_cost(training), float(entry.get("uses", 1)), training.source, name)
+        starts[arm] = StartCost(public_cost(training), uses, training.source, name)
     elsewhere = outside_weights(folder)
     for arm in elsewhere:
         stored = (run.fact(SEGMENT_FILE, RunFacts) for run in folder.runs.values() if run.segment.arm == arm)
@@ -215,10 +214,19 @@ def study_costs(folder: StudyFolder) -> tuple[dict[str, CellCost], dict[str, Sta
     return {cost.cell: cost for cost in every if cost.cell in finished}, starts
 
 
+def _public_weights(folder: StudyFolder) -> dict[str, tuple[str, float]]:
+    """{arm: (weights, uses)} as the study file declares, else the name of public weights from which an arm starts."""
+    sheet = next((row["values"] for row in folder.differences if row["field"] == "start.weights"), {})
+    public = {name: file.training for name, file in public_files().items()}
+    named = {arm: (name, 1.0) for arm, name in sheet.items() if name in public and public[name].images_seen is not None}
+    declared = folder.settings.get("public_weights") or {}
+    return named | {arm: (entry["name"], float(entry.get("uses", 1))) for arm, entry in declared.items()}
+
+
 def outside_weights(folder: StudyFolder) -> tuple[str, ...]:
     """Arms with weights made elsewhere: neither by the study nor declared as public ones."""
     known = {s.arm for s in folder.plan.segments if s.kind != "pretrain" and s.weights_from}
-    known |= set(folder.settings.get("public_weights") or {})
+    known |= _public_weights(folder).keys()
     return tuple(arm for arm in folder.arms if arm not in folder.random_arms and arm not in known)
 
 
