@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from headstart.data.augment.own import load_transform
+from headstart.recipe.dotted import flatten
 from headstart.study.prepare import prepare, refuse_undeclared
 from headstart.study.run import run_study
 from headstart.study.spec import parse_study, read_study
@@ -150,7 +151,10 @@ def test_the_shipped_study_is_planned_and_its_twins_ladder_runs(data_root, tmp_p
     start = {"kind": "backbone", "weights": "pretrain:forms"}
     chosen["pretrained-strongest"] = {**twin.arms["pretrained-strongest"], "start": start}
     study = tiny_study(data_root, arms=chosen, schedules=["2x"], fractions=[0.5])
-    study["set"] |= twin.set | {"evaluate.every": "0 steps"}
+    own = ("data.train", "data.val", "train.", "evaluate.")  # those of the tiny study
+    declared = {field: value for field, value in flatten(twin.set).items() if not field.startswith(own)}
+    assert declared["data.fraction_seed"] == "per_seed" and declared["input.jitter.low"] == 0.5
+    study["set"] |= declared | {"evaluate.every": "0 steps"}
     directory = run_study(prepare(parse_study(study, source="tiny")), tmp_path)
     rows = outcome(directory)
     assert len({rows[f"{arm}-f0.5-s0-2x-5-8"][1] for arm in chosen}) == 3
