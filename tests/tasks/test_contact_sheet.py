@@ -1,5 +1,7 @@
 """Contact sheets: every image is there, with its objects where they are; and what the command refuses."""
 
+import re
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -18,8 +20,8 @@ def people(data_root):
 def test_training_without_changes_shows_the_images_as_they_are(people, data_root):
     """Pictures after the normalisation and back, against those of the files."""
     recipe = tiny_recipe(data_root, augment="none", input__order="bgr", model__keypoint__enabled=False)
-    shown = [np.asarray(picture, float) for picture in augmented(recipe, people, 5)]
-    plain = [np.asarray(picture, float) for picture in annotated(people, people.num_images, 0)]
+    shown = [np.asarray(each.picture, float) for each in augmented(recipe, people, 5)]
+    plain = [np.asarray(each.picture, float) for each in annotated(people, people.num_images, 0)]
     assert len(shown) == 5 and len(plain) == 8 and all(picture.shape == (CELL, CELL, 3) for picture in shown)
     for picture in shown:
         nearest = min(np.abs(picture - other).mean() for other in plain)
@@ -28,7 +30,7 @@ def test_training_without_changes_shows_the_images_as_they_are(people, data_root
 
 def test_what_changes_is_seen(people, data_root):
     recipe = tiny_recipe(data_root, augment="strongest", input__copy_paste=True, input__quarter_turns=True)
-    assert len({picture.tobytes() for picture in augmented(recipe, people, 8)}) == 8
+    assert len({each.picture.tobytes() for each in augmented(recipe, people, 8)}) == 8
 
 
 def test_a_sheet_has_its_pictures_row_by_row():
@@ -52,9 +54,17 @@ def test_the_command_writes_a_picture(data_root, tmp_path, monkeypatch, capsys):
     assert answer.code == 0 and "3 of 8 images" in answer.out and Image.open(out).size == (664, 664)
     changes = ["--augmented", "--recipe", "demo", "augment=strong", "--num", "2", "--out", str(tmp_path / "other.png")]
     assert view(*changes).code == 0 and Image.open(tmp_path / "other.png").size == (664, 336)
+    page = tmp_path / "sheet.html"
+    assert view("--out", str(page), "--num", "3").code == 0
+    text = page.read_text()
+    names = re.findall(r"<figcaption>(\S+\.jpg): \d+ \w+", text)
+    assert len(set(names)) == text.count('src="data:image/webp;base64,') == 3 and f'alt="{names[0]}' in text
     for arguments, message in (
         (["--out", str(out)], "exists already; expected the name of a new file, or --force"),
-        (["--out", "sheet.jpg"], "sheet.jpg: is not the name of a picture, expected one that ends in .png"),
+        (
+            ["--out", "sheet.jpg"],
+            "sheet.jpg: is not the name of a picture or page, expected one that ends in .png",
+        ),
         (["augment=strong"], "have no effect without --augmented"),
         (["--augmented", "--recipe", "base_segment", "--out", "a.png"], "is of segmentation, expected a detection"),
         (["--augmented", "augment=strnog", "--out", "a.png"], "augment: 'strnog' is unknown, expected one of none"),

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from headstart.cli.console import Force, Json, Overrides, patch_of, print_json, progress, say, show
-from headstart.files import refuse_overwrite
+from headstart.files import refuse_overwrite, write_whole
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -135,7 +135,7 @@ def stats(
 def view(
     path: Annotated[str, typer.Argument(help="COCO JSON, VOC folder or YOLO data.yaml.")],
     overrides: Overrides = None,
-    out: Annotated[Path, typer.Option(help="Output file, PNG.")] = Path("view.png"),
+    out: Annotated[Path, typer.Option(help="Output file: a PNG, or an HTML page with captions.")] = Path("view.png"),
     images: Annotated[Path | None, typer.Option(help="Image folder of a COCO JSON.")] = None,
     split: Annotated[str | None, typer.Option(help="Split of a VOC or YOLO data set.")] = None,
     num: Annotated[int, typer.Option(help="Number of images.", min=1, max=400)] = 12,
@@ -152,8 +152,8 @@ def view(
     from headstart.recipe.load import load_recipe
     from headstart.tasks import contact_sheet
 
-    if out.suffix.lower() != ".png":
-        raise ValueError(f"{out}: is not the name of a picture, expected one that ends in .png")
+    if out.suffix.lower() not in (".png", ".html"):
+        raise ValueError(f"{out}: is not the name of a picture or page, expected one that ends in .png or .html")
     if not augmented and (overrides or recipe != "base"):
         raise ValueError("--recipe and overrides: have no effect without --augmented; expected it, or none of them")
     refuse_overwrite([(out, Path(path))], force=force)
@@ -162,14 +162,17 @@ def view(
         found = load_recipe(recipe, {"seed": seed, **patch_of(overrides)})
         if found.task != "detection":
             raise ValueError(f"--recipe: {recipe} is of {found.task}, expected a detection recipe")
-        pictures = contact_sheet.augmented(found, data, num)
+        shown = contact_sheet.augmented(found, data, num)
     else:
-        pictures = contact_sheet.annotated(data, num, seed)
-    contact_sheet.contact_sheet(pictures).save(out)
+        shown = contact_sheet.annotated(data, num, seed)
+    if out.suffix.lower() == ".html":
+        write_whole(out, contact_sheet.html_sheet(f"{path}: {len(shown)} of {data.num_images} images", shown))
+    else:
+        contact_sheet.contact_sheet([each.picture for each in shown]).save(out)
     if as_json:
-        print_json({"file": str(out), "images": len(pictures), "of": data.num_images})
+        print_json({"file": str(out), "images": len(shown), "of": data.num_images})
     else:
-        say(f"{len(pictures)} of {data.num_images} images: {out}")
+        say(f"{len(shown)} of {data.num_images} images: {out}")
 
 
 @app.command()

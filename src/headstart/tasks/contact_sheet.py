@@ -1,7 +1,12 @@
 """Contact sheets of a data set: images with their annotations, as they are or as training shows them."""
 
+import base64
+from collections import Counter
 from collections.abc import Sequence
+from html import escape
+from io import BytesIO
 from math import ceil, sqrt
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -18,7 +23,27 @@ from headstart.tasks.train_images import train_stream
 CELL, GAP, TEXT_SIZE = 320, 8, 12  # pixels: longer side of a picture, between pictures, of letters
 
 
-def annotated(data: Dataset, num: int, seed: int, channels: int | None = None) -> list[Image.Image]:
+PAGE = """\
+<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>
+<style>body {{ font: 16px/1.4 system-ui, sans-serif; margin: 1rem; color: #222; background: #fff }}
+main {{ display: flex; flex-wrap: wrap; gap: 1rem }}
+figure {{ margin: 0; max-width: {width}px; overflow-wrap: anywhere }}
+img {{ max-width: 100% }}</style></head>
+<body><h1>{title}</h1><main>
+{figures}
+</main></body></html>
+"""
+
+
+class Shown(NamedTuple):
+    """A picture of a sheet, and a line below it: its file or place, and the objects by class."""
+
+    picture: Image.Image
+    caption: str
+
+
+def annotated(data: Dataset, num: int, seed: int, channels: int | None = None) -> list[Shown]:
     """Pictures of `num` images, drawn by `seed`, with boxes, masks, keypoints and names; ignored objects are dashed."""
     pictures = []
     for i in nested_fraction(data.num_images, 1.0, seed)[:num].tolist():
@@ -33,11 +58,11 @@ def annotated(data: Dataset, num: int, seed: int, channels: int | None = None) -
             )
             for n in range(data.first[i], data.first[i + 1])
         ]
-        pictures.append(_picture(data, data.load_image(i, channels), shapes))
+        pictures.append(_shown(data, data.load_image(i, channels), shapes, data.file_names[i]))
     return pictures
 
 
-def augmented(recipe: Recipe, data: Dataset, num: int) -> list[Image.Image]:
+def augmented(recipe: Recipe, data: Dataset, num: int) -> list[Shown]:
     """Pictures of the first `num` images that a recipe's training on a data set shows, padding included."""
     spec, pictures = input_spec(recipe), []
     for batch in train_stream(recipe, data).batches(0, ceil(num / recipe.train.batch)):
@@ -63,7 +88,7 @@ def augmented(recipe: Recipe, data: Dataset, num: int) -> list[Image.Image]:
                 )
                 for n in valid.tolist()
             ]
-            pictures.append(_picture(data, image, shapes))
+            pictures.append(_shown(data, image, shapes, f"image {len(pictures) + 1}"))
     return pictures[:num]
 
 
@@ -83,9 +108,22 @@ def _shape(
     return Shape(box, name, label, mask, points, dashed=ignored)
 
 
-def _picture(data: Dataset, image: np.ndarray, shapes: list[Shape]) -> Image.Image:
+def _shown(data: Dataset, image: np.ndarray, shapes: list[Shape], place: str) -> Shown:
     scale = CELL / max(image.shape[:2])
-    return draw_shapes(image, shapes, scale=scale, text_size=TEXT_SIZE, skeleton=data.skeleton)
+    objects = ", ".join(f"{count} {name}" for name, count in Counter(shape.label for shape in shapes).items())
+    picture = draw_shapes(image, shapes, scale=scale, text_size=TEXT_SIZE, skeleton=data.skeleton)
+    return Shown(picture, f"{place}: {objects or 'no object'}")
+
+
+def html_sheet(title: str, shown: Sequence[Shown]) -> str:
+    """A page that holds its pictures, each with its line as caption and alternative text; empty without any."""
+    figures = []
+    for picture, caption in shown:
+        buffer = BytesIO()
+        picture.save(buffer, "WEBP", quality=90)
+        uri, text = f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}", escape(caption)
+        figures.append(f'<figure><img src="{uri}" alt="{text}"><figcaption>{text}</figcaption></figure>')
+    return PAGE.format(title=escape(title), width=CELL, figures="\n".join(figures))
 
 
 def contact_sheet(pictures: Sequence[Image.Image]) -> Image.Image:
