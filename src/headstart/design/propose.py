@@ -93,7 +93,7 @@ def study_name(question: Question) -> str:
 
 
 def is_begun(question: Question, directory: Path) -> bool:
-    """Whether a study of this question's data has begun in a directory, so that it is to be continued.
+    """True if a study of this question's data has begun in a directory, so that it is to be continued.
 
     ValueError where one of other data has.
     """

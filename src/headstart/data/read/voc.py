@@ -79,7 +79,7 @@ def read_voc(
 
 
 def is_voc(file: Path) -> bool:
-    """Whether the root of an XML file is VOC's, by its first bytes."""
+    """True if the root of an XML file is VOC's, by its first bytes."""
     return re.search(rb"<\s*(\w+:)?annotation[\s>/]", read_head(file).replace(b"\0", b"")) is not None
 
 
