@@ -25,7 +25,7 @@ class ImageCounts:
 
     @property
     def width(self) -> float:
-        """How far other validation images could move a difference either way, at 95 %."""
+        """Largest shift of a difference by other validation images, either way, at 95 %."""
         return 1.96 * IMAGE_SPREAD / sqrt(self.num_val)
 
     @property
