@@ -6,8 +6,9 @@ import torch
 from torch import nn
 
 from headstart.model.backbones import STAGES
-from headstart.model.backbones.timm_net import TimmNet
+from headstart.model.backbones.timm_net import PointwiseConv2d, TimmNet
 from headstart.model.norm import FrozenBatchNorm
+from headstart.ops import products
 from headstart.weights.audit import audit
 from headstart.weights.freeze import freeze
 from headstart.weights.load import COUNTER, expected_names, load_weights
@@ -162,3 +163,31 @@ def test_a_file_of_another_deviation_is_converted_exactly():
     with torch.no_grad():
         for ours, theirs in zip(converted((pixels.flip(1) - 127.5) / std), own((pixels - 127.5) / 127.5)):
             torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3 * float(theirs.abs().max()))
+
+
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "resnet50"])
+def test_pointwise_layers_by_onednn_are_timms(name, monkeypatch):
+    monkeypatch.setattr(products, "mkl_is_held_back", lambda: True)
+    monkeypatch.setattr(products, "LEAST_WORK", 1)
+    calls, onednn = [], products.OneDNNLinear.apply
+    monkeypatch.setattr(products.OneDNNLinear, "apply", lambda *given: calls.append(0) or onednn(*given))
+    ours = TimmNet(name, norm_kind="batch").eval()
+    theirs = timm.create_model(name, features_only=True, pretrained=False).eval()
+    theirs.load_state_dict(ours.body.state_dict())
+    images = torch.randn(2, 3, SIDE, SIDE).to(memory_format=torch.channels_last)
+    found, expected = ours.to(memory_format=torch.channels_last)(images), theirs.double()(images.double())
+    for one, index in zip(found, ours.chosen, strict=True):
+        torch.testing.assert_close(
+            one.double(), expected[index], rtol=1e-4, atol=1e-4 * float(expected[index].detach().abs().max())
+        )
+    sum(one.square().mean() for one in found).backward()
+    sum(expected[index].square().mean() for index in ours.chosen).backward()
+    assert (
+        0
+        < len(calls)
+        == sum(isinstance(layer, PointwiseConv2d) and min(layer.weight.shape[:2]) >= 32 for layer in ours.modules())
+    )
+    for (key, one), other in zip(ours.body.named_parameters(), theirs.parameters(), strict=True):
+        if one.grad is not None:
+            error = float((one.grad - other.grad).norm() / other.grad.norm().clamp_min(1e-12))
+            assert error < 1e-4 or float(other.grad.norm()) < 1e-10, key

@@ -26,7 +26,7 @@ def test_values_and_gradients_are_those_of_double_precision(held_back, shape, bi
     x, weight, bias = draw[0] if shape[-1] == 40 else draw[0].T, draw[1], draw[2] if biased else None
     found = outputs(linear, x, weight, bias)
     exact = outputs(F.linear, x.double(), weight.double(), bias.double() if biased else None)
-    assert products._goes_to_onednn(x, weight) and len(found) == 3 + biased
+    assert products.goes_to_onednn(x, weight) and len(found) == 3 + biased
     for one, other in zip(found, exact, strict=True):
         torch.testing.assert_close(one.double(), other, rtol=1e-5, atol=1e-5)
 
@@ -48,14 +48,14 @@ def test_a_frozen_weight_has_no_gradient_and_its_input_has(held_back):
 
 def test_only_large_layers_in_single_precision_on_a_cpu_go_to_onednn(held_back, monkeypatch):
     x, weight = torch.randn(64, 32), torch.randn(32, 32)
-    assert products._goes_to_onednn(x, weight)
-    assert not products._goes_to_onednn(x.double(), weight.double())
-    assert not products._goes_to_onednn(x.to("meta"), weight.to("meta"))
-    assert not products._goes_to_onednn(x, weight[:31]) and not products._goes_to_onednn(x[:0], weight)
+    assert products.goes_to_onednn(x, weight)
+    assert not products.goes_to_onednn(x.double(), weight.double())
+    assert not products.goes_to_onednn(x.to("meta"), weight.to("meta"))
+    assert not products.goes_to_onednn(x, weight[:31]) and not products.goes_to_onednn(x[:0], weight)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert not products._goes_to_onednn(x, weight)
+        assert not products.goes_to_onednn(x, weight)
     monkeypatch.setattr(products, "LEAST_WORK", 64 * 32 * 32 + 1)
-    assert not products._goes_to_onednn(x, weight)
+    assert not products.goes_to_onednn(x, weight)
 
 
 @pytest.mark.parametrize(

@@ -21,12 +21,13 @@ LEAST_WIDTH = 32
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """F.linear of x [...,C] with weight [C',C] and bias [C'] to [...,C']."""
-    if not _goes_to_onednn(x, weight):
+    if not goes_to_onednn(x, weight):
         return F.linear(x, weight, bias)
     return OneDNNLinear.apply(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], -1)
 
 
-def _goes_to_onednn(x: Tensor, weight: Tensor) -> bool:
+def goes_to_onednn(x: Tensor, weight: Tensor) -> bool:
+    """True if `linear` of x [...,C] with weight [C',C] is computed by oneDNN, as it is faster there."""
     return (
         x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32

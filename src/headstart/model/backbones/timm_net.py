@@ -12,9 +12,32 @@ from torch import Tensor, nn
 from headstart.batch import InputSpec
 from headstart.model.backbones import STAGES
 from headstart.model.norm import norm
+from headstart.ops.products import goes_to_onednn, linear
 
 # Errors by which timm's constructors say that a model has no features interface.
 _NO_FEATURES = (RuntimeError, AttributeError, AssertionError, NotImplementedError, KeyError, TypeError)
+
+
+class PointwiseConv2d(nn.Conv2d):
+    """A 1x1 convolution that is oneDNN's dense layer where that is faster (ops/products.py), else torch's convolution.
+
+    Our own layers are products everywhere; those of a narrow timm net lose by it without AVX-512 (docs/lab-book.md).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, weight = x.permute(0, 2, 3, 1), self.weight.flatten(1)
+        if rows.is_contiguous() and goes_to_onednn(rows, weight):
+            return linear(rows, weight, self.bias).permute(0, 3, 1, 2)
+        return super().forward(x)
+
+
+def _is_pointwise(module: nn.Module) -> bool:
+    return (
+        type(module) is nn.Conv2d
+        and module.kernel_size == module.stride == (1, 1)
+        and module.padding == (0, 0)
+        and module.groups == 1
+    )
 
 
 class TimmNet(nn.Module):
@@ -52,6 +75,9 @@ class TimmNet(nn.Module):
         self.feature_names = tuple(self.body.state_dict())
         if norm_kind != "batch":
             replace_batch_norms(self.body, norm_kind, norm_groups)
+        for module in self.body.modules():
+            if _is_pointwise(module):
+                module.__class__ = PointwiseConv2d  # parameters, their names and hooks stay
 
     def forward(self, images: Tensor) -> list[Tensor]:
         maps = self.body(images)
