@@ -15,7 +15,7 @@ from headstart.metrics.overlaps import COCO_SIGMAS
 # Shorter sides in pixels that are tried. The base recipe's 800 is for GPUs; on a CPU the recipe `small` has 256.
 SIDES = (64, 96, 128, 160, 192, 224, 256, 320, 416, 512, 640, 800)
 MOST_ON_CPU, MOST_ON_GPU = 256, 800
-OBJECT = 32  # pixels: 8 cells of the finest map, stride 4, for nine objects of ten; as in the study bccd_imagenet
+OBJECT = 32  # pixels: 8 cells of the finest map, stride 4, for nine objects of ten; as in the study bccd
 CLASS_SIDES, CLASS_SIDE = (64, 96, 128, 160, 192, 224), 128  # of image folders; on a GPU ImageNet's 224
 TALL = 3.0  # ratio of sides from which default anchors (0.5 to 2) overlap a box by less than half
 CANONICAL = 0.28  # canonical size as a share of the shorter side: 224 of 800 pixels (FPN)
