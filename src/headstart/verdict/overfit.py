@@ -37,6 +37,14 @@ class Overfit:
         return self.num_seeds < 2
 
 
+def falls_of(scores: np.ndarray) -> np.ndarray:
+    """Fall of each seed to its end, from the peak of the other seeds, or of its own if alone: scores [S,P] -> [S]."""
+    if len(scores) == 1:
+        return scores.max(1) - scores[:, -1]
+    peaks = [np.delete(scores, seed, 0).mean(0).argmax() for seed in range(len(scores))]
+    return scores[np.arange(len(scores)), peaks] - scores[:, -1]
+
+
 def overfit_onset(
     train: Curve,
     validation: Curve,
@@ -55,8 +63,7 @@ def overfit_onset(
     if not np.array_equal(train.x, validation.x):
         raise ValueError(f"curve {train.arm}: training and validation have other x, expected the same points")
     onset = int(scores.mean(0).argmax())
-    others = [np.delete(scores, seed, 0).mean(0) if num_seeds > 1 else scores[0] for seed in range(num_seeds)]
-    falls = np.array([seed[other.argmax()] - seed[-1] for seed, other in zip(scores, others)])
+    falls = falls_of(scores)
     half = float(t_half_width(falls, level))
     gain = float((train.scores[:, -1] - train.scores[:, onset]).mean())
     return Overfit(
