@@ -20,7 +20,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 # Data on disk, ImageNet weights against random values over three schedules, and the report: runs/demo/report.html
 demo: install
-	$(BIN)/headstart data shapes data/demo/large --images 4000 --val 200 --seed 0 --size 64 --objects 3 --smallest 0.3
+	$(BIN)/headstart data shapes data/demo/three --images 4000 --val 200 --seed 0 --size 64 --objects 3 --smallest 0.3 --kind disc --kind star --kind crescent
 	$(BIN)/headstart study run demo $(if $(seeds),seeds=$(seeds))
 
 # One thread a process and one process a core: small nets spend two threads waiting for one another.

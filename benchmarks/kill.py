@@ -24,13 +24,13 @@ from headstart.data.shapes.write import generate
 from headstart.training.rows import read_rows
 
 SEED = 0
-DATA = Path("data/demo/large")  # where `make demo` has it, and where the study looks
+DATA = Path("data/demo/three")  # where `make demo` has it, and where the study looks
 MEASURED = ("inputs", "seconds", "memory")  # in the name of whatever differs between any two runs
 
 
 def make_data() -> None:
     """The demo's data; finished sets are found again."""
-    generate(DATA, 4_000, 200, 0, 64, layout=Layout(objects=3, smallest=0.3))
+    generate(DATA, 4_000, 200, 0, 64, layout=Layout(3, 0.3, ("disc", "star", "crescent")))
 
 
 def start(out: Path, study: list[str], log: Path) -> subprocess.Popen:

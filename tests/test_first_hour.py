@@ -259,7 +259,7 @@ def test_a_curve_that_still_rises_has_no_answer(tmp_path):
 
     summary, page = built(tmp_path, seeds=3, ap=ap)
     assert heading(page) == "No answer yet: pretrained and scratch still rise"
-    assert "train longer first" in summary["text"] and summary["next"][0]["changes"] == [LONGER]
+    assert "the last doubling of the schedule adds" in summary["text"] and summary["next"][0]["changes"] == [LONGER]
     single = built(tmp_path / "single", seeds=3, schedules=("6x",), ap=ap)[0]
     assert single["title"] == "No answer yet: pretrained and scratch still rise"
 
@@ -322,7 +322,7 @@ def test_paths_of_a_study_are_those_of_the_working_directory_else_of_its_folder(
 
 def test_a_shipped_study_says_how_its_data_are_made(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=r"^study demo: data\.train = 'data/demo/large/.*': no such file .*; make"):
+    with pytest.raises(ValueError, match=r"^study demo: data\.train = 'data/demo/three/.*': no such file .*; make"):
         prepare(define_study("demo")[0])
     with pytest.raises(ValueError, match=r"bccd\.yaml says where it is from$"):
         prepare(define_study("bccd")[0])
@@ -352,3 +352,17 @@ def test_a6_the_study_of_the_guide_has_weights_that_fit():
     model = build(recipe, 3, 0)
     loaded = load_weights(model, open_weights(recipe.start.weights), scope="backbone", input=input_spec(recipe))
     assert len(loaded.loaded) > 200 and not loaded.missing
+
+
+def test_a_rule_about_one_length_decides_although_arms_rise(tmp_path):
+    def ap(arm, fraction, seed, step, in_tail):
+        return 0.0001 * step + (arm == "pretrained") * (0.1 + 0.002 * np.sin(seed + step))
+
+    rule = {"metric": "box.AP", "baseline": "pretrained", "candidate": "scratch", "margin": 0.01, "scope": "schedule"}
+    summary, page = built(tmp_path, seeds=3, ap=ap, settings={"rule": rule})
+    assert summary["state"] == "decided" and heading(page) == "pretrained is ahead at 6x"
+    assert "This is about training of this length: the last doubling of the schedule adds" in summary["text"]
+    assert summary["next"][0] == {"what": "train twice as long, to see whether scratch catches up", "changes": [LONGER]}
+    assert "for training of this length" in page
+    one = built(tmp_path / "one", seeds=1, ap=ap, settings={"rule": rule})[0]
+    assert one["title"] == "No answer yet: 1 of 3 seeds"

@@ -165,7 +165,7 @@ def test_counts_classes_and_negatives(detection, annotations):
 
 def test_sizes_span_the_range_that_is_stated():
     rng = np.random.default_rng(0)
-    extents = [np.ptp(scenes._try_object(rng, 96, scenes.SCALE[0]).polygon, axis=0).max() / 96 for _ in range(400)]
+    extents = [np.ptp(scenes._try_object(rng, 96, scenes.USUAL).polygon, axis=0).max() / 96 for _ in range(400)]
     assert scenes.SCALE[0] - 1e-3 < min(extents) < 0.11
     assert 0.55 < max(extents) < scenes.SCALE[1] + 1e-3
 
@@ -260,6 +260,24 @@ def test_few_large_objects(tmp_path):
     for given, message in (((0, 0.1), "objects: 0, expected 1 to 6"), ((6, 0.7), "smallest: 0.7, expected 0.1 to 0.6")):
         with pytest.raises(ValueError, match=message):
             scenes.Layout(*given)
+
+
+def test_chosen_classes_alone_are_drawn_and_listed(tmp_path):
+    """Of a larger palette nothing changes but the classes: their ids stay."""
+    layout = scenes.Layout(kinds=("star", "disc"))
+    path, *_ = shapes.generate(tmp_path, 40, 1, 7, SIZE, layout=layout, processes=1)
+    content = json.loads(path.read_text())
+    assert content["categories"] == [
+        {"id": 1, "name": "disc", "supercategory": "shape"}, {"id": 7, "name": "star", "supercategory": "shape"}
+    ]  # fmt: skip
+    assert {a["category_id"] for a in content["annotations"]} == {1, 7} and "objects" not in content["info"]
+    labels = shapes.write_labels(tmp_path / "maps", shapes.Split("train", 8, 7, SIZE, 1, None, layout))
+    assert [c["id"] for c in json.loads(labels.read_text())["categories"]] == [0, 1, 7]
+    with pytest.raises(ValueError, match=r"train\.json: holds another data set"):
+        shapes.generate(tmp_path, 40, 1, 7, SIZE, processes=1)
+    for kinds, named in ((("disk",), "disk"), ((), "none")):
+        with pytest.raises(ValueError, match=f"kind: {named}, expected some of disc, square"):
+            scenes.Layout(kinds=kinds)
 
 
 def test_keypoints_are_corners_and_change_nothing_else(detection, tmp_path):

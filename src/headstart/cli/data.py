@@ -31,17 +31,21 @@ def shapes(
         float | None,
         typer.Option(help="Least longer side of an object, as a share of the scene's (default: 0.1; at most 0.6)."),
     ] = None,
+    kind: Annotated[
+        list[str] | None, typer.Option(help="Class to draw in scenes; repeatable (default: all eight).")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Generate the built-in data: procedural scenes as COCO JSON and images, or image folders for pre-training."""
     from headstart.data.shapes.scenes import Layout
     from headstart.data.shapes.write import generate, generate_classes
 
-    scenes = {"keypoints": keypoints, "semantic": semantic, "objects": objects, "smallest": smallest}
-    given = [name for name, value in scenes.items() if value not in (False, None)]
+    scenes = {"keypoints": keypoints, "semantic": semantic, "objects": objects, "smallest": smallest, "kind": kind}
+    given = [name for name, value in scenes.items() if value not in (False, None, [])]
     if classes and given:
         raise ValueError(f"--{given[0]} is about scenes, and --classes writes single objects; expected one of the two")
     chosen = {name: scenes[name] for name in ("objects", "smallest") if name in given}
+    chosen |= {"kinds": tuple(kind)} if kind else {}
     options = {} if classes else {"keypoints": keypoints, "semantic": semantic, "layout": Layout(**chosen)}
     with progress("shapes", (images + val) * (2 if semantic else 1)) as update:
         done = count(1)

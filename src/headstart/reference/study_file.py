@@ -100,6 +100,7 @@ RULE = {
     "min_seeds": 'with fewer the headline is "No answer yet"',
     "kind": "see below",
     "looks": "see below",
+    "scope": "see below",
 }
 # Every value of the rule's choices, by an example: differences in points at a margin of one point and a level of 95 %.
 VALUES = {
@@ -110,6 +111,12 @@ VALUES = {
         '"scratch is not worse"',
         "superiority": "is one arm better by more than the margin? +3.0, 95 % interval +1.2 to +4.8: "
         '"scratch ends ahead"',
+    },
+    "scope": {
+        "converged": "which start is better in the end? While the last doubling of the schedule adds more than the "
+        'margin to an arm: "No answer yet: scratch still rises"',
+        "schedule": "which start is better for training of this length? An arm may still rise: "
+        '"imagenet is ahead at 6x"',
     },
     "test": {
         "t": "paired t test of the differences of seeds, which should be about normal: "

@@ -156,7 +156,7 @@ def _judge(
     is_small = images is not None and images.are_few and abs(verdict.mean) < images.width + rule.margin
     if is_small and (verdict.obstacle is None or verdict.obstacle.code in FEWER):
         return judge(rule, *scores, **given, obstacle=images.obstacle, bootstrap=bootstrap, num_images=num_images)
-    last = schedule == folder.common_schedules(fraction)[-1]
+    last = schedule == folder.common_schedules(fraction)[-1] and rule.scope == "converged"
     steep = (
         still_rising(facts, fraction) if last and (verdict.obstacle is None or verdict.obstacle.code in LATER) else None
     )
@@ -214,6 +214,8 @@ def _title(
     title, winner = words.title(verdict, starts_differ=starts_differ(folder))
     found = verdict.obstacle
     parts, until = [words.certainty(verdict), words.caveats(verdict)], words.until_then(verdict)
+    if verdict.rule.scope == "schedule" and (steep := still_rising(facts, folder.headline_cell[1])):
+        parts.append(f"This is about training of this length: {steep.reason}.")
     if found is None or found.code in OPEN:
         history = history_of(folder, len(folder.seeds))
         title += history.mark

@@ -70,7 +70,7 @@ def rising(rule: Rule, gains: dict[str, float]) -> Obstacle | None:
         return None
     added = " and ".join(f"{points(gain)[1:]} points to {arm}" for arm, gain in steep.items())
     title = f"{' and '.join(steep)} still rise{'s' if len(steep) == 1 else ''}"
-    reason = f"the last doubling of the schedule adds {added}, more than {points(margin)[1:]}: train longer first"
+    reason = f"the last doubling of the schedule adds {added}, more than {points(margin)[1:]}"
     return Obstacle("rising", title, reason)
 
 

@@ -17,6 +17,7 @@ from headstart.verdict.paired import t_power
 POWER = 0.8  # chance of a decision at the number of seeds advised (Cohen's convention)
 MOST_SEEDS = 1_000  # more are not advised: the mean then lies on the edge of the margin
 KINDS = ("equivalence", "non_inferiority", "superiority")
+SCOPES = ("converged", "schedule")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,7 @@ class Rule:
     candidate is not worse by more than the margin, "superiority" that one is better by more than it (0 is allowed).
     Claims about the margin are tested one-sided at `alpha`, claims of a difference two-sided at `alpha`.
     looks are the numbers of seeds at which the rule is applied, until it decides; none: once, at all seeds.
+    scope "converged" asks about arms that have stopped rising, "schedule" about training of the given length.
     """
 
     metric: str
@@ -38,6 +40,7 @@ class Rule:
     min_seeds: int = 3
     kind: Literal["equivalence", "non_inferiority", "superiority"] = "equivalence"
     looks: tuple[int, ...] = ()
+    scope: Literal["converged", "schedule"] = "converged"
 
     def __post_init__(self) -> None:
         if not 0 <= self.margin < 1 or (self.margin == 0 and self.kind != "superiority"):
@@ -48,7 +51,8 @@ class Rule:
             raise ValueError(
                 f"rule.min_seeds is {self.min_seeds}, expected at least 2: one seed has no standard deviation"
             )
-        for field, value, known in (("test", self.test, ("t", "sign_flip")), ("kind", self.kind, KINDS)):
+        choices = ("test", self.test, ("t", "sign_flip")), ("kind", self.kind, KINDS), ("scope", self.scope, SCOPES)
+        for field, value, known in choices:
             if value not in known:
                 raise ValueError(f"rule.{field} is {value!r}, expected one of {', '.join(known)}")
         if any(low >= high for low, high in pairwise((self.min_seeds - 1, *self.looks))):

@@ -49,7 +49,7 @@ def until_then(verdict: Verdict) -> str:
     """The arm to use while there is no conclusion, by the mean difference; empty where neither has learnt."""
     if not verdict.num_seeds or verdict.obstacle is None or verdict.obstacle.code in ("floor", "images"):
         return ""
-    rule, where = verdict.rule, verdict.where.partition(" with ")[0]
+    rule, where = verdict.rule, _at(verdict)
     size = f"{points(abs(verdict.mean), fine=_fine(verdict))[1:]} points"
     if verdict.is_small:
         reason = f"{where} the difference of {size} lies within the margin"
@@ -78,9 +78,12 @@ def title(verdict: Verdict, *, starts_differ: bool) -> tuple[str, str | None]:
     candidate, baseline = verdict.rule.candidate, verdict.rule.baseline
     if verdict.obstacle:
         return f"{NO_ANSWER}: {verdict.obstacle.title}", None
+    ahead = "ends ahead"
+    if verdict.rule.scope == "schedule":
+        ahead = f"is ahead {_at(verdict)}"
     return {
-        "better": (f"{candidate} ends ahead", candidate),
-        "worse": (f"{baseline} ends ahead", baseline),
+        "better": (f"{candidate} {ahead}", candidate),
+        "worse": (f"{baseline} {ahead}", baseline),
         "equivalent": ("Either start will do" if starts_differ else "Either will do", None),
         "not worse": (f"{candidate} is not worse", candidate),
     }[verdict.outcome]
@@ -102,6 +105,8 @@ def rule_sentence(rule: Rule) -> str:
     how = f"at {100 * rule.level:g} % by {TESTS[rule.test]} over at least {rule.min_seeds} seeds"
     if rule.looks:
         how += f", in {looks_text(rule)}"
+    if rule.scope == "schedule":
+        how += ", for training of this length"
     return f"The rule, written before the first run: in {metric_name(rule.metric)}, {claim}, {how}."
 
 
@@ -217,6 +222,11 @@ def _left_out(verdict: Verdict) -> str:
     if not verdict.num_left_out:
         return ""
     return f"{counted(verdict.num_left_out, 'seed')} left out: no score in both arms."
+
+
+def _at(verdict: Verdict) -> str:
+    """The schedule of a verdict, without the amount of data: "at 6x"."""
+    return verdict.where.partition(" with ")[0]
 
 
 def _fine(verdict: Verdict) -> bool:

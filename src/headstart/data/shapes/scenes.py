@@ -38,15 +38,29 @@ Image8 = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Layout:
-    """Most objects of a scene, and the least longer side of one over the scene's. ValueError out of range."""
+    """Most objects of a scene, least longer side of one over the scene's, classes drawn. ValueError out of range."""
 
     objects: int = MAX_OBJECTS
     smallest: float = SCALE[0]
+    kinds: tuple[str, ...] = NAMES
 
     def __post_init__(self) -> None:
         for field, least, most in (("objects", 1, MAX_OBJECTS), ("smallest", *SCALE)):
             if not least <= (value := getattr(self, field)) <= most:
                 raise ValueError(f"{field}: {value}, expected {least} to {most}")
+        unknown = [name for name in self.kinds if name not in NAMES]
+        if unknown or not self.kinds:
+            raise ValueError(f"kind: {', '.join(unknown) or 'none'}, expected some of {', '.join(NAMES)}")
+
+    @property
+    def labels(self) -> tuple[int, ...]:
+        """Labels of the classes drawn, ascending."""
+        return tuple(label for label, name in enumerate(NAMES) if name in self.kinds)
+
+    @property
+    def categories(self) -> dict[int, str]:
+        """Category ids and names of the classes drawn."""
+        return {CATEGORY_IDS[label]: NAMES[label] for label in self.labels}
 
 
 USUAL = Layout()
@@ -74,9 +88,9 @@ def _stamp(owner: NDArray[np.int64], item: Placed, value: int) -> NDArray[np.int
     return result
 
 
-def _try_object(rng: np.random.Generator, size: int, smallest: float) -> Placed:
-    label = int(rng.integers(len(NAMES)))
-    extent = size * np.exp(rng.uniform(*np.log((smallest, SCALE[1]))))
+def _try_object(rng: np.random.Generator, size: int, layout: Layout) -> Placed:
+    label = layout.labels[rng.integers(len(layout.labels))]
+    extent = size * np.exp(rng.uniform(*np.log((layout.smallest, SCALE[1]))))
     polygon = outlines.place(outlines.DETECTION_FORMS[NAMES[label]], rng, extent, tuple(rng.uniform(0, size, 2)))
     return Placed(label, polygon, *outlines.rasterise(polygon, size))
 
@@ -93,7 +107,7 @@ def _lay_out(rng: np.random.Generator, size: int, layout: Layout) -> tuple[list[
     num_objects = 0 if rng.random() < NEGATIVE_SHARE else int(rng.integers(1, layout.objects + 1))
     for _ in range(num_objects):
         for _ in range(NUM_TRIES):
-            item = _try_object(rng, size, layout.smallest)
+            item = _try_object(rng, size, layout)
             trial = _stamp(owner, item, len(placed) + 1)
             least = [*needed, max(MIN_VISIBLE * area(item.polygon), MIN_PIXELS)]
             if (np.bincount(trial.ravel(), minlength=len(least)) >= least).all():

@@ -12,7 +12,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from colorsys import hsv_to_rgb
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,9 @@ from PIL import Image
 
 from headstart.data.shapes.scenes import (
     BACKGROUND,
-    CATEGORY_IDS,
     CLASSIFICATION_NAMES,
     KEYPOINT_CLASS,
     KEYPOINTS,
-    NAMES,
     SKELETON,
     USUAL,
     Image8,
@@ -62,11 +60,12 @@ class Split:
 
     def info(self, purpose: str, classes: tuple[str, ...]) -> dict[str, Any]:
         """Origin of the split, without dates or paths, so that its bytes depend on the arguments alone."""
+        usual, own = ({"objects": each.objects, "smallest": each.smallest} for each in (USUAL, self.layout))
         return {
             "description": f"headstart shapes: procedural {purpose} pictures",
             "generator": "headstart.data.shapes.write", "version": VERSION, "split": self.name, "seed": self.seed,
             "size": self.size, "num_images": self.num_images, "classes": list(classes),
-        } | ({} if self.layout == USUAL else asdict(self.layout))  # fmt: skip
+        } | ({} if own == usual else own)  # fmt: skip
 
 
 def write_detection(out: str | Path, split: Split, *, keypoints: bool = False) -> Path:
@@ -75,8 +74,9 @@ def write_detection(out: str | Path, split: Split, *, keypoints: bool = False) -
     With `keypoints` one class has five of them; nothing else changes. The JSON is written last: where it exists, made
     with the same arguments, nothing is written again. ValueError where OUT holds other files under these names.
     """
-    info = split.info("detection", NAMES) | ({"keypoints": KEYPOINT_CLASS} if keypoints else {})
-    categories = [{"id": i, "name": name, "supercategory": "shape"} for i, name in zip(CATEGORY_IDS, NAMES)]
+    classes = split.layout.categories
+    info = split.info("detection", tuple(classes.values())) | ({"keypoints": KEYPOINT_CLASS} if keypoints else {})
+    categories = [{"id": i, "name": name, "supercategory": "shape"} for i, name in classes.items()]
     if keypoints:
         named = {"keypoints": list(KEYPOINTS), "skeleton": [list(pair) for pair in SKELETON]}
         categories = [c | named if c["name"] == KEYPOINT_CLASS else c for c in categories]
@@ -92,9 +92,9 @@ def write_labels(out: str | Path, split: Split) -> Path:
     Values are category ids, BACKGROUND elsewhere. OUT/<split>_labels.json lists images and categories (the background
     among them) without annotations, and has the role of `write_detection`'s, with the same errors.
     """
-    classes = ("background", *NAMES)
-    info = split.info("segmentation", classes)
-    categories = [{"id": i, "name": name} for i, name in zip((BACKGROUND, *CATEGORY_IDS), classes)]
+    classes = {BACKGROUND: "background"} | split.layout.categories
+    info = split.info("segmentation", tuple(classes.values()))
+    categories = [{"id": i, "name": name} for i, name in classes.items()]
     marker = Path(out) / f"{split.name}_labels.json"
     draw = partial(_label_map, seed=split.seed, split=split.name, size=split.size, layout=split.layout)
     _write(marker.with_suffix(""), marker, info, split, "{:06d}.png", draw, partial(_coco_json, info, categories))
