@@ -61,11 +61,7 @@ def kept_of(folder: StudyFolder, command: str, commit: str | None = None) -> dic
             "seed": cell.seed,
             "total": cell.total,
             "seconds": round(folder.tail(cell).end["seconds"]["train"]),
-            "values": {
-                str(row["step"]): metric_of(row, folder.metric)
-                for name in cell.segments
-                for row in folder.runs[name].evaluations
-            },
+            "values": values_of(folder, cell),
             "metrics": scores_of(folder, cell),
             "loss": round(last_loss(folder, cell), DIGITS),
         }
@@ -87,6 +83,15 @@ def kept_of(folder: StudyFolder, command: str, commit: str | None = None) -> dic
             "cells": cells,
         },
     }
+
+
+def values_of(folder: StudyFolder, cell: Cell) -> dict[str, float]:
+    """The rule's metric of a cell, {step: value}; that of a variant is known at the end only."""
+    rows = [row for name in cell.segments for row in folder.runs[name].evaluations]
+    variant, _, metric = folder.metric.rpartition(":")
+    if variant:
+        rows = [row for name, row in folder.tail(cell).variants.items() if name == variant]
+    return {str(row["step"]): metric_of(row, metric) for row in rows}
 
 
 def scores_of(folder: StudyFolder, cell: Cell) -> dict[str, dict[str, float]]:
