@@ -96,7 +96,7 @@ def real_studies() -> dict[str, tuple[tuple[str, str], list[int], np.ndarray]]:
     found = {"the paper's subsets of COCO": (arms, list(subsets.values()), scores)}
     for name, study in read_kept().items():
         figures = study["figures"]
-        pair = tuple(dict.fromkeys(cell["arm"] for cell in figures["cells"]))[:2]
+        pair = tuple(dict.fromkeys(cell["arm"] for cell in figures["cells"]))[1::-1]  # scratch is named first
         ended: dict[tuple, dict[float, float]] = {}  # by seed and arm, then fraction: the longest schedule
         for cell in sorted(figures["cells"], key=lambda cell: cell["total"]):
             ended.setdefault((cell["seed"], cell["arm"]), {})[cell["fraction"]] = cell["values"][str(cell["total"])]
@@ -104,7 +104,7 @@ def real_studies() -> dict[str, tuple[tuple[str, str], list[int], np.ndarray]]:
         seeds = [seed for seed in sorted({key[0] for key in ended}) if all((seed, arm) in ended for arm in pair)]
         if len(shared) >= 3 and len(pair) == 2 and seeds:
             scores = np.array([[[ended[seed, arm][f] for f in shared] for arm in pair] for seed in seeds])
-            found[name] = (pair, [figures["images"][str(fraction)] for fraction in shared], scores)
+            found[f"the study `{name}`"] = (pair, [figures["images"][str(fraction)] for fraction in shared], scores)
     return found
 
 
