@@ -326,7 +326,7 @@ def test_a_shipped_study_says_how_its_data_are_made(tmp_path, monkeypatch):
         prepare(define_study("demo")[0])
     with pytest.raises(ValueError, match=r"bccd\.yaml says where it is from$"):
         prepare(define_study("bccd")[0])
-    with pytest.raises(ValueError, match=r"--val 200 --seed 0 && headstart data shapes data/demo/classes --classes"):
+    with pytest.raises(ValueError, match=r"--kind crescent && headstart data shapes data/demo/classes --classes"):
         prepare(define_study("semantic")[0])
 
 
