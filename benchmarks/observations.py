@@ -58,6 +58,14 @@ def second_difference(a: np.ndarray, b: np.ndarray, c: np.ndarray, d: np.ndarray
     return (a - b) - (c - d)
 
 
+def earlier_falls(scores: np.ndarray) -> np.ndarray:
+    """Best evaluation before the end, chosen by the other seeds, less the end: scores [S,P] -> [S].
+
+    Negative without overfitting. With the end among the candidates all seeds would be 0, without a spread.
+    """
+    return falls_of(scores[:, :-1]) + scores[:, -2] - scores[:, -1]
+
+
 def drop_at(schedule: str) -> Part:
     """The claim that a schedule ends above the longest one at the same step, which is still at its full rate."""
     values = *at(schedule, SCRATCH, IMAGENET), *(replace(value, of=schedule) for value in (SCRATCH, IMAGENET))
@@ -136,10 +144,10 @@ OBSERVATIONS = (
         "built-in shapes, a net of five bottlenecks in 4 groups",
         (
             Part(
-                "scratch at 4x, best evaluation - end",
+                "scratch at 4x, best earlier evaluation - end",
                 curve(*twin("e08", "4x", "scratch")),
                 below=MARGIN,
-                difference=falls_of,
+                difference=earlier_falls,
             ),
         ),
     ),
@@ -153,7 +161,14 @@ OBSERVATIONS = (
         9,
         "35k images with the settings of all overfit, pre-trained too",
         f"{BCCD}; a tenth of the images with the settings of all",
-        (Part(f"imagenet at {LONGEST}, best evaluation - end", curve(FEW[0]), above=MARGIN, difference=falls_of),),
+        (
+            Part(
+                f"imagenet at {LONGEST}, best earlier evaluation - end",
+                curve(FEW[0]),
+                above=MARGIN,
+                difference=earlier_falls,
+            ),
+        ),
     ),
     Observation(
         10,

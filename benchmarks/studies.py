@@ -45,8 +45,14 @@ def read_kept(folder: Path = KEPT) -> Kept:
 
 
 def kept_of(folder: StudyFolder, command: str, commit: str | None = None) -> dict[str, Any]:
-    """Provenance and evaluations of a study, {step: value} for each finished cell; ValueError without one."""
-    finished = [cell for cell in folder.plan.cells if all(folder.runs[name].end for name in cell.segments)]
+    """Provenance and evaluations of a study, {step: value} for each finished cell; ValueError without one.
+
+    A study that goes from look to look is kept as of its last one: seeds begun since are left out.
+    """
+    seen = folder.looks[-1].seeds if folder.rule and folder.rule.looks and folder.looks else folder.seeds
+    finished = [
+        cell for cell in folder.plan.cells if cell.seed in seen and all(folder.runs[name].end for name in cell.segments)
+    ]
     if not finished:
         raise ValueError(f"{folder.path}: no cell is finished, expected at least one")
     ends = [folder.tail(cell) for cell in finished]
