@@ -218,7 +218,7 @@ def test_a11_a_report_never_gets_poorer(data_root, tmp_path):
     build_report(directory)
     before = (directory / "plan.json").read_text()
     heard = []
-    run_study(study(1), tmp_path, finished=heard.append)
+    run_study(study(1), tmp_path, finished=lambda name, found: heard.append(name))
     assert (directory / "plan.json").read_text() == before and is_current(directory)
     assert len(heard) == 4  # the progress is that of what was asked for
     other = prepare(parse_study(tiny_study(data_root, seeds=1, **options | {"schedules": ["2x"]}), source="tiny"))

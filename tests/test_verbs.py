@@ -141,6 +141,25 @@ def test_progress_without_a_terminal_is_lines(monkeypatch, capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_a_bar_does_not_take_what_was_found_for_speed(monkeypatch, capsys):
+    clock, bars = [0.0], []
+    monkeypatch.setattr(console.err, "_force_terminal", True)
+    plain = console.bar
+
+    def timed():
+        bars.append(plain())
+        bars[0].get_time = lambda: clock[0]
+        return bars[0]
+
+    monkeypatch.setattr(console, "bar", timed)
+    with console.progress("mine") as update:
+        for clock[0], done, found in ((0.0, 40.0, 40.0), (10.0, 55.0, 50.0), (20.0, 60.0, 50.0)):
+            update(done, "step", found)
+        task = bars[0].tasks[0]
+        assert (task.completed, task.speed, task.time_remaining) == (60.0, 0.5, 80.0)
+    capsys.readouterr()
+
+
 def test_tables_are_plain_and_whole_in_a_pipe_and_folded_on_a_terminal(monkeypatch, capsys):
     rows = [["train.rate", "0.02 " * 30, "base.yaml"], ["犬", None, ""]]
     console.show("recipe", ["field", "value", "from"], rows)

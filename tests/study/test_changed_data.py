@@ -59,7 +59,7 @@ def test_segments_of_one_study_never_mix_data(data, tmp_path):
     study = tiny_study(data, arms={"scratch": {}}, pretrain={}, schedules=["2x"])
     prepared = prepare(parse_study(study, source="tiny"))
     with pytest.raises(ValueError, match=r"segment scratch-f1-s0-2x-5-8: the data or weights changed while the study"):
-        run_study(prepared, tmp_path, finished=lambda name: replace(data / "scenes/train/000001.jpg"))
+        run_study(prepared, tmp_path, finished=lambda name, found: replace(data / "scenes/train/000001.jpg"))
     directory = run_study(prepare(parse_study(study, source="tiny")), tmp_path)  # all on what is there now
     assert len(list(directory.glob("scratch-*-trunk-*"))) == 2
 

@@ -276,7 +276,9 @@ def test_ray_with_a_killed_worker_ends_as_here(monkeypatch, data_root, tmp_path)
     killer = threading.Thread(target=kill_one_at_work, args=(tmp_path / "there/tiny", killed), daemon=True)
     killer.start()
     try:
-        there = run_study(prepared, tmp_path / "there", cluster=Cluster(), finished=told.append)
+        there = run_study(
+            prepared, tmp_path / "there", cluster=Cluster(), finished=lambda name, found: told.append(name)
+        )
         with pytest.raises(ValueError, match=r"no machine of the Ray cluster has 1 CPUs and 2 GPUs.*at most 2 and 0"):
             run_study(prepared, tmp_path / "none", cluster=Cluster(gpus=2))
         study = longer(data_root)

@@ -141,7 +141,7 @@ def test_a_study_that_is_stopped_in_any_look_ends_as_an_undisturbed_one(tmp_path
     for most in (1, 6, 7):
         heard = set()
 
-        def stop(name, heard=heard, most=most):
+        def stop(name, found, heard=heard, most=most):
             heard.add(name)
             if len(heard) == most:
                 raise KeyboardInterrupt

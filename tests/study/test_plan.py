@@ -7,7 +7,16 @@ import pytest
 
 from headstart.data.dataset import nested_fraction
 from headstart.recipe.schedule import Schedule, due
-from headstart.study.forecast import Load, WorkDone, cell_rows, makespan, num_evaluations, segment_rows, totals
+from headstart.study.forecast import (
+    Load,
+    ProgressLines,
+    WorkDone,
+    cell_rows,
+    makespan,
+    num_evaluations,
+    segment_rows,
+    totals,
+)
 from headstart.study.plan import Segment, expand, schedule_names
 from headstart.study.spec import StudySpec, parse_study, read_study
 from schedules import make_schedules
@@ -385,5 +394,17 @@ def test_a_rule_may_be_about_a_variant():
 
 def test_work_done_is_weighted_by_expected_seconds():
     work = WorkDone({"a": 10.0, "b": 30.0, "c": 0.0})
-    assert [work.update("a", 0.5), work.update("b", 1.0), work.update("a", 1.0)] == [12.5, 87.5, 100.0]
-    assert work.update("b", 0.5) == 62.5  # a segment that starts again
+    assert [work.update("a", 0.5)[0], work.update("b", 1.0)[0], work.update("a", 1.0)[0]] == [12.5, 87.5, 100.0]
+    assert work.update("b", 0.5)[0] == 62.5  # a segment that starts again
+
+
+def test_what_an_earlier_run_did_does_not_shorten_the_time_left():
+    said, times = [], iter([0.0, 1.0, 31.0])
+    work = WorkDone({"a": 40.0, "b": 30.0, "c": 30.0})
+    lines = ProgressLines("x", said.append, clock=lambda: next(times))
+    for segment, share, found in (("a", 1.0, True), ("b", 0.5, False), ("b", 1.0, False)):
+        done, before = work.update(segment, share, found=found)
+        lines(done, segment, before)
+    assert (done, before) == (70.0, 55.0)  # 40 found finished, and half of b
+    assert said == ["x: 40 %, a", "x: 70 %, b, 62 s left"]  # 15 of 100 in 31 s, 30 are left
+    assert work.update("c", 1.0) == (100.0, 55.0)  # trained here, seen at its end only

@@ -100,11 +100,12 @@ def _run_aloud(prepared: Prepared, out: Path, jobs: int) -> Path:
     work = WorkDone({segment.name: float(segment.steps) for segment in plan.segments})
 
     def update(segment: Segment, step: int, values: dict[str, Any]) -> None:
-        done = work.update(segment.name, (step - segment.start) / segment.steps)
-        lines(done, f"{segment.name} step {step:,}, loss {values['loss']:.3f}")
+        done, before = work.update(segment.name, (step - segment.start) / segment.steps)
+        lines(done, f"{segment.name} step {step:,}, loss {values['loss']:.3f}", before)
 
-    def finish(name: str) -> None:
-        lines(work.update(name, 1.0), f"{name} done")
+    def finish(name: str, found: bool) -> None:
+        done, before = work.update(name, 1.0, found=found)
+        lines(done, f"{name} done", before)
 
     return run_study(prepared, out, jobs=jobs, progress=update, finished=finish, say=print)
 

@@ -170,24 +170,32 @@ def resolved(recipe: str, overrides: list[str] | None) -> tuple[Any, Any]:
 
 @contextmanager
 def progress(name: str, total: float | None = None, *, quiet: bool = False) -> Iterator[Callable[..., None]]:
-    """update(completed, note) of a bar with an ETA on the error stream; without a terminal lines.
+    """update(completed, note, found) of a bar with an ETA on the error stream; without a terminal lines.
 
-    total: that of `completed`; None: it is in percent.
+    total: that of `completed`; None: it is in percent. found: the part of `completed` that was done before.
     """
     if quiet:
-        yield lambda completed, note="": None
+        yield lambda completed, note="", found=0.0: None
     elif err.is_terminal:
         with bar() as shown_bar:
-            task = shown_bar.add_task(name, total=total or 100, note="")
-            yield lambda completed, note="": shown_bar.update(task, completed=completed, note=note)
+            shown_bar.add_task(name, total=total or 100, note="")
+            task, known = shown_bar.tasks[0], 0.0
+
+            def show_bar(completed: float, note: str = "", found: float = 0.0) -> None:
+                nonlocal known
+                task.completed, known = task.completed + found - known, found  # not by update, which takes it for speed
+                shown_bar.update(task.id, completed=completed, note=note)
+
+            yield show_bar
     else:
         from headstart.study.forecast import ProgressLines
 
         lines = ProgressLines(name, lambda text: say(text, err), ends=False)
 
-        def update(completed: float, note: str = "") -> None:
+        def update(completed: float, note: str = "", found: float = 0.0) -> None:
             count = f"{completed:,} of {total:,}" if total else ""
-            lines(100 * completed / (total or 100), ", ".join(filter(None, (count, note))))
+            part = 100 / (total or 100)
+            lines(part * completed, ", ".join(filter(None, (count, note))), part * found)
 
         yield update
 

@@ -127,11 +127,12 @@ def run_prepared(
     with progress(f"study {prepared.study.name}", quiet=quiet) as bar:
 
         def update(segment: Any, step: int, values: dict[str, Any]) -> None:
-            done = work.update(segment.name, (step - segment.start) / segment.steps)
-            bar(done, f"{segment.name} step {step:,} loss {values['loss']:.3f}")
+            done, before = work.update(segment.name, (step - segment.start) / segment.steps)
+            bar(done, f"{segment.name} step {step:,} loss {values['loss']:.3f}", before)
 
-        def finish(name: str) -> None:
-            bar(work.update(name, 1.0), f"{name} done")
+        def finish(name: str, found: bool) -> None:
+            done, before = work.update(name, 1.0, found=found)
+            bar(done, f"{name} done", before)
 
         return run_study(
             prepared,

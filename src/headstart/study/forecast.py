@@ -167,15 +167,23 @@ def time_to_finish(plan: Plan, seconds: Mapping[str, float], jobs: int) -> float
 
 
 class WorkDone:
-    """Share of a study's expected seconds that is done, in percent."""
+    """Share of a study's expected seconds that is done, in percent, and how much of it was done before this run."""
 
     def __init__(self, seconds: Mapping[str, float]):
         self.seconds, self.shares = dict(seconds), dict.fromkeys(seconds, 0.0)
+        self.first: dict[str, float] = {}  # shares that an earlier run had done
 
-    def update(self, segment: str, share: float) -> float:
-        """Percent of the whole study, now that `share` (0..1) of a segment is done."""
+    def update(self, segment: str, share: float, *, found: bool = False) -> tuple[float, float]:
+        """Percent of the whole study, now that `share` (0..1) of a segment is done, and of it the percent found done.
+
+        A segment counts as found up to its first share, unless that is its end, which `found` tells apart.
+        """
         self.shares[segment] = share
-        done = sum(self.seconds[name] * part for name, part in self.shares.items())
+        self.first.setdefault(segment, share if found or share < 1 else 0.0)
+        return self._percent(self.shares), self._percent(self.first)
+
+    def _percent(self, shares: Mapping[str, float]) -> float:
+        done = sum(self.seconds[name] * part for name, part in shares.items())
         return round(100 * done / sum(self.seconds.values()), 1)
 
 
@@ -194,18 +202,18 @@ class ProgressLines:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name, self.say, self.ends, self.clock = name, say, ends, clock
-        self.begun: tuple[float, float] | None = None  # time and percent of the first call
+        self.begun: tuple[float, float] | None = None  # time and percent done here of the first call
         self.due = 0.0
         self.is_over = False
 
-    def __call__(self, percent: float, note: str) -> None:
-        """Tell that `percent` is done."""
+    def __call__(self, percent: float, note: str, found: float = 0.0) -> None:
+        """Tell that `percent` is done, `found` of it by an earlier run, which says nothing about the time left."""
         now = self.clock()
         if self.begun is None:
-            self.begun, self.due = (now, percent), now if self.ends else now + LEAST
+            self.begun, self.due = (now, percent - found), now if self.ends else now + LEAST
         if self.is_over or (now < self.due and not (self.ends and percent >= 100)):
             return
-        spent, gained = now - self.begun[0], percent - self.begun[1]
+        spent, gained = now - self.begun[0], percent - found - self.begun[1]
         self.is_over = percent >= 100
         self.due = now + min(MOST, max(LEAST, spent / 10))
         left = f", {span(spent * (100 - percent) / gained)} left" if gained > 0 and percent < 100 else ""

@@ -36,16 +36,16 @@ def run_study(
     jobs: int = 1,
     cluster: Cluster | None = None,
     progress: Progress | None = None,
-    finished: Callable[[str], None] | None = None,
+    finished: Callable[[str, bool], None] | None = None,
     say: Callable[[str], None] = warnings.warn,
     rehash: bool = False,
 ) -> Path:
     """Run every segment that is not finished, `jobs` at a time here, or on a `cluster`; returns the study's directory.
 
-    `progress` is called at every step (on a cluster never), `finished` with the name of every segment that is finished
-    or found finished. Kill it anywhere and call it again: finished segments are found by their digest, begun ones
-    continue at their last checkpoint, and those with a damaged file, which `say` names, run again. Segments that
-    another study trains in the same folder are waited for. The first error stops the segments that are running.
+    `progress` is called at every step (on a cluster never), `finished` with the name of every segment that is finished,
+    and True where it was found so. Kill it anywhere and call it again: finished segments are found by their digest,
+    begun ones continue at their last checkpoint, and those with a damaged file, which `say` names, run again. Segments
+    that another study trains in the same folder are waited for. The first error stops the segments that are running.
     With `rehash` the final checkpoint of every finished segment is read whole, else only those that are used.
     """
     if jobs > 1 or (cluster and not cluster.gpus):
@@ -68,7 +68,7 @@ def run_study(
         _write(prepared, directory, done, begun)
         for name in done if finished else ():
             if name in asked:
-                finished(name)
+                finished(name, True)
         waiting = [segment for segment in prepared.plan.segments if segment.name not in done]
         running: dict[Future[RunResult], Segment] = {}
         most = len(waiting) if cluster else jobs
@@ -96,7 +96,7 @@ def run_study(
                         done[segment.name] = result
                         _note(directory, segment, result.directory, finished=True)
                         if finished:
-                            finished(segment.name)
+                            finished(segment.name, False)
         finally:
             _write(prepared, directory, done, begun)
     return directory
