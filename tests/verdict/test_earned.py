@@ -68,6 +68,8 @@ def test_the_gain_of_the_last_doubling():
     assert np.isnan(last_doubling(x[:1], np.array([[0.3]])))
     assert rising(RULE, {"a": 0.009, "b": float("nan")}) is None
     assert rising(RULE, {"a": 0.02, "b": 0.0}).title == "a still rises"
+    assert "adds 2.0 points to a, more than 1.0" in rising(RULE, {"a": 0.02}).reason
+    assert "adds 1.04 points to a, more than 1.00" in rising(RULE, {"a": 0.0104}).reason
 
 
 @pytest.mark.parametrize(("pace", "share"), [(100, (0.0, 0.01)), (400, (0.99, 1.0))])

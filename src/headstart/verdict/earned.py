@@ -68,9 +68,10 @@ def rising(rule: Rule, gains: dict[str, float]) -> Obstacle | None:
     steep = {arm: gain for arm, gain in gains.items() if gain > margin}
     if not steep:
         return None
-    added = " and ".join(f"{points(gain)[1:]} points to {arm}" for arm, gain in steep.items())
+    fine = points(min(steep.values())) == points(margin)  # never "2.0 points, more than 2.0"
+    added = " and ".join(f"{points(gain, fine=fine)[1:]} points to {arm}" for arm, gain in steep.items())
     title = f"{' and '.join(steep)} still rise{'s' if len(steep) == 1 else ''}"
-    reason = f"the last doubling of the schedule adds {added}, more than {points(margin)[1:]}"
+    reason = f"the last doubling of the schedule adds {added}, more than {points(margin, fine=fine)[1:]}"
     return Obstacle("rising", title, reason)
 
 
