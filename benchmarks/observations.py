@@ -77,7 +77,7 @@ OBSERVATIONS = (
     Observation(
         1,
         "scratch is 3.5 behind at 2x, the lag shrinks, level by 5x to 6x",
-        f"{BCCD} with BatchNorm, by AdamW at a rate searched for each arm, up to 16x",
+        f"{BCCD} with BatchNorm, by AdamW at a rate searched for each arm, up to 32x",
         (
             more("imagenet - scratch at 2x", *at("2x", IMAGENET, SCRATCH), by=MARGIN),
             more(f"imagenet - scratch, 2x - {LONGEST}", *at("2x", IMAGENET, SCRATCH), IMAGENET, SCRATCH),
