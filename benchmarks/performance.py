@@ -182,9 +182,10 @@ def render(kinds: Kinds) -> str:
         made = next(iter(kind.values()))["made"]
         features = ", ".join(made["features"]) or "none of AVX2, AVX-512, AMX"
         versions = ", ".join(f"{package} {number}" for package, number in made["versions"].items())
+        limits = "".join(f", `{field}={value}`" for field, value in sorted(made.get("environment", {}).items()))
         parts += [
             f"### {made['processor']}: {features} (`{name}`)\n",
-            f"{made['cores']} cores, {made['memory_gib']} GB, no GPU; {versions}.\n",
+            f"{made['cores']} cores, {made['memory_gib']} GB, no GPU{limits}; {versions}.\n",
             "| | ours | torchvision | ratio | fastest | steps | goal | from |\n|---|---|---|---|---|---|---|---|",
             "\n".join(step_rows(kind)) + "\n",
             "| | measured | goal | from |\n|---|---|---|---|",

@@ -18,8 +18,8 @@ RUNS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("r50-800", STEP, ("step.py", "r50-800", "--repeats", "2")),
     ("r50-256", STEP, ("step.py", "r50-256", "--repeats", "2", "--train-only")),
     ("lite0-192", STEP, ("step.py", "lite0-192", "--repeats", "2", "--threads", "1")),
-    ("convolution", "times and ratios depend on the processor", ("convolution.py", "--repeats", "3")),
-    ("loader", "images per second depend on the processor, the ratio hardly", ("loader.py", "--steps", "3")),
+    ("convolution", "times and ratios depend on the processor", ("convolution.py", "--repeats", "2")),
+    ("loader", "images per second depend on the processor, the ratio hardly", ("loader.py", "--steps", "2")),
     (
         "evaluation",
         "times depend on the processor, the ratio hardly",
