@@ -6,8 +6,8 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import nms
 
+from headstart.model.regions import take
 from headstart.model.rpn import ProposalLimits, anchors_for
-from headstart.model.targets import take
 from headstart.ops.boxes import decode
 from small_detector import SIDE, small_batch, small_detector
 

@@ -6,7 +6,7 @@ from torchvision.models.detection._utils import Matcher
 from torchvision.ops import box_iou
 
 from devices import static
-from headstart.model.targets import match, sample, take
+from headstart.model.regions import match, sample, take
 
 RPN = {"high": 0.7, "low": 0.3, "low_quality": True}
 REGIONS = {"high": 0.5, "low": 0.5, "low_quality": False}

@@ -5,14 +5,13 @@ The heat map covers the region's box; a keypoint is one of its T*T cells, found 
 """
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from headstart.model.pyramid import ConvNorm
-from headstart.model.regions import RegionPooler
+from headstart.model.pyramid import initialise_convolutions
+from headstart.model.regions import RegionConvs
 from headstart.ops.precision import at_least_float32
 from headstart.ops.processes import mean_over_processes
 
@@ -59,43 +58,20 @@ class KeypointHead(nn.Module):
 
     initialiser = "MSRA, fan-out"
 
-    def __init__(
-        self,
-        channels: int,
-        pooler: RegionPooler,
-        *,
-        num_keypoints: int,
-        left_right: Sequence[tuple[int, int]] = (),
-        convs: int,
-        conv_channels: int,
-        norm_kind: str,
-        norm_groups: int,
-    ):
+    def __init__(self, convs: RegionConvs, *, num_keypoints: int, left_right: Sequence[tuple[int, int]] = ()):
         super().__init__()
-        self.pooler, self.num_keypoints, self.size = pooler, num_keypoints, 4 * pooler.size
+        assert num_keypoints > 0, "the keypoints of the data"
+        self.convs, self.size = convs, 4 * convs.pooler.size
         order = list(range(num_keypoints))
         for a, b in left_right:
             order[a], order[b] = b, a
         self.mirror = tuple(order)
-        widths = [channels] + [conv_channels] * convs
-        self.convs = nn.ModuleList(
-            ConvNorm(a, b, 3, norm_kind=norm_kind, norm_groups=norm_groups, relu=True) for a, b in pairwise(widths)
-        )
-        self.deconv = nn.ConvTranspose2d(widths[-1], num_keypoints, 4, stride=2, padding=1)
-        for layer in [*(block.conv for block in self.convs), self.deconv]:
-            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
+        self.deconv = nn.ConvTranspose2d(convs.channels, num_keypoints, 4, stride=2, padding=1)
+        initialise_convolutions(self)
 
     def predict(self, features: list[Tensor], boxes: Tensor, image: Tensor, valid: Tensor) -> Tensor:
-        """Heat-map logits [S,K,T,T] of boxes [S,4] (pixels; image [S]): doubled by the deconvolution, then bilinearly.
-
-        `valid` [S] keeps padding out of batch statistics.
-        """
-        x = self.pooler(features, boxes, image)
-        weight = valid.float()
-        for conv in self.convs:
-            x = conv(x, weight)
+        """Heat-map logits [S,K,T,T] of boxes [S,4] (pixels; image [S]): doubled by a deconvolution, then bilinearly."""
+        x = self.convs(features, boxes, image, valid)
         return F.interpolate(at_least_float32(self.deconv(x)), scale_factor=2.0, mode="bilinear", align_corners=False)
 
     def loss(self, logits: Tensor, keypoints: Tensor, boxes: Tensor, valid: Tensor) -> dict[str, Tensor]:
@@ -109,7 +85,3 @@ class KeypointHead(nn.Module):
         count = mean_over_processes(weight.sum()).clamp(min=1.0)
         per_point = F.cross_entropy(logits.flatten(2).flatten(0, 1), cells.flatten(), reduction="none")
         return {"keypoints": (per_point * weight).sum() / count}
-
-    def decode(self, logits: Tensor) -> Tensor:
-        """Reported heat maps [S,K,T,T] in the box frame; `peaks` finds the keypoints in them."""
-        return logits

@@ -3,14 +3,12 @@
 S mask slots (pooled over the batch), C classes, M side of the ground-truth frame, T side of the output (28).
 """
 
-from itertools import pairwise
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from headstart.model.pyramid import ConvNorm
-from headstart.model.regions import RegionPooler
+from headstart.model.pyramid import initialise_convolutions
+from headstart.model.regions import RegionConvs
 from headstart.ops.precision import at_least_float32
 from headstart.ops.processes import mean_over_processes
 from headstart.ops.products import linear
@@ -45,39 +43,19 @@ class MaskHead(nn.Module):
 
     initialiser = "MSRA, fan-out"
 
-    def __init__(
-        self,
-        channels: int,
-        pooler: RegionPooler,
-        *,
-        num_classes: int,
-        convs: int,
-        conv_channels: int,
-        norm_kind: str,
-        norm_groups: int,
-    ):
+    def __init__(self, convs: RegionConvs, *, num_classes: int, channels: int):
         super().__init__()
-        self.pooler = pooler
-        widths = [channels] + [conv_channels] * convs
-        self.convs = nn.ModuleList(
-            ConvNorm(a, b, 3, norm_kind=norm_kind, norm_groups=norm_groups, relu=True) for a, b in pairwise(widths)
-        )
-        self.deconv = nn.ConvTranspose2d(widths[-1], conv_channels, 2, 2)
-        self.classify = nn.Conv2d(conv_channels, num_classes, 1)
-        for layer in [*(block.conv for block in self.convs), self.deconv, self.classify]:
-            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
+        self.convs = convs
+        self.deconv = nn.ConvTranspose2d(convs.channels, channels, 2, 2)
+        self.classify = nn.Conv2d(channels, num_classes, 1)
+        initialise_convolutions(self)
 
     def predict(self, features: list[Tensor], boxes: Tensor, image: Tensor, labels: Tensor, valid: Tensor) -> Tensor:
         """Mask logits [S,T,T] of boxes [S,4] (pixels; image [S]) for the given labels [S] only.
 
         The last 1x1 convolution is evaluated for one class a region, which saves C-1 of C channels.
         """
-        x = self.pooler(features, boxes, image)
-        weight = valid.float()
-        for conv in self.convs:
-            x = conv(x, weight)
+        x = self.convs(features, boxes, image, valid)
         fine = F.relu(self._deconvolve(x), inplace=True)
         num, height, width = fine.shape[:3]
         rows = self.classify.weight.flatten(1)[labels].to(x.dtype)
@@ -104,7 +82,3 @@ class MaskHead(nn.Module):
         count = mean_over_processes(weight.sum()).clamp(min=1.0) * (logits.shape[1] * logits.shape[2])
         per_pixel = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
         return {"mask": (per_pixel.sum((1, 2)) * weight).sum() / count}
-
-    def decode(self, logits: Tensor) -> Tensor:
-        """Mask probabilities [S,T,T] in the box frame."""
-        return logits.sigmoid()

@@ -53,6 +53,18 @@ class Conv2d(nn.Conv2d):
         )
 
 
+def initialise_convolutions(module: nn.Module, *, mode: str = "fan_out") -> None:
+    """MSRA initialisation of every convolution (He et al. 2015; fan-out as torchvision and detectron2 do).
+
+    Detectron's GN bodies used Xavier; under a normaliser the scale has no effect (paper.md 2.2).
+    """
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+            nn.init.kaiming_normal_(layer.weight, mode=mode, nonlinearity="relu")
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
 class ConvNorm(nn.Module):
     """A convolution and its normalisation; the bias is left out where a norm follows."""
 

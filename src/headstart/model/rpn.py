@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from headstart.batch import Batch
-from headstart.model.targets import SampledIndices, match, sample, take
+from headstart.model.regions import SampledIndices, match, sample, take
 from headstart.ops.boxes import clip, decode, encode
 from headstart.ops.fixed_shapes import constant
 from headstart.ops.nms import nms
@@ -150,16 +150,8 @@ class Rpn(nn.Module):
         anchors [A,4] pixels of the padded batch; keys [B] choose the sample. Anchors between the two IoU thresholds,
         and those on crowds, take no part. An image without objects gives negatives only.
         """
-        matches = match(
-            anchors,
-            batch.gt_boxes,
-            batch.gt_valid,
-            batch.gt_crowd,
-            high=self.high,
-            low=self.low,
-            low_quality=True,
-            inside=self._inside(anchors, batch.sizes),
-        )
+        objects, inside = (batch.gt_boxes, batch.gt_valid, batch.gt_crowd), self._inside(anchors, batch.sizes)
+        matches = match(anchors, *objects, high=self.high, low=self.low, low_quality=True, inside=inside)
         chosen = sample(matches.labels, keys, num=self.num_samples, max_positive=self.max_positive, salt=SALT)
         # Positives come first: the box loss needs to look no further.
         head = min(self.max_positive, chosen.index.shape[1])

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from headstart.model.backbones import by_depth, initialise_convolutions
+from headstart.model.backbones import by_depth
 from headstart.model.norm import norm
-from headstart.model.pyramid import Conv2d
+from headstart.model.pyramid import Conv2d, initialise_convolutions
 
 # (residual blocks a stage, bottleneck or basic): torchvision's and the original papers' tables.
 DEPTHS = {
@@ -77,19 +77,20 @@ class ResidualBlock(nn.Module):
 class ResNet(nn.Module):
     """ResNet or ResNeXt without its classifier; parameters are named as in torchvision.
 
-    `blocks` residual blocks a stage; `width` channels of the first stage (64; 16 makes the demo's narrow net);
-    `groups` x `group_width` gives ResNeXt's grouped 3x3. Each stage after the first doubles stride and channels, up to
-    `strided` stages; later ones keep both and dilate by 2, with a projection in their first block: DetNet's stages 5
-    and 6. Returns a map a stage: C2..C5 at strides 4, 8, 16, 32, or DetNet's five at 4, 8, 16, 16, 16.
+    `depth`: 18, 34, 50, 101, 152, or the residual blocks a stage, with `bottleneck`; `width` channels of the first
+    stage (64; 16 makes the demo's narrow net); `groups` x `group_width` gives ResNeXt's grouped 3x3. Each stage after
+    the first doubles stride and channels, up to `strided` stages; later ones keep both and dilate by 2, with a
+    projection in their first block: DetNet's stages 5 and 6. Returns a map a stage: C2..C5 at strides 4, 8, 16, 32, or
+    DetNet's five at 4, 8, 16, 16, 16.
     """
 
     initialiser = "MSRA, fan-out"
 
     def __init__(
         self,
-        blocks: Sequence[int],
+        depth: int | Sequence[int],
         *,
-        bottleneck: bool,
+        bottleneck: bool | None = None,
         width: int = 64,
         groups: int = 1,
         group_width: int | None = None,
@@ -99,6 +100,8 @@ class ResNet(nn.Module):
         strided: int | None = None,
     ):
         super().__init__()
+        blocks = by_depth(depth, {known: plan for known, (plan, _) in DEPTHS.items()}, "four block counts")
+        bottleneck = DEPTHS[depth][1] if isinstance(depth, int) else bool(bottleneck)
         strided = len(blocks) if strided is None else strided
         expansion = 4 if bottleneck else 1
         group_width = width if group_width is None else group_width
@@ -147,34 +150,6 @@ class ResNet(nn.Module):
         return {"stem": [self.conv1, self.bn1], **stages}
 
 
-def build_resnet(
-    depth: int | Sequence[int],
-    *,
-    bottleneck: bool | None,
-    width: int,
-    groups: int,
-    group_width: int | None,
-    norm_kind: str,
-    norm_groups: int,
-    in_channels: int,
-) -> ResNet:
-    """A ResNet by its depth (18, 34, 50, 101, 152) or by its blocks a stage (then `bottleneck` must be given)."""
-    if isinstance(depth, int):
-        blocks, is_bottleneck = by_depth(depth, DEPTHS, "four block counts")
-    else:
-        blocks, is_bottleneck = tuple(depth), bool(bottleneck)
-    return ResNet(
-        blocks,
-        bottleneck=is_bottleneck,
-        width=width,
-        groups=groups,
-        group_width=group_width,
-        norm_kind=norm_kind,
-        norm_groups=norm_groups,
-        in_channels=in_channels,
-    )
-
-
 def build_detnet(
     depth: int | Sequence[int], *, width: int, norm_kind: str, norm_groups: int, in_channels: int
 ) -> ResNet:
@@ -183,9 +158,8 @@ def build_detnet(
     Those keep the fourth stage's channels (256 in the bottleneck, 1024 out), which is the reading of the paper that has
     its 4.8 GFLOPs.
     """
-    blocks = by_depth(depth, DETNET, "five block counts") if isinstance(depth, int) else tuple(depth)
     return ResNet(
-        blocks,
+        by_depth(depth, DETNET, "five block counts"),
         bottleneck=True,
         width=width,
         norm_kind=norm_kind,
