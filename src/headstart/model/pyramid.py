@@ -7,8 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from headstart.model.norm import norm
-from headstart.ops.convolution import LEAST_SIDE, LEAST_WORK, WITHOUT_AVX512, conv3x3
-from headstart.ops.products import linear
+from headstart.ops.products import LEAST_SIDE, LEAST_TAP, WITHOUT_AVX512, conv3x3, linear
 
 
 class Conv2d(nn.Conv2d):
@@ -16,7 +15,7 @@ class Conv2d(nn.Conv2d):
 
     In channels-last memory the cells are the rows of a matrix already. oneDNN's convolution of 1x1 kernels takes as
     long forward and up to half as long again backward, where it also needs its copies and zeros
-    (docs/performance.md); its gradient of 3x3 kernels is slow without AVX-512 (`ops/convolution.py`).
+    (docs/performance.md); its gradient of 3x3 kernels is slow without AVX-512 (`ops/products.py`).
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -37,7 +36,7 @@ class Conv2d(nn.Conv2d):
             and torch.is_grad_enabled()
             and self._has_rows(x)
             and min(x.shape[2:]) >= LEAST_SIDE
-            and x.numel() * self.out_channels >= LEAST_WORK
+            and x.numel() * self.out_channels >= LEAST_TAP
             and x.dtype == self.weight.dtype
             and not torch.is_autocast_enabled("cpu")
             and torch.backends.cpu.get_cpu_capability() in WITHOUT_AVX512

@@ -16,7 +16,7 @@ from headstart.ops.fixed_shapes import constant
 from headstart.ops.nms import nms
 from headstart.ops.precision import at_least_float32
 from headstart.ops.processes import mean_over_processes
-from headstart.ops.windows import valid_conv, windows
+from headstart.ops.roi_align import valid_conv, windows
 
 WEIGHTS = (1.0, 1.0, 1.0, 1.0)  # RPN deltas are not rescaled (Detectron, torchvision)
 SMOOTH_L1_BETA = 1.0 / 9  # Detectron: SmoothL1 beta of the RPN
