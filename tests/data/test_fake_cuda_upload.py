@@ -11,11 +11,10 @@ from headstart.batch import InputSpec
 from headstart.data import paste, train_stream, views
 from headstart.data.augment.colour import ColourJitter
 from headstart.data.augment.rules import Augmentation, Jitter
-from headstart.data.crops import crop_images
 from headstart.data.order import Resize
 from headstart.data.read.coco import read
 from headstart.data.stream import EvalImages
-from headstart.data.train_stream import TrainStream
+from headstart.data.train_stream import TrainStream, crop_images
 from tiny import SIDE
 
 CONVENTION = InputSpec((100.0, 110.0, 120.0), (50.0, 51.0, 52.0), "bgr")

@@ -199,7 +199,7 @@ class PixelStream:
         self.stream = Stream(maps.dataset, groups, **options, rank=rank, num_ranks=num_ranks)
 
     def _view(self, slot: int, index: int) -> View:
-        return self.augmentation.view(*self.stream.size(index), slot_generator(self.stream.seed, 3, slot))
+        return self.augmentation.view(*self.stream.dataset.size(index), slot_generator(self.stream.seed, 3, slot))
 
     def _raw(self, step: int) -> Raw:
         indices, slots = self.stream.own(step)

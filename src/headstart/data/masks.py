@@ -21,7 +21,7 @@ def annotation_rle(dataset: Dataset, n: int) -> dict:
     if dataset.segment_kind[n] == RLE:
         return dataset.rles[n]
     outlines = [polygon.ravel() for polygon in dataset.polygons(n)] or [dataset.boxes[n][[0, 1, 2, 1, 2, 3, 0, 3]]]
-    return coco_mask.merge(coco_mask.frPyObjects(outlines, *dataset.size_of(n)))
+    return coco_mask.merge(coco_mask.frPyObjects(outlines, *dataset.size(dataset.image_of[n])))
 
 
 def annotation_mask(dataset: Dataset, n: int) -> np.ndarray:

@@ -88,7 +88,7 @@ class Cache:
 def decode(dataset: Dataset, index: int, *, channels: int) -> np.ndarray:
     """Image `index` [h,w,C]; ValueError if its size is not the annotated one, or it has other channels."""
     image = dataset.load_image(index, channels)
-    expected = (int(dataset.heights[index]), int(dataset.widths[index]))
+    expected = dataset.size(index)
     if image.shape[:2] != expected:
         raise ValueError(
             f"{dataset.image_path(index)}: image {dataset.image_ids[index]} is "
@@ -142,10 +142,6 @@ class Stream:
     def bucket(self, step: int) -> tuple[int, int]:
         """Padded (height, width) of a step."""
         return self._buckets[self.order.group(step)]
-
-    def size(self, index: int) -> tuple[int, int]:
-        """(height, width) of image `index` in its file."""
-        return int(self.dataset.heights[index]), int(self.dataset.widths[index])
 
     def prefetch(self, work: Callable[[int], T], start: int, stop: int) -> Iterator[T]:
         """work(step) of steps start..stop-1, computed ahead by `num_workers` threads."""
@@ -229,8 +225,7 @@ class EvalImages:
 
     def _raw(self, place: int) -> Raw:
         bucket, indices = self.plan[place]
-        sizes = [self.resize.size(int(self.dataset.heights[i]), int(self.dataset.widths[i])) for i in indices]
-        views = [View(size, False) for size in sizes]
+        views = [View(self.resize.size(*self.dataset.size(i)), False) for i in indices]
         images = [] if self.maps else [self.images(int(i)) for i in indices]
         return Raw(images, views, bucket, indices, indices)
 

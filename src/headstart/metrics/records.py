@@ -3,11 +3,13 @@
 Letters: D detections, I images, C classes, T IoU thresholds, S = T * C curves, P true positives of all curves.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +18,26 @@ from headstart.hardware import usable_cores
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)  # COCO's IoU thresholds; the very floats of pycocotools
 RECALLS = np.linspace(0, 1, 101)  # where COCO reads the precision
+
+
+def save_arrays(path: str | Path, values: dict[str, Any]) -> None:
+    """Write a compressed npz, whole or not at all."""
+    # a file, since savez would add an ending of its own to a name
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **values)
+
+
+@contextmanager
+def saved_arrays(path: str | Path, what: str) -> Iterator[dict[str, np.ndarray]]:
+    """Arrays of an npz by name; ValueError naming the file for any error in it, and in what is done with them."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            values = {name: file[name] for name in file.files}
+        yield values
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # zip, numpy and field errors alike mean one thing to the reader
+        raise ValueError(f"{path}: holds no {what} ({type(error).__name__}: {error})") from None
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,24 +64,16 @@ class Records:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         for name in ("matched", "ignored"):
             values[name] = np.packbits(values[name], axis=1)
-        # a file, since savez would add an ending of its own to a name
-        with replacing(path) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(file, num_thresholds=self.matched.shape[1], **values)
+        save_arrays(path, {"num_thresholds": self.matched.shape[1], **values})
 
     @classmethod
     def load(cls, path: str | Path) -> "Records":
         """Read what `save` wrote; ValueError naming the file if it is something else."""
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                values = {name: file[name] for name in file.files}
+        with saved_arrays(path, "match records") as values:
             num_thresholds = int(values.pop("num_thresholds"))
             for name in ("matched", "ignored"):
                 values[name] = np.unpackbits(values[name], axis=1, count=num_thresholds).astype(bool)
             return cls(**values)
-        except FileNotFoundError:
-            raise
-        except Exception as error:  # zip, numpy and field errors alike mean one thing to the reader
-            raise ValueError(f"{path}: holds no match records ({type(error).__name__}: {error})") from None
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,20 +209,29 @@ def ap_from_records(records: Records, image_weights: np.ndarray | None = None) -
     return mean_precisions(average_precisions(curves(records), image_weights.astype(np.int64)))
 
 
+def draw_images(
+    paired: Sequence[Any], same: Sequence[str], num_resamples: int, generator: np.random.Generator
+) -> list[np.ndarray]:
+    """How often each image stands in each resample of I images with replacement, int64 [I] each.
+
+    ValueError unless all records of `paired` have equal fields `same`.
+    """
+    for index, records in enumerate(paired):
+        for name in same:
+            if not np.array_equal(getattr(records, name), getattr(paired[0], name)):
+                raise ValueError(f"records {index} were made on other {name} than records 0, expected the same")
+    num = len(paired[0].image_ids)
+    return [np.bincount(generator.integers(0, num, num), minlength=num) for _ in range(num_resamples)]
+
+
 def bootstrap_ap(paired: Sequence[Records], *, num_resamples: int, generator: np.random.Generator) -> np.ndarray:
     """AP, AP50 and AP75 of runs evaluated on the same images, each resampled: float64 [num_resamples, runs, 3].
 
     A resample draws I images with replacement, the same ones for all runs, so that differences between runs are
     paired. Raises ValueError unless all runs hold the same images and categories.
     """
-    for index, records in enumerate(paired):
-        for name in ("image_ids", "category_ids"):
-            if not np.array_equal(getattr(records, name), getattr(paired[0], name)):
-                raise ValueError(f"records {index} were made on other {name} than records 0, expected the same")
-    prepared, num_images = [curves(records) for records in paired], len(paired[0].image_ids)
-    drawn = [
-        np.bincount(generator.integers(0, num_images, num_images), minlength=num_images) for _ in range(num_resamples)
-    ]
+    drawn = draw_images(paired, ("image_ids", "category_ids"), num_resamples, generator)
+    prepared = [curves(records) for records in paired]
 
     def resample(weights: np.ndarray) -> list[list[float]]:
         return [list(mean_precisions(average_precisions(run, weights)).values()) for run in prepared]

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from headstart.batch import LabelledBatch
-from headstart.data.crops import CropStream, whole_images
 from headstart.data.dataset import Dataset, nested_fraction
 from headstart.data.digests import data_content
 from headstart.data.read import folder_images, open_folders
 from headstart.data.stream import Cache, decode
+from headstart.data.train_stream import CropStream, whole_images
 from headstart.data.views import to_device
 from headstart.files import replacing
 from headstart.model.build import input_spec

@@ -152,7 +152,7 @@ def predict_all(
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
             found, sizes = predict_batch(model, partial(images.make_batch, raw, device), tta)
         for slot, index in enumerate(raw.indices.tolist()):
-            size = (int(data.heights[index]), int(data.widths[index]))
+            size = data.size(index)
             parts.append(to_original(found, sizes, slot, size, int(data.image_ids[index]), data.category_ids))
     model.train(was_training)
     gathered = [part for share in distributed.gather(parts) for part in share]

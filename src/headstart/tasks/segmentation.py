@@ -128,7 +128,7 @@ def count_all(
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
             logits = model.predict(batch)
         for index, one, size in zip(indices.tolist(), logits, sizes.tolist()):
-            original = (int(data.heights[index]), int(data.widths[index]))
+            original = data.size(index)
             predicted = model.semantic_head.decode(one, tuple(size), original).cpu().numpy()
             parts.append((index, count_pixels(predicted, maps(index), len(maps.class_names))))
     model.train(was_training)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from headstart.data.images import SUFFIXES
 from headstart.data.read.csv_boxes import is_boxes
+from headstart.data.read.files import SPLITS, read_head, split_of, walk
 from headstart.data.read.labelme import is_labelme
 from headstart.data.read.split_file import is_split_file
-from headstart.data.read.text import SPLITS, read_head, split_of, walk
 from headstart.data.read.voc import find_sets, is_voc
 from headstart.data.read.yolo import why_not_yolo
 
