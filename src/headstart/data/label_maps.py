@@ -3,6 +3,7 @@
 Labels are 0..C-1, or IGNORE_LABEL where the class is unknown: ignored in loss and metrics.
 """
 
+import functools
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
@@ -19,7 +20,7 @@ from headstart.data.digests import Content, data_content, file_content
 from headstart.data.images import open_image
 from headstart.data.masks import annotation_mask
 from headstart.data.order import slot_generator
-from headstart.data.stream import Cache, Raw, Stream
+from headstart.data.stream import Raw, Stream
 from headstart.data.views import View, stack_images, to_device
 
 MODES = ("L", "P")  # 8-bit grey and palette; in both the stored number is the id, whatever its colour
@@ -35,7 +36,11 @@ class PixelLabels:
     def __init__(self, dataset: Dataset, folder: str | Path, *, ignore: Sequence[int]):
         self.dataset, self.folder, self.ignore = dataset, Path(folder), tuple(sorted(ignore))
         self.class_ids, self.class_names = tuple(dataset.category_ids.tolist()), dataset.class_names
-        _check_ids(dataset, ignore)
+        if both := sorted(set(ignore) & set(self.class_ids)):
+            raise ValueError(f"data.ignore: {both[0]} is a category of {dataset.path}; expected values that are none")
+        if outside := [c for c in self.class_ids if not 0 <= c <= 255]:
+            cannot = f"category {outside[0]} cannot be a value of a label map"
+            raise ValueError(f"{dataset.path}: {cannot}, expected ids 0 to 255")
         self._known = {**dict.fromkeys(ignore, IGNORE_LABEL), **{c: label for label, c in enumerate(self.class_ids)}}
         self._table = np.full(256, IGNORE_LABEL, np.int16)
         self._table[list(self._known)] = list(self._known.values())
@@ -193,7 +198,7 @@ class PixelStream:
         num_ranks: int = 1,
     ):
         self.augmentation, self.spec, self.stride = augmentation, spec, stride
-        self.labels = Cache(maps, keep=cache)
+        self.labels = functools.cache(maps) if cache else maps
         groups = augmentation.groups(maps.dataset, smallest=batch)
         options = {"batch": batch, "seed": seed, "cache": cache, "num_workers": num_workers, "channels": len(spec.mean)}
         self.stream = Stream(maps.dataset, groups, **options, rank=rank, num_ranks=num_ranks)
@@ -238,14 +243,3 @@ def _read(path: Path) -> np.ndarray:
     if mode not in MODES:
         raise ValueError(f"{path}: a label map of mode {mode}, expected 8-bit grey or palette")
     return values
-
-
-def _check_ids(dataset: Dataset, ignore: Sequence[int]) -> None:
-    both = sorted(set(ignore) & set(dataset.category_ids.tolist()))
-    if both:
-        raise ValueError(f"data.ignore: {both[0]} is a category of {dataset.path}; expected values that are none")
-    outside = [c for c in dataset.category_ids.tolist() if not 0 <= c <= 255]
-    if outside:
-        raise ValueError(
-            f"{dataset.path}: category {outside[0]} cannot be a value of a label map, expected ids 0 to 255"
-        )

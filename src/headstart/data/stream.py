@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import TypeVar
 
 import numpy as np
@@ -22,6 +22,7 @@ from headstart.data.paste import Paste
 from headstart.data.views import View, stack_images, to_device
 
 T = TypeVar("T")
+Images = Callable[[int], np.ndarray]  # decoded images by their index
 
 
 @dataclass(frozen=True)
@@ -70,21 +71,6 @@ def common_size(views: Sequence[View]) -> tuple[int, int]:
 MapsOf = Callable[[Raw, torch.device | str], list[torch.Tensor]]  # a frozen backbone's maps of a batch, by level
 
 
-class Cache:
-    """Arrays by image index, loaded when asked for, and kept in memory if `keep`."""
-
-    def __init__(self, load: Callable[[int], np.ndarray], *, keep: bool):
-        self.load = load
-        self.kept: dict[int, np.ndarray] | None = {} if keep else None
-
-    def __call__(self, index: int) -> np.ndarray:
-        if self.kept is None:
-            return self.load(index)
-        if index not in self.kept:
-            self.kept[index] = self.load(index)
-        return self.kept[index]
-
-
 def decode(dataset: Dataset, index: int, *, channels: int) -> np.ndarray:
     """Image `index` [h,w,C]; ValueError if its size is not the annotated one, or it has other channels."""
     image = dataset.load_image(index, channels)
@@ -95,6 +81,12 @@ def decode(dataset: Dataset, index: int, *, channels: int) -> np.ndarray:
             f"{image.shape[1]} x {image.shape[0]} pixels, the annotations say {expected[1]} x {expected[0]}"
         )
     return image
+
+
+def decoder(dataset: Dataset, *, channels: int, keep: bool) -> Images:
+    """`decode` of a data set's images; with `keep` each is decoded once and kept in memory."""
+    load = partial(decode, dataset, channels=channels)
+    return cache(load) if keep else load
 
 
 class Stream:
@@ -124,7 +116,7 @@ class Stream:
         if batch % num_ranks:
             raise ValueError(f"train.batch: {batch} images do not divide among {num_ranks} processes")
         self.dataset, self.seed, self.num_workers = dataset, seed, num_workers
-        self.images = Cache(partial(decode, dataset, channels=channels), keep=cache)
+        self.images = decoder(dataset, channels=channels, keep=cache)
         self.order = Order(list(groups.values()), batch=batch, seed=seed, repeats=repeats)
         self._buckets = list(groups)
         share = batch // num_ranks
@@ -208,7 +200,7 @@ class EvalImages:
     ):
         self.maps = maps
         self.dataset, self.resize, self.spec, self.batch, self.num_workers = dataset, resize, spec, batch, num_workers
-        self.images = Cache(partial(decode, dataset, channels=len(spec.mean)), keep=cache)
+        self.images = decoder(dataset, channels=len(spec.mean), keep=cache)
         groups = group_by_bucket(dataset.heights, dataset.widths, resize, smallest=1)
         self.plan = [
             (bucket, group[at : at + batch]) for bucket, group in groups.items() for at in range(0, len(group), batch)

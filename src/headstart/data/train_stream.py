@@ -10,7 +10,7 @@ from headstart.data.augment.rules import Augmentation
 from headstart.data.dataset import Dataset
 from headstart.data.order import repeat_factors, slot_generator
 from headstart.data.paste import Paste, alpha_of, choose, paste_images, visible_objects
-from headstart.data.stream import Cache, MapsOf, MosaicTile, Raw, Stream, common_size
+from headstart.data.stream import Images, MapsOf, MosaicTile, Raw, Stream, common_size
 from headstart.data.targets import Targets
 from headstart.data.views import View, stack_images, to_device
 
@@ -210,7 +210,7 @@ def crop_images(
 
 
 def whole_images(
-    images: Cache, num: int, *, size: int, spec: InputSpec, batch: int, device: torch.device | str
+    images: Images, num: int, *, size: int, spec: InputSpec, batch: int, device: torch.device | str
 ) -> Iterator[torch.Tensor]:
     """Images 0..num-1, resized to the square `size` and normalised: batches [B,3,size,size]."""
     for at in range(0, num, batch):

@@ -12,7 +12,8 @@ from headstart.batch import LabelledBatch
 from headstart.data.dataset import Dataset, nested_fraction
 from headstart.data.digests import data_content
 from headstart.data.read import folder_images, open_folders
-from headstart.data.stream import Cache, decode
+from headstart.data.stream import Images as Decoded
+from headstart.data.stream import decoder
 from headstart.data.train_stream import CropStream, whole_images
 from headstart.data.views import to_device
 from headstart.files import replacing
@@ -27,9 +28,9 @@ from headstart.tasks.task import EvalResult, StepFlops, Task, check_same_classes
 class Images:
     """All images of a data set in evaluation: whole, resized to the recipe's input square."""
 
-    def __init__(self, dataset: Dataset, recipe: ClassifyRecipe, cache: Cache | None = None):
+    def __init__(self, dataset: Dataset, recipe: ClassifyRecipe, cache: Decoded | None = None):
         self.dataset, self.recipe = dataset, recipe
-        self.cache = cache or Cache(partial(decode, dataset, channels=recipe.input.channels), keep=recipe.data.cache)
+        self.cache = cache or decoder(dataset, channels=recipe.input.channels, keep=recipe.data.cache)
 
     def batches(self, device: torch.device) -> Iterator[Tensor]:
         """Batches [B,C,S,S] in the order of the data set."""

@@ -1,7 +1,7 @@
 """Split files: the images of each split of a data set of any format, by name; written once and kept."""
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from msgspec import Struct
@@ -27,11 +27,6 @@ class SplitFile(Struct, forbid_unknown_fields=True, kw_only=True):
     share: float
     groups: str | None = None
     splits: dict[str, list[str]]
-
-
-def is_split_file(keys: Collection[str]) -> bool:
-    """True if the keys of a JSON object are those of a split file."""
-    return "headstart_split" in keys
 
 
 def read_split_file(path: Path) -> tuple[SplitFile, Path, Path | None]:

@@ -17,9 +17,9 @@ NUM_ARC = 40  # vertices on a full circle: at a radius of 29 px the chords stay 
 SAMPLES = 3  # odd, so that the middle sample of a pixel is its centre: one raster gives the mask and the soft edge
 
 
-def _arc(start: float, stop: float, num: int, radius: float = 1.0, centre: float = 0.0) -> Points:
+def _arc(start: float, stop: float, num: int, centre: float = 0.0) -> Points:
     angle = np.linspace(start, stop, num)
-    return np.stack([centre + radius * np.cos(angle), radius * np.sin(angle)], axis=1)
+    return np.stack([centre + np.cos(angle), np.sin(angle)], axis=1)
 
 
 def _regular(num: int) -> Points:
