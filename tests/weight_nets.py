@@ -8,8 +8,8 @@ from headstart.model.backbones.resnet import ResNet
 from headstart.model.box_head import BoxHead, DetectionLimits
 from headstart.model.classifier import Classifier
 from headstart.model.detector import Detector
-from headstart.model.mask_head import MaskHead
 from headstart.model.pyramid import Pyramid
+from headstart.model.region_heads import MaskHead
 from headstart.model.regions import RegionConvs, RegionPooler
 from headstart.model.rpn import ProposalLimits, Rpn
 from headstart.weights.files import WeightFile

@@ -17,7 +17,7 @@ from headstart.metrics.tta import Tta
 from headstart.model.backbones.vgg import Vgg
 from headstart.model.box_head import _ScaleGradient
 from headstart.model.classifier import Classifier
-from headstart.model.keypoint_head import peaks
+from headstart.model.region_heads import peaks
 from headstart.ops import nms
 from headstart.ops.roi_align import WeightedGather
 from headstart.tasks.classification import class_loss

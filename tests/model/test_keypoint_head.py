@@ -25,7 +25,7 @@ from torchvision.ops import MultiScaleRoIAlign
 
 from devices import static
 from headstart.model.build import build
-from headstart.model.keypoint_head import KeypointHead, cells_of, peaks
+from headstart.model.region_heads import KeypointHead, cells_of, peaks
 from headstart.model.regions import RegionConvs, RegionPooler
 from headstart.recipe.load import load_recipe
 from headstart.weights.files import read_weights

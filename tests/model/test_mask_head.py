@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from headstart.model.mask_head import MaskHead
+from headstart.model.region_heads import MaskHead
 from headstart.model.regions import RegionConvs, RegionPooler
 
 SLOTS, CLASSES, SIDE = 5, 4, 7

@@ -16,12 +16,11 @@ from headstart.model.backbones.resnet import ResNet, build_detnet
 from headstart.model.backbones.vgg import Vgg
 from headstart.model.box_head import BoxHead, DetectionLimits, Weights
 from headstart.model.classifier import Classifier
-from headstart.model.corners.detector import CornerNet, PairLimits
-from headstart.model.corners.head import CornerHead
+from headstart.model.corner_head import CornerHead
+from headstart.model.corner_net import CornerNet, PairLimits
 from headstart.model.detector import Detector
-from headstart.model.keypoint_head import KeypointHead
-from headstart.model.mask_head import MaskHead
 from headstart.model.pyramid import LastMap, Pyramid
+from headstart.model.region_heads import KeypointHead, MaskHead
 from headstart.model.regions import RegionConvs, RegionPooler
 from headstart.model.rpn import ProposalLimits, Rpn
 from headstart.model.semantic_head import Segmenter, SemanticHead

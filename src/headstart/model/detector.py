@@ -11,9 +11,8 @@ from headstart.batch import Batch, Detections, Inputs
 from headstart.model import AnyModel, Predictor
 from headstart.model.backbones import Backbone
 from headstart.model.box_head import BoxHead, DetectionLimits, cascade_loss, cascade_predict
-from headstart.model.keypoint_head import KeypointHead, cells_of
-from headstart.model.mask_head import MaskHead, sample_frames
 from headstart.model.pyramid import LastMap, Pyramid
+from headstart.model.region_heads import KeypointHead, MaskHead, cells_of, sample_frames
 from headstart.model.regions import Regions, image_index, pool_regions, sample_regions
 from headstart.model.rpn import Rpn
 from headstart.ops.fixed_shapes import pool_slots, used_length

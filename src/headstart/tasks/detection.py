@@ -26,7 +26,7 @@ from headstart.metrics.tta import Tta, TtaView
 from headstart.metrics.tta import predict as predict_views
 from headstart.metrics.voc import with_voc
 from headstart.model.detector import Detector
-from headstart.model.keypoint_head import peaks
+from headstart.model.region_heads import peaks
 from headstart.ops import processes as distributed
 from headstart.ops.processes import num_processes
 from headstart.recipe.recipe import Recipe

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from headstart.data.check.problems import ERROR, NOTE, WARNING, Problem, some
+from headstart.data.check import ERROR, NOTE, WARNING, Problem, some
 from headstart.data.dataset import POLYGONS, Dataset
 from headstart.data.read.coco_columns import segment_areas
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
+from headstart.data.check import ERROR, Problem, Report
 from headstart.data.check import annotations as annotation_check
 from headstart.data.check import images as image_check
 from headstart.data.check import records as scan
-from headstart.data.check.problems import ERROR, Problem, Report
 from headstart.data.dataset import LARGE, SMALL, Dataset
 from headstart.data.label_maps import PixelLabels
 from headstart.data.read import Source, coco, find_layout, open_dataset

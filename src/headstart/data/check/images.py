@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from headstart.data.check.problems import ERROR, NOTE, WARNING, Problem, some
+from headstart.data.check import ERROR, NOTE, WARNING, Problem, some
 from headstart.data.check.records import LEFT_OUT
 from headstart.data.dataset import Dataset
 from headstart.data.images import load_image, orientation_of

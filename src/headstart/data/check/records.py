@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from headstart.data.check.problems import ERROR, NOTE, Problem, some
+from headstart.data.check import ERROR, NOTE, Problem, some
 from headstart.data.dataset import Dataset
 from headstart.data.read import coco, coco_records
 from headstart.data.read.coco_records import Fault, Known

@@ -115,17 +115,6 @@ def show(value: Any) -> str:
     return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
 
 
-def pixel(where: str, field: str, text: str) -> float:
-    """A coordinate as text; ValueError for anything but a finite number."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise ValueError(f"{where}: {field} = {show(text.strip())}: expected a pixel coordinate")
-    return value
-
-
 def place(kind: str, position: int, record: Any) -> str:
     """A record's name in messages: its own id, or its position where it has none."""
     own = record.get("id") if isinstance(record, dict) else None

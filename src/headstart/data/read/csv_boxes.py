@@ -9,8 +9,8 @@ from typing import Any
 from headstart.data.dataset import Dataset
 from headstart.data.images import SUFFIXES, image_size, without_copies
 from headstart.data.read.coco import from_document
-from headstart.data.read.coco_records import pixel, show
-from headstart.data.read.files import MOST_TEXT, read_head, read_text, walk
+from headstart.data.read.coco_records import show
+from headstart.data.read.files import MOST_TEXT, pixel, read_head, read_text, walk
 
 # Names of columns, in lower case without punctuation: TensorFlow's tables and Roboflow's; RetinaNet's have no header.
 COLUMNS = {

@@ -1,5 +1,6 @@
 """Files of data sets: texts and walks through folders, both bounded, whose errors name file and line; and pictures."""
 
+import math
 import os
 import re
 from collections import Counter
@@ -7,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PureWindowsPath
 
 from headstart.data.images import SUFFIXES, without_copies
+from headstart.data.read.coco_records import show
 from headstart.files import open_regular, read_regular
 
 # Labels, VOC's XML, and lists of images: room for a million lines of 64 bytes, or 3,000 polygons of 1,000 points.
@@ -90,6 +92,17 @@ def walk(root: Path, *, depth: int | None = None) -> Iterator[Path]:
                         folders.append((entry.path, level + 1))
         except OSError as error:
             raise ValueError(f"{folder}: cannot be listed ({error.strerror}): expected a folder of images") from None
+
+
+def pixel(where: str, field: str, text: str) -> float:
+    """A coordinate as text; ValueError for anything but a finite number."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError(f"{where}: {field} = {show(text.strip())}: expected a pixel coordinate")
+    return value
 
 
 def find_pictures(

@@ -10,8 +10,8 @@ from pathlib import Path
 from headstart.data.dataset import Dataset
 from headstart.data.images import image_size
 from headstart.data.read.coco import from_document
-from headstart.data.read.coco_records import pixel, show
-from headstart.data.read.files import MOST_TEXT, SPLITS, find_pictures, read_head, read_text, split_of, walk
+from headstart.data.read.coco_records import show
+from headstart.data.read.files import MOST_TEXT, SPLITS, find_pictures, pixel, read_head, read_text, split_of, walk
 from headstart.files import read_regular
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")

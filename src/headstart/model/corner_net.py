@@ -14,7 +14,7 @@ from headstart.batch import Batch, Detections
 from headstart.model import Predictor
 from headstart.model.backbones import Backbone
 from headstart.model.box_head import DetectionLimits
-from headstart.model.corners.head import CornerHead, CornerMaps, corner_targets
+from headstart.model.corner_head import CornerHead, CornerMaps, corner_targets
 from headstart.model.detector import without_empty_slots
 from headstart.model.pyramid import Pyramid
 from headstart.model.regions import take
