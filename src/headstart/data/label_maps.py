@@ -3,11 +3,11 @@
 Labels are 0..C-1, or IGNORE_LABEL where the class is unknown: ignored in loss and metrics.
 """
 
-import functools
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from headstart.data.digests import Content, data_content, file_content
 from headstart.data.images import open_image
 from headstart.data.masks import annotation_mask
 from headstart.data.order import slot_generator
-from headstart.data.stream import Raw, Stream
+from headstart.data.stream import Raw, Reading, Stream
 from headstart.data.views import View, stack_images, to_device
 
 MODES = ("L", "P")  # 8-bit grey and palette; in both the stored number is the id, whatever its colour
@@ -178,7 +178,7 @@ def _sources(size: int, side: int, stride: int) -> np.ndarray:
 
 
 class PixelStream:
-    """Batches of images with the label of each pixel, by step; rank, num_ranks and errors as in `Stream`.
+    """Batches of images with the label of each pixel, by step; errors as in `Stream`.
 
     stride: input pixels a label cell.
     """
@@ -188,20 +188,14 @@ class PixelStream:
         maps: LabelMaps,
         augmentation: Augmentation,
         spec: InputSpec,
+        reading: Reading,
         *,
         stride: int,
-        batch: int,
-        seed: int,
-        cache: bool,
-        num_workers: int,
-        rank: int = 0,
-        num_ranks: int = 1,
     ):
         self.augmentation, self.spec, self.stride = augmentation, spec, stride
-        self.labels = functools.cache(maps) if cache else maps
-        groups = augmentation.groups(maps.dataset, smallest=batch)
-        options = {"batch": batch, "seed": seed, "cache": cache, "num_workers": num_workers, "channels": len(spec.mean)}
-        self.stream = Stream(maps.dataset, groups, **options, rank=rank, num_ranks=num_ranks)
+        self.labels = cache(maps) if reading.cache else maps
+        groups = augmentation.groups(maps.dataset, smallest=reading.batch)
+        self.stream = Stream(maps.dataset, groups, reading, channels=len(spec.mean))
 
     def _view(self, slot: int, index: int) -> View:
         return self.augmentation.view(*self.stream.dataset.size(index), slot_generator(self.stream.seed, 3, slot))

@@ -89,38 +89,48 @@ def decoder(dataset: Dataset, *, channels: int, keep: bool) -> Images:
     return cache(load) if keep else load
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How a stream reads: `batch` slots a step in the order of `seed`, decoded by `num_workers` threads.
+
+    `cache` keeps decoded images in memory. `rank` of `num_ranks` processes takes its contiguous share of the slots.
+    """
+
+    batch: int
+    seed: int
+    cache: bool
+    num_workers: int
+    rank: int = 0
+    num_ranks: int = 1
+
+
 class Stream:
     """Images of a data set by step: order, one process's share of a step, decoded images, prefetching.
 
     groups: image indices by padded size (height, width); a step takes its images from one of them. repeats [I]: how
-    often an epoch shows each image (`Order`). `rank` of `num_ranks` processes takes its contiguous share of the slots
-    of a step. ValueError for a data set without images, and for a batch that does not divide among the processes.
+    often an epoch shows each image (`Order`). ValueError for a data set without images, and for a batch that does not
+    divide among the processes.
     """
 
     def __init__(
         self,
         dataset: Dataset,
         groups: dict[tuple[int, int], np.ndarray],
+        reading: Reading,
         *,
         channels: int,
-        batch: int,
-        seed: int,
-        cache: bool,
-        num_workers: int,
-        rank: int = 0,
-        num_ranks: int = 1,
         repeats: np.ndarray | None = None,
     ):
         if dataset.num_images == 0:
             raise ValueError(f"{dataset.path}: has no images to train on")
-        if batch % num_ranks:
-            raise ValueError(f"train.batch: {batch} images do not divide among {num_ranks} processes")
-        self.dataset, self.seed, self.num_workers = dataset, seed, num_workers
-        self.images = decoder(dataset, channels=channels, keep=cache)
-        self.order = Order(list(groups.values()), batch=batch, seed=seed, repeats=repeats)
+        if reading.batch % reading.num_ranks:
+            raise ValueError(f"train.batch: {reading.batch} images do not divide among {reading.num_ranks} processes")
+        self.dataset, self.seed, self.num_workers = dataset, reading.seed, reading.num_workers
+        self.images = decoder(dataset, channels=channels, keep=reading.cache)
+        self.order = Order(list(groups.values()), batch=reading.batch, seed=reading.seed, repeats=repeats)
         self._buckets = list(groups)
-        share = batch // num_ranks
-        self._share = slice(rank * share, (rank + 1) * share)
+        share = reading.batch // reading.num_ranks
+        self._share = slice(reading.rank * share, (reading.rank + 1) * share)
 
     def step(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Image indices [B] and slot numbers [B] of a whole step, all processes together."""

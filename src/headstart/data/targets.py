@@ -51,16 +51,9 @@ class Targets:
 
     def notes(self) -> list[str]:
         """Objects that training leaves out, one line a reason."""
-        lines = []
-        if self.left_out:
-            lines.append(
-                f"{self.dataset.path}: {self.left_out} boxes lie outside their image and take no part in training"
-            )
-        if self.capped:
-            lines.append(
-                f"{self.dataset.path}: {self.capped} objects are over data.max_objects and take no part in training"
-            )
-        return lines
+        found = {"boxes lie outside their image": self.left_out, "objects are over data.max_objects": self.capped}
+        end, path = "and take no part in training", self.dataset.path
+        return [f"{path}: {count} {reason} {end}" for reason, count in found.items() if count]
 
     def fill(self, raw: Raw) -> dict[str, np.ndarray]:
         """Ground-truth arrays of a batch by the field names of `Batch`; no segmentation gives an empty frame."""

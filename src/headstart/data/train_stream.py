@@ -10,7 +10,7 @@ from headstart.data.augment.rules import Augmentation
 from headstart.data.dataset import Dataset
 from headstart.data.order import repeat_factors, slot_generator
 from headstart.data.paste import Paste, alpha_of, choose, paste_images, visible_objects
-from headstart.data.stream import Images, MapsOf, MosaicTile, Raw, Stream, common_size
+from headstart.data.stream import Images, MapsOf, MosaicTile, Raw, Reading, Stream, common_size
 from headstart.data.targets import Targets
 from headstart.data.views import View, stack_images, to_device
 
@@ -19,7 +19,7 @@ PASTED = 4  # the part of a slot that is pasted: a mosaic has the parts 0 to 3
 
 
 class TrainStream:
-    """Batches of a training run by step; rank, num_ranks and errors as in `Stream`.
+    """Batches of a training run by step; errors as in `Stream`.
 
     maps: gives what stands for the images, which are not decoded then. repeat_threshold: see `repeat_factors`.
     """
@@ -29,25 +29,19 @@ class TrainStream:
         dataset: Dataset,
         augmentation: Augmentation,
         spec: InputSpec,
+        reading: Reading,
         *,
-        batch: int,
-        seed: int,
         mask_frame: int,
         max_objects: int | None,
-        cache: bool,
-        num_workers: int,
-        rank: int = 0,
-        num_ranks: int = 1,
         maps: MapsOf | None = None,
         repeat_threshold: float | None = None,
     ):
         self.maps = maps
         self.augmentation, self.spec = augmentation, spec
-        groups = augmentation.groups(dataset, smallest=batch)
-        options = {"batch": batch, "seed": seed, "cache": cache, "num_workers": num_workers, "channels": len(spec.mean)}
+        groups = augmentation.groups(dataset, smallest=reading.batch)
         seen = (dataset.image_of, dataset.labels, dataset.num_images)
         repeats = None if repeat_threshold is None else repeat_factors(*seen, repeat_threshold)
-        self.stream = Stream(dataset, groups, **options, rank=rank, num_ranks=num_ranks, repeats=repeats)
+        self.stream = Stream(dataset, groups, reading, channels=len(spec.mean), repeats=repeats)
         copies = augmentation.most_images
         self.targets = Targets(dataset, mask_frame=mask_frame, max_objects=max_objects, copies=copies)
 
@@ -144,27 +138,12 @@ class TrainStream:
 
 
 class CropStream:
-    """Random square crops by step; rank, num_ranks and errors as in `Stream`."""
+    """Random square crops by step; errors as in `Stream`."""
 
-    def __init__(
-        self,
-        dataset: Dataset,
-        spec: InputSpec,
-        *,
-        size: int,
-        min_area: float,
-        flip: float,
-        batch: int,
-        seed: int,
-        cache: bool,
-        num_workers: int,
-        rank: int = 0,
-        num_ranks: int = 1,
-    ):
+    def __init__(self, dataset: Dataset, spec: InputSpec, reading: Reading, *, size: int, min_area: float, flip: float):
         self.spec, self.size, self.min_area, self.flip = spec, size, min_area, flip
         groups = {(size, size): np.arange(dataset.num_images)}
-        options = {"batch": batch, "seed": seed, "cache": cache, "num_workers": num_workers, "channels": len(spec.mean)}
-        self.stream = Stream(dataset, groups, **options, rank=rank, num_ranks=num_ranks)
+        self.stream = Stream(dataset, groups, reading, channels=len(spec.mean))
 
     def _raw(self, step: int) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
         indices, slots = self.stream.own(step)

@@ -19,10 +19,8 @@ from headstart.data.views import to_device
 from headstart.files import replacing
 from headstart.model.build import input_spec
 from headstart.model.classifier import Classifier, mean_cross_entropy
-from headstart.ops import processes as distributed
-from headstart.ops.processes import num_processes
 from headstart.recipe.recipe import ClassifyRecipe, fraction_seed
-from headstart.tasks.task import EvalResult, StepFlops, Task, check_same_classes, make_model, take_fraction
+from headstart.tasks.task import EvalResult, StepFlops, Task, check_same_classes, make_model, reading, take_fraction
 
 
 class Images:
@@ -103,15 +101,10 @@ def make_task(recipe: ClassifyRecipe) -> Task:
     stream = CropStream(
         train,
         input_spec(recipe),
+        reading(recipe),
         size=recipe.input.size,
         min_area=recipe.input.min_area,
         flip=recipe.input.flip,
-        batch=recipe.train.batch,
-        seed=recipe.seed,
-        cache=recipe.data.cache,
-        num_workers=recipe.data.num_workers,
-        rank=distributed.rank(),
-        num_ranks=num_processes(),
     )
     held_out, model = Images(val, recipe), make_model(recipe, len(train.class_names))
     batches, features = stream.batches, None
