@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from headstart.ops.polygons import even_odd
 
 Points = NDArray[np.float64]
+Form = Callable[[float], Points]
 
 NUM_ARC = 40  # vertices on a full circle: at a radius of 29 px the chords stay within 0.1 px of it
 SAMPLES = 3  # odd, so that the middle sample of a pixel is its centre: one raster gives the mask and the soft edge
@@ -32,15 +33,9 @@ def _spiked(num: int, inner: float) -> Points:
     return points
 
 
-def _outline(*pairs: tuple[float, float]) -> Points:
-    return np.array(pairs, dtype=np.float64)
-
-
-def _cross(vary: float) -> Points:
-    a = 0.24 + 0.12 * vary
-    return _outline(
-        (-a, -1), (a, -1), (a, -a), (1, -a), (1, a), (a, a), (a, 1), (-a, 1), (-a, a), (-1, a), (-1, -a), (-a, -a)
-    )
+def _stroked(least: float, more: float, points: Callable[[float], list[tuple[float, float]]]) -> Form:
+    """Form of straight sides whose width of a stroke, or half of it, is between `least` and `more` above that."""
+    return lambda vary: np.array(points(least + more * vary), dtype=np.float64)
 
 
 def _crescent(vary: float) -> Points:
@@ -54,7 +49,7 @@ def _crescent(vary: float) -> Points:
 
 def _arrow(vary: float) -> Points:
     a, neck = 0.2 + 0.08 * vary, 0.1 + 0.2 * vary
-    return _outline((-1, -a), (neck, -a), (neck, -0.7), (1, 0), (neck, 0.7), (neck, a), (-1, a))
+    return np.array([(-1, -a), (neck, -a), (neck, -0.7), (1, 0), (neck, 0.7), (neck, a), (-1, a)])
 
 
 def _heart(vary: float) -> Points:
@@ -64,77 +59,49 @@ def _heart(vary: float) -> Points:
     return np.stack([np.sin(t) ** 3, -(y + 2.5) / 16], axis=1)
 
 
-def _bar(vary: float) -> Points:
-    half = 0.2 + 0.12 * vary
-    return _outline((-1, -half), (1, -half), (1, half), (-1, half))
-
-
-def _letter_f(vary: float) -> Points:
-    a = 0.32 + 0.12 * vary  # width of a stroke
-    return _outline((-0.7, -1), (0.7, -1), (0.7, a - 1), (a - 0.7, a - 1), (a - 0.7, -0.1), (0.4, -0.1), (0.4, a - 0.1),
-                    (a - 0.7, a - 0.1), (a - 0.7, 1), (-0.7, 1))  # fmt: skip
-
-
 def _letter_h(vary: float) -> Points:
     a, b = 0.4 - 0.14 * vary, 0.16 + 0.06 * vary
-    return _outline((-0.85, -1), (-a, -1), (-a, -b), (a, -b), (a, -1), (0.85, -1), (0.85, 1), (a, 1), (a, b), (-a, b),
-                    (-a, 1), (-0.85, 1))  # fmt: skip
-
-
-def _letter_t(vary: float) -> Points:
-    a = 0.16 + 0.08 * vary
-    return _outline(
-        (-0.9, -1), (0.9, -1), (0.9, 2 * a - 1), (a, 2 * a - 1), (a, 1), (-a, 1), (-a, 2 * a - 1), (-0.9, 2 * a - 1)
-    )
-
-
-def _letter_u(vary: float) -> Points:
-    a = 0.32 + 0.1 * vary
-    return _outline((-0.85, -1), (a - 0.85, -1), (a - 0.85, 1 - a), (0.85 - a, 1 - a), (0.85 - a, -1), (0.85, -1),
-                    (0.85, 1), (-0.85, 1))  # fmt: skip
-
-
-def _letter_z(vary: float) -> Points:
-    a = 0.3 + 0.1 * vary
-    return _outline((-0.85, -1), (0.85, -1), (0.85, a - 1), (a - 0.45, 1 - a), (0.85, 1 - a), (0.85, 1), (-0.85, 1),
-                    (-0.85, 1 - a), (0.45 - a, a - 1), (-0.85, a - 1))  # fmt: skip
-
-
-def _chevron(vary: float) -> Points:
-    a = 0.45 + 0.2 * vary
-    return _outline((-0.6, -1), (a - 0.6, -1), (0.7, 0), (a - 0.6, 1), (-0.6, 1), (0.7 - a, 0))
+    return np.array([(-0.85, -1), (-a, -1), (-a, -b), (a, -b), (a, -1), (0.85, -1), (0.85, 1), (a, 1), (a, b), (-a, b),
+                     (-a, 1), (-0.85, 1)])  # fmt: skip
 
 
 # Each maps `vary` in 0..1 (proportions within the class) to an outline of about the unit circle's size.
-DETECTION_FORMS: dict[str, Callable[[float], Points]] = {
+DETECTION_FORMS: dict[str, Form] = {
     "disc": lambda vary: _regular(NUM_ARC),
     "square": lambda vary: _regular(4),
     "triangle": lambda vary: _regular(3),
     "star": lambda vary: _spiked(5, 0.36 + 0.12 * vary),
-    "cross": _cross,
+    "cross": _stroked(0.24, 0.12, lambda a: [
+        (-a, -1), (a, -1), (a, -a), (1, -a), (1, a), (a, a), (a, 1), (-a, 1), (-a, a), (-1, a), (-1, -a), (-a, -a)]),
     "crescent": _crescent,
     "arrow": _arrow,
     "heart": _heart,
-}
-CLASSIFICATION_FORMS: dict[str, Callable[[float], Points]] = {
+}  # fmt: skip
+CLASSIFICATION_FORMS: dict[str, Form] = {
     "ellipse": lambda vary: _regular(NUM_ARC) * (1.0, 0.42 + 0.13 * vary),
-    "letter_t": _letter_t,
+    "letter_t": _stroked(0.16, 0.08, lambda a: [
+        (-0.9, -1), (0.9, -1), (0.9, 2 * a - 1), (a, 2 * a - 1), (a, 1), (-a, 1), (-a, 2 * a - 1), (-0.9, 2 * a - 1)]),
     "hexagram": lambda vary: _spiked(6, 0.5 + 0.12 * vary),
-    "chevron": _chevron,
+    "chevron": _stroked(0.45, 0.2, lambda a: [
+        (-0.6, -1), (a - 0.6, -1), (0.7, 0), (a - 0.6, 1), (-0.6, 1), (0.7 - a, 0)]),
     "letter_h": _letter_h,
-    "kite": lambda vary: _outline((-1, 0), (-0.4, -0.6), (1, 0), (-0.4, 0.6)) * (1.0, 0.85 + 0.3 * vary),
-    "letter_z": _letter_z,
+    "kite": lambda vary: np.array([(-1, 0), (-0.4, -0.6), (1, 0), (-0.4, 0.6)]) * (1.0, 0.85 + 0.3 * vary),
+    "letter_z": _stroked(0.3, 0.1, lambda a: [
+        (-0.85, -1), (0.85, -1), (0.85, a - 1), (a - 0.45, 1 - a), (0.85, 1 - a), (0.85, 1), (-0.85, 1),
+        (-0.85, 1 - a), (0.45 - a, a - 1), (-0.85, a - 1)]),
     "half_disc": lambda vary: _arc(0.0, np.pi, NUM_ARC // 2),
-    "letter_u": _letter_u,
+    "letter_u": _stroked(0.32, 0.1, lambda a: [
+        (-0.85, -1), (a - 0.85, -1), (a - 0.85, 1 - a), (0.85 - a, 1 - a), (0.85 - a, -1), (0.85, -1), (0.85, 1),
+        (-0.85, 1)]),
     "heptagon": lambda vary: _regular(7),
-    "letter_f": _letter_f,
-    "bar": _bar,
-}
+    "letter_f": _stroked(0.32, 0.12, lambda a: [
+        (-0.7, -1), (0.7, -1), (0.7, a - 1), (a - 0.7, a - 1), (a - 0.7, -0.1), (0.4, -0.1), (0.4, a - 0.1),
+        (a - 0.7, a - 0.1), (a - 0.7, 1), (-0.7, 1)]),
+    "bar": _stroked(0.2, 0.12, lambda a: [(-1, -a), (1, -a), (1, a), (-1, a)]),
+}  # fmt: skip
 
 
-def place(
-    form: Callable[[float], Points], rng: np.random.Generator, extent: float, centre: tuple[float, float]
-) -> Points:
+def place(form: Form, rng: np.random.Generator, extent: float, centre: tuple[float, float]) -> Points:
     """Vary, stretch and turn a form, and put it into the picture: float64 [V, 2] pixels, rounded to hundredths.
 
     `extent` is the longer side of its bounding box and `centre` the middle of that box, both in pixels.
