@@ -1,6 +1,7 @@
 """ResNet, ResNeXt and DetNet, under torchvision's parameter names."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -45,23 +46,16 @@ class ResidualBlock(nn.Module):
         super().__init__()
         plan = [(1, 1, 1), (3, stride, groups), (1, 1, 1)] if bottleneck else [(3, stride, 1), (3, 1, 1)]
         widths = [in_channels] + [middle] * (len(plan) - 1) + [out_channels]
-        for index, (kernel, step, split) in enumerate(plan):
+        bias = norm_kind == "none"
+        for index, ((kernel, step, split), (a, b)) in enumerate(zip(plan, pairwise(widths)), 1):
             spread = dilation if kernel > 1 else 1
-            conv = Conv2d(
-                widths[index],
-                widths[index + 1],
-                kernel,
-                step,
-                padding=spread * (kernel // 2),
-                dilation=spread,
-                groups=split,
-                bias=norm_kind == "none",
-            )
-            self.add_module(f"conv{index + 1}", conv)
-            self.add_module(f"bn{index + 1}", norm(norm_kind, widths[index + 1], groups=norm_groups))
+            padding = spread * (kernel // 2)
+            conv = Conv2d(a, b, kernel, step, padding=padding, dilation=spread, groups=split, bias=bias)
+            self.add_module(f"conv{index}", conv)
+            self.add_module(f"bn{index}", norm(norm_kind, b, groups=norm_groups))
         self.downsample = None
         if stride != 1 or in_channels != out_channels or project:
-            shortcut = Conv2d(in_channels, out_channels, 1, stride, bias=norm_kind == "none")
+            shortcut = Conv2d(in_channels, out_channels, 1, stride, bias=bias)
             self.downsample = nn.Sequential(shortcut, norm(norm_kind, out_channels, groups=norm_groups))
         self.names = tuple((f"conv{index + 1}", f"bn{index + 1}") for index in range(len(plan)))
 
@@ -111,28 +105,17 @@ class ResNet(nn.Module):
         self.bn1 = norm(norm_kind, width, groups=norm_groups)
         self.maxpool = nn.MaxPool2d(3, 2, 1)
         channels, scales = width, [2 ** min(stage, strided - 1) for stage in range(len(blocks))]
-        for stage, (count, scale) in enumerate(zip(blocks, scales)):
-            flat = stage >= strided
-            layer = []
+        options = {"bottleneck": bottleneck, "groups": groups, "norm_kind": norm_kind, "norm_groups": norm_groups}
+        self.channels = tuple(width * scale * expansion for scale in scales)
+        for stage, (count, scale, out) in enumerate(zip(blocks, scales, self.channels)):
+            flat, layer = stage >= strided, []
             for index in range(count):
-                layer.append(
-                    ResidualBlock(
-                        channels,
-                        middle * scale,
-                        width * scale * expansion,
-                        stride=2 if stage > 0 and index == 0 and not flat else 1,
-                        bottleneck=bottleneck,
-                        groups=groups,
-                        norm_kind=norm_kind,
-                        norm_groups=norm_groups,
-                        dilation=2 if flat else 1,
-                        project=flat and index == 0,
-                    )
-                )
-                channels = width * scale * expansion
+                stride = 2 if stage > 0 and index == 0 and not flat else 1
+                spread = {"dilation": 2 if flat else 1, "project": flat and index == 0}
+                layer.append(ResidualBlock(channels, middle * scale, out, stride=stride, **spread, **options))
+                channels = out
             self.add_module(f"layer{stage + 1}", nn.Sequential(*layer))
         self.layers = tuple(f"layer{stage + 1}" for stage in range(len(blocks)))
-        self.channels = tuple(width * scale * expansion for scale in scales)
         self.strides = tuple(4 * scale for scale in scales)
         initialise_convolutions(self)
 
