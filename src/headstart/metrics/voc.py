@@ -9,7 +9,7 @@ import numpy as np
 
 from headstart.data.dataset import Dataset
 from headstart.metrics.coco import Evaluation
-from headstart.metrics.matching import MAX_PAIRS, Groups, group, pairs
+from headstart.metrics.matching import MAX_PAIRS, Groups, pairs
 from headstart.metrics.overlaps import measure
 from headstart.metrics.predictions import Predictions
 
@@ -48,7 +48,7 @@ def evaluate_voc(
     x1 - 1, y1 - 1, x2, y2.
     Raises ValueError for ids that the data set does not hold.
     """
-    groups = group(dataset, predictions, max(len(predictions), 1))
+    groups = Groups(dataset, predictions, max(len(predictions), 1))
     best = _most_overlapped(dataset, predictions, groups, threshold)
     ignored = (dataset.crowd | dataset.difficult)[groups.gt]
     order = np.lexsort((-groups.score, groups.label))
