@@ -140,7 +140,7 @@ def _detector(
     num_keypoints: int,
     left_right: Sequence[tuple[int, int]],
 ) -> Detector:
-    model, part = recipe.model, recipe.evaluate
+    model, points, part = recipe.model, recipe.model.keypoint, recipe.evaluate
     pyramid = _detection_pyramid(model, backbone)
     weights = model.cascade.weights if model.cascade.enabled else (WEIGHTS,)
     return Detector(
@@ -148,13 +148,17 @@ def _detector(
         pyramid,
         _rpn(model, pyramid),
         _box_head(model, pyramid, num_classes, weights[0]),
-        _mask_head(model, pyramid, num_classes) if model.mask.enabled else None,
-        _keypoint_head(model, pyramid, num_keypoints, left_right) if model.keypoint.enabled else None,
+        MaskHead(_region_convs(model, model.mask, pyramid), num_classes=num_classes, channels=model.mask.conv_channels)
+        if model.mask.enabled
+        else None,
+        KeypointHead(_region_convs(model, points, pyramid), num_keypoints=num_keypoints, left_right=left_right)
+        if points.enabled
+        else None,
         num_regions=model.box.num_regions,
         positive_fraction=model.box.positive_fraction,
         iou_threshold=model.box.iou_threshold,
         mask_slots=model.mask.slots,
-        keypoint_slots=model.keypoint.slots,
+        keypoint_slots=points.slots,
         limits=DetectionLimits(part.score_threshold, part.nms_threshold, part.detections),
         seed=recipe.seed,
         # last, so that all else starts as without a cascade
@@ -217,18 +221,6 @@ def _box_head(model: Model, pyramid: Pyramid | LastMap, num_classes: int, weight
         weights=weights,
         smooth_l1_beta=part.smooth_l1_beta,
     )
-
-
-def _mask_head(model: Model, pyramid: Pyramid | LastMap, num_classes: int) -> MaskHead:
-    convs = _region_convs(model, model.mask, pyramid)
-    return MaskHead(convs, num_classes=num_classes, channels=model.mask.conv_channels)
-
-
-def _keypoint_head(
-    model: Model, pyramid: Pyramid | LastMap, num_keypoints: int, left_right: Sequence[tuple[int, int]]
-) -> KeypointHead:
-    convs = _region_convs(model, model.keypoint, pyramid)
-    return KeypointHead(convs, num_keypoints=num_keypoints, left_right=left_right)
 
 
 def _region_convs(model: Model, part: BoxPart | ConvHead, pyramid: Pyramid | LastMap) -> RegionConvs:
