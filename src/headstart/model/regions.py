@@ -201,7 +201,7 @@ class RegionPooler:
 
 
 class RegionConvs(nn.ModuleList):
-    """Pooled features of regions after `num` 3x3 convolutions with normalisation and ReLU, none of them possible."""
+    """Pooled features of regions after `num` 3x3 convolutions with normalisation and ReLU; `num` may be 0."""
 
     def __init__(
         self, in_channels: int, pooler: RegionPooler, *, num: int, channels: int, norm_kind: str, norm_groups: int
