@@ -89,8 +89,8 @@ def test_left_out_anchors_carry_no_loss():
     noise = torch.where(rpn._inside(anchors, batch.sizes), 0.0, 100.0)
 
     def losses(logits):
-        targets = rpn.targets(anchors, batch, batch.slots)
-        return rpn.loss(take(logits, targets.chosen.index), take(deltas, targets.chosen.index), targets)
+        chosen, wanted = rpn.targets(anchors, batch, batch.slots)
+        return rpn.loss(take(logits, chosen.index), take(deltas, chosen.index), chosen, wanted)
 
     wanted, found = losses(logits), losses(logits + noise)
     for name in wanted:

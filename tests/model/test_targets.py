@@ -23,8 +23,8 @@ def matched(candidates, gt, *, valid=None, crowd=None, **rule):
     eager = match(candidates, gt.unsqueeze(0), valid.unsqueeze(0), crowd.unsqueeze(0), **rule)
     with static():
         fixed = match(candidates, gt.unsqueeze(0), valid.unsqueeze(0), crowd.unsqueeze(0), **rule)
-    assert torch.equal(eager.labels, fixed.labels) and torch.equal(eager.matched, fixed.matched)
-    return eager.labels[0].tolist(), eager.matched[0].tolist()
+    assert all(map(torch.equal, eager, fixed))
+    return eager[0][0].tolist(), eager[1][0].tolist()
 
 
 def test_thresholds_are_inclusive_above_and_exclusive_below():

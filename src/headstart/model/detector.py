@@ -94,8 +94,8 @@ class Detector(nn.Module):
         keys = batch.slots ^ self.key
         features = self.features(batch.images)
         anchors = self.rpn.anchors(features)
-        targets = self.rpn.targets(anchors, batch, keys)
-        losses = self.rpn.loss(*self.rpn.predict_at(features, targets.chosen.index), targets)
+        chosen, wanted = self.rpn.targets(anchors, batch, keys)
+        losses = self.rpn.loss(*self.rpn.predict_at(features, chosen.index), chosen, wanted)
         with torch.no_grad():  # the RPN learns from the sampled anchors alone
             logits, deltas = self.rpn.predict(features)
         proposals, valid = self.rpn.decode(logits, deltas, anchors, batch.sizes, self.rpn.train_limits)

@@ -22,14 +22,6 @@ SALT = 2
 CROWD_SHARE = 0.7
 
 
-@dataclass(frozen=True)
-class Assignment:
-    """labels [B,N]: 1 positive, 0 negative, -1 takes no part; matched [B,N] the slot of the best ground truth."""
-
-    labels: Tensor
-    matched: Tensor
-
-
 def match(
     candidates: Tensor,
     gt_boxes: Tensor,
@@ -40,12 +32,13 @@ def match(
     low: float,
     low_quality: bool,
     inside: Tensor | None = None,
-) -> Assignment:
-    """Assign candidates [N,4] or [B,N,4] to ground truth [B,G,4] by IoU.
+) -> tuple[Tensor, Tensor]:
+    """Labels [B,N] of candidates [N,4] or [B,N,4], and the slot [B,N] of ground truth [B,G,4] with the best IoU.
 
-    IoU >= `high` is positive, below `low` negative, between them neither. With `low_quality` the best candidates of
-    every object are positive whatever their IoU, ties included, but never at IoU 0 (Faster R-CNN, 3.1.2). Candidates on
-    crowd regions, or not `inside` [B,N], take no part. An image without objects has negatives only.
+    Labels: 1 positive, 0 negative, -1 takes no part. IoU >= `high` is positive, below `low` negative, between them
+    neither. With `low_quality` the best candidates of every object are positive whatever their IoU, ties included, but
+    never at IoU 0 (Faster R-CNN, 3.1.2). Candidates on crowd regions, or not `inside` [B,N], take no part. An image
+    without objects has negatives only.
     """
     # Boxes that must match nothing are emptied: IoU 0. In [B,G,N] the many candidates are innermost, so that every loop
     # over the overlaps is long and contiguous, and broadcast masks, which are not, are avoided.
@@ -60,7 +53,7 @@ def match(
     labels.masked_fill_((labels != 1) & _on_crowd(candidates, gt_boxes, gt_valid & gt_crowd), -1)
     if inside is not None:
         labels.masked_fill_(~inside, -1)
-    return Assignment(labels, matched)
+    return labels, matched
 
 
 def _on_crowd(candidates: Tensor, gt_boxes: Tensor, crowd: Tensor) -> Tensor:
@@ -82,8 +75,8 @@ class SampledIndices:
 def sample(labels: Tensor, keys: Tensor, *, num: int, max_positive: int, salt: int) -> SampledIndices:
     """A uniform random choice without replacement of up to `max_positive` positives, filled up with negatives.
 
-    labels [B,N] as in Assignment; the choice is a function of keys [B] int64 and `salt`. Two top-k on random keys, so
-    that shapes are fixed: slots that could not be filled are not valid.
+    labels [B,N] as `match` gives them; the choice is a function of keys [B] int64 and `salt`. Two top-k on random keys,
+    so that shapes are fixed: slots that could not be filled are not valid.
     """
     chance = uniform(keys, labels.shape[1], salt=salt)
     num = min(num, labels.shape[1])
@@ -137,9 +130,10 @@ def sample_regions(
     candidates = torch.cat([proposals, batch.gt_boxes], dim=1)
     inside = torch.cat([proposal_valid, batch.gt_valid & ~batch.gt_crowd], dim=1)
     objects = (batch.gt_boxes, batch.gt_valid, batch.gt_crowd)
-    matches = match(candidates, *objects, high=iou_threshold, low=iou_threshold, low_quality=False, inside=inside)
-    chosen = sample(matches.labels, keys, num=num, max_positive=max_positive, salt=SALT)
-    gt = take(matches.matched, chosen.index)
+    rule = {"high": iou_threshold, "low": iou_threshold, "low_quality": False}
+    found, matched = match(candidates, *objects, **rule, inside=inside)
+    chosen = sample(found, keys, num=num, max_positive=max_positive, salt=SALT)
+    gt = take(matched, chosen.index)
     labels = torch.where(chosen.positive, take(batch.gt_labels, gt), num_classes)
     leading = min(max_positive, labels.shape[1])  # positives come first
     return Regions(take(candidates, chosen.index), labels, gt, chosen.positive, chosen.valid, leading)
@@ -154,10 +148,10 @@ def match_again(boxes: Tensor, regions: Regions, batch: Batch, *, num_classes: i
     """
     inside = regions.valid & (boxes[..., 2:] > boxes[..., :2]).all(dim=2)
     objects = (batch.gt_boxes, batch.gt_valid, batch.gt_crowd)
-    matches = match(boxes, *objects, high=iou_threshold, low=iou_threshold, low_quality=False, inside=inside)
-    positive = matches.labels == 1
-    labels = torch.where(positive, take(batch.gt_labels, matches.matched), num_classes)
-    return Regions(boxes, labels, matches.matched, positive, matches.labels >= 0, boxes.shape[1])
+    rule = {"high": iou_threshold, "low": iou_threshold, "low_quality": False}
+    found, matched = match(boxes, *objects, **rule, inside=inside)
+    labels = torch.where(found == 1, take(batch.gt_labels, matched), num_classes)
+    return Regions(boxes, labels, matched, found == 1, found >= 0, boxes.shape[1])
 
 
 def pool_regions(
