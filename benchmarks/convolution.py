@@ -16,8 +16,7 @@ import torch
 import torch.nn.functional as F
 from record import keep
 
-from headstart.ops.convolution import weight_gradient
-from headstart.ops.products import OneDNNLinear
+from headstart.ops.products import OneDNNLinear, weight_gradient
 from headstart.training.memory import keep_freed_memory
 
 SIZES = (  # images, channels, side

@@ -7,7 +7,7 @@ from unittest import mock
 
 import torch
 
-from headstart.model import box_head, detector, mask_head, regions, rpn
+from headstart.model import box_head, detector, region_heads, regions, rpn
 from headstart.model.detector import Detector
 
 
@@ -46,11 +46,11 @@ def stopwatch(model: Detector, clock: Callable[[], float]) -> Iterator[dict[str,
         ("box head", model.box_head, "predict"),
         ("box head", model.box_head, "loss"),
         ("masks", model, "_mask_loss"),
-        ("masks", mask_head.MaskHead, "predict"),
+        ("masks", region_heads.MaskHead, "predict"),
         ("backward", torch.Tensor, "backward"),
         ("update", torch.optim.SGD, "step"),
         ("box head", model.box_head, "decode"),
-        ("masks", model, "_masks"),
+        ("masks", model, "complete"),
     ]
     with ExitStack() as stack:
         for part, owner, name in places:

@@ -4,13 +4,13 @@ from dataclasses import dataclass
 
 import torch
 
-from headstart.model.backbones.resnet import ResNet, build_resnet
+from headstart.model.backbones.resnet import ResNet
 from headstart.model.box_head import BoxHead, DetectionLimits
 from headstart.model.classifier import Classifier
 from headstart.model.detector import Detector
-from headstart.model.mask_head import MaskHead
 from headstart.model.pyramid import Pyramid
-from headstart.model.regions import RegionPooler
+from headstart.model.region_heads import MaskHead
+from headstart.model.regions import RegionConvs, RegionPooler
 from headstart.model.rpn import ProposalLimits, Rpn
 from headstart.weights.files import WeightFile
 
@@ -18,15 +18,7 @@ NARROW = {"width": 16, "norm_groups": 4}
 
 
 def resnet(depth=18, norm_kind="batch", **changes):
-    options = {
-        "bottleneck": None,
-        "width": 64,
-        "groups": 1,
-        "group_width": None,
-        "norm_groups": 32,
-        "in_channels": 3,
-    } | changes
-    return build_resnet(depth, norm_kind=norm_kind, **options).eval()
+    return ResNet(depth, norm_kind=norm_kind, **changes).eval()
 
 
 def classifier(kind="group", seed=0):
@@ -87,21 +79,18 @@ def detector(kind, *, norm_kind="none", body_norm="batch", num_classes=90, rpn_c
         train_limits=limits,
         test_limits=limits,
     )
+    box_pooler, mask_pooler = (RegionPooler(side, pyramid.pooled_strides) for side in (7, 14))
     box = BoxHead(
-        size.channels,
-        RegionPooler(7, pyramid.pooled_strides),
+        RegionConvs(size.channels, box_pooler, num=box_convs, channels=size.channels, **norms),
         num_classes=num_classes,
-        convs=box_convs,
-        conv_channels=size.channels,
         fcs=fcs,
         fc_width=size.fc_width,
         class_agnostic=False,
         weights=(10.0, 10.0, 5.0, 5.0),
         smooth_l1_beta=1.0,
-        **norms,
     )
-    pooler = RegionPooler(14, pyramid.pooled_strides)
-    mask = MaskHead(size.channels, pooler, num_classes=num_classes, convs=4, conv_channels=size.channels, **norms)
+    mask_convs = RegionConvs(size.channels, mask_pooler, num=4, channels=size.channels, **norms)
+    mask = MaskHead(mask_convs, num_classes=num_classes, channels=size.channels)
     return Detector(
         backbone,
         pyramid,

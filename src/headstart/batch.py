@@ -111,7 +111,7 @@ class Detections:
 
     boxes [B,D,4] XYXY pixels of the padded image; scores [B,D]; labels [B,D] in 0..C-1; valid [B,D] bool.
     masks [B,D,M,M] probabilities in the box frame, or None; heat_maps [B,D,K,T,T] logits of each keypoint's position in
-    the box frame, or None (`model.keypoint_head.peaks` finds the positions).
+    the box frame, or None (`model.region_heads.peaks` finds the positions).
     """
 
     boxes: Tensor

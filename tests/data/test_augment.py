@@ -12,6 +12,7 @@ from headstart.data.augment.colour import Colour, ColourJitter, recolour
 from headstart.data.augment.own import Transform
 from headstart.data.augment.rules import Augmentation, Jitter, draw_quadrants
 from headstart.data.order import slot_generator
+from headstart.data.stream import Reading
 from headstart.data.train_stream import TrainStream
 from headstart.data.views import View, move_boxes, move_boxes_back, move_frames, move_keypoints, stack_images
 from headstart.ops.polygons import inside as cells_inside
@@ -29,8 +30,8 @@ CASES = {
 
 
 def stream(dataset, augmentation, **changes):
-    options = {"batch": 2, "seed": 7, "mask_frame": 56, "max_objects": None, "cache": True, "num_workers": 0}
-    return TrainStream(dataset, augmentation, PLAIN, **{**options, **changes})
+    reading = replace(Reading(2, 7, cache=True, num_workers=0), **changes)
+    return TrainStream(dataset, augmentation, PLAIN, reading, mask_frame=56, max_objects=None)
 
 
 @pytest.mark.parametrize("case", CASES)

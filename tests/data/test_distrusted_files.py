@@ -12,7 +12,8 @@ from PIL import Image
 from headstart.data.check import doctor
 from headstart.data.images import image_size, load_image
 from headstart.data.label_maps import PixelLabels
-from headstart.data.read import coco, detect_format, open_dataset, read_folders, read_voc, read_yolo, text
+from headstart.data.read import coco, detect_format, open_dataset, read_folders, read_voc, read_yolo
+from headstart.data.read import files as read_files
 from headstart.files import file_digest, open_regular, read_regular
 from headstart.training.rows import read_rows
 
@@ -126,7 +127,7 @@ def test_sizes_are_bounded(tmp_path, monkeypatch):
     assert refusal(lambda: read_regular(path, most=5)) == f"{path}: has 1,099,511,627,776 bytes: expected at most 5"
     data = yolo(tmp_path)
     with (tmp_path / "labels" / "a.txt").open("wb") as file:
-        file.truncate(text.MOST_TEXT + 1)
+        file.truncate(read_files.MOST_TEXT + 1)
     assert "expected at most 67,108,864" in refusal(read_yolo, data)
 
 
@@ -138,7 +139,7 @@ def test_a_file_that_holds_more_than_its_size_is_refused():
 
 
 def test_a_walk_through_what_is_no_data_set_ends(tmp_path, monkeypatch):
-    monkeypatch.setattr(text, "MOST_OTHERS", 20)
+    monkeypatch.setattr(read_files, "MOST_OTHERS", 20)
     picture(tmp_path / "z" / "a.png")
     for number in range(25):
         (tmp_path / f"{number}").mkdir()
@@ -150,7 +151,7 @@ def test_a_walk_through_what_is_no_data_set_ends(tmp_path, monkeypatch):
     data = tmp_path / "z" / "data.yaml"
     data.write_text("train: ..\nnames: [ant]\n")
     assert "not read further" in refusal(read_yolo, data)
-    monkeypatch.setattr(text, "MOST_ENTRIES", 3)
+    monkeypatch.setattr(read_files, "MOST_ENTRIES", 3)
     for number in range(4):
         picture(tmp_path / "w" / "ant" / f"{number}.png")
     assert refusal(read_folders, tmp_path / "w").startswith(f"{tmp_path / 'w'}: 4 files and folders")

@@ -10,9 +10,8 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from headstart.data.check import ERROR, LEVELS, NOTE, WARNING, Problem, Report, doctor
 from headstart.data.check import annotations as annotation_check
-from headstart.data.check import doctor
-from headstart.data.check.problems import ERROR, LEVELS, NOTE, WARNING, Problem, Report
 from headstart.data.dataset import fingerprint
 from headstart.data.read import coco
 from headstart.data.shapes import write as shapes

@@ -11,11 +11,10 @@ from headstart.batch import InputSpec
 from headstart.data import paste, train_stream, views
 from headstart.data.augment.colour import ColourJitter
 from headstart.data.augment.rules import Augmentation, Jitter
-from headstart.data.crops import crop_images
 from headstart.data.order import Resize
 from headstart.data.read.coco import read
-from headstart.data.stream import EvalImages
-from headstart.data.train_stream import TrainStream
+from headstart.data.stream import EvalImages, Reading
+from headstart.data.train_stream import TrainStream, crop_images
 from tiny import SIDE
 
 CONVENTION = InputSpec((100.0, 110.0, 120.0), (50.0, 51.0, 52.0), "bgr")
@@ -36,8 +35,8 @@ def people(data_root):
 
 
 def stream(dataset, augmentation, *, num_workers=0):
-    options = {"batch": 4, "seed": 7, "mask_frame": 16, "max_objects": None, "cache": True}
-    return TrainStream(dataset, AUGMENTATIONS[augmentation], CONVENTION, num_workers=num_workers, **options)
+    reading = Reading(4, 7, cache=True, num_workers=num_workers)
+    return TrainStream(dataset, AUGMENTATIONS[augmentation], CONVENTION, reading, mask_frame=16, max_objects=None)
 
 
 def assert_alike(fake, real):

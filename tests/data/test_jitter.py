@@ -13,6 +13,7 @@ from headstart.data.augment.rules import Augmentation, Jitter, draw_window
 from headstart.data.masks import FrameTable
 from headstart.data.paste import Objects, alpha_of, choose, visible_objects
 from headstart.data.read.coco import read
+from headstart.data.stream import Reading
 from headstart.data.train_stream import TrainStream
 from headstart.data.views import View, move_boxes, move_boxes_back, stack_images
 from headstart.ops.polygons import inside as cells_inside
@@ -54,8 +55,10 @@ def drawn(tmp_path_factory):
 
 
 def stream(dataset, *, copy_paste=False, **changes):
-    options = {"batch": 2, "seed": 7, "mask_frame": 56, "max_objects": None, "cache": True, "num_workers": 0}
-    return TrainStream(dataset, replace(AUGMENTATION, copy_paste=copy_paste), PLAIN, **{**options, **changes})
+    reading = replace(Reading(2, 7, cache=True, num_workers=0), **changes)
+    return TrainStream(
+        dataset, replace(AUGMENTATION, copy_paste=copy_paste), PLAIN, reading, mask_frame=56, max_objects=None
+    )
 
 
 def equal(a, b):

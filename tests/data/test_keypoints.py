@@ -10,6 +10,7 @@ from PIL import Image
 from headstart.batch import InputSpec
 from headstart.data.augment.rules import Augmentation
 from headstart.data.read.coco import read
+from headstart.data.stream import Reading
 from headstart.data.targets import mirror_note, require_keypoints, sigmas_of, with_keypoints
 from headstart.data.train_stream import TrainStream
 
@@ -41,10 +42,8 @@ def test_points_stay_on_their_pixels_and_a_mirror_swaps_left_and_right(tmp_path)
     data = people(tmp_path)
     assert data.left_right == ((1, 2),)
     seen = set()
-    stream = TrainStream(
-        data, Augmentation((64,), 64, 0.5), PLAIN, batch=1, seed=0, mask_frame=0, max_objects=None, cache=True,
-        num_workers=0,
-    )  # fmt: skip
+    reading = Reading(1, 0, cache=True, num_workers=0)
+    stream = TrainStream(data, Augmentation((64,), 64, 0.5), PLAIN, reading, mask_frame=0, max_objects=None)
     for batch in stream.batches(0, 12):
         points = batch.gt_keypoints[0, 0]
         values = [batch.images[0, 0, int(y), int(x)].item() for x, y, _ in points.tolist()]

@@ -10,7 +10,7 @@ import pytest
 
 from headstart.data import read as formats
 from headstart.data.check import doctor
-from headstart.data.read import text as texts
+from headstart.data.read import files as read_files
 from headstart.data.read.layout import find_layout, top_keys
 from layouts import (
     BOX,
@@ -184,6 +184,6 @@ def test_a_file_whose_head_cannot_be_read_is_named(tmp_path, monkeypatch):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     (tmp_path / "a.json").write_text("{}")
-    monkeypatch.setattr(texts, "open_regular", refuse)
+    monkeypatch.setattr(read_files, "open_regular", refuse)
     with pytest.raises(ValueError, match=r"a\.json: cannot be read \(Input/output error\): expected a readable file$"):
         find_layout(tmp_path)

@@ -12,7 +12,7 @@ from headstart.data.augment.rules import Augmentation
 from headstart.data.dataset import Dataset
 from headstart.data.order import Resize
 from headstart.data.read.coco import read
-from headstart.data.stream import EvalImages, decode, prefetch
+from headstart.data.stream import EvalImages, Reading, decode, prefetch
 from headstart.data.targets import Targets
 from headstart.data.train_stream import TrainStream
 from tiny import SIDE
@@ -39,8 +39,8 @@ def mixed(scenes, tmp_path_factory) -> Dataset:
 
 
 def stream(dataset, **changes):
-    options = {"batch": 2, "seed": 7, "mask_frame": 16, "max_objects": None, "cache": False, "num_workers": 0}
-    return TrainStream(dataset, AUGMENTATION, CONVENTION, **{**options, **changes})
+    reading = replace(Reading(2, 7, cache=False, num_workers=0), **changes)
+    return TrainStream(dataset, AUGMENTATION, CONVENTION, reading, mask_frame=16, max_objects=None)
 
 
 def equal(a, b):
@@ -109,10 +109,9 @@ def test_boxes_and_masks_lie_on_the_object(tmp_path):
     data = Dataset_of(tmp_path, polygon=[16, 10, 56, 10, 56, 30, 16, 30])
     plain = InputSpec((0.0,) * 3, (1.0,) * 3, "rgb")
     seen = set()
-    for batch in TrainStream(
-        data, Augmentation((64, 128), 128, 0.5), plain, batch=1, seed=0, mask_frame=8, max_objects=None, cache=True,
-        num_workers=0,
-    ).batches(0, 12):  # fmt: skip
+    reading = Reading(1, 0, cache=True, num_workers=0)
+    options = {"mask_frame": 8, "max_objects": None}
+    for batch in TrainStream(data, Augmentation((64, 128), 128, 0.5), plain, reading, **options).batches(0, 12):
         rows, columns = torch.where(batch.images[0, 0] > 127.5)
         found = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
         assert batch.gt_boxes[0, 0].tolist() == [float(value) for value in found]

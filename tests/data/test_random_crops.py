@@ -10,6 +10,7 @@ from test_jitter import CROP, PLAIN, SHAPES, drawn, equal, fine  # noqa: F401 --
 from headstart.data.augment.colour import DEVIATIONS, DIRECTIONS, GREY, Colour, ColourJitter, recolour
 from headstart.data.augment.rules import Augmentation, Crop, draw_crop
 from headstart.data.order import slot_generator
+from headstart.data.stream import Reading
 from headstart.data.train_stream import TrainStream
 from headstart.data.views import View, stack_images
 
@@ -20,8 +21,8 @@ AUGMENTATION = Augmentation((CROP,), CROP, 0.5, crop=RULE)
 
 
 def stream(dataset, *, colour=COLOURS, **changes):
-    options = {"batch": 2, "seed": 7, "mask_frame": 56, "max_objects": None, "cache": True, "num_workers": 0}
-    return TrainStream(dataset, replace(AUGMENTATION, colour=colour), PLAIN, **{**options, **changes})
+    reading = replace(Reading(2, 7, cache=True, num_workers=0), **changes)
+    return TrainStream(dataset, replace(AUGMENTATION, colour=colour), PLAIN, reading, mask_frame=56, max_objects=None)
 
 
 def test_batches_are_a_function_of_seed_step_and_slot(drawn):  # noqa: F811

@@ -10,7 +10,7 @@ from matplotlib.path import Path as Outline
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from headstart.data.shapes import outlines as forms
+from headstart.data.shapes import drawing as forms
 from headstart.data.shapes import scenes
 from headstart.data.shapes import write as shapes
 from headstart.ops.polygons import area

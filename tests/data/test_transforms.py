@@ -8,8 +8,8 @@ from torchvision.transforms.v2.functional import normalize
 
 from headstart.batch import InputSpec
 from headstart.data.augment.rules import draw_view
-from headstart.data.crops import crop_images
 from headstart.data.order import slot_generator
+from headstart.data.train_stream import crop_images
 from headstart.data.views import View, move_boxes, move_keypoints, stack_images
 
 PLAIN = InputSpec((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "rgb")

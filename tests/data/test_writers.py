@@ -8,12 +8,10 @@ import pytest
 
 import layouts
 from cli_call import call
+from headstart.data.classes import merge, rename_classes
 from headstart.data.dataset import fingerprint
 from headstart.data.read import coco, open_dataset
-from headstart.data.write import open_splits
-from headstart.data.write.classes import merge, rename_classes
-from headstart.data.write.voc import write_voc
-from headstart.data.write.yolo import write_yolo
+from headstart.data.write import open_splits, write_voc, write_yolo
 
 
 def same(one, other):

@@ -5,27 +5,16 @@ import torch
 import torchvision
 from torch import nn
 
-from headstart.model.backbones.resnet import DEPTHS, build_detnet, build_resnet
+from headstart.model.backbones.resnet import DEPTHS, ResNet, build_detnet
 from headstart.model.backbones.timm_net import TimmNet
-from headstart.model.backbones.vgg import build_vgg
+from headstart.model.backbones.vgg import Vgg
 from headstart.model.norm import FrozenBatchNorm, GroupNorm
 
 RESNEXT = {"groups": 32, "group_width": 4}
 
 
-def ours(
-    depth, *, norm_kind="batch", groups=1, group_width=None, width=64, bottleneck=None, in_channels=3, norm_groups=32
-):
-    return build_resnet(
-        depth,
-        bottleneck=bottleneck,
-        width=width,
-        groups=groups,
-        group_width=group_width,
-        norm_kind=norm_kind,
-        norm_groups=norm_groups,
-        in_channels=in_channels,
-    )
+def ours(depth, *, norm_kind="batch", **changes):
+    return ResNet(depth, norm_kind=norm_kind, **changes)
 
 
 def shapes(model):
@@ -110,7 +99,7 @@ def test_initialisation_is_he_fan_out():
 def test_parts_partition_the_parameters_from_the_input_up():
     for model in (
         ours(18),
-        build_vgg(16, width=8, in_channels=3),
+        Vgg(16, width=8, in_channels=3),
         build_detnet(59, width=8, norm_kind="none", norm_groups=1, in_channels=3),
     ):
         parts = model.parts()
@@ -124,7 +113,7 @@ def test_an_unknown_depth_is_refused():
     with pytest.raises(ValueError, match=r"model\.backbone\.depth: 51 .* 18, 34, 50, 101, 152"):
         ours(51)
     with pytest.raises(ValueError, match="depth: 15 is not known, expected one of 11, 13, 16, 19 or five counts"):
-        build_vgg(15, width=8, in_channels=3)
+        Vgg(15, width=8, in_channels=3)
     with pytest.raises(ValueError, match="depth: 50 is not known, expected 59 or five block counts"):
         build_detnet(50, width=8, norm_kind="group", norm_groups=4, in_channels=3)
 
@@ -141,7 +130,7 @@ def test_resnext_152_in_both_readings():
 def test_vgg_gives_torchvisions_last_map():
     torch.manual_seed(0)
     plan = [8, 8, "M", 16, 16, "M", 32, 32, 32, "M", 64, 64, 64, "M", 64, 64, 64, "M"]
-    theirs, model = torchvision.models.vgg.make_layers(plan), build_vgg(16, width=8, in_channels=3)
+    theirs, model = torchvision.models.vgg.make_layers(plan), Vgg(16, width=8, in_channels=3)
     model.features.load_state_dict(theirs.state_dict())
     images = torch.randn(1, 3, 64, 96)
     with torch.no_grad():
@@ -151,14 +140,14 @@ def test_vgg_gives_torchvisions_last_map():
     for depth in (11, 13, 16, 19):
         with torch.device("meta"):
             named = torchvision.models.get_model(f"vgg{depth}", weights=None).features.state_dict()
-            mine = build_vgg(depth, width=64, in_channels=3).features.state_dict()
+            mine = Vgg(depth, width=64, in_channels=3).features.state_dict()
         assert {k: v.shape for k, v in mine.items()} == {k: v.shape for k, v in named.items()}
 
 
 def test_vgg_keeps_the_size_of_its_input():
     """He et al. 2015: with fan-in initialisation the second moment survives thirteen layers (to a factor of two)."""
     torch.manual_seed(0)
-    model = build_vgg(16, width=16, in_channels=3)
+    model = Vgg(16, width=16, in_channels=3)
     images = torch.randn(2, 3, 64, 64)
     assert 0.3 < float(model(images)[0].detach().square().mean() / images.square().mean()) < 2
 

@@ -8,7 +8,7 @@ from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import batched_nms, clip_boxes_to_image
 
 from headstart.model.box_head import BoxHead, DetectionLimits
-from headstart.model.regions import RegionPooler, Regions
+from headstart.model.regions import RegionConvs, RegionPooler, Regions
 
 NUM_CLASSES, WEIGHTS = 6, (10.0, 10.0, 5.0, 5.0)
 LIMITS = DetectionLimits(score_threshold=0.05, nms_threshold=0.5, num=25)
@@ -16,15 +16,10 @@ LIMITS = DetectionLimits(score_threshold=0.05, nms_threshold=0.5, num=25)
 
 def head(*, class_agnostic=False):
     return BoxHead(
-        8,
-        RegionPooler(3, (4, 8)),
+        RegionConvs(8, RegionPooler(3, (4, 8)), num=0, channels=8, norm_kind="none", norm_groups=1),
         num_classes=NUM_CLASSES,
-        convs=0,
-        conv_channels=8,
         fcs=1,
         fc_width=16,
-        norm_kind="none",
-        norm_groups=1,
         class_agnostic=class_agnostic,
         weights=WEIGHTS,
         smooth_l1_beta=1.0,

@@ -11,9 +11,16 @@ import torch.nn.functional as F
 from devices import static
 from headstart.model.box_head import DetectionLimits
 from headstart.model.build import build
-from headstart.model.corners.head import CornerMaps, corner_pool, embedding_losses, heat_loss, offset_loss
-from headstart.model.corners.pairs import PairLimits, decode
-from headstart.model.corners.targets import corner_radius, corner_targets
+from headstart.model.corner_head import (
+    CornerMaps,
+    corner_pool,
+    corner_radius,
+    corner_targets,
+    embedding_losses,
+    heat_loss,
+    offset_loss,
+)
+from headstart.model.corner_net import PairLimits, decode
 from headstart.model.flops import count_macs, num_parameters, without_values
 from headstart.ops.boxes import iou
 from headstart.ops.nms import soft_nms

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 from devices import static
 from headstart.batch import PixelBatch
 from headstart.model.classifier import Classifier, mean_cross_entropy
-from headstart.model.keypoint_head import peaks
+from headstart.model.region_heads import peaks
 from small_detector import HOURGLASS, in_double, small_batch, small_detector, with_keypoints
 from weight_nets import NARROW, resnet
 

@@ -8,7 +8,7 @@ from test_nets import DETNET, VGG
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensor
 
 from devices import CUDA, HostWaits, Watch, fake_cuda
-from headstart.model import box_head, mask_head, regions, rpn
+from headstart.model import box_head, region_heads, regions, rpn
 from headstart.ops import nms
 from small_detector import CORNERS, HOURGLASS, small_batch, small_detector, with_keypoints
 
@@ -103,8 +103,13 @@ FAULTS = {
     "numbers": (lambda x: x * x.new_tensor([2.0]), HostWaits, "waits for a copy"),
     "index on the host": (lambda x: x[torch.arange(len(x))], HostWaits, "of the host and of the GPU"),
 }
-PLACES = {"rpn": (rpn.Rpn, "loss"), "box head": (box_head.BoxHead, "loss"), "mask head": (mask_head.MaskHead, "loss")}
-PLACES |= {"pooling": (regions.RegionPooler, "__call__"), "decoding": (box_head.BoxHead, "decode")}
+PLACES = {
+    "rpn": (rpn.Rpn, "loss"),
+    "box head": (box_head.BoxHead, "loss"),
+    "mask head": (region_heads.MaskHead, "loss"),
+    "pooling": (regions.RegionPooler, "__call__"),
+    "decoding": (box_head.BoxHead, "decode"),
+}
 
 
 @pytest.mark.parametrize(

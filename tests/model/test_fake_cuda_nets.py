@@ -14,10 +14,10 @@ from headstart.batch import InputSpec, LabelledBatch, PixelBatch
 from headstart.data.order import Resize
 from headstart.data.stream import make_batch
 from headstart.metrics.tta import Tta
-from headstart.model.backbones.vgg import build_vgg
+from headstart.model.backbones.vgg import Vgg
 from headstart.model.box_head import _ScaleGradient
 from headstart.model.classifier import Classifier
-from headstart.model.keypoint_head import peaks
+from headstart.model.region_heads import peaks
 from headstart.ops import nms
 from headstart.ops.roi_align import WeightedGather
 from headstart.tasks.classification import class_loss
@@ -54,7 +54,7 @@ def test_a_segmenter_stays_on_the_device(norm, bf16):
 
 CLASSIFIERS = {
     **{norm: lambda norm=norm: Classifier(resnet(18, norm, **NARROW), 4) for norm in ("group", "batch")},
-    "vgg": lambda: Classifier(build_vgg([1] * 5, width=4, in_channels=3), 4, pool=2, hidden=(8, 8), dropout=0.5),
+    "vgg": lambda: Classifier(Vgg([1] * 5, width=4, in_channels=3), 4, pool=2, hidden=(8, 8), dropout=0.5),
 }
 
 

@@ -25,8 +25,8 @@ from torchvision.ops import MultiScaleRoIAlign
 
 from devices import static
 from headstart.model.build import build
-from headstart.model.keypoint_head import KeypointHead, cells_of, peaks
-from headstart.model.regions import RegionPooler
+from headstart.model.region_heads import KeypointHead, cells_of, peaks
+from headstart.model.regions import RegionConvs, RegionPooler
 from headstart.recipe.load import load_recipe
 from headstart.weights.files import read_weights
 from headstart.weights.load import load_weights
@@ -55,9 +55,8 @@ def test_targets_are_torchvisions():
 
 
 def head(points=5, convs=1):
-    return KeypointHead(
-        8, RegionPooler(14, (4, 8)), num_keypoints=points, convs=convs, conv_channels=8, norm_kind="none", norm_groups=1
-    )
+    stack = RegionConvs(8, RegionPooler(14, (4, 8)), num=convs, channels=8, norm_kind="none", norm_groups=1)
+    return KeypointHead(stack, num_keypoints=points)
 
 
 @pytest.mark.parametrize("visible", [True, False])

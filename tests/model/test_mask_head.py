@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from headstart.model.mask_head import MaskHead
-from headstart.model.regions import RegionPooler
+from headstart.model.region_heads import MaskHead
+from headstart.model.regions import RegionConvs, RegionPooler
 
 SLOTS, CLASSES, SIDE = 5, 4, 7
 
@@ -13,8 +13,8 @@ SLOTS, CLASSES, SIDE = 5, 4, 7
 @pytest.fixture
 def head():
     torch.manual_seed(0)
-    pooler = RegionPooler(SIDE, (4,))
-    found = MaskHead(6, pooler, num_classes=CLASSES, convs=1, conv_channels=8, norm_kind="none", norm_groups=1)
+    convs = RegionConvs(6, RegionPooler(SIDE, (4,)), num=1, channels=8, norm_kind="none", norm_groups=1)
+    found = MaskHead(convs, num_classes=CLASSES, channels=8)
     for parameter in found.parameters():
         torch.nn.init.normal_(parameter)
     return found.double()
@@ -30,7 +30,7 @@ def asked(seed=1):
 
 def plain(head, features, boxes, image, labels, valid):
     """The layers one after another, all classes evaluated and one chosen."""
-    x = head.pooler(features, boxes, image)
+    x = head.convs.pooler(features, boxes, image)
     for conv in head.convs:
         x = conv(x)
     maps = head.classify(F.relu(head.deconv(x)))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from headstart.model.mask_head import sample_frames
+from headstart.model.region_heads import sample_frames
 
 SIDE = 56
 

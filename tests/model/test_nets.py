@@ -5,7 +5,7 @@ import torch
 import torchvision
 from torch import nn
 
-from headstart.model.backbones.vgg import build_vgg
+from headstart.model.backbones.vgg import Vgg
 from headstart.model.build import build
 from headstart.model.classifier import Classifier
 from headstart.model.norm import SyncBatchNorm
@@ -34,7 +34,7 @@ DETNET = {"model__backbone": {"kind": "detnet", "depth": [1, 1, 1, 1, 1], "width
 @pytest.mark.parametrize(("changes", "strides"), [(VGG, (16,)), (DETNET, (4, 8, 16, 16, 16))], ids=["vgg", "detnet"])
 def test_a_step_and_a_prediction(changes, strides):
     model, batch = small_detector(**changes), small_batch(2)
-    assert model.pyramid.strides == model.pyramid.pooled_strides == model.box_head.pooler.strides == strides
+    assert model.pyramid.strides == model.pyramid.pooled_strides == model.box_head.convs.pooler.strides == strides
     losses = model(batch)
     assert all(loss.isfinite() and loss > 0 for loss in losses.values())
     sum(losses.values()).backward()
@@ -53,7 +53,7 @@ def test_all_anchor_sizes_lie_on_the_one_map():
 
 def test_one_size_more_than_maps_adds_the_subsampled_level():
     more = small_detector(**DETNET, model__rpn__anchor_sizes=[8, 16, 32, 48, 64, 80])
-    assert more.pyramid.strides == (4, 8, 16, 16, 16, 32) and more.box_head.pooler.strides == (4, 8, 16, 16, 16)
+    assert more.pyramid.strides == (4, 8, 16, 16, 16, 32) and more.box_head.convs.pooler.strides == (4, 8, 16, 16, 16)
     four = small_detector(model__rpn__anchor_sizes=[8, 16, 32, 48])
     assert four.pyramid.strides == (4, 8, 16, 32)
     with pytest.raises(ValueError, match=r"anchor_sizes: 3 sizes for a pyramid on 4 maps, expected .*4, or 5"):
@@ -69,7 +69,7 @@ def test_vgg_classifier_equals_torchvisions_and_starts_the_whole_box_head():
     theirs.features = layers
     theirs.classifier[0], theirs.classifier[3] = nn.Linear(32 * 49, 24), nn.Linear(24, 24)
     theirs.classifier[6] = nn.Linear(24, 3)
-    ours = Classifier(build_vgg([1] * 5, width=4, in_channels=3), 3, pool=7, hidden=(24, 24), dropout=0.5).eval()
+    ours = Classifier(Vgg([1] * 5, width=4, in_channels=3), 3, pool=7, hidden=(24, 24), dropout=0.5).eval()
     ours.backbone.features.load_state_dict(layers.state_dict())
     for layer, source in zip((*ours.fcs, ours.fc), (theirs.classifier[place] for place in (0, 3, 6))):
         layer.load_state_dict(source.state_dict())
@@ -88,7 +88,7 @@ def test_vgg_classifier_equals_torchvisions_and_starts_the_whole_box_head():
 
 
 def test_a_vgg_start_without_its_fully_connected_layers_is_an_error():
-    bare = build_vgg([1] * 5, width=4, in_channels=3).state_dict()
+    bare = Vgg([1] * 5, width=4, in_channels=3).state_dict()
     with pytest.raises(ValueError, match=r"box_head\.fcs\.0\.weight"):
         load_weights(small_detector(**VGG), file_of(bare), scope="backbone", input=IMAGENET)
 

@@ -17,7 +17,7 @@ from torchvision.ops import MultiScaleRoIAlign
 
 from headstart.batch import Batch
 from headstart.model.build import build
-from headstart.model.mask_head import sample_frames
+from headstart.model.region_heads import sample_frames
 from headstart.recipe.load import load_recipe
 from headstart.weights.files import read_weights
 from headstart.weights.load import load_weights

@@ -121,7 +121,7 @@ def test_only_single_cells_in_channels_last_memory_are_a_product():
 def test_the_gradient_of_3x3_kernels_is_ours_only_below_avx512(monkeypatch, level):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: level)
     x, least = torch.randn(1, 6, 14, 15), pyramid.LEAST_WORK
-    monkeypatch.setattr(pyramid, "LEAST_WORK", x.numel() * 8)
+    monkeypatch.setattr(pyramid, "LEAST_TAP", x.numel() * 8)
     taken = {
         (name, layout): Conv2d(6, 8, **options)._has_own_gradient(x.to(memory_format=layout))
         for name, options in SHAPES.items()
@@ -135,7 +135,7 @@ def test_the_gradient_of_3x3_kernels_is_ours_only_below_avx512(monkeypatch, leve
     with torch.no_grad():
         assert not conv._has_own_gradient(x)
     assert conv._has_own_gradient(x) is (level != "AVX512") and not conv._has_own_gradient(x[:, :, 1:].clone())
-    monkeypatch.setattr(pyramid, "LEAST_WORK", least)
+    monkeypatch.setattr(pyramid, "LEAST_TAP", least)
     assert not conv._has_own_gradient(x)
 
 

@@ -6,8 +6,8 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import nms
 
+from headstart.model.regions import take
 from headstart.model.rpn import ProposalLimits, anchors_for
-from headstart.model.targets import take
 from headstart.ops.boxes import decode
 from small_detector import SIDE, small_batch, small_detector
 
@@ -89,8 +89,8 @@ def test_left_out_anchors_carry_no_loss():
     noise = torch.where(rpn._inside(anchors, batch.sizes), 0.0, 100.0)
 
     def losses(logits):
-        targets = rpn.targets(anchors, batch, batch.slots)
-        return rpn.loss(take(logits, targets.chosen.index), take(deltas, targets.chosen.index), targets)
+        chosen, wanted = rpn.targets(anchors, batch, batch.slots)
+        return rpn.loss(take(logits, chosen.index), take(deltas, chosen.index), chosen, wanted)
 
     wanted, found = losses(logits), losses(logits + noise)
     for name in wanted:

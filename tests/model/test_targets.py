@@ -6,7 +6,7 @@ from torchvision.models.detection._utils import Matcher
 from torchvision.ops import box_iou
 
 from devices import static
-from headstart.model.targets import match, sample, take
+from headstart.model.regions import match, sample, take
 
 RPN = {"high": 0.7, "low": 0.3, "low_quality": True}
 REGIONS = {"high": 0.5, "low": 0.5, "low_quality": False}
@@ -23,8 +23,8 @@ def matched(candidates, gt, *, valid=None, crowd=None, **rule):
     eager = match(candidates, gt.unsqueeze(0), valid.unsqueeze(0), crowd.unsqueeze(0), **rule)
     with static():
         fixed = match(candidates, gt.unsqueeze(0), valid.unsqueeze(0), crowd.unsqueeze(0), **rule)
-    assert torch.equal(eager.labels, fixed.labels) and torch.equal(eager.matched, fixed.matched)
-    return eager.labels[0].tolist(), eager.matched[0].tolist()
+    assert all(map(torch.equal, eager, fixed))
+    return eager[0][0].tolist(), eager[1][0].tolist()
 
 
 def test_thresholds_are_inclusive_above_and_exclusive_below():

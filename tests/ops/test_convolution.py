@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from headstart.ops.convolution import conv3x3
+from headstart.ops.products import conv3x3
 
 
 @pytest.mark.parametrize("size", [(5, 7), (1, 1), (1, 4), (2, 1)], ids=str)

@@ -5,7 +5,7 @@ import torch
 
 from headstart.batch import InputSpec
 from headstart.model.backbones.timm_net import TimmNet
-from headstart.model.backbones.vgg import build_vgg
+from headstart.model.backbones.vgg import Vgg
 from headstart.weights.audit import audit
 from headstart.weights.input import DETECTRON, IMAGENET, adapt_stem
 from headstart.weights.load import load_weights
@@ -77,7 +77,7 @@ def test_a_frozen_random_stem_is_an_error():
 
 
 def test_a_vgg_stem_has_a_bias_too():
-    theirs, ours = (build_vgg(11, width=8, in_channels=channels) for channels in (3, 4))
+    theirs, ours = (Vgg(11, width=8, in_channels=channels) for channels in (3, 4))
     report = load_weights(ours, file_of(theirs.state_dict()), scope="backbone", input=spec(4), stem="random")
     assert report.reset == ("backbone.features.0.weight", "backbone.features.0.bias")
 

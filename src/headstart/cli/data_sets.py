@@ -41,9 +41,7 @@ def convert(
     named, and copies of the pictures.
     """
     from headstart.data.read import open_dataset
-    from headstart.data.write import open_splits
-    from headstart.data.write.voc import write_voc
-    from headstart.data.write.yolo import write_yolo
+    from headstart.data.write import open_splits, write_voc, write_yolo
 
     if to is Format.COCO:
         _write_coco(open_dataset(path, images, split), out, force=force, as_json=as_json)
@@ -76,8 +74,8 @@ def rename(
     as_json: Json = False,
 ) -> None:
     """Rename classes, make several one, or leave some out; the result is COCO JSON."""
+    from headstart.data.classes import rename_classes
     from headstart.data.read import open_dataset
-    from headstart.data.write.classes import rename_classes
 
     data = rename_classes(open_dataset(path, images), _class_map(names), drop or ())
     _write_coco(data, out, force=force, as_json=as_json)
@@ -97,9 +95,9 @@ def merge(
     as_json: Json = False,
 ) -> None:
     """Write several data sets as one; classes of one name are one. The result is COCO JSON."""
+    from headstart.data.classes import merge as merge_sets
+    from headstart.data.classes import rename_classes
     from headstart.data.read import open_dataset
-    from headstart.data.write.classes import merge as merge_sets
-    from headstart.data.write.classes import rename_classes
 
     folders = [*(images or ()), *[None] * len(paths)]
     parts = [open_dataset(path, folder) for path, folder in zip(paths, folders)]

@@ -70,10 +70,13 @@ class Dataset:
         """Image index of each annotation, int64 [N], ascending."""
         return np.repeat(np.arange(self.num_images), np.diff(self.first))
 
-    def size_of(self, annotation: int) -> tuple[int, int]:
-        """(height, width) of the image that an annotation belongs to."""
-        image = self.image_of[annotation]
-        return int(self.heights[image]), int(self.widths[image])
+    def size(self, i: int) -> tuple[int, int]:
+        """(height, width) of image index i (not id)."""
+        return int(self.heights[i]), int(self.widths[i])
+
+    def clipped(self, boxes: np.ndarray) -> np.ndarray:
+        """Boxes [N, 4] of the annotations, cut at the borders of their images."""
+        return np.clip(boxes, 0, np.stack([self.widths, self.heights] * 2, axis=1)[self.image_of])
 
     @property
     def num_images(self) -> int:

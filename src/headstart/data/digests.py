@@ -84,14 +84,20 @@ def file_states(folder: Path, names: Sequence[str], *, rehash: bool = False) -> 
     """
     root = os.fsencode(os.path.abspath(folder))
     path = cache_folder() / f"images-{hashlib.sha256(root).hexdigest()[:16]}.json"
-    known, now = _read_cache(path), time.time_ns()
+    try:
+        known = msgspec.json.decode(path.read_bytes(), type=dict[str, FileState])
+    except (OSError, UnicodeDecodeError, msgspec.DecodeError):  # absent, damaged or of another layout
+        known = {}
+    now = time.time_ns()
     found: dict[str, FileState] = {}
     for name, place in zip(names, _paths(folder, names)):
         if name not in found:
             found[name] = _state(place, None if rehash else known.get(name))
     settled = {name: state for name, state in found.items() if max(state.modified, state.changed) < now - SETTLED * 1e9}
     if any(known.get(name) != state for name, state in settled.items()):
-        _write_cache(path, known | settled)
+        with suppress(OSError):  # where nothing can be written the next call reads the images again
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, json.dumps(known | settled, separators=(",", ":")))
     return [found[name] for name in names]
 
 
@@ -136,18 +142,3 @@ def _state(path: str, known: FileState | None) -> FileState:
         return FileState(*facts, file_digest(path)[:32])
     except (FileNotFoundError, NotADirectoryError):  # an error of the disk is not absence: the run would be another
         return FileState(0, 0, 0, 0, ABSENT)
-
-
-def _read_cache(path: Path) -> dict[str, FileState]:
-    """Entries of the cache; none where the file is absent, damaged or of an earlier layout."""
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=dict[str, FileState])
-    except (OSError, UnicodeDecodeError, msgspec.DecodeError):
-        return {}
-
-
-def _write_cache(path: Path, entries: dict[str, FileState]) -> None:
-    """Write the cache; where nothing can be written the next call reads the images again."""
-    with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, json.dumps(entries, separators=(",", ":")))

@@ -7,6 +7,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from headstart.data.digests import Content, data_content, file_content
 from headstart.data.images import open_image
 from headstart.data.masks import annotation_mask
 from headstart.data.order import slot_generator
-from headstart.data.stream import Cache, Raw, Stream
+from headstart.data.stream import Raw, Reading, Stream
 from headstart.data.views import View, stack_images, to_device
 
 MODES = ("L", "P")  # 8-bit grey and palette; in both the stored number is the id, whatever its colour
@@ -35,7 +36,11 @@ class PixelLabels:
     def __init__(self, dataset: Dataset, folder: str | Path, *, ignore: Sequence[int]):
         self.dataset, self.folder, self.ignore = dataset, Path(folder), tuple(sorted(ignore))
         self.class_ids, self.class_names = tuple(dataset.category_ids.tolist()), dataset.class_names
-        _check_ids(dataset, ignore)
+        if both := sorted(set(ignore) & set(self.class_ids)):
+            raise ValueError(f"data.ignore: {both[0]} is a category of {dataset.path}; expected values that are none")
+        if outside := [c for c in self.class_ids if not 0 <= c <= 255]:
+            cannot = f"category {outside[0]} cannot be a value of a label map"
+            raise ValueError(f"{dataset.path}: {cannot}, expected ids 0 to 255")
         self._known = {**dict.fromkeys(ignore, IGNORE_LABEL), **{c: label for label, c in enumerate(self.class_ids)}}
         self._table = np.full(256, IGNORE_LABEL, np.int16)
         self._table[list(self._known)] = list(self._known.values())
@@ -173,7 +178,7 @@ def _sources(size: int, side: int, stride: int) -> np.ndarray:
 
 
 class PixelStream:
-    """Batches of images with the label of each pixel, by step; rank, num_ranks and errors as in `Stream`.
+    """Batches of images with the label of each pixel, by step; errors as in `Stream`.
 
     stride: input pixels a label cell.
     """
@@ -183,23 +188,17 @@ class PixelStream:
         maps: LabelMaps,
         augmentation: Augmentation,
         spec: InputSpec,
+        reading: Reading,
         *,
         stride: int,
-        batch: int,
-        seed: int,
-        cache: bool,
-        num_workers: int,
-        rank: int = 0,
-        num_ranks: int = 1,
     ):
         self.augmentation, self.spec, self.stride = augmentation, spec, stride
-        self.labels = Cache(maps, keep=cache)
-        groups = augmentation.groups(maps.dataset, smallest=batch)
-        options = {"batch": batch, "seed": seed, "cache": cache, "num_workers": num_workers, "channels": len(spec.mean)}
-        self.stream = Stream(maps.dataset, groups, **options, rank=rank, num_ranks=num_ranks)
+        self.labels = cache(maps) if reading.cache else maps
+        groups = augmentation.groups(maps.dataset, smallest=reading.batch)
+        self.stream = Stream(maps.dataset, groups, reading, channels=len(spec.mean))
 
     def _view(self, slot: int, index: int) -> View:
-        return self.augmentation.view(*self.stream.size(index), slot_generator(self.stream.seed, 3, slot))
+        return self.augmentation.view(*self.stream.dataset.size(index), slot_generator(self.stream.seed, 3, slot))
 
     def _raw(self, step: int) -> Raw:
         indices, slots = self.stream.own(step)
@@ -238,14 +237,3 @@ def _read(path: Path) -> np.ndarray:
     if mode not in MODES:
         raise ValueError(f"{path}: a label map of mode {mode}, expected 8-bit grey or palette")
     return values
-
-
-def _check_ids(dataset: Dataset, ignore: Sequence[int]) -> None:
-    both = sorted(set(ignore) & set(dataset.category_ids.tolist()))
-    if both:
-        raise ValueError(f"data.ignore: {both[0]} is a category of {dataset.path}; expected values that are none")
-    outside = [c for c in dataset.category_ids.tolist() if not 0 <= c <= 255]
-    if outside:
-        raise ValueError(
-            f"{dataset.path}: category {outside[0]} cannot be a value of a label map, expected ids 0 to 255"
-        )

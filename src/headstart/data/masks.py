@@ -21,23 +21,12 @@ def annotation_rle(dataset: Dataset, n: int) -> dict:
     if dataset.segment_kind[n] == RLE:
         return dataset.rles[n]
     outlines = [polygon.ravel() for polygon in dataset.polygons(n)] or [dataset.boxes[n][[0, 1, 2, 1, 2, 3, 0, 3]]]
-    return coco_mask.merge(coco_mask.frPyObjects(outlines, *dataset.size_of(n)))
+    return coco_mask.merge(coco_mask.frPyObjects(outlines, *dataset.size(dataset.image_of[n])))
 
 
 def annotation_mask(dataset: Dataset, n: int) -> np.ndarray:
     """Bool [H, W] of annotation index n on its whole image, for evaluation and drawing."""
     return rle.decode(annotation_rle(dataset, n))
-
-
-def pack(frames: np.ndarray) -> np.ndarray:
-    """Bool [n, M, M] -> uint8 [n, M * M / 8], row by row, first cell in the highest bit."""
-    n, rows, columns = frames.shape
-    return np.packbits(frames.reshape(n, rows * columns), axis=1)
-
-
-def unpack(packed: np.ndarray, size: int) -> np.ndarray:
-    """The inverse of pack: uint8 [n, M * M / 8] -> bool [n, M, M]."""
-    return np.unpackbits(packed, axis=1).reshape(-1, size, size).view(bool)
 
 
 class FrameTable:
@@ -63,16 +52,13 @@ class FrameTable:
         """
         indices = np.asarray(indices, np.int64)
         self.fill(indices)
-        return unpack(self.packed[indices], self.size)
+        return np.unpackbits(self.packed[indices], axis=1).reshape(-1, self.size, self.size).view(bool)
 
     def fill(self, indices: np.ndarray) -> None:
         """Make the frames of these annotation indices that are not made yet."""
         for n in indices[~self._made[indices]].tolist():
-            self.packed[n] = pack(self._frame(n)[None])[0]
+            self.packed[n] = np.packbits(self.over(n, self.dataset.boxes[n]))
             self._made[n] = True
-
-    def _frame(self, n: int) -> np.ndarray:
-        return self.over(n, self.dataset.boxes[n])
 
     def over(self, n: int, box: np.ndarray) -> np.ndarray:
         """Bool [M, M] of annotation n over any box [4] XYXY in pixels of its image; such frames are not kept."""

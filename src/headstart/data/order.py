@@ -35,13 +35,9 @@ class Resize:
         return max(round(height * scale), 1), max(round(width * scale), 1)
 
 
-def _up(value: float, multiple: int) -> int:
-    return int(-(-value // multiple) * multiple)
-
-
 def bucket_of(height: int, width: int, resize: Resize) -> tuple[int, int]:
     """Padded (height, width) of an image of this size: the short side, and the longer side rounded up to a rung."""
-    short, long = _up(resize.short, STRIDE), _up(resize.long, STRIDE)
+    short, long = (int(-(-side // STRIDE) * STRIDE) for side in (resize.short, resize.long))
     new_height, new_width = resize.size(height, width)
     longest = max(new_height, new_width)
     rung = long - RUNG * int((long - longest) // RUNG) if longest <= long else long
@@ -98,7 +94,10 @@ class Order:
 
     def group(self, step: int) -> int:
         """Group of `step`."""
-        self._extend(step)
+        if step >= len(self._group_of_step):
+            with self._extending:
+                if step >= len(self._group_of_step):
+                    self._extend(step)
         return int(self._group_of_step[step])
 
     def indices(self, step: int) -> np.ndarray:
@@ -115,13 +114,6 @@ class Order:
 
     def _extend(self, step: int) -> None:
         """Extend the tables to `step`: the group of each step, and the number of earlier steps of the same group."""
-        if step < len(self._group_of_step):
-            return
-        with self._extending:
-            if step >= len(self._group_of_step):
-                self._build(step)
-
-    def _build(self, step: int) -> None:
         total = (step // _BLOCK + 1) * _BLOCK
         position = (self._offset + np.arange(total) * _GOLDEN) % 1.0
         group = np.searchsorted(self._edges, position, side="right")

@@ -63,7 +63,7 @@ def visible_objects(
     A box that is cut or covered becomes the tight box around what is visible of its mask, to one cell of the frame (an
     object without a segmentation only has its box cut). Rules for leaving out: MIN_SIDE, COVERED_SIDE, COVERED_AREA.
     """
-    original = data.size_of(indices[0]) if len(indices) else (1, 1)
+    original = data.size(data.image_of[indices[0]]) if len(indices) else (1, 1)
     whole = move_boxes(data.boxes[indices], original, view)
     boxes, keep = in_window(whole, view)
     frames = np.zeros((len(indices), *[table.size if table else 0] * 2), bool)

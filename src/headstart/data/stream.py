@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import TypeVar
 
 import numpy as np
@@ -22,6 +22,7 @@ from headstart.data.paste import Paste
 from headstart.data.views import View, stack_images, to_device
 
 T = TypeVar("T")
+Images = Callable[[int], np.ndarray]  # decoded images by their index
 
 
 @dataclass(frozen=True)
@@ -70,25 +71,10 @@ def common_size(views: Sequence[View]) -> tuple[int, int]:
 MapsOf = Callable[[Raw, torch.device | str], list[torch.Tensor]]  # a frozen backbone's maps of a batch, by level
 
 
-class Cache:
-    """Arrays by image index, loaded when asked for, and kept in memory if `keep`."""
-
-    def __init__(self, load: Callable[[int], np.ndarray], *, keep: bool):
-        self.load = load
-        self.kept: dict[int, np.ndarray] | None = {} if keep else None
-
-    def __call__(self, index: int) -> np.ndarray:
-        if self.kept is None:
-            return self.load(index)
-        if index not in self.kept:
-            self.kept[index] = self.load(index)
-        return self.kept[index]
-
-
 def decode(dataset: Dataset, index: int, *, channels: int) -> np.ndarray:
     """Image `index` [h,w,C]; ValueError if its size is not the annotated one, or it has other channels."""
     image = dataset.load_image(index, channels)
-    expected = (int(dataset.heights[index]), int(dataset.widths[index]))
+    expected = dataset.size(index)
     if image.shape[:2] != expected:
         raise ValueError(
             f"{dataset.image_path(index)}: image {dataset.image_ids[index]} is "
@@ -97,38 +83,54 @@ def decode(dataset: Dataset, index: int, *, channels: int) -> np.ndarray:
     return image
 
 
+def decoder(dataset: Dataset, *, channels: int, keep: bool) -> Images:
+    """`decode` of a data set's images; with `keep` each is decoded once and kept in memory."""
+    load = partial(decode, dataset, channels=channels)
+    return cache(load) if keep else load
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a stream reads: `batch` slots a step in the order of `seed`, decoded by `num_workers` threads.
+
+    `cache` keeps decoded images in memory. `rank` of `num_ranks` processes takes its contiguous share of the slots.
+    """
+
+    batch: int
+    seed: int
+    cache: bool
+    num_workers: int
+    rank: int = 0
+    num_ranks: int = 1
+
+
 class Stream:
     """Images of a data set by step: order, one process's share of a step, decoded images, prefetching.
 
     groups: image indices by padded size (height, width); a step takes its images from one of them. repeats [I]: how
-    often an epoch shows each image (`Order`). `rank` of `num_ranks` processes takes its contiguous share of the slots
-    of a step. ValueError for a data set without images, and for a batch that does not divide among the processes.
+    often an epoch shows each image (`Order`). ValueError for a data set without images, and for a batch that does not
+    divide among the processes.
     """
 
     def __init__(
         self,
         dataset: Dataset,
         groups: dict[tuple[int, int], np.ndarray],
+        reading: Reading,
         *,
         channels: int,
-        batch: int,
-        seed: int,
-        cache: bool,
-        num_workers: int,
-        rank: int = 0,
-        num_ranks: int = 1,
         repeats: np.ndarray | None = None,
     ):
         if dataset.num_images == 0:
             raise ValueError(f"{dataset.path}: has no images to train on")
-        if batch % num_ranks:
-            raise ValueError(f"train.batch: {batch} images do not divide among {num_ranks} processes")
-        self.dataset, self.seed, self.num_workers = dataset, seed, num_workers
-        self.images = Cache(partial(decode, dataset, channels=channels), keep=cache)
-        self.order = Order(list(groups.values()), batch=batch, seed=seed, repeats=repeats)
+        if reading.batch % reading.num_ranks:
+            raise ValueError(f"train.batch: {reading.batch} images do not divide among {reading.num_ranks} processes")
+        self.dataset, self.seed, self.num_workers = dataset, reading.seed, reading.num_workers
+        self.images = decoder(dataset, channels=channels, keep=reading.cache)
+        self.order = Order(list(groups.values()), batch=reading.batch, seed=reading.seed, repeats=repeats)
         self._buckets = list(groups)
-        share = batch // num_ranks
-        self._share = slice(rank * share, (rank + 1) * share)
+        share = reading.batch // reading.num_ranks
+        self._share = slice(reading.rank * share, (reading.rank + 1) * share)
 
     def step(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Image indices [B] and slot numbers [B] of a whole step, all processes together."""
@@ -142,10 +144,6 @@ class Stream:
     def bucket(self, step: int) -> tuple[int, int]:
         """Padded (height, width) of a step."""
         return self._buckets[self.order.group(step)]
-
-    def size(self, index: int) -> tuple[int, int]:
-        """(height, width) of image `index` in its file."""
-        return int(self.dataset.heights[index]), int(self.dataset.widths[index])
 
     def prefetch(self, work: Callable[[int], T], start: int, stop: int) -> Iterator[T]:
         """work(step) of steps start..stop-1, computed ahead by `num_workers` threads."""
@@ -212,7 +210,7 @@ class EvalImages:
     ):
         self.maps = maps
         self.dataset, self.resize, self.spec, self.batch, self.num_workers = dataset, resize, spec, batch, num_workers
-        self.images = Cache(partial(decode, dataset, channels=len(spec.mean)), keep=cache)
+        self.images = decoder(dataset, channels=len(spec.mean), keep=cache)
         groups = group_by_bucket(dataset.heights, dataset.widths, resize, smallest=1)
         self.plan = [
             (bucket, group[at : at + batch]) for bucket, group in groups.items() for at in range(0, len(group), batch)
@@ -229,8 +227,7 @@ class EvalImages:
 
     def _raw(self, place: int) -> Raw:
         bucket, indices = self.plan[place]
-        sizes = [self.resize.size(int(self.dataset.heights[i]), int(self.dataset.widths[i])) for i in indices]
-        views = [View(size, False) for size in sizes]
+        views = [View(self.resize.size(*self.dataset.size(i)), False) for i in indices]
         images = [] if self.maps else [self.images(int(i)) for i in indices]
         return Raw(images, views, bucket, indices, indices)
 

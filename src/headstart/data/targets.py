@@ -28,14 +28,13 @@ class Targets:
     """
 
     def __init__(self, dataset: Dataset, *, mask_frame: int, max_objects: int | None, copies: int = 1):
-        limit = np.stack([dataset.widths, dataset.heights] * 2, axis=1)[dataset.image_of]
-        boxes = np.clip(dataset.boxes, 0, limit) if len(limit) else dataset.boxes.reshape(0, 4)
+        boxes = dataset.clipped(dataset.boxes)
         points = dataset.keypoints
         if points is not None:
             points = points + np.array([PIXEL_CENTRE, PIXEL_CENTRE, 0], np.float32)
         self.dataset = replace(dataset, boxes=boxes, keypoints=points)
         # Boxes outside their image, or thinner than a hundredth of a pixel, are left out.
-        usable = ((boxes[:, 2:] - boxes[:, :2]) > 1e-2).all(axis=1) if len(limit) else np.zeros(0, bool)
+        usable = ((boxes[:, 2:] - boxes[:, :2]) > 1e-2).all(axis=1)
         self.chosen = [np.flatnonzero(usable[a:b]) + a for a, b in zip(dataset.first, dataset.first[1:])]
         self.left_out = int(len(usable) - usable.sum())
         fullest = max((len(chosen) for chosen in self.chosen), default=0)
@@ -52,16 +51,9 @@ class Targets:
 
     def notes(self) -> list[str]:
         """Objects that training leaves out, one line a reason."""
-        lines = []
-        if self.left_out:
-            lines.append(
-                f"{self.dataset.path}: {self.left_out} boxes lie outside their image and take no part in training"
-            )
-        if self.capped:
-            lines.append(
-                f"{self.dataset.path}: {self.capped} objects are over data.max_objects and take no part in training"
-            )
-        return lines
+        found = {"boxes lie outside their image": self.left_out, "objects are over data.max_objects": self.capped}
+        end, path = "and take no part in training", self.dataset.path
+        return [f"{path}: {count} {reason} {end}" for reason, count in found.items() if count]
 
     def fill(self, raw: Raw) -> dict[str, np.ndarray]:
         """Ground-truth arrays of a batch by the field names of `Batch`; no segmentation gives an empty frame."""
@@ -102,12 +94,12 @@ class Targets:
         chosen, data = self.chosen[index], self.dataset
         if view.whole is None or not len(chosen):
             return chosen
-        boxes = move_boxes(data.boxes[chosen], (int(data.heights[index]), int(data.widths[index])), view)
+        boxes = move_boxes(data.boxes[chosen], data.size(index), view)
         return chosen[in_window(boxes, view)[1]]
 
     def _fill_one(self, out: dict[str, np.ndarray], index: int, view: View) -> None:
         chosen, data = self.chosen[index], self.dataset
-        count, original = len(chosen), (int(data.heights[index]), int(data.widths[index]))
+        count, original = len(chosen), data.size(index)
         if not count:
             return
         out["gt_boxes"][:count] = move_boxes(data.boxes[chosen], original, view)

@@ -1,24 +1,25 @@
-"""Training stream of a detection data set: augmented images with their ground truth, by step."""
+"""Training streams by step: augmented images with their ground truth, and square crops with one label each."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 
-from headstart.batch import Batch, InputSpec
+from headstart.batch import Batch, InputSpec, LabelledBatch
 from headstart.data.augment.rules import Augmentation
 from headstart.data.dataset import Dataset
 from headstart.data.order import repeat_factors, slot_generator
 from headstart.data.paste import Paste, alpha_of, choose, paste_images, visible_objects
-from headstart.data.stream import MapsOf, MosaicTile, Raw, Stream, common_size
+from headstart.data.stream import Images, MapsOf, MosaicTile, Raw, Reading, Stream, common_size
 from headstart.data.targets import Targets
 from headstart.data.views import View, stack_images, to_device
 
+Crop = tuple[int, int, int, int, bool]  # top, left, height, width, flip
 PASTED = 4  # the part of a slot that is pasted: a mosaic has the parts 0 to 3
 
 
 class TrainStream:
-    """Batches of a training run by step; rank, num_ranks and errors as in `Stream`.
+    """Batches of a training run by step; errors as in `Stream`.
 
     maps: gives what stands for the images, which are not decoded then. repeat_threshold: see `repeat_factors`.
     """
@@ -28,25 +29,19 @@ class TrainStream:
         dataset: Dataset,
         augmentation: Augmentation,
         spec: InputSpec,
+        reading: Reading,
         *,
-        batch: int,
-        seed: int,
         mask_frame: int,
         max_objects: int | None,
-        cache: bool,
-        num_workers: int,
-        rank: int = 0,
-        num_ranks: int = 1,
         maps: MapsOf | None = None,
         repeat_threshold: float | None = None,
     ):
         self.maps = maps
         self.augmentation, self.spec = augmentation, spec
-        groups = augmentation.groups(dataset, smallest=batch)
-        options = {"batch": batch, "seed": seed, "cache": cache, "num_workers": num_workers, "channels": len(spec.mean)}
+        groups = augmentation.groups(dataset, smallest=reading.batch)
         seen = (dataset.image_of, dataset.labels, dataset.num_images)
         repeats = None if repeat_threshold is None else repeat_factors(*seen, repeat_threshold)
-        self.stream = Stream(dataset, groups, **options, rank=rank, num_ranks=num_ranks, repeats=repeats)
+        self.stream = Stream(dataset, groups, reading, channels=len(spec.mean), repeats=repeats)
         copies = augmentation.most_images
         self.targets = Targets(dataset, mask_frame=mask_frame, max_objects=max_objects, copies=copies)
 
@@ -67,7 +62,7 @@ class TrainStream:
 
     def _parts(self, slot: int, index: int) -> list[tuple[int, View]]:
         """Image indices of a slot with their views: `index` alone, or first in a mosaic of four."""
-        generator, size = slot_generator(self.stream.seed, 6, slot), self.stream.size
+        generator, size = slot_generator(self.stream.seed, 6, slot), self.stream.dataset.size
         quadrants = self.augmentation.mosaic_of(self.stream.dataset.num_images, generator)
         if not quadrants:
             return [(index, self.augmentation.view(*size(index), slot_generator(self.stream.seed, 3, slot)))]
@@ -90,7 +85,7 @@ class TrainStream:
         """
         data, generator = self.stream.dataset, slot_generator(self.stream.seed, 4, slot)
         index = int(generator.integers(data.num_images))
-        view = self.augmentation.view(*self.stream.size(index), generator)
+        view = self.augmentation.view(*data.size(index), generator)
         shown = self.targets.in_view(index, view)
         fit = (data.segment_kind[shown] != 0) & ~data.crowd[shown] & ~data.difficult[shown]
         return index, view, choose(shown[fit], generator)
@@ -140,3 +135,64 @@ class TrainStream:
         slots = [*range(len(raw.images)), *(slot for slot, _ in tiles)]
         batch = stack_images(images, views, raw.bucket, self.spec, device, raw.colours, slots)
         return paste_images(batch, raw.pastes, self.spec, raw.colours)
+
+
+class CropStream:
+    """Random square crops by step; errors as in `Stream`."""
+
+    def __init__(self, dataset: Dataset, spec: InputSpec, reading: Reading, *, size: int, min_area: float, flip: float):
+        self.spec, self.size, self.min_area, self.flip = spec, size, min_area, flip
+        groups = {(size, size): np.arange(dataset.num_images)}
+        self.stream = Stream(dataset, groups, reading, channels=len(spec.mean))
+
+    def _raw(self, step: int) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+        indices, slots = self.stream.own(step)
+        return [self.stream.images(int(i)) for i in indices], indices, slots
+
+    def batches(self, start: int, stop: int, device: torch.device | str) -> Iterator[LabelledBatch]:
+        """Batches of steps start..stop-1, decoded by prefetching threads."""
+        labels = self.stream.dataset.labels
+        for images, indices, slots in self.stream.prefetch(self._raw, start, stop):
+            crops = [
+                random_crop(image.shape[:2], self.min_area, slot_generator(self.stream.seed, 4, slot), self.flip)
+                for image, slot in zip(images, slots.tolist())
+            ]
+            yield LabelledBatch(
+                crop_images(images, crops, self.size, self.spec, device),
+                to_device(labels[indices].astype(np.int64), device),
+                to_device(slots.astype(np.int64), device),
+                indices,
+            )
+
+
+def random_crop(shape: tuple[int, int], min_area: float, generator: np.random.Generator, flip: float) -> Crop:
+    """Random crop of an image (height, width): area share uniform in [min_area, 1], aspect in [3/4, 4/3].
+
+    The sampling of Szegedy et al. 2015, as usual on ImageNet, without its retries: sides are cut to the image.
+    """
+    area, aspect, top, left, coin = generator.random(5)
+    target = (min_area + (1 - min_area) * area) * shape[0] * shape[1]
+    ratio = 1.0 if min_area == 1.0 else float(np.exp((2 * aspect - 1) * np.log(4 / 3)))
+    height = shape[0] if min_area == 1.0 else min(max(round(np.sqrt(target / ratio)), 1), shape[0])
+    width = shape[1] if min_area == 1.0 else min(max(round(np.sqrt(target * ratio)), 1), shape[1])
+    return int(top * (shape[0] - height + 1)), int(left * (shape[1] - width + 1)), height, width, bool(coin < flip)
+
+
+def crop_images(
+    images: Sequence[np.ndarray], crops: Sequence[Crop], size: int, spec: InputSpec, device: torch.device | str
+) -> torch.Tensor:
+    """Crops of images [h,w,C], resized to [B,C,size,size] and normalised."""
+    cut = [
+        image[top : top + height, left : left + width] for image, (top, left, height, width, _) in zip(images, crops)
+    ]
+    return stack_images(cut, [View((size, size), crop[4]) for crop in crops], (size, size), spec, device)
+
+
+def whole_images(
+    images: Images, num: int, *, size: int, spec: InputSpec, batch: int, device: torch.device | str
+) -> Iterator[torch.Tensor]:
+    """Images 0..num-1, resized to the square `size` and normalised: batches [B,3,size,size]."""
+    for at in range(0, num, batch):
+        shown = [images(i) for i in range(at, min(at + batch, num))]
+        crops = [(0, 0, *image.shape[:2], False) for image in shown]
+        yield crop_images(shown, crops, size, spec, device)

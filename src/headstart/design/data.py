@@ -7,13 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from headstart.data.check import doctor
-from headstart.data.check.problems import ERROR, Problem, Report
+from headstart.data.check import ERROR, Problem, Report, doctor
 from headstart.data.check.split import alike, divide, group_images, split_dataset, thumbnails
 from headstart.data.dataset import Dataset
-from headstart.data.read import Source, detect_format, find_layout, open_dataset, splits_of
+from headstart.data.read import Source, detect_format, find_layout, open_dataset, read_split_file, splits_of
 from headstart.data.read.coco import write
-from headstart.data.read.split_file import read_split_file
 from headstart.design.pixels import find_maps, open_pixels, write_split
 
 SHARE = 0.2  # of the images for validation: the usual 80/20 (Ultralytics' autosplit: 90/10)

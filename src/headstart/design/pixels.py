@@ -12,8 +12,8 @@ from headstart.data.dataset import Dataset
 from headstart.data.images import SUFFIXES, image_size, open_image
 from headstart.data.label_maps import MODES
 from headstart.data.read import Source, coco
+from headstart.data.read.files import read_text, split_of, walk
 from headstart.data.read.layout import DEPTH
-from headstart.data.read.text import read_text, split_of, walk
 
 WORDS = re.compile("label|mask|annot|segmentationclass|^gt")  # in names of folders of label maps
 NAMES = ("classes.txt", "labels.txt", "class_names.txt")  # a class a line; the number of the line, from 0, is its value

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from headstart.data.dataset import LARGE, SMALL, Dataset
-from headstart.metrics.matching import Groups, Matches, group, match_groups
+from headstart.metrics.matching import Groups, Matches, match_groups
 from headstart.metrics.overlaps import measure
 from headstart.metrics.predictions import Predictions
-from headstart.metrics.records import THRESHOLDS, Records, average_precisions, curves, mean_precisions
+from headstart.metrics.records import THRESHOLDS, Curves, Records, mean_precisions
 
 # COCO's ranges of the annotated area in pixels, both ends included: all, small, medium, large.
 AREA_RANGES = np.array([[0, 1e10], [0, SMALL], [SMALL, LARGE], [LARGE, 1e10]])
@@ -61,7 +61,7 @@ def evaluate(
     if max_detections < 1:
         raise ValueError(f"max_detections is {max_detections}, expected at least 1")
     limits = {kind: KEYPOINT_DETECTIONS if kind == "keypoints" else max_detections for kind in kinds}
-    groups = {limit: group(dataset, predictions, limit) for limit in set(limits.values())}
+    groups = {limit: Groups(dataset, predictions, limit) for limit in set(limits.values())}
     evaluation = Evaluation({}, {}, {})
     for kind, limit in limits.items():
         measures = measure(dataset, predictions, kind, least=THRESHOLDS[0], sigmas=sigmas)
@@ -69,7 +69,7 @@ def evaluate(
         order = np.lexsort((-groups[limit].score, groups[limit].label))  # stable: equal scores stay in order of images
         records = [_records(dataset, groups[limit], matches, area, order) for area in range(len(AREA_RANGES))]
         weights = np.ones(len(dataset.image_ids), np.int64)
-        precision = [average_precisions(curves(record), weights) for record in records]
+        precision = [Curves(record).average_precisions(weights) for record in records]
         recall = _recalls(groups[limit], matches, {1, 10, 100, limit}, len(dataset.category_ids))
         summary = _keypoint_metrics if kind == "keypoints" else _metrics
         evaluation.metrics[kind] = summary(precision, recall)

@@ -11,7 +11,7 @@ import numpy as np
 
 from headstart.data.dataset import Dataset
 from headstart.metrics.coco import AREA_RANGES
-from headstart.metrics.matching import MAX_PAIRS, Groups, group, match_groups, pairs
+from headstart.metrics.matching import MAX_PAIRS, Groups, match_groups, pairs
 from headstart.metrics.overlaps import Measures, measure
 from headstart.metrics.predictions import Predictions
 from headstart.metrics.records import Records, ap_from_records
@@ -51,7 +51,7 @@ def error_types(
     annotations are removed (a class without any other leaves the mean). Gains are NaN without counted annotations.
     Raises ValueError as `evaluate` does.
     """
-    groups = group(dataset, predictions, max_detections)
+    groups = Groups(dataset, predictions, max_detections)
     measures = measure(dataset, predictions, kind, least=BACKGROUND, across_classes=True)
     matches = match_groups(dataset, groups, measures, AREA_RANGES[:1], np.array([FOREGROUND]))
     match = np.full(len(groups.det), -1, np.int64)

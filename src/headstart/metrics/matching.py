@@ -17,63 +17,43 @@ from headstart.metrics.predictions import Predictions
 MAX_PAIRS = 1 << 20  # pairs matched at once: bounds the memory to some 100 MB
 
 
-@dataclass(frozen=True, eq=False)
 class Groups:
     """Detections sorted by (image, class, falling score), annotations by (image, class), both stable.
 
+    The `max_detections` best of each image and class are kept (on equal scores the first given).
     Images are in ascending order of their ids, as in pycocotools (it decides ties between scores); `image` is still
     the index in the data set. A group is one (image, class); gt_begin:gt_end is the range of sorted annotations in a
-    detection's group.
+    detection's group. ValueError for an image or category id that the data set does not hold, or a value that is not
+    finite.
     """
 
-    det: np.ndarray  # int64 [D], index into the predictions
-    image: np.ndarray  # int64 [D], index of the image in the data set
-    place: np.ndarray  # int64 [D], place of the image in ascending order of ids
-    label: np.ndarray  # int64 [D]
-    score: np.ndarray  # float64 [D]
-    rank: np.ndarray  # int64 [D], 0 for the best score of the group
-    gt_begin: np.ndarray  # int64 [D]
-    gt_end: np.ndarray  # int64 [D]
-    gt: np.ndarray  # int64 [G], index into the annotations
-    gt_image: np.ndarray  # int64 [G]
-    gt_place: np.ndarray  # int64 [G], place of the image in ascending order of ids
-    gt_label: np.ndarray  # int64 [G]
-
-
-def group(dataset: Dataset, predictions: Predictions, max_detections: int) -> Groups:
-    """Sort both sides, keeping the `max_detections` best of each image and class (on equal scores the first given).
-
-    Raises ValueError for an image or category id that the data set does not hold, or a value that is not finite.
-    """
-    image, label = _locate(dataset, predictions)
-    place_of = np.empty(len(dataset.image_ids), np.int64)
-    place_of[np.argsort(dataset.image_ids, kind="stable")] = np.arange(len(dataset.image_ids))
-    num_classes = len(dataset.category_ids)
-    order = np.argsort(-predictions.scores, kind="stable")
-    key = (place_of[image] * num_classes + label)[order]
-    resorted = np.argsort(key, kind="stable")
-    order, key = order[resorted], key[resorted]
-    rank = np.arange(len(key)) - np.searchsorted(key, key)
-    kept = rank < max_detections
-    order, key, rank = order[kept], key[kept], rank[kept]
-    gt_image = dataset.image_of
-    gt_key = place_of[gt_image] * num_classes + dataset.labels
-    gt = np.argsort(gt_key, kind="stable")
-    gt_key = gt_key[gt]
-    return Groups(
-        det=order,
-        image=image[order],
-        place=key // max(num_classes, 1),
-        label=label[order],
-        score=predictions.scores[order],
-        rank=rank,
-        gt_begin=np.searchsorted(gt_key, key, side="left"),
-        gt_end=np.searchsorted(gt_key, key, side="right"),
-        gt=gt,
-        gt_image=gt_image[gt],
-        gt_place=place_of[gt_image[gt]],
-        gt_label=dataset.labels[gt].astype(np.int64),
-    )
+    def __init__(self, dataset: Dataset, predictions: Predictions, max_detections: int):
+        image, label = _locate(dataset, predictions)
+        place_of = np.empty(len(dataset.image_ids), np.int64)
+        place_of[np.argsort(dataset.image_ids, kind="stable")] = np.arange(len(dataset.image_ids))
+        num_classes = len(dataset.category_ids)
+        order = np.argsort(-predictions.scores, kind="stable")
+        key = (place_of[image] * num_classes + label)[order]
+        resorted = np.argsort(key, kind="stable")
+        order, key = order[resorted], key[resorted]
+        rank = np.arange(len(key)) - np.searchsorted(key, key)
+        kept = rank < max_detections
+        order, key = order[kept], key[kept]
+        gt_key = place_of[dataset.image_of] * num_classes + dataset.labels
+        gt = np.argsort(gt_key, kind="stable")
+        gt_key = gt_key[gt]
+        self.det = order  # int64 [D], index into the predictions
+        self.image = image[order]  # int64 [D], index of the image in the data set
+        self.place = key // max(num_classes, 1)  # int64 [D], place of the image in ascending order of ids
+        self.label = label[order]  # int64 [D]
+        self.score = predictions.scores[order]  # float64 [D]
+        self.rank = rank[kept]  # int64 [D], 0 for the best score of the group
+        self.gt_begin = np.searchsorted(gt_key, key, side="left")  # int64 [D]
+        self.gt_end = np.searchsorted(gt_key, key, side="right")  # int64 [D]
+        self.gt = gt  # int64 [G], index into the annotations
+        self.gt_image = dataset.image_of[gt]  # int64 [G]
+        self.gt_place = place_of[self.gt_image]  # int64 [G], place of the image in ascending order of ids
+        self.gt_label = dataset.labels[gt].astype(np.int64)  # int64 [G]
 
 
 def _locate(dataset: Dataset, predictions: Predictions) -> tuple[np.ndarray, np.ndarray]:

@@ -85,11 +85,8 @@ def _mask_areas(dataset: Dataset, predictions: Predictions) -> np.ndarray:
     wrong = (sides[:, 0] != dataset.heights[image]) | (sides[:, 1] != dataset.widths[image])
     if wrong.any():
         bad = int(np.argmax(wrong))
-        size = [int(dataset.heights[image[bad]]), int(dataset.widths[image[bad]])]
-        where = f"that of image id {predictions.image_ids[bad]}"
-        raise ValueError(
-            f"predictions: detection {bad} has a mask of size {sides[bad].tolist()}, expected {size}, {where}"
-        )
+        expected = f"expected {list(dataset.size(image[bad]))}, that of image id {predictions.image_ids[bad]}"
+        raise ValueError(f"predictions: detection {bad} has a mask of size {sides[bad].tolist()}, {expected}")
     return _areas(predictions.masks)
 
 

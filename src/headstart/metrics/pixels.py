@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from headstart.files import replacing
+from headstart.metrics.records import draw_images, save_arrays, saved_arrays
 
 COLUMNS = ("mIoU", "accuracy")
 _IN_FILES = {"true_positives": "hits", "num_gt": "wanted", "num_predicted": "found"}  # names in the npz
@@ -31,20 +31,14 @@ class PixelRecords:
     def save(self, path: str | Path) -> None:
         """Write a compressed npz."""
         values = {_IN_FILES.get(field.name, field.name): getattr(self, field.name) for field in fields(self)}
-        with replacing(path) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(file, **values | {"class_names": np.array(self.class_names, dtype=np.str_)})
+        save_arrays(path, values | {"class_names": np.array(self.class_names, dtype=np.str_)})
 
     @classmethod
     def load(cls, path: str | Path) -> "PixelRecords":
         """Read what `save` wrote; ValueError naming the file if it is something else."""
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                values = {field.name: file[_IN_FILES.get(field.name, field.name)] for field in fields(cls)}
+        with saved_arrays(path, "pixel records") as saved:
+            values = {field.name: saved[_IN_FILES.get(field.name, field.name)] for field in fields(cls)}
             return cls(**values | {"class_names": tuple(values["class_names"].tolist())})
-        except FileNotFoundError:
-            raise
-        except Exception as error:  # zip, numpy and field errors alike mean one thing to the reader
-            raise ValueError(f"{path}: holds no pixel records ({type(error).__name__}: {error})") from None
 
 
 def count_pixels(predicted: np.ndarray, truth: np.ndarray, num_classes: int) -> np.ndarray:
@@ -86,16 +80,9 @@ def bootstrap_pixels(
     A resample draws I images with replacement, the same ones for all runs, so that differences between runs are paired.
     ValueError unless all runs hold the same images and classes.
     """
-    for index, records in enumerate(paired):
-        for name in ("image_ids", "class_names"):
-            if not np.array_equal(getattr(records, name), getattr(paired[0], name)):
-                raise ValueError(f"records {index} were made on other {name} than records 0, expected the same")
-    num_images = len(paired[0].image_ids)
-    results = np.empty((num_resamples, len(paired), len(COLUMNS)))
-    for row in results:
-        weights = np.bincount(generator.integers(0, num_images, num_images), minlength=num_images)
-        row[:] = [list(pixel_metrics(run, weights).values()) for run in paired]
-    return results
+    drawn = draw_images(paired, ("image_ids", "class_names"), num_resamples, generator)
+    values = [[list(pixel_metrics(run, weights).values()) for run in paired] for weights in drawn]
+    return np.array(values).reshape(num_resamples, len(paired), len(COLUMNS))
 
 
 def _sums(records: PixelRecords, weights: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

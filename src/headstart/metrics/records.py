@@ -3,11 +3,13 @@
 Letters: D detections, I images, C classes, T IoU thresholds, S = T * C curves, P true positives of all curves.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +18,26 @@ from headstart.hardware import usable_cores
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)  # COCO's IoU thresholds; the very floats of pycocotools
 RECALLS = np.linspace(0, 1, 101)  # where COCO reads the precision
+
+
+def save_arrays(path: str | Path, values: dict[str, Any]) -> None:
+    """Write a compressed npz, whole or not at all."""
+    # a file, since savez would add an ending of its own to a name
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **values)
+
+
+@contextmanager
+def saved_arrays(path: str | Path, what: str) -> Iterator[dict[str, np.ndarray]]:
+    """Arrays of an npz by name; ValueError naming the file for any error in it, and in what is done with them."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            values = {name: file[name] for name in file.files}
+        yield values
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # zip, numpy and field errors alike mean one thing to the reader
+        raise ValueError(f"{path}: holds no {what} ({type(error).__name__}: {error})") from None
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,113 +64,85 @@ class Records:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         for name in ("matched", "ignored"):
             values[name] = np.packbits(values[name], axis=1)
-        # a file, since savez would add an ending of its own to a name
-        with replacing(path) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(file, num_thresholds=self.matched.shape[1], **values)
+        save_arrays(path, {"num_thresholds": self.matched.shape[1], **values})
 
     @classmethod
     def load(cls, path: str | Path) -> "Records":
         """Read what `save` wrote; ValueError naming the file if it is something else."""
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                values = {name: file[name] for name in file.files}
+        with saved_arrays(path, "match records") as values:
             num_thresholds = int(values.pop("num_thresholds"))
             for name in ("matched", "ignored"):
                 values[name] = np.unpackbits(values[name], axis=1, count=num_thresholds).astype(bool)
             return cls(**values)
-        except FileNotFoundError:
-            raise
-        except Exception as error:  # zip, numpy and field errors alike mean one thing to the reader
-            raise ValueError(f"{path}: holds no match records ({type(error).__name__}: {error})") from None
 
 
-@dataclass(frozen=True, eq=False)
 class Curves:
-    """Records prepared for many weightings of the images.
+    """Records prepared once for many weightings of the images.
 
     Along a curve, true positives that follow each other directly form a steep: precision only rises within it, so that
     its end stands for all of it. Q counts the steeps of all curves.
     """
 
-    image: np.ndarray  # intp [D], of every detection
-    tp_image: np.ndarray  # intp [P], of every true positive, by (threshold, label, falling score)
-    tp_first: np.ndarray  # intp [S + 1], range of true positives of each curve
-    last_tp: np.ndarray  # intp [Q], last true positive of each steep
-    place: np.ndarray  # intp [Q], its place among the detections
-    first: np.ndarray  # intp [S + 1], range of steeps of each curve
-    label_place: np.ndarray  # intp [C], place of the first detection of each label
-    skip_image: np.ndarray  # intp, of every ignored detection, in the same order
-    skip_upto: np.ndarray  # intp [Q], ignored ones before the end of the steep, on all curves
-    skip_first: np.ndarray  # intp [S], ignored ones before the curve
-    gt_image: np.ndarray  # intp
-    gt_label: np.ndarray  # intp
-    gt_count: np.ndarray  # int64
+    def __init__(self, records: Records):
+        num_classes, num_thresholds = len(records.category_ids), records.matched.shape[1]
+        num_detections = max(len(records.label), 1)
+        label = records.label.astype(np.intp)
+        level, place = np.divmod(np.flatnonzero((records.matched & ~records.ignored).T), num_detections)
+        curve = level * num_classes + label[place]
+        skip = np.flatnonzero(records.ignored.T)
+        every = np.arange(num_thresholds * num_classes + 1)
+        # Place of the first detection of each label, intp [C].
+        self.label_place = np.searchsorted(label, np.arange(num_classes))
+        starts = np.arange(num_thresholds)[:, None] * num_detections + self.label_place
+        self.num_thresholds = num_thresholds
+        self.image = records.image.astype(np.intp)  # [D], of every detection
+        # Image of every true positive, intp [P], by (threshold, label, falling score); range of each curve [S + 1].
+        self.tp_image = records.image[place].astype(np.intp)
+        self.tp_first = np.searchsorted(curve, every)
+        # Last true positive of each steep, intp [Q], its place among the detections; steeps of each curve [S + 1].
+        self.last_tp = np.flatnonzero((np.diff(place, append=-1) != 1) | (np.diff(curve, append=-1) != 0))
+        self.place = place[self.last_tp]
+        self.first = np.searchsorted(curve[self.last_tp], every)
+        # Image of every ignored detection; how many are before the end of each steep [Q], and before each curve [S].
+        self.skip_image = records.image[skip % num_detections].astype(np.intp)
+        self.skip_upto = np.searchsorted(skip, (level * num_detections + place)[self.last_tp])
+        self.skip_first = np.searchsorted(skip, starts.ravel())
+        self.gt_image, self.gt_label = records.gt_image.astype(np.intp), records.gt_label.astype(np.intp)
+        self.gt_count = records.gt_count.astype(np.int64)
 
+    def average_precisions(self, weights: np.ndarray) -> np.ndarray:
+        """COCO's AP of each threshold and class, float64 [T, C], where image i stands weights[i] (int64 [I]) times.
 
-def curves(records: Records) -> Curves:
-    """Places of true positives and ignored detections, computed once for all weightings."""
-    num_classes, num_thresholds = len(records.category_ids), records.matched.shape[1]
-    num_detections = max(len(records.label), 1)
-    label = records.label.astype(np.intp)
-    label_place = np.searchsorted(label, np.arange(num_classes))
-    level, place = np.divmod(np.flatnonzero((records.matched & ~records.ignored).T), num_detections)
-    curve = level * num_classes + label[place]
-    last_tp = np.flatnonzero((np.diff(place, append=-1) != 1) | (np.diff(curve, append=-1) != 0))
-    skip = np.flatnonzero(records.ignored.T)
-    starts = np.arange(num_thresholds)[:, None] * num_detections + label_place
-    every = np.arange(num_thresholds * num_classes + 1)
-    return Curves(
-        image=records.image.astype(np.intp),
-        tp_image=records.image[place].astype(np.intp),
-        tp_first=np.searchsorted(curve, every),
-        last_tp=last_tp,
-        place=place[last_tp],
-        first=np.searchsorted(curve[last_tp], every),
-        label_place=label_place,
-        skip_image=records.image[skip % num_detections].astype(np.intp),
-        skip_upto=np.searchsorted(skip, (level * num_detections + place)[last_tp]),
-        skip_first=np.searchsorted(skip, starts.ravel()),
-        gt_image=records.gt_image.astype(np.intp),
-        gt_label=records.gt_label.astype(np.intp),
-        gt_count=records.gt_count.astype(np.int64),
-    )
+        NaN for classes without an annotation that counts. The copies of a detection follow each other directly.
+        """
+        num_classes, sizes = len(self.label_place), np.diff(self.first)
+        hits, precision = self._interpolated(weights)
+        num_gt = np.bincount(self.gt_label, weights[self.gt_image] * self.gt_count, num_classes).astype(np.int64)
+        reached, table_first = _recalls_reached(num_gt)
+        recalls = reached[hits + np.repeat(np.tile(table_first, self.num_thresholds), sizes)]
+        starts = self.first[:-1][sizes > 0]
+        new = np.diff(recalls, prepend=0)  # recalls reached within this steep, which all read its precision
+        new[starts] = recalls[starts]
+        sums = np.zeros(len(sizes))
+        sums[sizes > 0] = np.add.reduceat(precision * new, starts) if len(starts) else 0
+        result = (sums / len(RECALLS)).reshape(self.num_thresholds, num_classes)
+        result[:, num_gt == 0] = np.nan
+        return result
 
-
-def average_precisions(curves: Curves, weights: np.ndarray) -> np.ndarray:
-    """COCO's AP of each threshold and class, float64 [T, C], where image i stands weights[i] (int64 [I]) times.
-
-    NaN for classes without an annotation that counts. The copies of a detection follow each other directly.
-    """
-    num_classes, sizes = len(curves.label_place), np.diff(curves.first)
-    num_thresholds = len(sizes) // max(num_classes, 1)
-    hits, precision = _interpolated(curves, weights, num_thresholds)
-    num_gt = np.bincount(curves.gt_label, weights[curves.gt_image] * curves.gt_count, num_classes).astype(np.int64)
-    reached, table_first = _recalls_reached(num_gt)
-    recalls = reached[hits + np.repeat(np.tile(table_first, num_thresholds), sizes)]
-    starts = curves.first[:-1][sizes > 0]
-    new = np.diff(recalls, prepend=0)  # recalls reached within this steep, which all read its precision
-    new[starts] = recalls[starts]
-    sums = np.zeros(len(sizes))
-    sums[sizes > 0] = np.add.reduceat(precision * new, starts) if len(starts) else 0
-    result = (sums / len(RECALLS)).reshape(num_thresholds, num_classes)
-    result[:, num_gt == 0] = np.nan
-    return result
-
-
-def _interpolated(curves: Curves, weights: np.ndarray, num_thresholds: int) -> tuple[np.ndarray, np.ndarray]:
-    """At the end of each steep, [Q]: true positives of its curve so far, and the best precision from there on."""
-    sizes = np.diff(curves.first)
-    running, hits_at = _running(weights[curves.image]), _running(weights[curves.tp_image])
-    hits = hits_at[1:][curves.last_tp] - np.repeat(hits_at[curves.tp_first[:-1]], sizes)
-    seen = running[1:][curves.place] - np.repeat(np.tile(running[curves.label_place], num_thresholds), sizes)
-    if len(curves.skip_image):
-        skipped = _running(weights[curves.skip_image])
-        seen -= skipped[curves.skip_upto] - np.repeat(skipped[curves.skip_first], sizes)
-    precision = hits / (seen + np.spacing(1))  # the same small term as pycocotools
-    for begin, end in pairwise(curves.first.tolist()):
-        backward = precision[begin:end][::-1]
-        np.maximum.accumulate(backward, out=backward)
-    return hits, precision
+    def _interpolated(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """At the end of each steep, [Q]: true positives of its curve so far, and the best precision from there on."""
+        sizes = np.diff(self.first)
+        running, hits_at = _running(weights[self.image]), _running(weights[self.tp_image])
+        hits = hits_at[1:][self.last_tp] - np.repeat(hits_at[self.tp_first[:-1]], sizes)
+        seen = running[1:][self.place] - np.repeat(np.tile(running[self.label_place], self.num_thresholds), sizes)
+        if len(self.skip_image):
+            skipped = _running(weights[self.skip_image])
+            seen -= skipped[self.skip_upto] - np.repeat(skipped[self.skip_first], sizes)
+        precision = hits / (seen + np.spacing(1))  # the same small term as pycocotools
+        for begin, end in pairwise(self.first.tolist()):
+            backward = precision[begin:end][::-1]
+            np.maximum.accumulate(backward, out=backward)
+        return hits, precision
 
 
 def _running(values: np.ndarray) -> np.ndarray:
@@ -192,7 +186,22 @@ def ap_from_records(records: Records, image_weights: np.ndarray | None = None) -
     if image_weights is None:
         image_weights = np.ones(len(records.image_ids), np.int64)
     assert image_weights.shape == records.image_ids.shape, (image_weights.shape, records.image_ids.shape)
-    return mean_precisions(average_precisions(curves(records), image_weights.astype(np.int64)))
+    return mean_precisions(Curves(records).average_precisions(image_weights.astype(np.int64)))
+
+
+def draw_images(
+    paired: Sequence[Any], same: Sequence[str], num_resamples: int, generator: np.random.Generator
+) -> list[np.ndarray]:
+    """How often each image stands in each resample of I images with replacement, int64 [I] each.
+
+    ValueError unless all records of `paired` have equal fields `same`.
+    """
+    for index, records in enumerate(paired):
+        for name in same:
+            if not np.array_equal(getattr(records, name), getattr(paired[0], name)):
+                raise ValueError(f"records {index} were made on other {name} than records 0, expected the same")
+    num = len(paired[0].image_ids)
+    return [np.bincount(generator.integers(0, num, num), minlength=num) for _ in range(num_resamples)]
 
 
 def bootstrap_ap(paired: Sequence[Records], *, num_resamples: int, generator: np.random.Generator) -> np.ndarray:
@@ -201,17 +210,11 @@ def bootstrap_ap(paired: Sequence[Records], *, num_resamples: int, generator: np
     A resample draws I images with replacement, the same ones for all runs, so that differences between runs are
     paired. Raises ValueError unless all runs hold the same images and categories.
     """
-    for index, records in enumerate(paired):
-        for name in ("image_ids", "category_ids"):
-            if not np.array_equal(getattr(records, name), getattr(paired[0], name)):
-                raise ValueError(f"records {index} were made on other {name} than records 0, expected the same")
-    prepared, num_images = [curves(records) for records in paired], len(paired[0].image_ids)
-    drawn = [
-        np.bincount(generator.integers(0, num_images, num_images), minlength=num_images) for _ in range(num_resamples)
-    ]
+    drawn = draw_images(paired, ("image_ids", "category_ids"), num_resamples, generator)
+    prepared = [Curves(records) for records in paired]
 
     def resample(weights: np.ndarray) -> list[list[float]]:
-        return [list(mean_precisions(average_precisions(run, weights)).values()) for run in prepared]
+        return [list(mean_precisions(run.average_precisions(weights)).values()) for run in prepared]
 
     with ThreadPoolExecutor(usable_cores()) as pool:  # NumPy leaves the lock within its long loops
         return np.array(list(pool.map(resample, drawn))).reshape(num_resamples, len(prepared), 3)

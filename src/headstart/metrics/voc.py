@@ -9,7 +9,7 @@ import numpy as np
 
 from headstart.data.dataset import Dataset
 from headstart.metrics.coco import Evaluation
-from headstart.metrics.matching import MAX_PAIRS, Groups, group, pairs
+from headstart.metrics.matching import MAX_PAIRS, Groups, pairs
 from headstart.metrics.overlaps import measure
 from headstart.metrics.predictions import Predictions
 
@@ -48,7 +48,7 @@ def evaluate_voc(
     x1 - 1, y1 - 1, x2, y2.
     Raises ValueError for ids that the data set does not hold.
     """
-    groups = group(dataset, predictions, max(len(predictions), 1))
+    groups = Groups(dataset, predictions, max(len(predictions), 1))
     best = _most_overlapped(dataset, predictions, groups, threshold)
     ignored = (dataset.crowd | dataset.difficult)[groups.gt]
     order = np.lexsort((-groups.score, groups.label))
@@ -59,8 +59,8 @@ def evaluate_voc(
     right[reaching[np.unique(best[reaching], return_index=True)[1]]] = True  # the first to come
     num_gt = np.bincount(groups.gt_label[~ignored], minlength=len(dataset.category_ids)).tolist()
     bounds = np.searchsorted(label, np.arange(len(num_gt) + 1))
-    score = _eleven_points if eleven_points else _area
-    values = [score(right[begin:end], num) for begin, end, num in zip(bounds, bounds[1:], num_gt)]
+    parts = zip(bounds, bounds[1:], num_gt)
+    values = [_average_precision(right[begin:end], num, eleven_points=eleven_points) for begin, end, num in parts]
     defined = [value for value, num in zip(values, num_gt) if num]
     return VocEvaluation(float(np.mean(defined)) if defined else float("nan"), dict(zip(dataset.class_names, values)))
 
@@ -78,20 +78,14 @@ def _most_overlapped(dataset: Dataset, predictions: Predictions, groups: Groups,
     return best
 
 
-def _curve(right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """At each true positive: its number, and the best precision from there on."""
-    place = np.flatnonzero(right)
-    number = np.arange(1, len(place) + 1)
-    return number, np.maximum.accumulate((number / (place + 1))[::-1])[::-1]
-
-
-def _eleven_points(right: np.ndarray, num_gt: int) -> float:
+def _average_precision(right: np.ndarray, num_gt: int, *, eleven_points: bool) -> float:
+    """AP of one class from which of its detections, best first, are right; NaN without annotations."""
     if not num_gt:
         return float("nan")
-    number, best = _curve(right)
+    place = np.flatnonzero(right)
+    number = np.arange(1, len(place) + 1)
+    best = np.maximum.accumulate((number / (place + 1))[::-1])[::-1]  # precision from each true positive on
+    if not eleven_points:
+        return float(best.sum() / num_gt)
     reached = np.searchsorted(10 * number, num_gt * np.arange(11))  # whole numbers: 3 of 10 do reach a recall of 0.3
     return float(np.append(best, 0)[reached].mean())
-
-
-def _area(right: np.ndarray, num_gt: int) -> float:
-    return float(_curve(right)[1].sum() / num_gt) if num_gt else float("nan")

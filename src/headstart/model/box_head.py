@@ -13,9 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from headstart.batch import Batch, Detections
-from headstart.model.pyramid import ConvNorm
-from headstart.model.regions import RegionPooler, Regions, image_index, match_again
-from headstart.model.targets import take
+from headstart.model.pyramid import initialise_convolutions
+from headstart.model.regions import RegionConvs, Regions, image_index, match_again, take
 from headstart.ops.boxes import clip, decode, encode
 from headstart.ops.nms import nms_by_label
 from headstart.ops.precision import at_least_float32
@@ -45,52 +44,32 @@ class BoxHead(nn.Module):
 
     def __init__(
         self,
-        channels: int,
-        pooler: RegionPooler,
+        convs: RegionConvs,
         *,
         num_classes: int,
-        convs: int,
-        conv_channels: int,
         fcs: int,
         fc_width: int,
-        norm_kind: str,
-        norm_groups: int,
         class_agnostic: bool,
         weights: Weights,
         smooth_l1_beta: float,
     ):
         super().__init__()
-        self.pooler, self.num_classes, self.weights, self.beta = pooler, num_classes, weights, smooth_l1_beta
-        widths = [channels] + [conv_channels] * convs
-        self.convs = nn.ModuleList(
-            ConvNorm(a, b, 3, norm_kind=norm_kind, norm_groups=norm_groups, relu=True) for a, b in pairwise(widths)
-        )
-        inputs = [widths[-1] * pooler.size**2] + [fc_width] * fcs
+        self.convs, self.num_classes, self.weights, self.beta = convs, num_classes, weights, smooth_l1_beta
+        inputs = [convs.channels * convs.pooler.size**2] + [fc_width] * fcs
         self.fcs = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(inputs))
         self.classify = nn.Linear(inputs[-1], num_classes + 1)
         self.regress = nn.Linear(inputs[-1], 4 if class_agnostic else 4 * num_classes)
-        self._initialise()
-
-    def _initialise(self) -> None:
-        for layer in self.convs:
-            nn.init.kaiming_normal_(layer.conv.weight, mode="fan_out", nonlinearity="relu")
+        initialise_convolutions(self.convs)
         for layer in self.fcs:  # XavierFill
             nn.init.kaiming_uniform_(layer.weight, a=1)
         nn.init.normal_(self.classify.weight, std=0.01)
         nn.init.normal_(self.regress.weight, std=0.001)
-        for layer in [*self.fcs, self.classify, self.regress, *(block.conv for block in self.convs)]:
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
+        for layer in [*self.fcs, self.classify, self.regress]:
+            nn.init.zeros_(layer.bias)
 
     def predict(self, features: list[Tensor], boxes: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """Class logits [B,R,C+1] and deltas [B,R,4C] (or 4) of boxes [B,R,4] in pixels.
-
-        `valid` keeps padding out of batch statistics.
-        """
-        x = self.pooler(features, boxes.flatten(0, 1), image_index(boxes))
-        weight = valid.flatten().float()
-        for conv in self.convs:
-            x = conv(x, weight)
+        """Class logits [B,R,C+1] and deltas [B,R,4C] (or 4) of boxes [B,R,4] in pixels; valid [B,R] marks real ones."""
+        x = self.convs(features, boxes.flatten(0, 1), image_index(boxes), valid.flatten())
         x = F.relu(self._first_fc(x), inplace=True)
         for fc in self.fcs[1:]:
             x = F.relu(linear(x, fc.weight, fc.bias), inplace=True)

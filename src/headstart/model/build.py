@@ -4,30 +4,28 @@ A new detector family is a section of the recipe, a file or room beside this one
 """
 
 from collections.abc import Sequence
-from typing import Any, overload
+from typing import overload
 
 import torch
 from torch import nn
 
 from headstart.batch import InputSpec
 from headstart.model.backbones import Backbone
-from headstart.model.backbones.hourglass import build_hourglass
-from headstart.model.backbones.resnet import build_detnet, build_resnet
-from headstart.model.backbones.vgg import build_vgg
+from headstart.model.backbones.hourglass import Hourglass
+from headstart.model.backbones.resnet import ResNet, build_detnet
+from headstart.model.backbones.vgg import Vgg
 from headstart.model.box_head import BoxHead, DetectionLimits, Weights
 from headstart.model.classifier import Classifier
-from headstart.model.corners.detector import CornerNet
-from headstart.model.corners.head import CornerHead
-from headstart.model.corners.pairs import PairLimits
+from headstart.model.corner_head import CornerHead
+from headstart.model.corner_net import CornerNet, PairLimits
 from headstart.model.detector import Detector
-from headstart.model.keypoint_head import KeypointHead
-from headstart.model.mask_head import MaskHead
 from headstart.model.pyramid import LastMap, Pyramid
-from headstart.model.regions import RegionPooler
+from headstart.model.region_heads import KeypointHead, MaskHead
+from headstart.model.regions import RegionConvs, RegionPooler
 from headstart.model.rpn import ProposalLimits, Rpn
 from headstart.model.semantic_head import Segmenter, SemanticHead
 from headstart.ops.random import fold
-from headstart.recipe.detection import ConvHead, Model
+from headstart.recipe.detection import BoxPart, ConvHead, Model
 from headstart.recipe.recipe import AnyRecipe, ClassifyModel, ClassifyRecipe, Recipe, SegmentModel, SegmentRecipe
 
 WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # of box deltas: the inverse of their spread (R-CNN; Detectron: BBOX_REG_WEIGHTS)
@@ -72,7 +70,7 @@ def build(
 def _backbone(model: Model | ClassifyModel | SegmentModel, in_channels: int) -> Backbone:
     chosen = model.backbone
     if chosen.kind == "vgg":
-        return build_vgg(chosen.depth, width=chosen.width, in_channels=in_channels)
+        return Vgg(chosen.depth, width=chosen.width, in_channels=in_channels)
     options = {"norm_kind": model.norm, "norm_groups": model.norm_groups, "in_channels": in_channels}
     if chosen.kind == "timm":
         from headstart.model.backbones.timm_net import TimmNet  # timm takes a second to import, few recipes need it
@@ -81,8 +79,8 @@ def _backbone(model: Model | ClassifyModel | SegmentModel, in_channels: int) -> 
     if chosen.kind == "detnet":
         return build_detnet(chosen.depth, width=chosen.width, **options)
     if chosen.kind == "hourglass":
-        return build_hourglass(chosen.depth, widths=chosen.widths, stacks=chosen.stacks, **options)
-    return build_resnet(
+        return Hourglass(chosen.depth, widths=chosen.widths, stacks=chosen.stacks, **options)
+    return ResNet(
         chosen.depth,
         bottleneck=chosen.bottleneck,
         width=chosen.width,
@@ -142,7 +140,7 @@ def _detector(
     num_keypoints: int,
     left_right: Sequence[tuple[int, int]],
 ) -> Detector:
-    model, part = recipe.model, recipe.evaluate
+    model, points, part = recipe.model, recipe.model.keypoint, recipe.evaluate
     pyramid = _detection_pyramid(model, backbone)
     weights = model.cascade.weights if model.cascade.enabled else (WEIGHTS,)
     return Detector(
@@ -150,13 +148,17 @@ def _detector(
         pyramid,
         _rpn(model, pyramid),
         _box_head(model, pyramid, num_classes, weights[0]),
-        MaskHead(num_classes=num_classes, **_conv_head(model, model.mask, pyramid)) if model.mask.enabled else None,
-        _keypoint_head(model, pyramid, num_keypoints, left_right) if model.keypoint.enabled else None,
+        MaskHead(_region_convs(model, model.mask, pyramid), num_classes=num_classes, channels=model.mask.conv_channels)
+        if model.mask.enabled
+        else None,
+        KeypointHead(_region_convs(model, points, pyramid), num_keypoints=num_keypoints, left_right=left_right)
+        if points.enabled
+        else None,
         num_regions=model.box.num_regions,
         positive_fraction=model.box.positive_fraction,
         iou_threshold=model.box.iou_threshold,
         mask_slots=model.mask.slots,
-        keypoint_slots=model.keypoint.slots,
+        keypoint_slots=points.slots,
         limits=DetectionLimits(part.score_threshold, part.nms_threshold, part.detections),
         seed=recipe.seed,
         # last, so that all else starts as without a cascade
@@ -208,43 +210,25 @@ def _rpn(model: Model, pyramid: Pyramid | LastMap) -> Rpn:
     )
 
 
-def _pooler(model: Model, pyramid: Pyramid | LastMap, size: int) -> RegionPooler:
-    return RegionPooler(size, pyramid.pooled_strides, model.canonical_size, model.aligned)
-
-
 def _box_head(model: Model, pyramid: Pyramid | LastMap, num_classes: int, weights: Weights) -> BoxHead:
     part = model.box
     return BoxHead(
-        pyramid.channels,
-        _pooler(model, pyramid, part.pool),
+        _region_convs(model, part, pyramid),
         num_classes=num_classes,
-        convs=part.convs,
-        conv_channels=part.conv_channels,
         fcs=part.fcs,
         fc_width=part.fc_width,
-        norm_kind=model.norm if part.norm else "none",
-        norm_groups=model.norm_groups,
         class_agnostic=part.class_agnostic,
         weights=weights,
         smooth_l1_beta=part.smooth_l1_beta,
     )
 
 
-def _keypoint_head(
-    model: Model, pyramid: Pyramid | LastMap, num_keypoints: int, left_right: Sequence[tuple[int, int]]
-) -> KeypointHead:
-    assert num_keypoints > 0, "the keypoints of the data"
-    options = _conv_head(model, model.keypoint, pyramid)
-    return KeypointHead(num_keypoints=num_keypoints, left_right=left_right, **options)
-
-
-def _conv_head(model: Model, part: ConvHead, pyramid: Pyramid | LastMap) -> dict[str, Any]:
-    """Arguments that mask and keypoint head share."""
-    return {
-        "channels": pyramid.channels,
-        "pooler": _pooler(model, pyramid, part.pool),
-        "convs": part.convs,
-        "conv_channels": part.conv_channels,
-        "norm_kind": model.norm if part.norm else "none",
-        "norm_groups": model.norm_groups,
-    }
+def _region_convs(model: Model, part: BoxPart | ConvHead, pyramid: Pyramid | LastMap) -> RegionConvs:
+    return RegionConvs(
+        pyramid.channels,
+        RegionPooler(part.pool, pyramid.pooled_strides, model.canonical_size, model.aligned),
+        num=part.convs,
+        channels=part.conv_channels,
+        norm_kind=model.norm if part.norm else "none",
+        norm_groups=model.norm_groups,
+    )

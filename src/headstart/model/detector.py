@@ -11,9 +11,8 @@ from headstart.batch import Batch, Detections, Inputs
 from headstart.model import AnyModel, Predictor
 from headstart.model.backbones import Backbone
 from headstart.model.box_head import BoxHead, DetectionLimits, cascade_loss, cascade_predict
-from headstart.model.keypoint_head import KeypointHead, cells_of
-from headstart.model.mask_head import MaskHead, sample_frames
 from headstart.model.pyramid import LastMap, Pyramid
+from headstart.model.region_heads import KeypointHead, MaskHead, cells_of, sample_frames
 from headstart.model.regions import Regions, image_index, pool_regions, sample_regions
 from headstart.model.rpn import Rpn
 from headstart.ops.fixed_shapes import pool_slots, used_length
@@ -76,20 +75,14 @@ class Detector(nn.Module):
         cascade_iou: tuple[float, ...] = (),
     ):
         super().__init__()
-        self.backbone, self.pyramid, self.rpn, self.box_head, self.mask_head = (
-            backbone,
-            pyramid,
-            rpn,
-            box_head,
-            mask_head,
-        )
-        self.keypoint_head, self.keypoint_slots = keypoint_head, keypoint_slots
+        self.backbone, self.pyramid, self.rpn = backbone, pyramid, rpn
+        self.box_head, self.mask_head, self.keypoint_head = box_head, mask_head, keypoint_head
         self.keypoint_mirror = () if keypoint_head is None else keypoint_head.mirror
         heads = {"mask": mask_head, "keypoints": keypoint_head}
         self.kinds = ("box", *(kind for kind, head in heads.items() if head is not None))
         self.num_regions, self.max_positive = num_regions, int(num_regions * positive_fraction)
         self.cascade, self.iou_thresholds = nn.ModuleList(cascade), (iou_threshold, *cascade_iou)
-        self.mask_slots, self.limits = mask_slots, limits
+        self.mask_slots, self.keypoint_slots, self.limits = mask_slots, keypoint_slots, limits
         self.key = fold(seed) & 0xFFFFFFFF
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
@@ -101,8 +94,8 @@ class Detector(nn.Module):
         keys = batch.slots ^ self.key
         features = self.features(batch.images)
         anchors = self.rpn.anchors(features)
-        targets = self.rpn.targets(anchors, batch, keys)
-        losses = self.rpn.loss(*self.rpn.predict_at(features, targets.chosen.index), targets)
+        chosen, wanted = self.rpn.targets(anchors, batch, keys)
+        losses = self.rpn.loss(*self.rpn.predict_at(features, chosen.index), chosen, wanted)
         with torch.no_grad():  # the RPN learns from the sampled anchors alone
             logits, deltas = self.rpn.predict(features)
         proposals, valid = self.rpn.decode(logits, deltas, anchors, batch.sizes, self.rpn.train_limits)
@@ -158,7 +151,7 @@ class Detector(nn.Module):
         boxes, image, gt, chosen = pool_regions(regions, flags, keys, slots=self.mask_slots, salt=MASK_SALT)
         labels = torch.where(chosen, batch.gt_labels[image, gt], 0)
         targets = sample_frames(
-            batch.gt_masks[image, gt], batch.gt_boxes[image, gt], boxes, 2 * self.mask_head.pooler.size
+            batch.gt_masks[image, gt], batch.gt_boxes[image, gt], boxes, 2 * self.mask_head.convs.pooler.size
         )
         return self.mask_head.loss(self.mask_head.predict(features, boxes, image, labels, chosen), targets, chosen)
 
@@ -193,43 +186,26 @@ class Detector(nn.Module):
 
     @torch.no_grad()
     def complete(self, features: list[Tensor], detections: Detections) -> Detections:
-        """The same detections with the masks and heat maps of their boxes."""
+        """The same detections with the mask probabilities and heat-map logits of their boxes."""
+        if self.mask_head is None and self.keypoint_head is None:
+            return detections
+        flags = detections.valid.flatten()
+        index, chosen = pool_slots(flags, flags.shape[0], detections.scores.flatten())
+        boxes, image = detections.boxes.flatten(0, 1)[index], image_index(detections.boxes)[index]
+
+        def in_slots(values: Tensor) -> Tensor:
+            """Values [S,...] of the chosen slots as [B,D,...], zeros in slots that hold no detection."""
+            values = values * chosen.view(-1, *[1] * (values.dim() - 1))
+            full = values.new_zeros(flags.shape[0], *values.shape[1:]).index_copy(0, index, values)
+            return full.view(*detections.valid.shape, *values.shape[1:])
+
+        masks, heat_maps = detections.masks, detections.heat_maps
         if self.mask_head is not None:
-            detections = replace(detections, masks=self._masks(features, detections))
+            labels = detections.labels.flatten()[index]
+            masks = in_slots(self.mask_head.predict(features, boxes, image, labels, chosen).sigmoid())
         if self.keypoint_head is not None:
-            detections = replace(detections, heat_maps=self._heat_maps(features, detections))
-        return detections
-
-    def _masks(self, features: list[Tensor], detections: Detections) -> Tensor:
-        """Mask probabilities [B,D,T,T] of the detections; zeros in slots that hold none."""
-        index, chosen = _detected(detections)
-        boxes, labels = detections.boxes.flatten(0, 1)[index], detections.labels.flatten()[index]
-        masks = self.mask_head.decode(
-            self.mask_head.predict(features, boxes, image_index(detections.boxes)[index], labels, chosen)
-        )
-        return _in_slots(masks, index, chosen, detections)
-
-    def _heat_maps(self, features: list[Tensor], detections: Detections) -> Tensor:
-        """Heat-map logits [B,D,K,T,T] of the detections; zeros in slots that hold none."""
-        index, chosen = _detected(detections)
-        boxes = detections.boxes.flatten(0, 1)[index]
-        maps = self.keypoint_head.decode(
-            self.keypoint_head.predict(features, boxes, image_index(detections.boxes)[index], chosen)
-        )
-        return _in_slots(maps, index, chosen, detections)
-
-
-def _detected(detections: Detections) -> tuple[Tensor, Tensor]:
-    """Index [S] of the detections among all B*D slots, and which of these hold one, bool [S]."""
-    flags = detections.valid.flatten()
-    return pool_slots(flags, flags.shape[0], detections.scores.flatten())
-
-
-def _in_slots(values: Tensor, index: Tensor, chosen: Tensor, detections: Detections) -> Tensor:
-    """Values [S,...] of the slots `index` as [B,D,...], zeros elsewhere."""
-    values = values * chosen.view(-1, *[1] * (values.dim() - 1))
-    full = values.new_zeros(detections.valid.numel(), *values.shape[1:]).index_copy(0, index, values)
-    return full.view(*detections.valid.shape, *values.shape[1:])
+            heat_maps = in_slots(self.keypoint_head.predict(features, boxes, image, chosen))
+        return replace(detections, masks=masks, heat_maps=heat_maps)
 
 
 def without_empty_slots(batch: Batch) -> Batch:

@@ -13,7 +13,7 @@ from headstart.ops.precision import at_least_float32
 from headstart.ops.processes import is_shared
 
 KINDS = ("group", "batch", "sync_batch", "frozen_batch", "none")
-EPSILON = 1e-5  # Detectron's and torchvision's value for GN and BN alike
+EPSILON = 1e-5  # Detectron's and torchvision's value for GN and BN alike, and torch's default
 
 
 def norm(kind: str, channels: int, *, groups: int = 32) -> nn.Module:
@@ -39,18 +39,12 @@ def norm(kind: str, channels: int, *, groups: int = 32) -> nn.Module:
 class NoNorm(nn.Identity):
     """No normalisation (VGG, and heads without it)."""
 
-    def __init__(self, channels: int):
-        super().__init__()
-
     def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
         return x
 
 
 class GroupNorm(nn.GroupNorm):
     """GroupNorm (Wu and He, 2018); independent of the batch."""
-
-    def __init__(self, groups: int, channels: int):
-        super().__init__(groups, channels, eps=EPSILON)
 
     def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
         return super().forward(x)
@@ -59,16 +53,15 @@ class GroupNorm(nn.GroupNorm):
 class BatchNorm(nn.BatchNorm2d):
     """BatchNorm with torch's parameter names; with `weight`, statistics over the samples of weight 1 only."""
 
-    def __init__(self, channels: int):
-        super().__init__(channels, eps=EPSILON)
-
     def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
-        if weight is None or not self.training:
-            return super().forward(x)
-        return self._normalise(x, weight)
+        return super().forward(x) if weight is None or not self.training else self.normalise(x, weight)
 
-    def _normalise(self, x: Tensor, weight: Tensor | None) -> Tensor:
-        """Normalise by weighted moments; no real sample anywhere leaves x unscaled around its (zero) mean."""
+    def normalise(self, x: Tensor, weight: Tensor | None, *, shared: bool = False) -> Tensor:
+        """Normalise by weighted moments, with `shared` those of all processes.
+
+        Running statistics have the unbiased variance as torch's. No real sample anywhere leaves them as they are, and x
+        unscaled around its (zero) mean.
+        """
         values = at_least_float32(x)
         weight = values.new_ones(x.shape[0]) if weight is None else weight.to(values.dtype)
         weighted = values * weight.view(-1, 1, 1, 1)
@@ -79,25 +72,19 @@ class BatchNorm(nn.BatchNorm2d):
                 (weight.sum() * (x.shape[2] * x.shape[3])).view(1),
             ]
         )
-        moments = self._join(moments)
+        moments = _AllReduceSum.apply(moments) if shared else moments
         count = moments[-1]
         mean, square = moments[:-1].view(2, -1) / count.clamp(min=1.0)
         variance = (square - mean * mean).clamp(min=0)
-        self._track(mean.detach(), variance.detach(), count.detach())
+        with torch.no_grad():
+            rate = self.momentum * (count > 0).to(self.running_mean.dtype)
+            unbiased = variance * count / (count - 1).clamp(min=1.0)
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), rate)
+            self.running_var.lerp_(unbiased.to(self.running_var.dtype), rate)
+            self.num_batches_tracked.add_(1)
         scale = self.weight * torch.rsqrt(variance + self.eps)
         out = values * scale.view(1, -1, 1, 1) + (self.bias - mean * scale).view(1, -1, 1, 1)
         return out.to(x.dtype)
-
-    def _join(self, moments: Tensor) -> Tensor:
-        return moments
-
-    def _track(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
-        """Running statistics, with the unbiased variance as torch does; unchanged where nothing was counted."""
-        rate = self.momentum * (count > 0).to(self.running_mean.dtype)
-        unbiased = variance * count / (count - 1).clamp(min=1.0)
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), rate)
-        self.running_var.lerp_(unbiased.to(self.running_var.dtype), rate)
-        self.num_batches_tracked.add_(1)
 
 
 class SyncBatchNorm(BatchNorm):
@@ -109,16 +96,9 @@ class SyncBatchNorm(BatchNorm):
     """
 
     def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
-        if not self.training:
-            return nn.BatchNorm2d.forward(self, x)
-        if not is_shared(x):
-            return super().forward(x, weight)
-        return self._normalise(x, weight)
-
-    def _join(self, moments: Tensor) -> Tensor:
-        if is_shared(moments):
-            return _AllReduceSum.apply(moments)
-        return moments
+        if self.training and is_shared(x):
+            return self.normalise(x, weight, shared=True)
+        return super().forward(x, weight)
 
 
 class _AllReduceSum(torch.autograd.Function):

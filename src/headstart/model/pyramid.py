@@ -7,8 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from headstart.model.norm import norm
-from headstart.ops.convolution import LEAST_SIDE, LEAST_WORK, WITHOUT_AVX512, conv3x3
-from headstart.ops.products import linear
+from headstart.ops.products import LEAST_SIDE, LEAST_TAP, WITHOUT_AVX512, conv3x3, linear
 
 
 class Conv2d(nn.Conv2d):
@@ -16,7 +15,7 @@ class Conv2d(nn.Conv2d):
 
     In channels-last memory the cells are the rows of a matrix already. oneDNN's convolution of 1x1 kernels takes as
     long forward and up to half as long again backward, where it also needs its copies and zeros
-    (docs/performance.md); its gradient of 3x3 kernels is slow without AVX-512 (`ops/convolution.py`).
+    (docs/performance.md); its gradient of 3x3 kernels is slow without AVX-512 (`ops/products.py`).
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -37,7 +36,7 @@ class Conv2d(nn.Conv2d):
             and torch.is_grad_enabled()
             and self._has_rows(x)
             and min(x.shape[2:]) >= LEAST_SIDE
-            and x.numel() * self.out_channels >= LEAST_WORK
+            and x.numel() * self.out_channels >= LEAST_TAP
             and x.dtype == self.weight.dtype
             and not torch.is_autocast_enabled("cpu")
             and torch.backends.cpu.get_cpu_capability() in WITHOUT_AVX512
@@ -51,6 +50,18 @@ class Conv2d(nn.Conv2d):
             and not torch.compiler.is_compiling()
             and x.is_contiguous(memory_format=torch.channels_last)
         )
+
+
+def initialise_convolutions(module: nn.Module, *, mode: str = "fan_out") -> None:
+    """MSRA initialisation of every convolution (He et al. 2015; fan-out as torchvision and detectron2 do).
+
+    Detectron's GN bodies used Xavier; under a normaliser the scale has no effect (paper.md 2.2).
+    """
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+            nn.init.kaiming_normal_(layer.weight, mode=mode, nonlinearity="relu")
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
 
 
 class ConvNorm(nn.Module):

@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from headstart.batch import Batch
-from headstart.model.targets import SampledIndices, match, sample, take
+from headstart.model.regions import SampledIndices, match, sample, take
 from headstart.ops.boxes import clip, decode, encode
 from headstart.ops.fixed_shapes import constant
 from headstart.ops.nms import nms
 from headstart.ops.precision import at_least_float32
 from headstart.ops.processes import mean_over_processes
-from headstart.ops.windows import valid_conv, windows
+from headstart.ops.roi_align import valid_conv, windows
 
 WEIGHTS = (1.0, 1.0, 1.0, 1.0)  # RPN deltas are not rescaled (Detectron, torchvision)
 SMOOTH_L1_BETA = 1.0 / 9  # Detectron: SmoothL1 beta of the RPN
@@ -54,14 +54,6 @@ class ProposalLimits:
     after_nms: int
     nms_threshold: float = 0.7
     min_size: float = 1e-3  # pixels; smaller boxes are rounding noise (torchvision's value)
-
-
-@dataclass(frozen=True)
-class AnchorTargets:
-    """Sampled anchors [B,K] and target deltas [B,P,4] of the first P, which include all positives."""
-
-    chosen: SampledIndices
-    deltas: Tensor
 
 
 class Rpn(nn.Module):
@@ -144,39 +136,31 @@ class Rpn(nn.Module):
         return weight, torch.cat([self.objectness.bias, self.deltas.bias])
 
     @torch.no_grad()
-    def targets(self, anchors: Tensor, batch: Batch, keys: Tensor) -> AnchorTargets:
-        """Sampled anchors of a batch and their targets.
+    def targets(self, anchors: Tensor, batch: Batch, keys: Tensor) -> tuple[SampledIndices, Tensor]:
+        """Sampled anchors [B,K] of a batch, and target deltas [B,P,4] of the first P, which include all positives.
 
         anchors [A,4] pixels of the padded batch; keys [B] choose the sample. Anchors between the two IoU thresholds,
         and those on crowds, take no part. An image without objects gives negatives only.
         """
-        matches = match(
-            anchors,
-            batch.gt_boxes,
-            batch.gt_valid,
-            batch.gt_crowd,
-            high=self.high,
-            low=self.low,
-            low_quality=True,
-            inside=self._inside(anchors, batch.sizes),
-        )
-        chosen = sample(matches.labels, keys, num=self.num_samples, max_positive=self.max_positive, salt=SALT)
+        objects, inside = (batch.gt_boxes, batch.gt_valid, batch.gt_crowd), self._inside(anchors, batch.sizes)
+        labels, matched = match(anchors, *objects, high=self.high, low=self.low, low_quality=True, inside=inside)
+        chosen = sample(labels, keys, num=self.num_samples, max_positive=self.max_positive, salt=SALT)
         # Positives come first: the box loss needs to look no further.
         head = min(self.max_positive, chosen.index.shape[1])
-        gt = take(batch.gt_boxes, take(matches.matched, chosen.index[:, :head]))
-        return AnchorTargets(chosen, encode(gt, anchors[chosen.index[:, :head]], WEIGHTS))
+        gt = take(batch.gt_boxes, take(matched, chosen.index[:, :head]))
+        return chosen, encode(gt, anchors[chosen.index[:, :head]], WEIGHTS)
 
-    def loss(self, logits: Tensor, deltas: Tensor, targets: AnchorTargets) -> dict[str, Tensor]:
-        """Objectness and box losses of the sampled anchors: logits [B,K] and deltas [B,K,4], raw outputs.
+    def loss(self, logits: Tensor, deltas: Tensor, chosen: SampledIndices, wanted: Tensor) -> dict[str, Tensor]:
+        """Objectness and box losses of the anchors and deltas of `targets`: logits [B,K], deltas [B,K,4], raw outputs.
 
         Both terms are divided by the number of sampled anchors (Detectron's rule; eq. 1 of 1506.01497 divides the box
         term by the number of locations instead).
         """
-        positive, valid = targets.chosen.positive.to(logits.dtype), targets.chosen.valid.to(logits.dtype)
+        positive, valid = chosen.positive.to(logits.dtype), chosen.valid.to(logits.dtype)
         count = mean_over_processes(valid.sum()).clamp(min=1.0)
         objectness = F.binary_cross_entropy_with_logits(logits, positive, weight=valid, reduction="sum")
-        head = targets.deltas.shape[1]
-        box = F.smooth_l1_loss(deltas[:, :head], targets.deltas, beta=SMOOTH_L1_BETA, reduction="none").sum(2)
+        head = wanted.shape[1]
+        box = F.smooth_l1_loss(deltas[:, :head], wanted, beta=SMOOTH_L1_BETA, reduction="none").sum(2)
         return {"rpn_objectness": objectness / count, "rpn_box": (box * positive[:, :head]).sum() / count}
 
     def _inside(self, anchors: Tensor, sizes: Tensor) -> Tensor | None:

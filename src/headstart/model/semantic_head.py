@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from headstart.batch import IGNORE_LABEL, PixelBatch
 from headstart.model import Predictor
 from headstart.model.backbones import Backbone
-from headstart.model.pyramid import ConvNorm, Pyramid
+from headstart.model.pyramid import ConvNorm, Pyramid, initialise_convolutions
 from headstart.ops.precision import at_least_float32
 from headstart.ops.processes import mean_over_processes
 
@@ -43,11 +43,7 @@ class SemanticHead(nn.Module):
             for times in self.doublings
         )
         self.classify = nn.Conv2d(width, num_classes, 1)
-        for layer in self.modules():
-            if isinstance(layer, nn.Conv2d):
-                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-                if layer.bias is not None:
-                    nn.init.zeros_(layer.bias)
+        initialise_convolutions(self)
 
     def predict(self, features: list[Tensor]) -> Tensor:
         """Class logits [B,C,H/4,W/4] of the pyramid's maps; those beyond the branch's levels are not used."""

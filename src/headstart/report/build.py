@@ -6,9 +6,6 @@ not begun, is running, or is finished. The look that a report of a finished stud
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from headstart.files import json_text, write_csv, write_whole
@@ -32,6 +29,7 @@ from headstart.report.sections import (
 )
 from headstart.study.folder import inputs_digest, note_look, read_study_folder
 from headstart.study.results import StudyFolder
+from headstart.typed_json import collector_paused
 
 # In the order of the page. Each takes the facts and findings, and has a template of its name in templates/sections.
 SECTIONS = (verdict, answers, curves, schedules, data, cost, classes, mistakes, pictures, audit, plan, trace)
@@ -42,7 +40,7 @@ def build_report(study_dir: str | Path) -> Path:
 
     Everything is written beside its old version and renamed. ValueError naming the file where the study cannot be read.
     """
-    with _collector_paused():
+    with collector_paused():
         inputs = inputs_digest(Path(study_dir))  # first: rows that come later must not count as shown
         return _build(read_study_folder(study_dir), inputs)
 
@@ -74,15 +72,3 @@ def _build(folder: StudyFolder, inputs: str) -> Path:
     # Last: its `inputs` says what everything beside it was made from (`study.folder.is_current`).
     write_whole(folder.path / "report.json", json_text(summary, indent=1, digits=DIGITS))
     return written
-
-
-@contextmanager
-def _collector_paused() -> Iterator[None]:
-    """No search for cycles meanwhile: rows are a million small objects without any, walked again at each search."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()

@@ -9,27 +9,26 @@ import torch
 from torch import Tensor, nn
 
 from headstart.batch import LabelledBatch
-from headstart.data.crops import CropStream, whole_images
 from headstart.data.dataset import Dataset, nested_fraction
 from headstart.data.digests import data_content
 from headstart.data.read import folder_images, open_folders
-from headstart.data.stream import Cache, decode
+from headstart.data.stream import Images as Decoded
+from headstart.data.stream import decoder
+from headstart.data.train_stream import CropStream, whole_images
 from headstart.data.views import to_device
 from headstart.files import replacing
 from headstart.model.build import input_spec
 from headstart.model.classifier import Classifier, mean_cross_entropy
-from headstart.ops import processes as distributed
-from headstart.ops.processes import num_processes
 from headstart.recipe.recipe import ClassifyRecipe, fraction_seed
-from headstart.tasks.task import EvalResult, StepFlops, Task, check_same_classes, make_model, take_fraction
+from headstart.tasks.task import EvalResult, StepFlops, Task, check_same_classes, make_model, reading, take_fraction
 
 
 class Images:
     """All images of a data set in evaluation: whole, resized to the recipe's input square."""
 
-    def __init__(self, dataset: Dataset, recipe: ClassifyRecipe, cache: Cache | None = None):
+    def __init__(self, dataset: Dataset, recipe: ClassifyRecipe, cache: Decoded | None = None):
         self.dataset, self.recipe = dataset, recipe
-        self.cache = cache or Cache(partial(decode, dataset, channels=recipe.input.channels), keep=recipe.data.cache)
+        self.cache = cache or decoder(dataset, channels=recipe.input.channels, keep=recipe.data.cache)
 
     def batches(self, device: torch.device) -> Iterator[Tensor]:
         """Batches [B,C,S,S] in the order of the data set."""
@@ -102,15 +101,10 @@ def make_task(recipe: ClassifyRecipe) -> Task:
     stream = CropStream(
         train,
         input_spec(recipe),
+        reading(recipe),
         size=recipe.input.size,
         min_area=recipe.input.min_area,
         flip=recipe.input.flip,
-        batch=recipe.train.batch,
-        seed=recipe.seed,
-        cache=recipe.data.cache,
-        num_workers=recipe.data.num_workers,
-        rank=distributed.rank(),
-        num_ranks=num_processes(),
     )
     held_out, model = Images(val, recipe), make_model(recipe, len(train.class_names))
     batches, features = stream.batches, None

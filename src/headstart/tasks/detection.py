@@ -26,7 +26,7 @@ from headstart.metrics.tta import Tta, TtaView
 from headstart.metrics.tta import predict as predict_views
 from headstart.metrics.voc import with_voc
 from headstart.model.detector import Detector
-from headstart.model.keypoint_head import peaks
+from headstart.model.region_heads import peaks
 from headstart.ops import processes as distributed
 from headstart.ops.processes import num_processes
 from headstart.recipe.recipe import Recipe
@@ -152,7 +152,7 @@ def predict_all(
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
             found, sizes = predict_batch(model, partial(images.make_batch, raw, device), tta)
         for slot, index in enumerate(raw.indices.tolist()):
-            size = (int(data.heights[index]), int(data.widths[index]))
+            size = data.size(index)
             parts.append(to_original(found, sizes, slot, size, int(data.image_ids[index]), data.category_ids))
     model.train(was_training)
     gathered = [part for share in distributed.gather(parts) for part in share]

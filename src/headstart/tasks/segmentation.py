@@ -31,6 +31,7 @@ from headstart.tasks.task import (
     eval_images,
     make_model,
     padded_size,
+    reading,
     require_images,
     take_fraction,
 )
@@ -78,13 +79,8 @@ def pixel_stream(maps: LabelMaps, recipe: SegmentRecipe) -> PixelStream:
         maps,
         Augmentation(part.short, part.long, part.flip),
         input_spec(recipe),
+        reading(recipe),
         stride=recipe.model.semantic.loss_stride,
-        batch=recipe.train.batch,
-        seed=recipe.seed,
-        cache=recipe.data.cache,
-        num_workers=recipe.data.num_workers,
-        rank=distributed.rank(),
-        num_ranks=num_processes(),
     )
 
 
@@ -128,7 +124,7 @@ def count_all(
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
             logits = model.predict(batch)
         for index, one, size in zip(indices.tolist(), logits, sizes.tolist()):
-            original = (int(data.heights[index]), int(data.widths[index]))
+            original = data.size(index)
             predicted = model.semantic_head.decode(one, tuple(size), original).cpu().numpy()
             parts.append((index, count_pixels(predicted, maps(index), len(maps.class_names))))
     model.train(was_training)

@@ -15,12 +15,12 @@ from headstart.data.dataset import Dataset, nested_fraction
 from headstart.data.digests import Content, FileState
 from headstart.data.images import load_image
 from headstart.data.order import Resize, bucket_of
-from headstart.data.stream import EvalImages, MapsOf
+from headstart.data.stream import EvalImages, MapsOf, Reading
 from headstart.model.build import build, input_spec
 from headstart.model.detector import Detector
 from headstart.model.flops import step_flops
 from headstart.model.semantic_head import Segmenter
-from headstart.ops.processes import num_processes
+from headstart.ops.processes import num_processes, rank
 from headstart.recipe.recipe import AnyRecipe, fraction_seed
 
 
@@ -172,6 +172,12 @@ def require_images(*sets: Dataset) -> None:
                 raise ValueError(
                     f"{data.path}: {name!r} is not in {data.image_dir}, expected every image that it lists"
                 )
+
+
+def reading(recipe: AnyRecipe) -> Reading:
+    """How this process reads its part of a recipe's training images."""
+    data = recipe.data
+    return Reading(recipe.train.batch, recipe.seed, data.cache, data.num_workers, rank(), num_processes())
 
 
 def eval_images(recipe: Any, data: Dataset, maps: MapsOf | None = None) -> EvalImages:

@@ -8,9 +8,8 @@ from headstart.data.digests import Content
 from headstart.data.stream import MapsOf
 from headstart.data.train_stream import TrainStream
 from headstart.model.build import input_spec
-from headstart.ops import processes as distributed
-from headstart.ops.processes import num_processes
 from headstart.recipe.recipe import Recipe
+from headstart.tasks.task import reading
 
 
 def augmentation_of(recipe: Recipe) -> Augmentation:
@@ -38,14 +37,9 @@ def train_stream(recipe: Recipe, data: Dataset, maps: MapsOf | None = None) -> T
         data,
         augmentation_of(recipe),
         input_spec(recipe),
-        batch=recipe.train.batch,
-        seed=recipe.seed,
+        reading(recipe),
         mask_frame=recipe.data.mask_frame if recipe.model.mask.enabled else 0,
         max_objects=recipe.data.max_objects,
-        cache=recipe.data.cache,
-        num_workers=recipe.data.num_workers,
-        rank=distributed.rank(),
-        num_ranks=num_processes(),
         maps=maps,
         repeat_threshold=recipe.data.repeat_threshold,
     )

@@ -4,12 +4,13 @@ Letters: N annotations, C classes.
 """
 
 from collections.abc import Iterator, Mapping
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from headstart.data.check.problems import ERROR, NOTE, WARNING, Problem, some
+from headstart.data.check import ERROR, NOTE, WARNING, Problem, some
 from headstart.data.dataset import POLYGONS, Dataset
 from headstart.data.read.coco_columns import segment_areas
 
@@ -21,43 +22,42 @@ RARE = 10  # instances below which the AP of a class is mostly noise
 DEGENERATE = ("without a positive width and height", "without width or height")  # the readers' notes of such boxes
 
 Mask = NDArray[np.bool_]
+Finding = tuple[str, ...]  # the fields of a Problem but its split
 
 
 def problems(dataset: Dataset, split: str, *, max_objects: int) -> list[Problem]:
     """Problems of boxes, segmentations, counts and classes of one split."""
-    found = [_repair(dataset.path, split, note) for note in dataset.notes]
-    found += _box_problems(dataset, split)
-    found += _segment_problems(dataset, split)
-    found += _twice(dataset, split)
-    found += _count_problems(dataset, split, max_objects)
-    found += _class_problems(dataset, split)
-    return found
+    found = chain(
+        _repairs(dataset),
+        _box_problems(dataset),
+        _segment_problems(dataset),
+        _twice(dataset),
+        _count_problems(dataset, max_objects),
+        _class_problems(dataset),
+    )
+    return [Problem(level, code, split, *rest) for level, code, *rest in found]
 
 
-def _repair(path: str, split: str, note: str) -> Problem:
-    """A note of the reader as a problem; of COCO files `check.records` has named degenerate boxes one by one."""
-    if any(phrase in note for phrase in DEGENERATE):
-        return Problem(ERROR, "box-degenerate", split, path, "", note, "left out")
-    if "left out" in note:
-        return Problem(WARNING, "left-out", split, path, "", note, "left out")
-    return Problem(NOTE, "repaired", split, path, "", note, "filled in")
+def _repairs(dataset: Dataset) -> Iterator[Finding]:
+    """The reader's notes; of COCO files `check.records` has named degenerate boxes one by one."""
+    for note in dataset.notes:
+        if any(phrase in note for phrase in DEGENERATE):
+            yield ERROR, "box-degenerate", dataset.path, "", note, "left out"
+        elif "left out" in note:
+            yield WARNING, "left-out", dataset.path, "", note, "left out"
+        else:
+            yield NOTE, "repaired", dataset.path, "", note, "filled in"
 
 
 def outside(dataset: Dataset) -> Mask:
     """Bool [N]: boxes without any part inside their image."""
-    clipped = clip(dataset)
+    clipped = dataset.clipped(dataset.boxes)
     return (clipped[:, 2:] <= clipped[:, :2]).any(axis=1)
 
 
 def reach(dataset: Dataset) -> NDArray[np.float64]:
     """Pixels by which each box extends beyond its image, at most: float64 [N]."""
-    return np.abs(dataset.boxes - clip(dataset)).max(axis=1, initial=0)
-
-
-def clip(dataset: Dataset) -> NDArray[np.float64]:
-    """The boxes [N, 4], cut at the borders of their images."""
-    high = np.stack([dataset.widths, dataset.heights], axis=1)[dataset.image_of]
-    return np.concatenate([np.clip(dataset.boxes[:, :2], 0, high), np.clip(dataset.boxes[:, 2:], 0, high)], axis=1)
+    return np.abs(dataset.boxes - dataset.clipped(dataset.boxes)).max(axis=1, initial=0)
 
 
 def _at(dataset: Dataset, chosen: Mask) -> Iterator[tuple[int, str, str]]:
@@ -72,23 +72,20 @@ def _shown(box: NDArray[np.float64]) -> str:
     return "[" + ", ".join(f"{value:.6g}" for value in box) + "]"
 
 
-def _box_problems(dataset: Dataset, split: str) -> list[Problem]:
-    found = []
+def _box_problems(dataset: Dataset) -> Iterator[Finding]:
     away, out = outside(dataset), reach(dataset)
     for n, where, picture in _at(dataset, away):
         box = _shown(dataset.boxes[n])
         message = f"box {box} (x1, y1, x2, y2) lies wholly outside its image ({picture})"
-        found.append(Problem(ERROR, "box-outside", split, where, box, message, "left out"))
+        yield ERROR, "box-outside", where, box, message, "left out"
     for n, where, picture in _at(dataset, ~away & (out > REACH)):
         box = _shown(dataset.boxes[n])
         message = f"box {box} (x1, y1, x2, y2) reaches {out[n]:.6g} px out of its image ({picture})"
-        found.append(Problem(WARNING, "box-reaches-out", split, where, box, message, "clipped"))
+        yield WARNING, "box-reaches-out", where, box, message, "clipped"
     sides = dataset.boxes[:, 2:] - dataset.boxes[:, :2]
     for n, where, picture in _at(dataset, ~away & (sides < SMALL_SIDE).any(axis=1)):
         size = f"{sides[n, 0]:.3g} x {sides[n, 1]:.3g}"
-        message = f"box of {size} px ({picture}) is thinner than a pixel"
-        found.append(Problem(WARNING, "box-thin", split, where, size, message))
-    return found
+        yield WARNING, "box-thin", where, size, f"box of {size} px ({picture}) is thinner than a pixel"
 
 
 def segment_bounds(dataset: Dataset) -> NDArray[np.float64]:
@@ -106,16 +103,13 @@ def segment_bounds(dataset: Dataset) -> NDArray[np.float64]:
     return bounds
 
 
-def _segment_problems(dataset: Dataset, split: str) -> list[Problem]:
-    found = []
+def _segment_problems(dataset: Dataset) -> Iterator[Finding]:
     columns = ("segment_kind", "polygon_first", "coord_first", "coords", "rles")
     empty = segment_areas(**{name: getattr(dataset, name) for name in columns}) == 0
     for _, where, picture in _at(dataset, empty):
-        message = f"the segmentation encloses no area ({picture})"
-        found.append(Problem(WARNING, "segment-empty", split, where, "0", message))
-    high = np.stack([dataset.widths, dataset.heights] * 2, axis=1)[dataset.image_of]
+        yield WARNING, "segment-empty", where, "0", f"the segmentation encloses no area ({picture})"
     bounds = segment_bounds(dataset)
-    away = np.abs(np.clip(bounds, 0, high) - np.clip(dataset.boxes, 0, high)).max(axis=1, initial=0)
+    away = np.abs(dataset.clipped(bounds) - dataset.clipped(dataset.boxes)).max(axis=1, initial=0)
     longer = (dataset.boxes[:, 2:] - dataset.boxes[:, :2]).max(axis=1, initial=0)
     allowed = np.maximum(TOLERANCE_PIXELS, TOLERANCE_SHARE * longer)
     for n, where, picture in _at(dataset, ~empty & (away > allowed)):  # NaN, no segmentation, compares False
@@ -123,60 +117,51 @@ def _segment_problems(dataset: Dataset, split: str) -> list[Problem]:
             f"the segmentation's bounds {_shown(bounds[n])} differ from the box {_shown(dataset.boxes[n])} by "
             f"{away[n]:.6g} px ({picture}): expected at most {allowed[n]:.3g}"
         )
-        found.append(Problem(WARNING, "segment-box", split, where, f"{away[n]:.6g}", message))
-    return found
+        yield WARNING, "segment-box", where, f"{away[n]:.6g}", message
 
 
-def _twice(dataset: Dataset, split: str) -> list[Problem]:
+def _twice(dataset: Dataset) -> Iterator[Finding]:
     """The same box and class in the same image more than once."""
     keys = np.column_stack([dataset.image_of, dataset.labels, dataset.boxes])
     order = np.lexsort(keys.T)
     repeated = np.zeros(len(keys), bool)
     repeated[order[1:]] = (np.diff(keys[order], axis=0) == 0).all(axis=1)
-    found = []
     for n, where, picture in _at(dataset, repeated):
         box = _shown(dataset.boxes[n])
         message = f"box {box} of class {dataset.class_names[dataset.labels[n]]!r} is there before ({picture})"
-        found.append(Problem(WARNING, "annotation-twice", split, where, box, message))
-    return found
+        yield WARNING, "annotation-twice", where, box, message
 
 
-def _count_problems(dataset: Dataset, split: str, max_objects: int) -> list[Problem]:
+def _count_problems(dataset: Dataset, max_objects: int) -> Iterator[Finding]:
     counts = np.bincount(dataset.image_of[~dataset.crowd], minlength=dataset.num_images)
-    found = []
     for i in np.flatnonzero(counts > max_objects):
         where = f"{dataset.path}: image {dataset.image_ids[i]}"
         message = (
             f"{counts[i]} objects in {dataset.file_names[i]}: only the best {max_objects} detections are evaluated"
         )
-        found.append(Problem(WARNING, "many-objects", split, where, str(counts[i]), message))
+        yield WARNING, "many-objects", where, str(counts[i]), message
     empty = int((np.diff(dataset.first) == 0).sum())
     if empty == dataset.num_images:
-        message = f"none of the {empty} images has an annotation"
-        found.append(Problem(ERROR, "no-annotations", split, dataset.path, str(empty), message))
+        yield ERROR, "no-annotations", dataset.path, str(empty), f"none of the {empty} images has an annotation"
     elif empty:
         message = f"{empty} of {dataset.num_images} images have no objects and are used as negatives"
-        found.append(Problem(NOTE, "negatives", split, dataset.path, str(empty), message))
-    return found
+        yield NOTE, "negatives", dataset.path, str(empty), message
 
 
-def _class_problems(dataset: Dataset, split: str) -> list[Problem]:
+def _class_problems(dataset: Dataset) -> Iterator[Finding]:
     counts = np.bincount(dataset.labels[~dataset.crowd], minlength=dataset.num_classes)
-    found = []
     absent = [name for name, count in zip(dataset.class_names, counts) if count == 0]
     rare = [f"{name} ({count})" for name, count in zip(dataset.class_names, counts) if 0 < count < RARE]
     if absent:
         message = f"{len(absent)} of {dataset.num_classes} classes have no object here: {some(absent)}"
-        found.append(Problem(WARNING, "class-absent", split, dataset.path, str(len(absent)), message))
+        yield WARNING, "class-absent", dataset.path, str(len(absent)), message
     if rare:
         message = f"{len(rare)} of {dataset.num_classes} classes have fewer than {RARE} objects here: {some(rare)}"
-        found.append(Problem(WARNING, "class-rare", split, dataset.path, str(len(rare)), message))
-    return found
+        yield WARNING, "class-rare", dataset.path, str(len(rare)), message
 
 
-def class_differences(datasets: Mapping[str, Dataset]) -> list[Problem]:
+def class_differences(datasets: Mapping[str, Dataset]) -> Iterator[Problem]:
     """Splits whose categories (ids and names) are not those of the first split."""
-    found: list[Problem] = []
     splits = list(datasets)
     first = {int(i): name for i, name in zip(datasets[splits[0]].category_ids, datasets[splits[0]].class_names)}
     for split in splits[1:]:
@@ -188,5 +173,4 @@ def class_differences(datasets: Mapping[str, Dataset]) -> list[Problem]:
         ]  # fmt: skip
         if differing:
             message = f"categories are not those of split {splits[0]!r}: {some(differing)}"
-            found.append(Problem(ERROR, "classes-differ", split, dataset.path, str(len(differing)), message))
-    return found
+            yield Problem(ERROR, "classes-differ", split, dataset.path, str(len(differing)), message)

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
+from headstart.data.check import ERROR, Problem, Report
 from headstart.data.check import annotations as annotation_check
 from headstart.data.check import images as image_check
 from headstart.data.check import records as scan
-from headstart.data.check.problems import ERROR, Problem, Report
 from headstart.data.dataset import LARGE, SMALL, Dataset
 from headstart.data.label_maps import PixelLabels
 from headstart.data.read import Source, coco, find_layout, open_dataset
-from headstart.data.read.text import SPLITS
+from headstart.data.read.files import SPLITS
 
 MAX_OBJECTS = 100  # detections an image in COCO's metric
 
@@ -160,7 +160,7 @@ def fix(path: str | Path, out_path: str | Path, *, image_dir: str | Path | None 
     dataset = dataset.take(kept)
     orphans = whole - dataset.num_annotations
     out_of_image = annotation_check.reach(dataset) > annotation_check.REACH
-    boxes = np.where(out_of_image[:, None], annotation_check.clip(dataset), dataset.boxes)
+    boxes = np.where(out_of_image[:, None], dataset.clipped(dataset.boxes), dataset.boxes)
     dataset = replace(dataset, boxes=boxes).take(annotations=~annotation_check.outside(dataset))
     coco.write(dataset, out)
     lines = [f"{problem.remedy}: {problem.where}: {problem.message}" for problem in problems if problem.remedy]

@@ -3,13 +3,13 @@
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from headstart.data.check.problems import ERROR, NOTE, WARNING, Problem, some
+from headstart.data.check import ERROR, NOTE, WARNING, Problem, some
 from headstart.data.check.records import LEFT_OUT
 from headstart.data.dataset import Dataset
 from headstart.data.images import load_image, orientation_of
@@ -42,9 +42,8 @@ def _examine(dataset: Dataset, split: str, i: int, names: Callable[[Path], Names
     where = f"{dataset.path}: image {dataset.image_ids[i]}"
     if not os.path.exists(path):
         message = f"file_name = {dataset.file_names[i]!r}: no such file in {dataset.image_dir}{_nearest(path, names)}"
-        return ImageCheck(
-            Problem(ERROR, "image-missing", split, where, dataset.file_names[i], message, LEFT_OUT), None, False
-        )
+        problem = Problem(ERROR, "image-missing", split, where, dataset.file_names[i], message, LEFT_OUT)
+        return ImageCheck(problem, None, False)
     try:
         pixels = load_image(path)
     except ValueError as error:
@@ -53,7 +52,7 @@ def _examine(dataset: Dataset, split: str, i: int, names: Callable[[Path], Names
     orientation = orientation_of(path)
     digest = hashlib.sha1(repr(pixels.shape).encode() + b"\0", usedforsecurity=False)
     digest.update(pixels)
-    height, width = int(dataset.heights[i]), int(dataset.widths[i])
+    height, width = dataset.size(i)
     problem = None
     if pixels.shape[:2] != (height, width):
         message = (
@@ -79,7 +78,7 @@ def _nearest(path: Path, names: Callable[[Path], Names]) -> str:
     return f" (nearest name there: {found!r})" if found else ""
 
 
-def problems(dataset: Dataset, split: str, examined: list[ImageCheck]) -> list[Problem]:
+def problems(dataset: Dataset, split: str, examined: list[ImageCheck]) -> Iterator[Problem]:
     """Problems of single files, duplicates within the split, and images that EXIF rotates."""
     found = [one.problem for one in examined if one.problem]
     missing = [problem for problem in found if problem.code == "image-missing"]
@@ -87,17 +86,17 @@ def problems(dataset: Dataset, split: str, examined: list[ImageCheck]) -> list[P
         message = f"none of the {len(examined)} images is in {dataset.image_dir} (first: {dataset.file_names[0]!r})"
         message += "; another folder is given by --images, in recipes by data.train_images and data.val_images"
         found = [Problem(ERROR, "image-missing", split, dataset.path, str(dataset.image_dir), message, LEFT_OUT)]
+    yield from found
     for same in _by_digest(examined).values():
         if len(same) > 1:
             names = [dataset.file_names[i] for i in same]
             where = f"{dataset.path}: image {dataset.image_ids[same[0]]}"
             message = f"the same picture is there {len(same)} times: {some(names)}"
-            found.append(Problem(WARNING, "image-twice", split, where, str(len(same)), message))
+            yield Problem(WARNING, "image-twice", split, where, str(len(same)), message)
     turned = [dataset.file_names[i] for i, one in enumerate(examined) if one.turned]
     if turned:
         message = f"{len(turned)} images are turned by their EXIF orientation, boxes must be of the upright picture: "
-        found.append(Problem(NOTE, "image-turned", split, dataset.path, str(len(turned)), message + some(turned)))
-    return found
+        yield Problem(NOTE, "image-turned", split, dataset.path, str(len(turned)), message + some(turned))
 
 
 def _by_digest(examined: list[ImageCheck]) -> dict[bytes, list[int]]:
@@ -108,9 +107,8 @@ def _by_digest(examined: list[ImageCheck]) -> dict[bytes, list[int]]:
     return groups
 
 
-def overlaps(datasets: Mapping[str, Dataset], examined: Mapping[str, list[ImageCheck]]) -> list[Problem]:
+def overlaps(datasets: Mapping[str, Dataset], examined: Mapping[str, list[ImageCheck]]) -> Iterator[Problem]:
     """Images of a later split that an earlier split holds too."""
-    found: list[Problem] = []
     before: dict[bytes, tuple[str, str]] = {}
     for split, dataset in datasets.items():
         groups = _by_digest(examined[split])
@@ -119,7 +117,6 @@ def overlaps(datasets: Mapping[str, Dataset], examined: Mapping[str, list[ImageC
                 other, name = before[digest]
                 message = f"{dataset.file_names[same[0]]}: the same picture as {name} of split {other!r}"
                 where = f"{dataset.path}: image {dataset.image_ids[same[0]]}"
-                found.append(Problem(ERROR, "split-overlap", split, where, dataset.file_names[same[0]], message))
+                yield Problem(ERROR, "split-overlap", split, where, dataset.file_names[same[0]], message)
         for digest, same in groups.items():
             before.setdefault(digest, (split, dataset.file_names[same[0]]))
-    return found

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from headstart.data.check.problems import ERROR, NOTE, Problem, some
+from headstart.data.check import ERROR, NOTE, Problem, some
 from headstart.data.dataset import Dataset
 from headstart.data.read import coco, coco_records
 from headstart.data.read.coco_records import Fault, Known
@@ -71,6 +71,11 @@ class _Table:
             else:
                 self.add(position, "record", record, f"{coco_records.show(record)}: expected a JSON object")
 
+    def ids(self) -> set[int]:
+        """Ids of all records that have one, sound or not."""
+        found = (record.get("id") for record in self.records if isinstance(record, dict))
+        return {own for own in found if coco_records.fits(own, coco_records.Id)}
+
     def sound(self) -> list[dict]:
         return [record for position, record in enumerate(self.records) if position not in self.bad]
 
@@ -96,7 +101,10 @@ def load(path: str | Path, image_dir: str | Path | None, split: str) -> tuple[Da
         _Table(path, split, kind, document[coco_records.PLURAL[kind]]) for kind in ("category", "image", "annotation")
     )
     _check_categories(categories)
-    _check_images(images)
+    ids: dict[Any, int] = {}
+    for position, record in images.objects():
+        images.refuse(position, coco_records.image_faults(record), {})
+        images.refuse_repeated(position, "id", ids)
     problems = [*categories.problems, *images.problems]
     for table in (categories, images):
         if not table.sound():
@@ -123,22 +131,11 @@ def _check_categories(table: _Table) -> None:
             keypoints = keypoints or record.get("keypoints") or []
 
 
-def _check_images(table: _Table) -> None:
-    ids: dict[Any, int] = {}
-    for position, record in table.objects():
-        table.refuse(position, coco_records.image_faults(record), {})
-        table.refuse_repeated(position, "id", ids)
-
-
 def _check_annotations(table: _Table, images: _Table, categories: _Table) -> None:
     """References may go to records that are left out: such annotations are orphans, not wrong."""
     sizes = {record["id"]: (record["height"], record["width"]) for record in images.sound()}
-    image_ids, category_ids = (
-        {r["id"] for r in other.records if isinstance(r, dict) and coco_records.fits(r.get("id"), coco_records.Id)}
-        for other in (images, categories)
-    )
     names = next((record["keypoints"] for record in categories.sound() if record.get("keypoints")), [])
-    known, ids = Known(image_ids, category_ids, sizes, len(names)), {}
+    known, ids = Known(images.ids(), categories.ids(), sizes, len(names)), {}
     for position, record in table.objects():
         faults = coco_records.annotation_faults(record, known)
         table.refuse(position, faults, {"id": NEW_ID})
@@ -153,8 +150,7 @@ def _assignable(table: _Table, clean: dict[str, list[dict]]) -> tuple[list[dict]
     """Sound annotations whose image and category are sound too, with unique ids; and names of the other ones."""
     images, categories = ({record["id"] for record in clean[name]} for name in ("images", "categories"))
     kept, orphans = [], []
-    given = [r["id"] for r in table.records if isinstance(r, dict) and coco_records.fits(r.get("id"), coco_records.Id)]
-    fresh = 1 + max(given, default=0)
+    fresh = 1 + max(table.ids(), default=0)
     for position, record in enumerate(table.records):
         if position in table.bad:
             continue

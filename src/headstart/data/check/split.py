@@ -17,8 +17,7 @@ from scipy.sparse.csgraph import connected_components
 
 from headstart.data.dataset import Dataset
 from headstart.data.images import thumbnail
-from headstart.data.read import Source, open_dataset
-from headstart.data.read.split_file import write_split_file
+from headstart.data.read import Source, open_dataset, write_split_file
 from headstart.hardware import usable_cores
 
 SIDE = 16

@@ -1,32 +1,26 @@
-"""Data sets of any format: one split of them by its place, and reading."""
+"""Data sets of any format: one split of them by its place, reading, and split files.
+
+A split file has the images of each split of a data set of any format, by name; it is written once and kept.
+"""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+from msgspec import Struct
 
 from headstart.data.dataset import Dataset
 from headstart.data.images import SUFFIXES, image_size, without_copies
 from headstart.data.read.coco import from_document, read
 from headstart.data.read.csv_boxes import read_csv
+from headstart.data.read.files import SPLITS, split_of, walk
 from headstart.data.read.labelme import read_labelme
 from headstart.data.read.layout import EXPECTED, DataLayout, find_layout
-from headstart.data.read.split_file import read_split_file, take_split
-from headstart.data.read.text import SPLITS, split_of, walk
 from headstart.data.read.voc import read_voc
 from headstart.data.read.yolo import read_yolo, yolo_splits
-
-__all__ = [
-    "Source",
-    "detect_format",
-    "find_layout",
-    "open_annotated",
-    "open_dataset",
-    "open_folders",
-    "read_folders",
-    "read_voc",
-    "read_yolo",
-    "splits_of",
-]
+from headstart.files import json_text, write_whole
+from headstart.typed_json import read_json
 
 
 @dataclass(frozen=True)
@@ -189,3 +183,58 @@ def folder_images(root: Path) -> tuple[list[Path], int]:
     if not images:
         raise ValueError(f"{root}: no images in class folders: expected for example {root}/CLASS/IMAGE.jpg")
     return images, len(files) - len(images)
+
+
+class SplitFile(Struct, forbid_unknown_fields=True, kw_only=True):
+    """The content of a split file.
+
+    data and images: the data set and its image folder as `open_dataset` takes them, relative to the file's folder.
+    part: its split that was divided, if any. splits: file names of images. seed, share and groups made it; groups is
+    the pattern of file names that stay together.
+    """
+
+    headstart_split: int = 1
+    data: str
+    images: str | None = None
+    part: str | None = None
+    seed: int
+    share: float
+    groups: str | None = None
+    splits: dict[str, list[str]]
+
+
+def read_split_file(path: Path) -> tuple[SplitFile, Path, Path | None]:
+    """A split file, its data set and image folder; ValueError naming file and field for what is wrong."""
+    content = read_json(path, SplitFile)
+    if content.headstart_split != 1:
+        raise ValueError(f"{path}: headstart_split = {content.headstart_split}: expected 1")
+    images = None if content.images is None else path.parent / content.images
+    return content, path.parent / content.data, images
+
+
+def write_split_file(
+    path: Path, data: Path, images: Path | None, part: str | None, splits: Mapping[str, list[str]],
+    *, seed: int, share: float, groups: str | None,
+) -> None:  # fmt: skip
+    """Write a split file; its data set and images are named relative to its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+    def relative(place: Path) -> str:
+        return Path(os.path.relpath(place, path.parent)).as_posix()
+
+    content = SplitFile(
+        data=relative(data), images=None if images is None else relative(images), part=part, seed=seed, share=share,
+        groups=groups, splits=dict(splits),
+    )  # fmt: skip
+    write_whole(path, json_text({name: getattr(content, name) for name in content.__struct_fields__}))
+
+
+def take_split(dataset: Dataset, path: Path, content: SplitFile, split: str | None) -> Dataset:
+    """The images of a split, in the data set's order; ValueError for an unknown split or image."""
+    if split not in content.splits:
+        raise ValueError(f"{path}: split = {split!r}: expected one of {list(content.splits)} (as {path}:train)")
+    place = {name: i for i, name in enumerate(dataset.file_names)}
+    unknown = [name for name in content.splits[split] if name not in place]
+    if unknown:
+        raise ValueError(f"{path}: splits.{split}: {unknown[0]!r}: no such image in {dataset.path}")
+    return dataset.take(sorted(place[name] for name in content.splits[split]))

@@ -1,11 +1,9 @@
 """COCO JSON files read into and written from a Dataset."""
 
 import difflib
-import gc
 import json
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Generic
@@ -23,6 +21,7 @@ from headstart.data.read.coco_keys import finite, may_repeat, refuse_repeated, w
 from headstart.data.read.coco_records import PLURAL, Segmentation
 from headstart.files import read_regular, write_whole
 from headstart.hardware import memory
+from headstart.typed_json import collector_paused
 
 
 class _Content(Struct, Generic[Segmentation]):
@@ -52,7 +51,7 @@ def read(path: str | Path, image_dir: str | Path | None = None, *, keep_difficul
     """
     path = Path(path)
     raw = _bytes(path)
-    with _no_collecting():
+    with collector_paused():
         try:
             if raw.isascii() or raw.decode():  # msgspec skips fields unread, and with them wrong UTF-8
                 content = _decoded(raw)
@@ -95,18 +94,6 @@ def check_document(path: Any, document: Any) -> dict:
         if not isinstance(records, list):
             raise ValueError(f"{path}: file: {coco_records.Fault(field, records, 'a list').text(document)}")
     return document
-
-
-@contextmanager
-def _no_collecting() -> Iterator[None]:
-    """Millions of fresh lists and no cycles: the garbage collector would only walk them again and again."""
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collecting:
-            gc.enable()
 
 
 def _bytes(path: Path) -> bytes:

@@ -1,7 +1,6 @@
 """CSV tables with a box a row -> Dataset."""
 
 import csv
-import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path, PureWindowsPath
@@ -11,7 +10,7 @@ from headstart.data.dataset import Dataset
 from headstart.data.images import SUFFIXES, image_size, without_copies
 from headstart.data.read.coco import from_document
 from headstart.data.read.coco_records import show
-from headstart.data.read.text import MOST_TEXT, read_head, read_text, walk
+from headstart.data.read.files import MOST_TEXT, pixel, read_head, read_text, walk
 
 # Names of columns, in lower case without punctuation: TensorFlow's tables and Roboflow's; RetinaNet's have no header.
 COLUMNS = {
@@ -114,16 +113,7 @@ def _row(file: Path, where: str, cells: Sequence[str], places: dict[str, int]) -
         return row | {"label": ""}
     if not texts["label"]:
         raise ValueError(f"{where}: no class: expected a name")
-    corners = []
-    for name in _CORNERS:
-        try:
-            value = float(texts[name])
-        except ValueError:
-            value = math.nan
-        if not math.isfinite(value):
-            raise ValueError(f"{where}: {name} = {show(texts[name])}: expected a pixel coordinate")
-        corners.append(value)
-    return row | {"corners": corners}
+    return row | {"corners": [pixel(where, name, texts[name]) for name in _CORNERS]}
 
 
 def _picture(row: dict[str, Any], pictures: dict[str, list[Path]], counts: Mapping[Path, int], folder: Path) -> Path:

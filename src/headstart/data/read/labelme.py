@@ -13,8 +13,7 @@ from headstart.data.dataset import Dataset
 from headstart.data.images import image_size
 from headstart.data.read.coco import from_document
 from headstart.data.read.coco_records import show
-from headstart.data.read.pictures import find_pictures
-from headstart.data.read.text import MOST_TEXT
+from headstart.data.read.files import MOST_TEXT, find_pictures
 from headstart.files import read_regular
 from headstart.ops.polygons import area
 

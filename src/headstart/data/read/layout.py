@@ -3,16 +3,15 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
 from headstart.data.images import SUFFIXES
 from headstart.data.read.csv_boxes import is_boxes
+from headstart.data.read.files import SPLITS, read_head, split_of, walk
 from headstart.data.read.labelme import is_labelme
-from headstart.data.read.split_file import is_split_file
-from headstart.data.read.text import SPLITS, read_head, split_of, walk
 from headstart.data.read.voc import find_sets, is_voc
 from headstart.data.read.yolo import why_not_yolo
 
@@ -22,7 +21,6 @@ DEPTH = 4  # levels of folders that are searched: ROOT/PROJECT/train/images is t
 MOST_LOOKED = 200  # files of one kind that are opened: one a picture, and the rest of a folder is of that kind
 HALF = 0.5  # share of the pictures that files of one a picture describe, unless no other format is there
 _KEYS = re.compile(r'"(?P<key>(?:[^"\\]|\\.)*)"\s*(?P<value>:\s*(?P<list>(?=\[))?)?|[{}\[\]]')
-_COCO = ("images", "annotations")
 EXPECTED = (
     "expected a COCO .json file, a VOC folder (.xml files), YOLO's data.yaml or classes.txt, labelme's .json files, "
     "a .csv file of boxes, or one folder of images a class"
@@ -71,7 +69,7 @@ def _of_file(path: Path) -> DataLayout:
     suffix = path.suffix.lower()
     if suffix == ".json":
         head = top_keys(path)
-        kind = "split" if is_split_file(head) else "labelme" if is_labelme(head) else "coco"
+        kind = "split" if "headstart_split" in head else "labelme" if is_labelme(head) else "coco"
         return DataLayout(kind, path, (path,), ("train", "val") if kind == "split" else ())
     if suffix in (".yaml", ".yml") or path.name in ("classes.txt", "obj.names"):
         return DataLayout("yolo", path, (path,))
@@ -93,7 +91,7 @@ def _annotated(
         return not one_each or len({file.stem for file in layout.files} & stems) >= HALF * len(stems)
 
     xml = _of_kind(files.get(".xml", ()), is_voc)
-    for file in _others(files.get(".xml", ()), xml):
+    for file in sorted(set(files.get(".xml", ())) - set(xml))[:MOST_LOOKED]:
         if b"<annotations" in read_head(file):
             reasons[file] = "CVAT's own XML: export as COCO 1.0 or PASCAL VOC 1.1 instead"
     yaml = _shallow(root, [*files.get(".yaml", ()), *files.get(".yml", ())])
@@ -107,9 +105,10 @@ def _annotated(
     data_yaml = data_yaml or [file for file in files.get(".txt", ()) if file.name == "classes.txt"][:1]
     data_yaml = data_yaml or files.get(".names", [])[:1]
     keys = {file: top_keys(file) for file in files.get(".json", [])[:MOST_LOOKED]}
-    coco = _shallow(root, [file for file, own in keys.items() if is_coco(own)])
-    coco = [file for file in coco if file.stem.startswith("instances_")] or coco
     labelme = [file for file, own in keys.items() if is_labelme(own)]
+    listed = [file for file, own in keys.items() if own.get("images") or own.get("annotations")]
+    coco = _shallow(root, [file for file in listed if file not in labelme])
+    coco = [file for file in coco if file.stem.startswith("instances_")] or coco
     labelme += files.get(".json", [])[MOST_LOOKED:] if labelme else []
     table = _shallow(root, _of_kind(files.get(".csv", ()), is_boxes))
     candidates = [
@@ -136,10 +135,6 @@ def _of_kind(files: Sequence[Path], test: Callable[[Path], bool]) -> list[Path]:
     """Files of a suffix that pass a test of their content, which is done for the first of them."""
     looked = [file for file in files[:MOST_LOOKED] if test(file)]
     return [*looked, *files[MOST_LOOKED:]] if looked else []
-
-
-def _others(files: Iterable[Path], known: Iterable[Path]) -> list[Path]:
-    return sorted(set(files) - set(known))[:MOST_LOOKED]
 
 
 def _shallow(root: Path, files: Sequence[Path]) -> list[Path]:
@@ -188,11 +183,6 @@ def top_keys(path: Path) -> dict[str, bool]:
         elif match["value"] and depth == 1:
             found[match["key"]] = match["list"] is not None
     return found
-
-
-def is_coco(keys: Mapping[str, bool]) -> bool:
-    """True if the keys of a JSON object are COCO's."""
-    return any(keys.get(name) for name in _COCO) and not is_labelme(keys)
 
 
 def _summary(by_suffix: dict[str, list[Path]], reasons: dict[Path, str]) -> str:

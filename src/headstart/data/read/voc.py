@@ -1,20 +1,17 @@
 """PASCAL VOC XML -> Dataset."""
 
 import difflib
-import math
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from headstart.data.dataset import Dataset
 from headstart.data.images import image_size
 from headstart.data.read.coco import from_document
 from headstart.data.read.coco_records import show
-from headstart.data.read.pictures import find_pictures
-from headstart.data.read.text import MOST_TEXT, SPLITS, read_head, read_text, split_of, walk
+from headstart.data.read.files import MOST_TEXT, SPLITS, find_pictures, pixel, read_head, read_text, split_of, walk
 from headstart.files import read_regular
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
@@ -61,8 +58,8 @@ def read_voc(
     left_out, from_zero, own = [], [], 0
     for number, (file, tree, found_objects, name) in enumerate(zip(files, trees, objects, pictures), 1):
         if file in chosen:
-            height, width = _size(file, tree, folder / name)
-            document["images"].append({"id": number, "file_name": name, "height": height, "width": width})
+            size = _size(file, tree, folder / name)
+            document["images"].append({"id": number, "file_name": name, "height": size[0], "width": size[1]})
             for position, found in enumerate(found_objects, 1):
                 x1, y1, x2, y2 = found.corners
                 where = f"{file.name} object {position}"
@@ -71,11 +68,21 @@ def read_voc(
                     continue
                 if min(x1, y1) < 1:
                     from_zero.append(where)
-                label = _label(file, position, found.name, names)
-                document["annotations"].append(_record(found, own + position, number, label + 1))
+                if found.name not in names:
+                    expected = f"expected one of {names}{_near(found.name, names)}"
+                    raise ValueError(f"{file}: object {position}: name = {show(found.name)}: {expected}")
+                width, height = x2 - x1 + 1, y2 - y1 + 1
+                box = {"bbox": [x1 - 1, y1 - 1, width, height], "area": width * height, "iscrowd": 0}
+                ids = {"id": own + position, "image_id": number, "category_id": names.index(found.name) + 1}
+                document["annotations"].append(ids | box | {"difficult": found.difficult})
         own += len(found_objects)
     dataset = from_document(document, root, folder)
-    return replace(dataset, notes=dataset.notes + notes + _notes(left_out, from_zero))
+    if left_out:
+        notes += (f"{len(left_out)} boxes without width or height left out: {', '.join(left_out)}",)
+    if from_zero:
+        listed = ", ".join(from_zero)
+        notes += (f"{len(from_zero)} boxes with a corner below VOC's first pixel 1 kept as written: {listed}",)
+    return replace(dataset, notes=dataset.notes + notes)
 
 
 def is_voc(file: Path) -> bool:
@@ -108,23 +115,6 @@ def _xml_files(root: Path) -> tuple[list[Path], tuple[str, ...]]:
     others = [file.relative_to(root).as_posix() for file in files if file not in set(kept)]
     note = f"{len(others)} XML files left out that hold no VOC annotation: {', '.join(others[:3])}"
     return kept, (note,) if others else ()
-
-
-def _record(found: _Object, own: int, image_id: int, category_id: int) -> dict[str, Any]:
-    x1, y1, x2, y2 = found.corners
-    box = [x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1]
-    numbers = {"id": own, "image_id": image_id, "category_id": category_id, "iscrowd": 0}
-    return numbers | {"bbox": box, "area": box[2] * box[3], "difficult": found.difficult}
-
-
-def _notes(left_out: list[str], from_zero: list[str]) -> tuple[str, ...]:
-    notes = ()
-    if left_out:
-        notes += (f"{len(left_out)} boxes without width or height left out: {', '.join(left_out)}",)
-    if from_zero:
-        listed = ", ".join(from_zero)
-        notes += (f"{len(from_zero)} boxes with a corner below VOC's first pixel 1 kept as written: {listed}",)
-    return notes
 
 
 def _split_files(root: Path, split: str | None, files: list[Path]) -> set[Path]:
@@ -202,13 +192,7 @@ def _corner(where: str, element: ElementTree.Element, field: str) -> float:
     text = element.findtext(f"bndbox/{field}")
     if text is None:
         raise ValueError(f"{where}: field 'bndbox/{field}' is missing: expected a pixel coordinate")
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise ValueError(f"{where}: {field} = {show(text.strip())}: expected a pixel coordinate")
-    return value
+    return pixel(where, field, text)
 
 
 def _class_names(root: Path, objects: list[list[_Object]], given: Sequence[str] | None) -> list[str]:
@@ -216,12 +200,6 @@ def _class_names(root: Path, objects: list[list[_Object]], given: Sequence[str] 
     if not names:
         raise ValueError(f"{root}: no object in any of {len(objects)} files: expected some, or class_names")
     return names
-
-
-def _label(file: Path, position: int, name: str, names: list[str]) -> int:
-    if name not in names:
-        raise ValueError(f"{file}: object {position}: name = {show(name)}: expected one of {names}{_near(name, names)}")
-    return names.index(name)
 
 
 def _size(file: Path, tree: ElementTree.Element, image: Path) -> tuple[int, int]:

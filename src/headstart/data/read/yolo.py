@@ -13,7 +13,7 @@ from headstart.data.dataset import Dataset
 from headstart.data.images import SUFFIXES, image_size, without_copies
 from headstart.data.read.coco import from_document
 from headstart.data.read.coco_records import show
-from headstart.data.read.text import SPLITS, read_text, walk
+from headstart.data.read.files import SPLITS, read_text, walk
 from headstart.ops.polygons import area
 
 _MOST_YAML = 2**20  # bytes of data.yaml: a name a class, and the 1,203 names of LVIS take 30 KB

@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from headstart.data.shapes import outlines, textures
+from headstart.data.shapes import drawing
 from headstart.ops.polygons import area
 
-NAMES = tuple(outlines.DETECTION_FORMS)
+NAMES = tuple(drawing.DETECTION_FORMS)
 CATEGORY_IDS = (1, 2, 4, 7, 8, 11, 16, 21)  # with gaps, as COCO's own: a reader that takes ids for labels shows at once
-CLASSIFICATION_NAMES = tuple(outlines.CLASSIFICATION_FORMS)
+CLASSIFICATION_NAMES = tuple(drawing.CLASSIFICATION_FORMS)
 
 # The class with keypoints: {name: vertex of its outline}. The arrow points to its tip; left and right are as seen by
 # one who walks towards it, so that a mirror swaps them.
@@ -71,7 +71,7 @@ class Placed:
     """One object of a scene: its label, outline [V, 2] in pixels, and raster with its upper left pixel."""
 
     label: int
-    polygon: outlines.Points
+    polygon: drawing.Points
     top: int
     left: int
     inside: NDArray[np.bool_]
@@ -83,7 +83,7 @@ def _generator(seed: int, purpose: str, split: str, index: int) -> np.random.Gen
 
 def _stamp(owner: NDArray[np.int64], item: Placed, value: int) -> NDArray[np.int64]:
     result = owner.copy()
-    mask = outlines.centres(item.inside)
+    mask = drawing.centres(item.inside)
     result[item.top : item.top + mask.shape[0], item.left : item.left + mask.shape[1]][mask] = value
     return result
 
@@ -91,8 +91,8 @@ def _stamp(owner: NDArray[np.int64], item: Placed, value: int) -> NDArray[np.int
 def _try_object(rng: np.random.Generator, size: int, layout: Layout) -> Placed:
     label = layout.labels[rng.integers(len(layout.labels))]
     extent = size * np.exp(rng.uniform(*np.log((layout.smallest, SCALE[1]))))
-    polygon = outlines.place(outlines.DETECTION_FORMS[NAMES[label]], rng, extent, tuple(rng.uniform(0, size, 2)))
-    return Placed(label, polygon, *outlines.rasterise(polygon, size))
+    polygon = drawing.place(drawing.DETECTION_FORMS[NAMES[label]], rng, extent, tuple(rng.uniform(0, size, 2)))
+    return Placed(label, polygon, *drawing.rasterise(polygon, size))
 
 
 def _lay_out(rng: np.random.Generator, size: int, layout: Layout) -> tuple[list[Placed], NDArray[np.int64]]:
@@ -122,21 +122,21 @@ def _paint(rng: np.random.Generator, canvas: NDArray[np.float64], item: Placed) 
 
     Planes come first because NumPy's inner loop over three interleaved channels costs three times as much.
     """
-    alpha = outlines.coverage(item.inside)
+    alpha = drawing.coverage(item.inside)
     height, width = alpha.shape
     under = canvas[:, item.top : item.top + height, item.left : item.left + width]
     covered = under[:, alpha > 0]
     order = covered.sum(axis=0)
     below = np.stack([covered[:, order.argmin()], covered[:, order.argmax()], covered.mean(axis=1)])
-    base = textures.contrasting(rng, below)
-    change = textures.textured(rng, height, width, base, rng.uniform(0.0, 0.45))
+    base = drawing.contrasting(rng, below)
+    change = drawing.textured(rng, height, width, base, rng.uniform(0.0, 0.45))
     change -= under
     change *= alpha
     under += change
 
 
 def _render(rng: np.random.Generator, size: int, placed: list[Placed]) -> Image8:
-    canvas = textures.textured(rng, size, size, textures.colours(rng, 1)[0], rng.uniform(0.0, 0.6))
+    canvas = drawing.textured(rng, size, size, drawing.colours(rng, 1)[0], rng.uniform(0.0, 0.6))
     for item in placed:
         _paint(rng, canvas, item)
     canvas += rng.standard_normal((size, size)) * rng.uniform(0.0, 5.0)  # grain, in grey levels
@@ -189,7 +189,7 @@ def _annotate(item: Placed, visible: NDArray[np.bool_]) -> dict:
     rows, columns = np.flatnonzero(visible.any(axis=1)), np.flatnonzero(visible.any(axis=0))
     num_pixels = int(visible.sum())
     within = item.polygon.min() >= 0 and item.polygon.max() <= len(visible)
-    if within and num_pixels == outlines.centres(item.inside).sum():
+    if within and num_pixels == drawing.centres(item.inside).sum():
         segmentation = [item.polygon.ravel().tolist()]
     else:
         rle = coco_mask.encode(np.asfortranarray(visible, dtype=np.uint8))
@@ -211,6 +211,6 @@ def single(index: int, *, seed: int, split: str, size: int, num_classes: int) ->
     extent = size * np.exp(rng.uniform(*np.log(CLASSIFICATION_SCALE)))
     room = (size - extent) / 2 * (1.0 if rng.random() < 0.5 else 0.25)
     centre = tuple(size / 2 + rng.uniform(-room, room, 2))
-    polygon = outlines.place(outlines.CLASSIFICATION_FORMS[CLASSIFICATION_NAMES[label]], rng, extent, centre)
-    item = Placed(label, polygon, *outlines.rasterise(polygon, size))
+    polygon = drawing.place(drawing.CLASSIFICATION_FORMS[CLASSIFICATION_NAMES[label]], rng, extent, centre)
+    item = Placed(label, polygon, *drawing.rasterise(polygon, size))
     return _render(rng, size, [item]), label

@@ -1,11 +1,11 @@
 """Backbones: images to feature maps and their strides, under torchvision's parameter names."""
 
-from typing import Protocol, TypeVar
+from collections.abc import Sequence
+from typing import Protocol
 
 from torch import Tensor, nn
 
 STAGES = ("stem", "stage1", "stage2", "stage3", "stage4")
-Plan = TypeVar("Plan")
 
 
 class Backbone(Protocol):
@@ -24,20 +24,10 @@ class Backbone(Protocol):
     def parts(self) -> dict[str, list[nn.Module]]: ...
 
 
-def initialise_convolutions(module: nn.Module, *, mode: str = "fan_out") -> None:
-    """MSRA initialisation of every convolution (He et al. 2015; fan-out as torchvision and detectron2 do).
-
-    Detectron's GN bodies used Xavier; under a normaliser the scale has no effect (paper.md 2.2).
-    """
-    for layer in module.modules():
-        if isinstance(layer, nn.Conv2d):
-            nn.init.kaiming_normal_(layer.weight, mode=mode, nonlinearity="relu")
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
-
-
-def by_depth(depth: int, known: dict[int, Plan], otherwise: str) -> Plan:
-    """Plan of a depth; ValueError names the known depths."""
+def by_depth(depth: int | Sequence[int], known: dict[int, tuple[int, ...]], otherwise: str) -> tuple[int, ...]:
+    """Blocks a stage: those of a depth, or as they are given; ValueError names the known depths."""
+    if not isinstance(depth, int):
+        return tuple(depth)
     if depth not in known:
         raise ValueError(
             f"model.backbone.depth: {depth} is not known, "

@@ -37,25 +37,27 @@ class _Level(nn.Module):
 
 
 class Hourglass(nn.Module):
-    """Stacks of hourglasses on a stem of stride 4; `widths` and `blocks` by depth, from the outside in.
+    """Stacks of hourglasses on a stem of stride 4.
 
-    Each stack starts from the stem's map and the map before, merged. A 3x3 convolution ends each stack. Returns a map
-    a stack, all [B,widths[0],H/4,W/4]. Initial values are torch's, as in the released code.
+    `depth`: 104 or 54; or residual blocks by depth, from the outside in, with as many `widths`, and `stacks`. Each
+    stack starts from the stem's map and the map before, merged. A 3x3 convolution ends each stack. Returns a map a
+    stack, all [B,widths[0],H/4,W/4]. Initial values are torch's, as in the released code.
     """
 
     initialiser = "torch's own"
 
     def __init__(
         self,
-        widths: Sequence[int],
-        blocks: Sequence[int],
+        depth: int | Sequence[int],
         *,
-        stacks: int,
+        widths: Sequence[int] | None = None,
+        stacks: int | None = None,
         norm_kind: str,
         norm_groups: int = 32,
         in_channels: int = 3,
     ):
         super().__init__()
+        stacks, widths, blocks = DEPTHS[depth] if isinstance(depth, int) else (stacks, widths, depth)
         norms = {"norm_kind": norm_kind, "norm_groups": norm_groups}
         width, first = widths[0], max(widths[0] // 2, 1)
         self.conv1 = nn.Conv2d(in_channels, first, 7, 2, 3, bias=norm_kind == "none")
@@ -95,20 +97,4 @@ def _residuals(widths: Sequence[int], norms: dict, stride: int = 1) -> nn.Sequen
             ResidualBlock(a, b, b, stride=1 if index else stride, bottleneck=False, groups=1, **norms)
             for index, (a, b) in enumerate(pairwise(widths))
         )
-    )
-
-
-def build_hourglass(
-    depth: int | Sequence[int],
-    *,
-    widths: Sequence[int] | None,
-    stacks: int | None,
-    norm_kind: str,
-    norm_groups: int,
-    in_channels: int,
-) -> Hourglass:
-    """An hourglass net by its depth (104 or 54), or by its residual blocks by depth, `widths` and `stacks`."""
-    known = DEPTHS[depth] if isinstance(depth, int) else (stacks, widths, tuple(depth))
-    return Hourglass(
-        known[1], known[2], stacks=known[0], norm_kind=norm_kind, norm_groups=norm_groups, in_channels=in_channels
     )

@@ -1,13 +1,14 @@
 """ResNet, ResNeXt and DetNet, under torchvision's parameter names."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from headstart.model.backbones import by_depth, initialise_convolutions
+from headstart.model.backbones import by_depth
 from headstart.model.norm import norm
-from headstart.model.pyramid import Conv2d
+from headstart.model.pyramid import Conv2d, initialise_convolutions
 
 # (residual blocks a stage, bottleneck or basic): torchvision's and the original papers' tables.
 DEPTHS = {
@@ -45,23 +46,16 @@ class ResidualBlock(nn.Module):
         super().__init__()
         plan = [(1, 1, 1), (3, stride, groups), (1, 1, 1)] if bottleneck else [(3, stride, 1), (3, 1, 1)]
         widths = [in_channels] + [middle] * (len(plan) - 1) + [out_channels]
-        for index, (kernel, step, split) in enumerate(plan):
+        bias = norm_kind == "none"
+        for index, ((kernel, step, split), (a, b)) in enumerate(zip(plan, pairwise(widths)), 1):
             spread = dilation if kernel > 1 else 1
-            conv = Conv2d(
-                widths[index],
-                widths[index + 1],
-                kernel,
-                step,
-                padding=spread * (kernel // 2),
-                dilation=spread,
-                groups=split,
-                bias=norm_kind == "none",
-            )
-            self.add_module(f"conv{index + 1}", conv)
-            self.add_module(f"bn{index + 1}", norm(norm_kind, widths[index + 1], groups=norm_groups))
+            padding = spread * (kernel // 2)
+            conv = Conv2d(a, b, kernel, step, padding=padding, dilation=spread, groups=split, bias=bias)
+            self.add_module(f"conv{index}", conv)
+            self.add_module(f"bn{index}", norm(norm_kind, b, groups=norm_groups))
         self.downsample = None
         if stride != 1 or in_channels != out_channels or project:
-            shortcut = Conv2d(in_channels, out_channels, 1, stride, bias=norm_kind == "none")
+            shortcut = Conv2d(in_channels, out_channels, 1, stride, bias=bias)
             self.downsample = nn.Sequential(shortcut, norm(norm_kind, out_channels, groups=norm_groups))
         self.names = tuple((f"conv{index + 1}", f"bn{index + 1}") for index in range(len(plan)))
 
@@ -77,19 +71,20 @@ class ResidualBlock(nn.Module):
 class ResNet(nn.Module):
     """ResNet or ResNeXt without its classifier; parameters are named as in torchvision.
 
-    `blocks` residual blocks a stage; `width` channels of the first stage (64; 16 makes the demo's narrow net);
-    `groups` x `group_width` gives ResNeXt's grouped 3x3. Each stage after the first doubles stride and channels, up to
-    `strided` stages; later ones keep both and dilate by 2, with a projection in their first block: DetNet's stages 5
-    and 6. Returns a map a stage: C2..C5 at strides 4, 8, 16, 32, or DetNet's five at 4, 8, 16, 16, 16.
+    `depth`: 18, 34, 50, 101, 152, or the residual blocks a stage, with `bottleneck`; `width` channels of the first
+    stage (64; 16 makes the demo's narrow net); `groups` x `group_width` gives ResNeXt's grouped 3x3. Each stage after
+    the first doubles stride and channels, up to `strided` stages; later ones keep both and dilate by 2, with a
+    projection in their first block: DetNet's stages 5 and 6. Returns a map a stage: C2..C5 at strides 4, 8, 16, 32, or
+    DetNet's five at 4, 8, 16, 16, 16.
     """
 
     initialiser = "MSRA, fan-out"
 
     def __init__(
         self,
-        blocks: Sequence[int],
+        depth: int | Sequence[int],
         *,
-        bottleneck: bool,
+        bottleneck: bool | None = None,
         width: int = 64,
         groups: int = 1,
         group_width: int | None = None,
@@ -99,6 +94,8 @@ class ResNet(nn.Module):
         strided: int | None = None,
     ):
         super().__init__()
+        blocks = by_depth(depth, {known: plan for known, (plan, _) in DEPTHS.items()}, "four block counts")
+        bottleneck = DEPTHS[depth][1] if isinstance(depth, int) else bool(bottleneck)
         strided = len(blocks) if strided is None else strided
         expansion = 4 if bottleneck else 1
         group_width = width if group_width is None else group_width
@@ -108,28 +105,17 @@ class ResNet(nn.Module):
         self.bn1 = norm(norm_kind, width, groups=norm_groups)
         self.maxpool = nn.MaxPool2d(3, 2, 1)
         channels, scales = width, [2 ** min(stage, strided - 1) for stage in range(len(blocks))]
-        for stage, (count, scale) in enumerate(zip(blocks, scales)):
-            flat = stage >= strided
-            layer = []
+        options = {"bottleneck": bottleneck, "groups": groups, "norm_kind": norm_kind, "norm_groups": norm_groups}
+        self.channels = tuple(width * scale * expansion for scale in scales)
+        for stage, (count, scale, out) in enumerate(zip(blocks, scales, self.channels)):
+            flat, layer = stage >= strided, []
             for index in range(count):
-                layer.append(
-                    ResidualBlock(
-                        channels,
-                        middle * scale,
-                        width * scale * expansion,
-                        stride=2 if stage > 0 and index == 0 and not flat else 1,
-                        bottleneck=bottleneck,
-                        groups=groups,
-                        norm_kind=norm_kind,
-                        norm_groups=norm_groups,
-                        dilation=2 if flat else 1,
-                        project=flat and index == 0,
-                    )
-                )
-                channels = width * scale * expansion
+                stride = 2 if stage > 0 and index == 0 and not flat else 1
+                spread = {"dilation": 2 if flat else 1, "project": flat and index == 0}
+                layer.append(ResidualBlock(channels, middle * scale, out, stride=stride, **spread, **options))
+                channels = out
             self.add_module(f"layer{stage + 1}", nn.Sequential(*layer))
         self.layers = tuple(f"layer{stage + 1}" for stage in range(len(blocks)))
-        self.channels = tuple(width * scale * expansion for scale in scales)
         self.strides = tuple(4 * scale for scale in scales)
         initialise_convolutions(self)
 
@@ -147,34 +133,6 @@ class ResNet(nn.Module):
         return {"stem": [self.conv1, self.bn1], **stages}
 
 
-def build_resnet(
-    depth: int | Sequence[int],
-    *,
-    bottleneck: bool | None,
-    width: int,
-    groups: int,
-    group_width: int | None,
-    norm_kind: str,
-    norm_groups: int,
-    in_channels: int,
-) -> ResNet:
-    """A ResNet by its depth (18, 34, 50, 101, 152) or by its blocks a stage (then `bottleneck` must be given)."""
-    if isinstance(depth, int):
-        blocks, is_bottleneck = by_depth(depth, DEPTHS, "four block counts")
-    else:
-        blocks, is_bottleneck = tuple(depth), bool(bottleneck)
-    return ResNet(
-        blocks,
-        bottleneck=is_bottleneck,
-        width=width,
-        groups=groups,
-        group_width=group_width,
-        norm_kind=norm_kind,
-        norm_groups=norm_groups,
-        in_channels=in_channels,
-    )
-
-
 def build_detnet(
     depth: int | Sequence[int], *, width: int, norm_kind: str, norm_groups: int, in_channels: int
 ) -> ResNet:
@@ -183,9 +141,8 @@ def build_detnet(
     Those keep the fourth stage's channels (256 in the bottleneck, 1024 out), which is the reading of the paper that has
     its 4.8 GFLOPs.
     """
-    blocks = by_depth(depth, DETNET, "five block counts") if isinstance(depth, int) else tuple(depth)
     return ResNet(
-        blocks,
+        by_depth(depth, DETNET, "five block counts"),
         bottleneck=True,
         width=width,
         norm_kind=norm_kind,

@@ -118,7 +118,7 @@ class TimmNet(nn.Module):
             return STAGES[min(bisect_left(ends, place), len(STAGES) - 1)]
 
         def sort(module: nn.Module) -> None:
-            found = {part_of(places[id(owner)]) for owner in module.modules() if _has_tensors(owner)}
+            found = {part_of(places[id(owner)]) for owner in module.modules() if owner._parameters or owner._buffers}
             if len(found) == 1:
                 parts[found.pop()].append(module)
             elif found:
@@ -185,7 +185,3 @@ def _features(name: str, in_channels: int) -> nn.Module:
     except _NO_FEATURES as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"model.backbone.name: timm's {name!r} has no features interface ({reason})") from None
-
-
-def _has_tensors(module: nn.Module) -> bool:
-    return bool(module._parameters or module._buffers)

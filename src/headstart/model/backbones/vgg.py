@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from headstart.model.backbones import by_depth, initialise_convolutions
-from headstart.model.pyramid import Conv2d
+from headstart.model.backbones import STAGES, by_depth
+from headstart.model.pyramid import Conv2d, initialise_convolutions
 
 # Convolutions a stage: configurations A, B, D and E of the paper.
 DEPTHS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
@@ -15,19 +15,19 @@ WIDEST = 8  # times the first stage's channels: 64, 128, 256, 512, 512
 class Vgg(nn.Module):
     """Five stages of 3x3 convolutions with a max-pool between them; returns the last map, conv5_3, at stride 16.
 
-    `width` channels of the first stage. The pooling after the last stage is left to the heads (RoIAlign; the
-    classifier's own pooling), as in Fast R-CNN. MSRA initialisation by fan-in: without a norm nothing else keeps the
-    features at the size of the input (He et al. 2015, eq. 10).
+    `depth`: 11, 13, 16, 19, or the convolutions a stage; `width` channels of the first stage. The pooling after the
+    last stage is left to the heads (RoIAlign; the classifier's own pooling), as in Fast R-CNN. MSRA initialisation by
+    fan-in: without a norm nothing else keeps the features at the size of the input (He et al. 2015, eq. 10).
     """
 
     strides = (16,)
     initialiser = "MSRA, fan-in"
 
-    def __init__(self, convs: Sequence[int], *, width: int = 64, in_channels: int = 3):
+    def __init__(self, depth: int | Sequence[int], *, width: int = 64, in_channels: int = 3):
         super().__init__()
         layers: list[nn.Module] = []
         channels, self.ends = in_channels, []
-        for stage, count in enumerate(convs):
+        for stage, count in enumerate(by_depth(depth, DEPTHS, "five counts of convolutions")):
             if stage:
                 layers.append(nn.MaxPool2d(2, 2))
             out = width * min(2**stage, WIDEST)
@@ -45,11 +45,4 @@ class Vgg(nn.Module):
     def parts(self) -> dict[str, list[nn.Module]]:
         """The five stages under the names of a ResNet's: Detectron freezes up to "stage1" (conv2_2) by default."""
         starts = [0, *self.ends[:-1]]
-        names = ("stem", "stage1", "stage2", "stage3", "stage4")
-        return {name: [self.features[start:end]] for name, start, end in zip(names, starts, self.ends)}
-
-
-def build_vgg(depth: int | Sequence[int], *, width: int, in_channels: int) -> Vgg:
-    """A VGG by its depth (11, 13, 16, 19) or by its convolutions a stage."""
-    convs = by_depth(depth, DEPTHS, "five counts of convolutions") if isinstance(depth, int) else tuple(depth)
-    return Vgg(convs, width=width, in_channels=in_channels)
+        return {name: [self.features[start:end]] for name, start, end in zip(STAGES, starts, self.ends)}

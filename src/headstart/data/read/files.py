@@ -1,11 +1,14 @@
-"""Text files of data sets and walks through their folders, both bounded; errors name file and line."""
+"""Files of data sets: texts and walks through folders, both bounded, whose errors name file and line; and pictures."""
 
+import math
 import os
 import re
-from collections.abc import Iterator
-from pathlib import Path
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PureWindowsPath
 
-from headstart.data.images import SUFFIXES
+from headstart.data.images import SUFFIXES, without_copies
+from headstart.data.read.coco_records import show
 from headstart.files import open_regular, read_regular
 
 # Labels, VOC's XML, and lists of images: room for a million lines of 64 bytes, or 3,000 polygons of 1,000 points.
@@ -89,3 +92,58 @@ def walk(root: Path, *, depth: int | None = None) -> Iterator[Path]:
                         folders.append((entry.path, level + 1))
         except OSError as error:
             raise ValueError(f"{folder}: cannot be listed ({error.strerror}): expected a folder of images") from None
+
+
+def pixel(where: str, field: str, text: str) -> float:
+    """A coordinate as text; ValueError for anything but a finite number."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError(f"{where}: {field} = {show(text.strip())}: expected a pixel coordinate")
+    return value
+
+
+def find_pictures(
+    root: Path, annotations: Sequence[tuple[Path, str]], image_dir: Path | None
+) -> tuple[Path, list[str]]:
+    """The folder that holds all pictures, and the picture of each annotation file relative to it.
+
+    annotations: files of a picture each, with the picture's name as it is written there.
+    A picture has the stem of its annotation file, else the name written there; of several, that beside the file, then
+    that of the folder of the same name, then that of the folder that fits most files. Without one, the name as written.
+    ValueError where several of one folder fit.
+    """
+    pictures = without_copies(p for p in walk(image_dir or root) if p.suffix.lower() in SUFFIXES)
+    by_stem: dict[str, dict[Path, list[str]]] = {}
+    for picture in sorted(pictures):
+        by_stem.setdefault(picture.stem, {}).setdefault(picture.parent, []).append(picture.name)
+    fits = [by_stem.get(file.stem) or by_stem.get(_base(written).stem, {}) for file, written in annotations]
+    counts = Counter(folder for folders in fits for folder in folders)
+    ranks = {folder: rank for rank, (folder, _) in enumerate(sorted(counts.items(), key=lambda x: (-x[1], x[0])))}
+    found = [
+        _choose(file, written, folders, ranks) if folders else None
+        for (file, written), folders in zip(annotations, fits)
+    ]
+    folders = {picture.parent for picture in found if picture}
+    usual = min(ranks, key=ranks.__getitem__, default=image_dir or root / "JPEGImages")
+    base = Path(os.path.commonpath(folders)) if folders else usual
+    missing = "" if usual == base else f"{usual.relative_to(base).as_posix()}/"
+    return base, [
+        picture.relative_to(base).as_posix() if picture else missing + (written or f"{file.stem}.jpg")
+        for picture, (file, written) in zip(found, annotations)
+    ]
+
+
+def _base(written: str) -> PureWindowsPath:
+    """The name in a path as Windows or POSIX writes it."""
+    return PureWindowsPath(PureWindowsPath(written).name)
+
+
+def _choose(file: Path, written: str, folders: dict[Path, list[str]], ranks: dict[Path, int]) -> Path:
+    folder = min(folders, key=lambda one: (one != file.parent, one.name != file.parent.name, ranks[one]))
+    names, name = folders[folder], _base(written).name
+    if len(names) > 1 and name not in names:
+        raise ValueError(f"{file}: fits the pictures {' and '.join(names)}: expected one, or its name in 'filename'")
+    return folder / (name if name in names else names[0])
