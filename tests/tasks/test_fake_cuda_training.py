@@ -13,7 +13,7 @@ from headstart.ops import nms
 from headstart.recipe.schedule import Schedule
 from headstart.tasks import make_task
 from headstart.training import loop
-from headstart.training.precise_bn import holding, live_norms
+from headstart.training.averages import holding, live_norms
 from headstart.training.start import settings_of
 from headstart.weights import checkpoint
 from small_detector import HOURGLASS
@@ -52,6 +52,11 @@ def test_batches_are_made_on_the_device(data_root, kind):
                 assert (here.device, here.shape, here.dtype) == (CUDA, there.shape, there.dtype), field.name
 
 
+def with_train(recipe, **changes):
+    """The recipe with other fields of its section `train`, for the loop alone."""
+    return recipe.model_copy(update={"train": recipe.train.model_copy(update=changes)})
+
+
 def run_loop(root, kind, directory, monkeypatch):
     """The loop on the fake device under watch, its first row at the last step: convolutions, updates and the error.
 
@@ -59,7 +64,8 @@ def run_loop(root, kind, directory, monkeypatch):
     """
     recipe = RECIPES[kind](root)
     task, updates = replace(make_task(recipe), flops=lambda batch: 0), []
-    settings = replace(settings_of(recipe, task), bf16=True, clip_norm=1.0, log_every=STEPS, eval_every=0, save_every=0)
+    settings = settings_of(with_train(recipe, precision="bf16", clip_norm=1.0, log_every=STEPS), task)
+    settings = replace(settings, eval_every=0, save_every=0)
 
     def backward(loss):
         assert loss.device == CUDA and loss.requires_grad
@@ -95,7 +101,7 @@ def test_a_loop_that_reads_its_losses_at_every_step_is_found(data_root, tmp_path
 def test_precise_statistics_are_made_and_held_on_the_device(data_root, norm):
     recipe = tiny_classifier(data_root, model__norm=norm, evaluate__precise_bn=2)
     task = make_task(recipe)
-    settings = replace(settings_of(recipe, task), bf16=True)
+    settings = settings_of(with_train(recipe, precision="bf16"), task)
     with fake_cuda(), Watch():
         task.model.to(CUDA)
         statistics = loop._precise(task, settings, 0, CUDA)

@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -270,7 +270,7 @@ def test_frozen_stages_stay_as_they_were(data_root, tmp_path):
     frozen = {name for name in backbone if name.split(".")[1].startswith(("conv1", "norm1", "bn1", "layer1", "layer2"))}
     assert frozen and same >= frozen
     assert {name for name in set(backbone) - frozen if name.endswith("weight")} - same
-    assert asdict(settings_of(recipe, make_task(recipe)))["freeze"] == "stage2"
+    assert settings_of(recipe, make_task(recipe)).recipe.start.freeze == "stage2"
     model = make_task(recipe).model
     set_train_mode(model, "stage2")
     assert model.training

@@ -6,7 +6,7 @@ from torch import nn
 
 from headstart.model.norm import norm
 from headstart.tasks.predict import load_trained
-from headstart.training.precise_bn import holding, precise_statistics
+from headstart.training.averages import holding, precise_statistics
 from headstart.training.rows import read_rows
 from headstart.training.run import train
 from headstart.weights import checkpoint

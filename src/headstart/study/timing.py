@@ -28,7 +28,7 @@ from headstart.tasks.task import Task
 from headstart.training import memory
 from headstart.training.optimizer import checkpoint_bytes, make_optimizer
 from headstart.training.pool import worker_pool
-from headstart.training.start import settings_of, update_rule
+from headstart.training.start import settings_of
 from headstart.weights.freeze import freeze, set_train_mode
 
 WARM_UP, TIMED = 2, 10  # steps; the first two pay for caches and memory
@@ -129,9 +129,9 @@ def measure_loads(prepared: Prepared) -> dict[str, Load]:
             seconds_per_step=step,
             seconds_per_eval_image=image,
             seconds_to_start=start,
-            num_eval_images=task.num_eval_images * (1 if settings.ema is None else 2) + task.num_eval_train_images,
+            num_eval_images=task.num_eval_images * (1 if recipe.train.ema is None else 2) + task.num_eval_train_images,
             eval_every=settings.eval_every,
-            checkpoint_bytes=checkpoint_bytes(task.model, settings.update, averaged=settings.ema is not None),
+            checkpoint_bytes=checkpoint_bytes(task.model, recipe.train),
             save_every=settings.save_every,
             variants=0.0 if is_pretraining else variants_worth(prepared.study.also_evaluate, recipe),
         )
@@ -167,7 +167,7 @@ def seconds_per_step(task: Task, recipe: AnyRecipe, device: torch.device) -> flo
     model = task.model.to(device)
     freeze(model, recipe.start.freeze)
     set_train_mode(model, recipe.start.freeze)
-    optimizer = make_optimizer(model, update_rule(recipe), 0.0)
+    optimizer = make_optimizer(model, recipe.train, 0.0)
     seconds, since = [], time.perf_counter()
     for batch in task.batches(0, WARM_UP + TIMED, device):
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.train.bf16):

@@ -11,12 +11,12 @@ from torch import nn
 
 from headstart.data.digests import refuse_changed
 from headstart.ops import processes as distributed
+from headstart.recipe.recipe import AnyRecipe
 from headstart.recipe.schedule import Schedule, due
 from headstart.tasks.task import Task
 from headstart.training import memory
-from headstart.training.average import Average
-from headstart.training.optimizer import UpdateRule, make_optimizer, require_finite, set_rate
-from headstart.training.precise_bn import holding, precise_statistics
+from headstart.training.averages import Average, holding, precise_statistics
+from headstart.training.optimizer import make_optimizer, require_finite, set_rate
 from headstart.training.rows import COUNTERS, Clock, OnRow, Row, Rows
 from headstart.weights import checkpoint
 from headstart.weights.files import tensors_digest
@@ -25,23 +25,15 @@ from headstart.weights.freeze import set_train_mode
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of the loop as plain values; periods are in steps, 0 meaning at the end only.
+    """A recipe as the loop follows it; periods are in steps, 0 meaning at the end only.
 
     A trunk stops without a final evaluation, so its rows equal those of an uninterrupted run. Checkpoints at the steps
     `marks` are also saved, and kept.
     """
 
-    batch: int
-    update: UpdateRule
-    clip_norm: float | None
-    bf16: bool
-    compile: bool
-    log_every: int
+    recipe: AnyRecipe
     eval_every: int
     save_every: int
-    freeze: str
-    precise_bn: int = 0
-    ema: float | None = None
     is_trunk: bool = False
     marks: tuple[int, ...] = ()
 
@@ -71,26 +63,27 @@ def run(
     not finite where a checkpoint is due, which is then not written. ValueError, and no checkpoint, once a file of the
     data has changed.
     """
+    train, freeze = settings.recipe.train, settings.recipe.start.freeze
     memory.reset_peak(device)
     task.model.to(device)
-    optimizer = make_optimizer(task.model, settings.update, schedule.base_rate)
+    optimizer = make_optimizer(task.model, train, schedule.base_rate)
     step, counters, window, clock = 0, dict.fromkeys(COUNTERS, 0), {}, Clock()
     if start.state is not None:
         task.model.load_state_dict(start.state["model"])
         optimizer.load_state_dict(start.state["optimizer"])
         step, counters, window = start.step, dict(start.state["counters"]), dict(start.state["window"])
         clock = Clock(start.state["seconds"])
-    average = None if settings.ema is None else Average(task.model, settings.ema, (start.state or {}).get("average"))
-    model = distributed.wrap(torch.compile(task.model) if settings.compile else task.model, device)
+    average = None if train.ema is None else Average(task.model, train.ema, (start.state or {}).get("average"))
+    model = distributed.wrap(torch.compile(task.model) if train.compile else task.model, device)
     writer = distributed.is_writer()
     own = start.source == "checkpoint"
     rows = Rows(directory, after_step=step if own else None, on_row=on_row) if writer else None
     if rows and not own:
         path = None if start.path is None else start.path.as_posix()
-        used = {"device": device.type, "precision": "bf16" if settings.bf16 else "fp32"}
+        used = {"device": device.type, "precision": "bf16" if train.bf16 else "fp32"}
         span = {"source": start.source, "path": path, "total": schedule.total, "stop": stop}
         rows.write(Row(kind="start", step=step, **span, **used))
-    set_train_mode(task.model, settings.freeze)
+    set_train_mode(task.model, freeze)
     batches, evaluated, unread, values = task.batches(step, stop, device), (-1, {}), [], {}
     end = -1 if settings.is_trunk else stop
 
@@ -100,10 +93,10 @@ def run(
         clock.switch("train")
         rate = schedule.rate(step)
         set_rate(optimizer, rate)
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=settings.bf16):
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=train.bf16):
             losses = task.losses(model, batch)
         loss = sum(losses.values())
-        logged, evaluates = (due(step + 1, every, end) for every in (settings.log_every, settings.eval_every))
+        logged, evaluates = (due(step + 1, every, end) for every in (train.log_every, settings.eval_every))
         saves = due(step + 1, settings.save_every, stop) or step + 1 in settings.marks
         unread.append(torch.stack([value.detach().float() for value in losses.values()]))
         if _read_at_once(device) or logged or evaluates or saves:
@@ -113,14 +106,14 @@ def run(
             unread = []
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        norm = _clipped_norm(task.model, settings.clip_norm, read=logged)
+        norm = _clipped_norm(task.model, train.clip_norm, read=logged)
         optimizer.step()
         step += 1
         if average is not None:
             average.update(step)
 
         clock.switch("other")
-        for name, amount in zip(COUNTERS, (settings.batch, *task.counts(step - 1), task.flops(batch)), strict=True):
+        for name, amount in zip(COUNTERS, (train.batch, *task.counts(step - 1), task.flops(batch)), strict=True):
             counters[name] += amount
         if progress and writer and values:
             progress(step, {"loss": sum(values.values())})
@@ -155,7 +148,7 @@ def run(
                     with holding(task.model, average.statistics):
                         task.model.eval()
                         results["ema"] = task.evaluate(device)
-            set_train_mode(task.model, settings.freeze)
+            set_train_mode(task.model, freeze)
             for name, result in results.items() if rows else ():
                 evaluated_on = {"split": "val", "weights": "ema"} if name == "ema" else {"split": name}
                 rows.write(
@@ -211,15 +204,16 @@ def run(
 
 def _precise(task: Task, settings: Settings, step: int, device: torch.device) -> dict[str, torch.Tensor]:
     """PreciseBN statistics for an evaluation, from the batches of the next steps; none if PreciseBN is off."""
-    if not settings.precise_bn:
+    recipe, num_batches = settings.recipe, settings.recipe.evaluate.precise_bn
+    if not num_batches:
         return {}
 
     def forward(batch: Any) -> None:
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=settings.bf16):
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.train.bf16):
             task.losses(task.model, batch)
 
-    batches = task.batches(step, step + settings.precise_bn, device)
-    return precise_statistics(task.model, forward, batches, freeze=settings.freeze)
+    batches = task.batches(step, step + num_batches, device)
+    return precise_statistics(task.model, forward, batches, freeze=recipe.start.freeze)
 
 
 def _read_at_once(device: torch.device) -> bool:

@@ -10,9 +10,9 @@ from headstart.recipe.recipe import AnyRecipe
 from headstart.recipe.schedule import Schedule, duration
 from headstart.tasks.task import Task
 from headstart.training import loop
+from headstart.training.averages import live_norms
 from headstart.training.lineage import Span
-from headstart.training.optimizer import UpdateRule, make_optimizer, part_factors
-from headstart.training.precise_bn import live_norms
+from headstart.training.optimizer import make_optimizer, part_factors
 from headstart.training.resume import start_point
 from headstart.weights import checkpoint
 from headstart.weights.audit import audit, tensor_digests
@@ -59,7 +59,7 @@ def prepare_branch(
     initial = tensor_digests(task.model)
     freeze(task.model, recipe.start.freeze)
     set_train_mode(task.model, recipe.start.freeze)
-    optimizer = make_optimizer(task.model, update_rule(recipe), schedule.base_rate)
+    optimizer = make_optimizer(task.model, recipe.train, schedule.base_rate)
     state, report = partial_restore(start.state, start.path, task.model, optimizer)
     task.model.load_state_dict(state["model"])
     return replace(start, state=state), _audited(task.model, recipe, "branch", report, initial, _counts(task))
@@ -93,43 +93,14 @@ def _counts(task: Task) -> tuple[int, int]:
 
 
 def settings_of(recipe: AnyRecipe, task: Task, *, is_trunk: bool = False, marks: tuple[int, ...] = ()) -> loop.Settings:
-    """The loop's plain values of a recipe; ValueError for values that its model has no use for."""
+    """A recipe with its periods in steps; ValueError for values that its model has no use for."""
     if recipe.evaluate.precise_bn and not live_norms(task.model, recipe.start.freeze):
         raise ValueError(
             f"evaluate.precise_bn: {recipe.evaluate.precise_bn}, but start.freeze {recipe.start.freeze!r} leaves no "
             "BatchNorm whose statistics follow the batches; expected 0"
         )
-    part_factors(task.model, update_rule(recipe))
-    part, options = recipe.train, {"batch": recipe.train.batch, "num_images": task.num_images}
-    return loop.Settings(
-        batch=part.batch,
-        update=update_rule(recipe),
-        clip_norm=part.clip_norm,
-        bf16=part.bf16,
-        compile=part.compile,
-        log_every=part.log_every,
-        eval_every=duration(recipe.evaluate.every, field="evaluate.every", **options),
-        save_every=duration(recipe.checkpoint.every, field="checkpoint.every", **options),
-        freeze=recipe.start.freeze,
-        precise_bn=recipe.evaluate.precise_bn,
-        ema=part.ema,
-        is_trunk=is_trunk,
-        marks=marks,
-    )
-
-
-def update_rule(recipe: AnyRecipe) -> UpdateRule:
-    """The optimizer's plain values of a recipe."""
-    part = recipe.train
-    return UpdateRule(
-        kind=part.optimizer,
-        momentum=part.momentum,
-        betas=part.betas,
-        eps=part.eps,
-        weight_decay=part.weight_decay,
-        norm_weight_decay=part.norm_weight_decay,
-        layer_decay=part.layer_decay,
-        backbone=part.rates.backbone,
-        pyramid=part.rates.pyramid,
-        heads=part.rates.heads,
-    )
+    part_factors(task.model, recipe.train)
+    options = {"batch": recipe.train.batch, "num_images": task.num_images}
+    eval_every = duration(recipe.evaluate.every, field="evaluate.every", **options)
+    save_every = duration(recipe.checkpoint.every, field="checkpoint.every", **options)
+    return loop.Settings(recipe, eval_every, save_every, is_trunk, marks)
