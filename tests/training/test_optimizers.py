@@ -14,6 +14,7 @@ from headstart.tasks import make_task
 from headstart.tasks.predict import load_trained
 from headstart.training.averages import Average
 from headstart.training.lineage import Span
+from headstart.training.loop import periods
 from headstart.training.optimizer import (
     checkpoint_bytes,
     factor_lines,
@@ -23,10 +24,9 @@ from headstart.training.optimizer import (
 )
 from headstart.training.rows import evaluations, read_rows
 from headstart.training.run import train
-from headstart.training.start import settings_of
+from headstart.training.start import partial_restore
 from headstart.training.verify import state_differences, verify
 from headstart.weights import checkpoint
-from headstart.weights.partial_restore import partial_restore
 from killed import Killed, kill_at
 from tiny import DETECTOR, tiny_classifier, tiny_recipe, without_clock
 
@@ -267,7 +267,7 @@ def test_layer_decay_without_stages_is_refused_before_the_first_step(data_root, 
     task = make_task(recipe)
     monkeypatch.setattr(task.model.backbone, "parts", lambda: {"stage4": [task.model.backbone.layer4]}, raising=False)
     with pytest.raises(ValueError, match=r"^train\.layer_decay: 0\.5, but this backbone has no stages"):
-        settings_of(recipe, task)
+        periods(recipe, task)
 
 
 def test_the_linear_rule_is_of_sgd():

@@ -20,8 +20,8 @@ from headstart.model.build import build, input_spec
 from headstart.model.detector import Detector
 from headstart.model.flops import step_flops
 from headstart.model.semantic_head import Segmenter
-from headstart.ops.processes import num_processes
-from headstart.recipe.recipe import AnyRecipe, fraction_seed
+from headstart.ops.processes import num_processes, rank
+from headstart.recipe.recipe import AnyRecipe, ClassifyRecipe, fraction_seed
 
 
 @dataclass(frozen=True)
@@ -174,6 +174,18 @@ def require_images(*sets: Dataset) -> None:
                 )
 
 
+def stream_options(recipe: AnyRecipe) -> dict[str, Any]:
+    """Arguments that the training streams of all tasks share, for this process's part of a step."""
+    return {
+        "batch": recipe.train.batch,
+        "seed": recipe.seed,
+        "cache": recipe.data.cache,
+        "num_workers": recipe.data.num_workers,
+        "rank": rank(),
+        "num_ranks": num_processes(),
+    }
+
+
 def eval_images(recipe: Any, data: Dataset, maps: MapsOf | None = None) -> EvalImages:
     """Images of a data set at the recipe's evaluation size, or maps in their place."""
     return EvalImages(
@@ -187,8 +199,10 @@ def eval_images(recipe: Any, data: Dataset, maps: MapsOf | None = None) -> EvalI
     )
 
 
-def padded_size(recipe: Any) -> tuple[int, int]:
-    """Padded (height, width) of a landscape image with the recipe's two evaluation sides."""
+def input_size(recipe: AnyRecipe) -> tuple[int, int]:
+    """Padded (height, width) of a landscape image in evaluation."""
+    if isinstance(recipe, ClassifyRecipe):
+        return recipe.input.size, recipe.input.size
     short, long = recipe.input.test_short, recipe.input.test_long
     return bucket_of(short, long, Resize(short, long))
 

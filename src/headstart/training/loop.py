@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,50 +11,36 @@ from torch import nn
 from headstart.data.digests import refuse_changed
 from headstart.ops import processes as distributed
 from headstart.recipe.recipe import AnyRecipe
-from headstart.recipe.schedule import Schedule, due
+from headstart.recipe.schedule import due, duration
 from headstart.tasks.task import Task
 from headstart.training import memory
-from headstart.training.averages import Average, holding, precise_statistics
-from headstart.training.optimizer import make_optimizer, require_finite, set_rate
+from headstart.training.averages import Average, holding, live_norms, precise_statistics
+from headstart.training.lineage import Span
+from headstart.training.optimizer import make_optimizer, part_factors, require_finite, set_rate
 from headstart.training.rows import COUNTERS, Clock, OnRow, Row, Rows
 from headstart.weights import checkpoint
 from headstart.weights.files import tensors_digest
 from headstart.weights.freeze import set_train_mode
-
-
-@dataclass(frozen=True)
-class Settings:
-    """A recipe as the loop follows it; periods are in steps, 0 meaning at the end only.
-
-    A trunk stops without a final evaluation, so its rows equal those of an uninterrupted run. Checkpoints at the steps
-    `marks` are also saved, and kept.
-    """
-
-    recipe: AnyRecipe
-    eval_every: int
-    save_every: int
-    is_trunk: bool = False
-    marks: tuple[int, ...] = ()
-
 
 Progress = Callable[[int, dict[str, Any]], None]
 
 
 def run(
     task: Task,
-    schedule: Schedule,
-    settings: Settings,
+    recipe: AnyRecipe,
+    span: Span,
     directory: Path,
     start: checkpoint.StartPoint,
     *,
     device: torch.device,
-    stop: int,
     keep: dict[str, Any],
     progress: Progress | None = None,
     on_row: OnRow | None = None,
 ) -> Path:
-    """Train from `start` to `stop` steps on a device, in a run directory; returns the final checkpoint.
+    """Train a recipe from `start` to the end of `span` on a device, in a run directory; returns the final checkpoint.
 
+    A trunk stops without a final evaluation, so its rows equal those of an uninterrupted run. Checkpoints at the steps
+    `span.marks` are also saved, and kept.
     `keep` (recipe, classes, audit) goes into every checkpoint, so that one alone suffices to evaluate, predict and
     resume.
     Raises FloatingPointError for a step whose loss is not finite: before its update on a CPU; on other devices, where
@@ -63,7 +48,8 @@ def run(
     not finite where a checkpoint is due, which is then not written. ValueError, and no checkpoint, once a file of the
     data has changed.
     """
-    train, freeze = settings.recipe.train, settings.recipe.start.freeze
+    train, freeze, schedule, stop = recipe.train, recipe.start.freeze, span.schedule, span.stop
+    eval_every, save_every = periods(recipe, task)
     memory.reset_peak(device)
     task.model.to(device)
     optimizer = make_optimizer(task.model, train, schedule.base_rate)
@@ -81,11 +67,11 @@ def run(
     if rows and not own:
         path = None if start.path is None else start.path.as_posix()
         used = {"device": device.type, "precision": "bf16" if train.bf16 else "fp32"}
-        span = {"source": start.source, "path": path, "total": schedule.total, "stop": stop}
-        rows.write(Row(kind="start", step=step, **span, **used))
+        length = {"source": start.source, "path": path, "total": schedule.total, "stop": stop}
+        rows.write(Row(kind="start", step=step, **length, **used))
     set_train_mode(task.model, freeze)
     batches, evaluated, unread, values = task.batches(step, stop, device), (-1, {}), [], {}
-    end = -1 if settings.is_trunk else stop
+    end = -1 if span.is_trunk else stop
 
     while step < stop:
         clock.switch("other")
@@ -96,8 +82,8 @@ def run(
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=train.bf16):
             losses = task.losses(model, batch)
         loss = sum(losses.values())
-        logged, evaluates = (due(step + 1, every, end) for every in (train.log_every, settings.eval_every))
-        saves = due(step + 1, settings.save_every, stop) or step + 1 in settings.marks
+        logged, evaluates = (due(step + 1, every, end) for every in (train.log_every, eval_every))
+        saves = due(step + 1, save_every, stop) or step + 1 in span.marks
         unread.append(torch.stack([value.detach().float() for value in losses.values()]))
         if _read_at_once(device) or logged or evaluates or saves:
             for values in _finite(unread, list(losses), step, task):
@@ -136,7 +122,7 @@ def run(
         if evaluates:
             clock.switch("eval")
             distributed.share_buffers(task.model)
-            evaluated = step, _precise(task, settings, step, device)
+            evaluated = step, _precise(task, recipe, step, device)
             with holding(task.model, evaluated[1]):
                 task.model.eval()
                 results = {"val": task.evaluate(device)}
@@ -144,7 +130,7 @@ def run(
                     results["train"] = task.evaluate_train(device)
             if average is not None:
                 with holding(task.model, average.weights):
-                    average.statistics = _precise(task, settings, step, device)
+                    average.statistics = _precise(task, recipe, step, device)
                     with holding(task.model, average.statistics):
                         task.model.eval()
                         results["ema"] = task.evaluate(device)
@@ -183,7 +169,7 @@ def run(
             if average is not None:
                 state["average"] = average.state()
             checkpoint.save(checkpoint.path_of(directory, step), state | keep)
-            checkpoint.prune(directory, step, settings.marks)
+            checkpoint.prune(directory, step, span.marks)
     final = checkpoint.path_of(directory, stop)
     if rows:
         rows.write(
@@ -192,7 +178,7 @@ def run(
                 step=stop,
                 **counters,
                 checkpoint=final.relative_to(directory).as_posix(),
-                hash=weights_digest(task.model),
+                hash=tensors_digest(task.model.state_dict()),
                 memory=memory.peak(device),
                 seconds=clock.read(),
             )
@@ -202,17 +188,32 @@ def run(
     return final
 
 
-def _precise(task: Task, settings: Settings, step: int, device: torch.device) -> dict[str, torch.Tensor]:
+def periods(recipe: AnyRecipe, task: Task) -> tuple[int, int]:
+    """Steps between two evaluations and between two checkpoints, 0 meaning at the end only.
+
+    ValueError for settings that the task's model has no use for.
+    """
+    if recipe.evaluate.precise_bn and not live_norms(task.model, recipe.start.freeze):
+        raise ValueError(
+            f"evaluate.precise_bn: {recipe.evaluate.precise_bn}, but start.freeze {recipe.start.freeze!r} leaves no "
+            "BatchNorm whose statistics follow the batches; expected 0"
+        )
+    part_factors(task.model, recipe.train)
+    options = {"batch": recipe.train.batch, "num_images": task.num_images}
+    eval_every = duration(recipe.evaluate.every, field="evaluate.every", **options)
+    return eval_every, duration(recipe.checkpoint.every, field="checkpoint.every", **options)
+
+
+def _precise(task: Task, recipe: AnyRecipe, step: int, device: torch.device) -> dict[str, torch.Tensor]:
     """PreciseBN statistics for an evaluation, from the batches of the next steps; none if PreciseBN is off."""
-    recipe, num_batches = settings.recipe, settings.recipe.evaluate.precise_bn
-    if not num_batches:
+    if not recipe.evaluate.precise_bn:
         return {}
 
     def forward(batch: Any) -> None:
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.train.bf16):
             task.losses(task.model, batch)
 
-    batches = task.batches(step, step + num_batches, device)
+    batches = task.batches(step, step + recipe.evaluate.precise_bn, device)
     return precise_statistics(task.model, forward, batches, freeze=recipe.start.freeze)
 
 
@@ -245,8 +246,3 @@ def _clipped_norm(model: nn.Module, limit: float | None, *, read: bool) -> float
     if limit is not None:
         nn.utils.clip_grads_with_norm_(model.parameters(), limit, norm)
     return float(norm) if read else None
-
-
-def weights_digest(model: nn.Module) -> str:
-    """SHA-256 of all tensors of a model in order."""
-    return tensors_digest(model.state_dict())

@@ -35,7 +35,7 @@ from headstart.training.lineage import (
 from headstart.training.loggers import Logged, open_loggers, refuse_missing
 from headstart.training.optimizer import factor_lines
 from headstart.training.rows import OnRow, Row
-from headstart.training.start import prepare_run, settings_of
+from headstart.training.start import prepare_run
 from headstart.training.stored import AUDIT_FILE, ENVIRONMENT_FILE, FORMAT, SEGMENT_FILE, torn_files
 from headstart.training.workers import Send, run_processes
 from headstart.version import __version__
@@ -70,8 +70,8 @@ def train(
     """
     refuse_missing(recipe.train.loggers)
     if recipe.processes > 1 and num_processes() == 1:
-        listeners = {"progress": progress, "say": say, "row": on_row}
-        return _train_on_several((recipe, out, span, label, provenance, wait), listeners)
+        same = {"out": out, "span": span, "label": label, "provenance": provenance, "wait": wait}
+        return _train_on_several(recipe, same, {"progress": progress, "say": say, "row": on_row})
     if recipe.processes not in (1, num_processes()):
         raise ValueError(f"processes: {recipe.processes}, but torchrun started {num_processes()}; expected one of them")
     if recipe.train.threads is not None:
@@ -91,7 +91,7 @@ def train(
     finished = find_result(directory, span.stop, whole=True)
     if finished is not None:
         return finished
-    settings = settings_of(recipe, task, is_trunk=span.is_trunk, marks=span.marks)
+    loop.periods(recipe, task)  # refuses what the loop would, before anything is written
     keep = {
         "recipe": to_dict(recipe),
         "classes": task.classes,
@@ -133,24 +133,16 @@ def train(
                     on_row(row)
 
             final = loop.run(
-                task,
-                span.schedule,
-                settings,
-                directory,
-                start,
-                device=device,
-                stop=span.stop,
-                keep=keep,
-                progress=progress,
-                on_row=heard,
+                task, recipe, span, directory, start, device=device, keep=keep, progress=progress, on_row=heard
             )
         return RunResult(directory, final, last_metrics(directory))
 
 
-def _train_on_several(request: tuple[Any, ...], listeners: dict[str, Callable[..., None] | None]) -> RunResult:
-    """Train in `recipe.processes` new processes; the messages of the first are passed on here."""
-    recipe, num_gpus = request[0], torch.cuda.device_count()
-    num = recipe.processes
+def _train_on_several(
+    recipe: AnyRecipe, same: dict[str, Any], listeners: dict[str, Callable[..., None] | None]
+) -> RunResult:
+    """Train in `recipe.processes` new processes, with the `same` arguments; the first one's messages are passed on."""
+    num, num_gpus = recipe.processes, torch.cuda.device_count()
     if hardware.choose_device(recipe.device).value == "cuda" and num > num_gpus:
         raise ValueError(f"processes: {num}, but this machine has {num_gpus} GPUs; expected at most these")
 
@@ -158,32 +150,20 @@ def _train_on_several(request: tuple[Any, ...], listeners: dict[str, Callable[..
         if listener := listeners[kind]:
             listener(*content)
 
-    return run_processes(num, _train_in_process, request, hear, silence=distributed.SILENCE)
+    return run_processes(num, _train_in_process, (recipe, same), hear, silence=distributed.SILENCE)
 
 
-def _train_in_process(
-    send: Send,
-    recipe: AnyRecipe,
-    out: str | Path,
-    span: Span | None,
-    label: dict[str, Any] | None,
-    provenance: Provenance | None,
-    wait: float,
-) -> RunResult:
+def _train_in_process(send: Send, recipe: AnyRecipe, same: dict[str, Any]) -> RunResult:
     """Train as one of several processes, with its share of the threads; only the first sends messages."""
     distributed.start_processes(recipe.device)
     torch.set_num_threads(hardware.choose_threads(recipe.train.threads, recipe.processes).value)
     first = distributed.is_writer()
     result = train(
         recipe,
-        out,
-        span=span,
-        label=label,
-        provenance=provenance,
+        **same,
         progress=(lambda step, values: send("progress", step, values)) if first else None,
         say=(lambda line: send("say", line)) if first else None,
         on_row=(lambda row: send("row", row)) if first else None,
-        wait=wait,
     )
     distributed.stop_processes()
     return result
