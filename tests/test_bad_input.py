@@ -456,8 +456,7 @@ def test_study_files(say, finished, data_root, tmp_path):
 
 
 def test_a_batch_that_does_not_divide_among_processes(say, finished, data_root, monkeypatch):
-    for name in ("train_images", "classification"):
-        monkeypatch.setattr(importlib.import_module(f"headstart.tasks.{name}"), "num_processes", lambda: 2)
+    monkeypatch.setattr("headstart.tasks.task.num_processes", lambda: 2)
     fail_to_train(say, finished, "train.batch: 3", "2 processes", train__batch=3)
     patch = {"name": "tiny-pretrain", **CLASSIFIER, **class_paths(data_root), "train.batch": 3}
     answer = say("pretrain", "base_classify", *overrides(patch), "--out", finished["runs"])

@@ -15,8 +15,7 @@ from cli_call import call
 from headstart.cli import app, console
 from headstart.report import build as report
 from headstart.study import forecast, timing
-from headstart.tasks.draw import draw
-from headstart.tasks.predict import image_files
+from headstart.tasks.predict import ImagePrediction, draw_prediction, image_files
 from tiny import DETECTOR, scene_paths, tiny_study, write_study
 
 LONG = {"train", "pretrain", "eval", "predict", "ask", "study run", "study search"}  # verbs that work for long
@@ -245,7 +244,8 @@ def test_a_quoted_pattern_is_its_images(tmp_path):
 @pytest.mark.parametrize(("side", "pen", "letters"), [(96, 2, 10), (800, 3, 20), (3200, 13, 80)])
 def test_lines_and_letters_grow_with_the_picture(side, pen, letters):
     box = np.array([[side / 4, side / 4, side * 3 / 4, side * 3 / 4]])
-    drawn = (np.asarray(draw(np.zeros((side, side, 3), np.uint8), box, ["X"], [0])) != 0).any(-1)
+    found = ImagePrediction(Path("array"), box, np.ones(1), ("X",), (0,), None)
+    drawn = (np.asarray(draw_prediction(np.zeros((side, side, 3), np.uint8), found)) != 0).any(-1)
     assert drawn[side // 2].sum() == 2 * pen  # both upright lines of the box
     label = np.flatnonzero(drawn[:, side // 4 + pen])[0]  # from the label's top to that of the box
     assert letters * 0.7 <= side // 4 - label <= letters * 0.8 + 8

@@ -28,22 +28,14 @@ if TYPE_CHECKING:
     from headstart.weights.audits.module import audit_module
 
 _HOMES = {
-    "ClassifyRecipe": "headstart.recipe.recipe",
-    "Recipe": "headstart.recipe.recipe",
-    "SegmentRecipe": "headstart.recipe.recipe",
-    "Study": "headstart.api",
-    "StudyResult": "headstart.api.outcome",
-    "ask": "headstart.api",
-    "audit_module": "headstart.weights.audits.module",
-    "draw_prediction": "headstart.tasks.predict",
-    "evaluate": "headstart.tasks.predict",
-    "evaluate_labels": "headstart.tasks.segmentation",
-    "load_recipe": "headstart.recipe.load",
-    "load_trained": "headstart.tasks.predict",
-    "open_dataset": "headstart.data.read",
-    "predict": "headstart.tasks.predict",
-    "predict_labels": "headstart.tasks.segmentation",
-    "train": "headstart.api",
+    "headstart.api": ("Study", "ask", "train"),
+    "headstart.api.outcome": ("StudyResult",),
+    "headstart.data.read": ("open_dataset",),
+    "headstart.recipe.load": ("load_recipe",),
+    "headstart.recipe.recipe": ("ClassifyRecipe", "Recipe", "SegmentRecipe"),
+    "headstart.tasks.predict": ("draw_prediction", "evaluate", "load_trained", "predict"),
+    "headstart.tasks.segmentation": ("evaluate_labels", "predict_labels"),
+    "headstart.weights.audits.module": ("audit_module",),
 }
 
 __all__ = [
@@ -69,8 +61,9 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """The public names, imported when first used: `headstart --help` must not wait for torch."""
-    if name not in _HOMES:
+    home = next((module for module, names in _HOMES.items() if name in names), None)
+    if home is None:
         raise AttributeError(f"module 'headstart' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOMES[name]), name)
+    value = getattr(importlib.import_module(home), name)
     globals()[name] = value
     return value

@@ -165,7 +165,7 @@ def choose_compile(asked: bool, device: str) -> Choice:
     return Choice(True, f"as given; kernels are made by {needs}, which is {'installed' if found else 'missing'}")
 
 
-def choices(*, device: str, precision: str, threads: int | None, compile: bool, processes: int) -> dict[str, Choice]:
+def choices(device: str, precision: str, threads: int | None, *, compile: bool, processes: int) -> dict[str, Choice]:
     """Choices on this machine for the fields of a recipe that depend on it: {dotted field: Choice}."""
     kind = choose_device(device)
     return {
@@ -250,7 +250,7 @@ def report() -> dict[str, Any]:
 
     import headstart
 
-    chosen = choices(device="auto", precision="auto", threads=None, compile=False, processes=1)
+    chosen = choices("auto", "auto", None, compile=False, processes=1)
     return {
         "headstart": headstart.__version__,
         "python": platform.python_version(),

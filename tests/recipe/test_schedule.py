@@ -117,7 +117,7 @@ def test_a_schedule_shorter_than_its_tail_is_refused():
     with pytest.raises(ValueError, match=r"schedule.total is 29700 steps, expected more than 30000"):
         Schedule.nx(0.33, 90_000, **WARM)
     with pytest.raises(ValueError, match="expected more than 60"):
-        Schedule.ending(60, (60, 20), warmup=0, warmup_from=1.0, base_rate=0.1)
+        Schedule.nx(Fraction(1, 3), 180, warmup=0, warmup_from=1.0, base_rate=0.1)
 
 
 def test_a_length_in_steps_is_that_multiple_of_the_base():

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from headstart.recipe.load import stored_recipe
 from headstart.recipe.schedule import Schedule
 from headstart.report.build import build_report
 from headstart.report.cost import study_costs
@@ -22,7 +23,7 @@ from headstart.training.lineage import Span, run_digest
 from headstart.training.rows import read_rows
 from headstart.training.run import train
 from headstart.training.start import prepare_branch
-from headstart.training.verify import recipe_of, verify
+from headstart.training.verify import verify
 from headstart.weights import checkpoint
 from killed import Killed
 from schedules import make_schedules
@@ -198,7 +199,7 @@ def test_what_fits_is_carried_over_with_its_momentum_and_the_rest_is_as_built(st
     found = outcome(study)
     path = checkpoint.path_of(study / found[TRUNK][0], 8)
     parent = checkpoint.load(path)
-    recipe = recipe_of(checkpoint.load(checkpoint.path_of(study / found[LATE_NAME][0], 12)), path)
+    recipe = stored_recipe(checkpoint.load(checkpoint.path_of(study / found[LATE_NAME][0], 12))["recipe"], str(path))
     task, built = make_task(recipe), make_task(recipe).model.state_dict()
     start, audit = prepare_branch(task, recipe, SCHEDULE, checkpoint.StartPoint("branch", path, 8, parent))
     assert (start.step, start.state["counters"], start.state["window"]) == (8, parent["counters"], {})
@@ -291,7 +292,7 @@ def test_a_cascade_trains_from_step_0_and_resumes_exactly(data_root, tmp_path):
 def test_the_digest_of_a_branch_holds_its_recipe_and_its_parent(study):
     run = study / outcome(study)[LATE_NAME][0]
     kept = checkpoint.load(checkpoint.path_of(run, 12))
-    recipe, span = recipe_of(kept, run), Span.from_facts(kept["span"], study)
+    recipe, span = stored_recipe(kept["recipe"], str(run)), Span.from_facts(kept["span"], study)
     assert span.partial_restore and span.parent == checkpoint.path_of(study / outcome(study)[TRUNK][0], 8)
     fingerprint = make_task(recipe).fingerprint
     assert run.name == f"{recipe.name}-{run_digest(recipe, fingerprint, None, span)}"

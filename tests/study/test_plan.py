@@ -50,10 +50,10 @@ def plan_of(study, numbers=SMALL, **options):
 
 def test_six_schedules_with_60k_tails_share_44_percent():
     schedules = {
-        f"{n}x": Schedule.ending(
-            n * 90_000, (60_000, 20_000), base_rate=0.02, warmup=500, warmup_from=1 / 3
+        f"{total // 90_000}x": Schedule(
+            total=total, drops=(total - 60_000, total - 20_000), base_rate=0.02, warmup=500, warmup_from=1 / 3
         )
-        for n in range(1, 7)
+        for total in range(90_000, 630_000, 90_000)
     }  # fmt: skip
     plan = expand(one_arm(*schedules), schedules)
     assert (plan.steps_alone, plan.steps_shared) == (1_890_000, 840_000)

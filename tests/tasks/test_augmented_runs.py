@@ -13,7 +13,7 @@ from headstart.study.prepare import prepare, refuse_undeclared
 from headstart.study.run import run_study
 from headstart.study.spec import parse_study, read_study
 from headstart.tasks import data_fingerprint, make_task
-from headstart.tasks.train_images import augmentation_of
+from headstart.tasks.detection_images import augmentation_of
 from headstart.training.rows import read_rows
 from headstart.training.run import train
 from killed import Killed, kill_at

@@ -13,8 +13,8 @@ from headstart.ops import nms
 from headstart.recipe.schedule import Schedule
 from headstart.tasks import make_task
 from headstart.training import loop
-from headstart.training.precise_bn import holding, live_norms
-from headstart.training.start import settings_of
+from headstart.training.averages import holding, live_norms
+from headstart.training.lineage import Span
 from headstart.weights import checkpoint
 from small_detector import HOURGLASS
 from tiny import tiny_classifier, tiny_recipe, tiny_segmenter
@@ -52,6 +52,12 @@ def test_batches_are_made_on_the_device(data_root, kind):
                 assert (here.device, here.shape, here.dtype) == (CUDA, there.shape, there.dtype), field.name
 
 
+def with_fields(recipe, **sections):
+    """The recipe with other fields of its sections, for the loop alone."""
+    changed = {name: getattr(recipe, name).model_copy(update=fields) for name, fields in sections.items()}
+    return recipe.model_copy(update=changed)
+
+
 def run_loop(root, kind, directory, monkeypatch):
     """The loop on the fake device under watch, its first row at the last step: convolutions, updates and the error.
 
@@ -59,7 +65,8 @@ def run_loop(root, kind, directory, monkeypatch):
     """
     recipe = RECIPES[kind](root)
     task, updates = replace(make_task(recipe), flops=lambda batch: 0), []
-    settings = replace(settings_of(recipe, task), bf16=True, clip_norm=1.0, log_every=STEPS, eval_every=0, save_every=0)
+    rows = {"precision": "bf16", "clip_norm": 1.0, "log_every": STEPS}
+    recipe = with_fields(recipe, train=rows, evaluate={"every": 0}, checkpoint={"every": 0})
 
     def backward(loss):
         assert loss.device == CUDA and loss.requires_grad
@@ -74,7 +81,7 @@ def run_loop(root, kind, directory, monkeypatch):
     schedule = Schedule(total=STEPS, warmup=1, warmup_from=0.1, base_rate=0.01)
     start = checkpoint.StartPoint("random", None, 0, None)
     with fake_cuda(), Watch() as watch, pytest.raises(RuntimeError) as raised:
-        loop.run(task, schedule, settings, directory, start, device=CUDA, stop=STEPS, keep={})
+        loop.run(task, recipe, Span(schedule, STEPS), directory, start, device=CUDA, keep={})
     return watch.convolved, len(updates), raised
 
 
@@ -95,10 +102,10 @@ def test_a_loop_that_reads_its_losses_at_every_step_is_found(data_root, tmp_path
 def test_precise_statistics_are_made_and_held_on_the_device(data_root, norm):
     recipe = tiny_classifier(data_root, model__norm=norm, evaluate__precise_bn=2)
     task = make_task(recipe)
-    settings = replace(settings_of(recipe, task), bf16=True)
+    recipe = with_fields(recipe, train={"precision": "bf16"})
     with fake_cuda(), Watch():
         task.model.to(CUDA)
-        statistics = loop._precise(task, settings, 0, CUDA)
+        statistics = loop._precise(task, recipe, 0, CUDA)
         with holding(task.model, statistics):
             buffers = dict(task.model.named_buffers())
     kinds = ("running_mean", "running_var")

@@ -10,7 +10,7 @@ from test_transfer import interrupt_at
 
 import headstart.data.stream as stream_file
 import headstart.data.train_stream as train_stream_file
-import headstart.tasks.kept_maps as kept_maps_file
+import headstart.tasks.detection_images as kept_maps_file
 from headstart.metrics.predictions import Predictions
 from headstart.recipe.dotted import flatten
 from headstart.recipe.load import stored_recipe

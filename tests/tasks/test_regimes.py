@@ -9,8 +9,8 @@ import torch
 from cli_call import call
 from headstart.metrics.predictions import Predictions
 from headstart.tasks.detection import make_task, validation_data
+from headstart.tasks.detection_images import augmentation_of
 from headstart.tasks.predict import evaluate, load_trained, predict
-from headstart.tasks.train_images import augmentation_of
 from headstart.training.rows import read_rows
 from headstart.training.run import train
 from tiny import tiny_recipe

@@ -12,10 +12,10 @@ from headstart.recipe.load import load_recipe
 from headstart.recipe.recipe import digest, rate_text, schedule_of
 from headstart.tasks import make_task
 from headstart.tasks.predict import load_trained
-from headstart.training.average import Average
+from headstart.training.averages import Average
 from headstart.training.lineage import Span
+from headstart.training.loop import periods
 from headstart.training.optimizer import (
-    UpdateRule,
     checkpoint_bytes,
     factor_lines,
     make_optimizer,
@@ -24,10 +24,9 @@ from headstart.training.optimizer import (
 )
 from headstart.training.rows import evaluations, read_rows
 from headstart.training.run import train
-from headstart.training.start import settings_of
+from headstart.training.start import partial_restore
 from headstart.training.verify import state_differences, verify
 from headstart.weights import checkpoint
-from headstart.weights.partial_restore import partial_restore
 from killed import Killed, kill_at
 from tiny import DETECTOR, tiny_classifier, tiny_recipe, without_clock
 
@@ -35,7 +34,16 @@ ADAMW = {
     "train__optimizer": "adamw", "train__rate": 0.001, "train__betas": [0.8, 0.99], "train__eps": 1e-6,
     "train__layer_decay": 0.5, "train__rates": {"backbone": 0.5}, "train__ema": 0.9, "evaluate__every": "2 steps",
 }  # fmt: skip
-RULE = UpdateRule("sgd", 0.9, (0.8, 0.99), 1e-6, weight_decay=0.1, norm_weight_decay=0.0)
+
+
+def rule_of(kind="sgd", rates=None, **changes):
+    """The section `train` of a recipe, with factors of the learning rate by part."""
+    fields = {"optimizer": kind, "betas": (0.8, 0.99), "eps": 1e-6, "weight_decay": 0.1, "norm_weight_decay": 0.0}
+    train = load_recipe("base").train
+    return train.model_copy(update=fields | changes | {"rates": train.rates.model_copy(update=rates)})
+
+
+RULE = rule_of()
 
 
 def killed_at(recipe, out, step, **options):
@@ -102,8 +110,7 @@ def test_the_bytes_of_a_checkpoint_are_foretold(data_root, tmp_path, changes):
     ]
     tensors = [*state["model"].values(), *moments, *state.get("average", {"weights": {}})["weights"].values()]
     task = make_task(recipe)
-    settings = settings_of(recipe, task)
-    found = checkpoint_bytes(task.model, settings.update, averaged=settings.ema is not None)
+    found = checkpoint_bytes(task.model, recipe.train)
     assert found == sum(value.nbytes for value in tensors)
 
 
@@ -151,7 +158,7 @@ def test_adam_is_torchs_and_the_written_formula(kind):
     torch.manual_seed(0)
     net, other = nn.Linear(3, 2), nn.Linear(3, 2)
     other.load_state_dict(net.state_dict())
-    rule = replace(RULE, kind=kind, norm_weight_decay=0.1)
+    rule = rule_of(kind, norm_weight_decay=0.1)
     ours = make_optimizer(net, rule, 0.01)
     theirs = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[kind](
         other.parameters(), lr=0.01, betas=(0.8, 0.99), eps=1e-6, weight_decay=0.1, fused=True
@@ -197,7 +204,7 @@ def test_layer_decay_groups_by_name():
     model = detector(**{"model.mask.enabled": False, "start.kind": "random"})
     names = [name for name, _ in model.named_parameters()]
     special = {name for name, parameter in model.named_parameters() if parameter.dim() <= 1}
-    rule = replace(RULE, layer_decay=0.5, backbone=0.25, pyramid=3.0)
+    rule = rule_of(layer_decay=0.5, rates={"backbone": 0.25, "pyramid": 3.0})
     prefixes = {
         0.25 / 32: ("backbone.conv1.", "backbone.bn1."),
         0.25 / 16: ("backbone.layer1.",),
@@ -220,7 +227,7 @@ def test_layer_decay_groups_by_name():
         "stage4 x 0.125, pyramid x 3, heads x 1"
     ]
     assert factor_lines(model, RULE) == []
-    assert factor_lines(model, replace(RULE, backbone=0.1)) == [
+    assert factor_lines(model, rule_of(rates={"backbone": 0.1})) == [
         "learning rate by part: backbone x 0.1, pyramid x 1, heads x 1"
     ]
     optimizer = make_optimizer(model, rule, 0.02)
@@ -252,7 +259,7 @@ class OneBlock(nn.Module):
 
 def test_layer_decay_needs_stages():
     with pytest.raises(ValueError, match=r"^train\.layer_decay: 0\.5, but this backbone has no stages to tell apart"):
-        parameter_groups(OneBlock(), replace(RULE, layer_decay=0.5))
+        parameter_groups(OneBlock(), rule_of(layer_decay=0.5))
 
 
 def test_layer_decay_without_stages_is_refused_before_the_first_step(data_root, monkeypatch, tmp_path):
@@ -260,7 +267,7 @@ def test_layer_decay_without_stages_is_refused_before_the_first_step(data_root, 
     task = make_task(recipe)
     monkeypatch.setattr(task.model.backbone, "parts", lambda: {"stage4": [task.model.backbone.layer4]}, raising=False)
     with pytest.raises(ValueError, match=r"^train\.layer_decay: 0\.5, but this backbone has no stages"):
-        settings_of(recipe, task)
+        periods(recipe, task)
 
 
 def test_the_linear_rule_is_of_sgd():
@@ -339,7 +346,7 @@ def small_net(width):
 def test_a_partial_restore_takes_over_the_state_of_the_same_kind(before, after, tmp_path):
     (tmp_path / "a.pt").write_bytes(b"x")
     parent, child = small_net(2), small_net(3)
-    old, new = (make_optimizer(net, replace(RULE, kind=kind), 0.1) for net, kind in ((parent, before), (child, after)))
+    old, new = (make_optimizer(net, rule_of(kind), 0.1) for net, kind in ((parent, before), (child, after)))
     parent(torch.ones(1, 2)).sum().backward()
     old.step()
     facts = {"input": {"mean": [0.0] * 3, "std": [1.0] * 3, "order": "rgb"}}

@@ -6,7 +6,7 @@ from torch import nn
 
 from headstart.model.norm import norm
 from headstart.tasks.predict import load_trained
-from headstart.training.precise_bn import holding, precise_statistics
+from headstart.training.averages import holding, precise_statistics
 from headstart.training.rows import read_rows
 from headstart.training.run import train
 from headstart.weights import checkpoint
@@ -78,6 +78,6 @@ def test_where_nothing_moves_it_is_refused(data_root, tmp_path):
     )  # fmt: skip
     with pytest.raises(ValueError, match=r"evaluate\.precise_bn: 3, but start\.freeze 'backbone' leaves no BatchNorm"):
         from headstart.tasks import make_task
-        from headstart.training.start import settings_of
+        from headstart.training.loop import periods
 
-        settings_of(recipe, make_task(recipe))
+        periods(recipe, make_task(recipe))

@@ -15,14 +15,13 @@ import torch
 from headstart.recipe.schedule import Schedule
 from headstart.tasks import make_task
 from headstart.training import loop
-from headstart.training.lineage import Span, find_result, weights_digest
-from headstart.training.resume import load_checked, start_point
+from headstart.training.lineage import Span, find_result, load_checked, weights_digest
 from headstart.training.rows import missing_rows, read_rows, steps_of
 from headstart.training.run import train
-from headstart.training.start import settings_of
+from headstart.training.start import start_point
 from headstart.training.verify import state_differences, verify
 from headstart.weights import checkpoint
-from headstart.weights.seal import DamagedError, write_seal
+from headstart.weights.files import DamagedError, write_seal
 from killed import Killed, kill_at
 from tiny import tiny_classifier, tree_digest, without_clock
 
@@ -325,11 +324,11 @@ def test_weights_that_the_update_made_not_finite_are_not_saved(data_root, tmp_pa
             values[first] = values[first] + (parameter.sum() * 0).sqrt()
         return values
 
-    span = Schedule(total=TOTAL, warmup=0, warmup_from=1.0, base_rate=0.01)
+    span = Span(Schedule(total=TOTAL, warmup=0, warmup_from=1.0, base_rate=0.01), TOTAL)
     with pytest.raises(FloatingPointError) as caught:
         loop.run(
-            replace(task, losses=losses), span, settings_of(recipe, task), tmp_path,
-            checkpoint.StartPoint("random", None, 0, None), stop=TOTAL, device=torch.device("cpu"), keep={"recipe": {}},
+            replace(task, losses=losses), recipe, span, tmp_path, checkpoint.StartPoint("random", None, 0, None),
+            device=torch.device("cpu"), keep={"recipe": {}},
         )  # fmt: skip
     assert str(caught.value) == f"step {at + 1}: {name} is not finite after the update; no checkpoint was written"
     assert checkpoint.steps_saved(tmp_path) == ([3] if at == 5 else [3, 6])

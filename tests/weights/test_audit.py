@@ -354,7 +354,7 @@ def test_a_run_does_not_start_from_a_constructor_that_loads_weights(kind, data_r
     start = {"start__kind": kind, "start__weights": str(path) if kind == "backbone" else None}
     recipe = tiny_recipe(data_root, model__backbone={"kind": "timm", "name": "resnet18"}, model__norm="batch", **start)
     task, state = make_task(recipe), torch.get_rng_state()
-    assert prepare_start(task, recipe).errors == () and torch.equal(torch.get_rng_state(), state)
+    assert prepare_start(task.model, recipe, task.classes).errors == () and torch.equal(torch.get_rng_state(), state)
 
     def create_with_weights(*arguments, **options):
         body = create(*arguments, **options)
@@ -366,6 +366,6 @@ def test_a_run_does_not_start_from_a_constructor_that_loads_weights(kind, data_r
     task = make_task(recipe)
     if kind == "random":
         with pytest.raises(ValueError, match=r"start.kind is random, but 20 tensors .* the same for every seed"):
-            prepare_start(task, recipe)
+            prepare_start(task.model, recipe, task.classes)
     else:  # declared, and loaded once more
-        assert prepare_start(task, recipe).errors == ()
+        assert prepare_start(task.model, recipe, task.classes).errors == ()

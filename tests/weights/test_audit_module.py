@@ -13,9 +13,9 @@ from torchvision.ops import FrozenBatchNorm2d
 from cli_call import call
 from headstart import audit_module
 from headstart.weights.audits.checkpoint import audit_checkpoint
-from headstart.weights.audits.pairs import pair
 from headstart.weights.audits.read import read_any
 from headstart.weights.audits.traps import TRAINERS, TRAPS
+from headstart.weights.audits.values import pair
 from headstart.weights.files import WeightFile, read_weights
 from weight_nets import randomise
 

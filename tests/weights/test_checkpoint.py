@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from headstart.weights import checkpoint
-from headstart.weights.files import read_weights
-from headstart.weights.seal import DamagedError, check_seal, write_seal
+from headstart.weights.files import DamagedError, check_seal, read_weights, write_seal
 
 STATE = {"model": {"weight": torch.arange(5.0)}, "recipe": {"task": "detection"}, "step": 3, "span": {"drops": [1, 2]}}
 

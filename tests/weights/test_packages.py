@@ -19,12 +19,11 @@ from headstart.training.lineage import weights_digest
 from headstart.training.run import train
 from headstart.weights import public
 from headstart.weights.audit import audit
-from headstart.weights.describe import describe_file, listing
+from headstart.weights.describe import describe_file, listing, net_fields
 from headstart.weights.files import tensors_digest
 from headstart.weights.input import IMAGENET, input_differences, parse_input_spec
 from headstart.weights.load import COUNTER, convert_weights, load_weights, open_weights
 from headstart.weights.names import input_of, our_names
-from headstart.weights.net import net_fields
 from headstart.weights.public import find_file, locate, public_files
 from headstart.weights.public.fetch import download
 from tiny import tiny_recipe, tiny_study, write_study

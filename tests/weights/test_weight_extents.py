@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
+from headstart.weights import pickles
 from headstart.weights.files import MOST_HEADER, read_weights
-from headstart.weights.formats import pickles
 
 
 def refusal(path):

@@ -78,7 +78,7 @@ def import_weights(
     from headstart.tasks import TASKS, make_task
     from headstart.tasks.settle import settle
     from headstart.tasks.task import make_model
-    from headstart.training.start import prepare_start, start_model
+    from headstart.training.start import prepare_start
 
     found, _ = resolved(
         recipe,
@@ -92,11 +92,12 @@ def import_weights(
     asked = any(text.startswith("data.train=") for text in overrides or [])
     if asked or any(Path(place).exists() for place in places if place):
         found, _ = settle(found)
-        result = prepare_start(make_task(found), found)
+        task = make_task(found)
+        result = prepare_start(task.model, found, task.classes)
     else:
         num = TASKS[found.task].num_classes
         say(f"{found.data.train} is not there: {num} classes are taken", messages(as_json))
-        result = start_model(make_model(found, num), found, num)
+        result = prepare_start(make_model(found, num), found, {"names": range(num)})
     if as_json:
         print_json(result.to_json())
         return

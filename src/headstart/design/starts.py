@@ -9,9 +9,9 @@ from headstart.design.settings import Setting
 from headstart.recipe.dotted import flatten
 from headstart.recipe.load import load_recipe, shipped
 from headstart.recipe.yaml_text import read_yaml
+from headstart.weights.describe import net_fields
 from headstart.weights.files import SUFFIXES
 from headstart.weights.load import open_weights
-from headstart.weights.net import net_fields
 from headstart.weights.public import EXTRA, find_file, find_installed, public_files
 
 DEFAULT = EXTRA  # EfficientNet-Lite0 of ImageNet, by pip

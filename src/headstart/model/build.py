@@ -26,7 +26,8 @@ from headstart.model.rpn import ProposalLimits, Rpn
 from headstart.model.semantic_head import Segmenter, SemanticHead
 from headstart.ops.random import fold
 from headstart.recipe.detection import BoxPart, ConvHead, Model
-from headstart.recipe.recipe import AnyRecipe, ClassifyModel, ClassifyRecipe, Recipe, SegmentModel, SegmentRecipe
+from headstart.recipe.labelling import ClassifyModel, SegmentModel
+from headstart.recipe.recipe import AnyRecipe, ClassifyRecipe, Recipe, SegmentRecipe
 
 WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # of box deltas: the inverse of their spread (R-CNN; Detectron: BBOX_REG_WEIGHTS)
 

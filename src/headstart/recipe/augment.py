@@ -43,6 +43,7 @@ class ColourPart(Part):
         return any(self.model_dump().values())
 
 
+NO_COLOUR = {f"input.colour.{name}": 0.0 for name in ColourPart.model_fields}
 # The ladder `augment`: what each rung switches on. All other fields of NONE are off; sizes follow from the recipe's own
 # (`rung`). Strengths of jitter stay the recipe's: 0.1 to 2.0 in the base recipe (Ghiasi et al. 2021).
 NONE: dict[str, Any] = {
@@ -51,7 +52,7 @@ NONE: dict[str, Any] = {
     "input.quarter_turns": False,
     "input.jitter.enabled": False,
     "input.crop.enabled": False,
-    **{f"input.colour.{name}": 0.0 for name in ColourPart.model_fields},
+    **NO_COLOUR,
     "input.copy_paste": False,
     "input.mosaic": 0.0,
 }

@@ -6,7 +6,6 @@ would hang, overflow or change nothing.
 
 import re
 from collections.abc import Callable
-from fractions import Fraction
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -25,55 +24,46 @@ def real(*, ge: float | None = None, gt: float | None = None, le: float | None =
     return Field(strict=True, allow_inf_nan=False, ge=ge, gt=gt, le=le, lt=lt)
 
 
-def _duration(value: object) -> object:
-    _accepted(parse_duration, value)
-    return value
+def _taken_by(parse: Callable[[Any], object]) -> BeforeValidator:
+    """Keeps a value that `parse` takes; of its refusal the field and the value are left to `validate`."""
+
+    def check(value: object) -> object:
+        try:
+            parse(value)
+        except ValueError as error:
+            raise NotValid("expected" + str(error).rpartition("expected")[2]) from None
+        return value
+
+    return BeforeValidator(check)
 
 
-def _base(value: object) -> object:
-    if not _accepted(parse_duration, value)[0]:
-        raise NotValid("expected more than nothing")
-    return value
+def _base(value: Any) -> None:
+    if not parse_duration(value)[0]:
+        raise ValueError("expected more than nothing")
 
 
-def _number(value: object) -> object:
+def _number(value: object) -> None:
     if isinstance(value, bool | float):  # which equal numbers of a list of choices
-        raise NotValid("expected a whole number")
-    return value
+        raise ValueError("expected a whole number")
 
 
-def _per_seed(value: object) -> object:
+def _per_seed(value: object) -> None:
     if isinstance(value, str) and value != "per_seed":
-        raise NotValid("expected a whole number, or per_seed")
-    return value
+        raise ValueError("expected a whole number, or per_seed")
 
 
-def _function(value: object) -> object:
+def _function(value: object) -> None:
     if isinstance(value, str) and not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", value):
-        raise NotValid("expected MODULE:FUNCTION, such as transforms:blur")
-    return value
-
-
-def _schedule(value: object) -> object:
-    _accepted(parse_schedule, value)
-    return value
-
-
-def _accepted(parse: Callable[[Any], tuple[Fraction, str]], value: object) -> tuple[Fraction, str]:
-    """Value by `parse`; its refusal is without field and value, which `validate` gives."""
-    try:
-        return parse(value)
-    except ValueError as error:
-        raise NotValid("expected" + str(error).rpartition("expected")[2]) from None
+        raise ValueError("expected MODULE:FUNCTION, such as transforms:blur")
 
 
 Flag = Annotated[bool, Field(strict=True)]
 Text = Annotated[str, Field(max_length=4096, pattern=r"^[^\x00]*$")]  # PATH_MAX of Linux; no path holds NUL
-Function = Annotated[str, Field(max_length=4096), BeforeValidator(_function)]  # of Python, by the name of its module
-Duration = Annotated[int | str, BeforeValidator(_duration)]
-Base = Annotated[int | str, BeforeValidator(_base)]
-ScheduleName = Annotated[str, BeforeValidator(_schedule)]
-Stride = Annotated[Literal[1, 2, 4], BeforeValidator(_number)]
+Function = Annotated[str, Field(max_length=4096), _taken_by(_function)]  # of Python, by the name of its module
+Duration = Annotated[int | str, _taken_by(parse_duration)]
+Base = Annotated[int | str, _taken_by(_base)]
+ScheduleName = Annotated[str, _taken_by(parse_schedule)]
+Stride = Annotated[Literal[1, 2, 4], _taken_by(_number)]
 Share = Annotated[float, real(ge=0, le=1)]
 DataShare = Annotated[float, real(gt=0, le=1)]
 BelowOne = Annotated[float, real(ge=0, lt=1)]
@@ -83,7 +73,7 @@ Pixels = Annotated[float, real(ge=0.1, le=100_000)]
 Factor = Annotated[float, real(ge=1e-4, le=10_000)]
 RateFactor = Annotated[float, real(ge=1e-6, le=1000)]  # 0 is start.freeze
 Seed = Annotated[int, whole(0, 2**32 - 1)]  # as NumPy takes them
-FractionSeed = Annotated[Seed | Literal["per_seed"], BeforeValidator(_per_seed)]
+FractionSeed = Annotated[Seed | Literal["per_seed"], _taken_by(_per_seed)]
 Batch = Annotated[int, whole(1, 65_536)]  # images; ImageNet's largest batches have 64k
 Width = Annotated[int, whole(1, 16_384)]  # channels of a layer; VGG's widest has 4,096
 Layers = Annotated[int, whole(0, 100)]

@@ -130,14 +130,8 @@ def settle(recipe: AnyRecipe, origins: Provenance | None = None) -> tuple[AnyRec
 
 def choices_of(recipe: AnyRecipe) -> dict[str, Choice]:
     """Choices on this machine for the fields of a recipe that depend on it, with reasons: {dotted field: Choice}."""
-    part = recipe.train
-    return choices(
-        device=recipe.device,
-        precision=part.precision,
-        threads=part.threads,
-        compile=part.compile,
-        processes=recipe.processes,
-    )
+    part, processes = recipe.train, recipe.processes
+    return choices(recipe.device, part.precision, part.threads, compile=part.compile, processes=processes)
 
 
 def stored_recipe(values: dict[str, Any], source: str, overrides: dict[str, Any] | None = None) -> AnyRecipe:

@@ -13,12 +13,12 @@ from typing import Annotated, Any, Literal
 from pydantic import model_validator
 
 from headstart.files import MOST_BYTES, is_file_name
-from headstart.recipe.classification import ClassifyData, ClassifyInput, ClassifyModel
+from headstart.recipe import labelling
+from headstart.recipe.augment import NO_COLOUR
 from headstart.recipe.detection import Data, Evaluate, Input, Model
 from headstart.recipe.dotted import flatten
 from headstart.recipe.fields import Checkpoint, EvaluatePart, InputPart, Part, Seed, Start, Train, whole
 from headstart.recipe.schedule import Schedule, duration, multiple_of
-from headstart.recipe.segmentation import SegmentData, SegmentInput, SegmentModel
 
 # Fields that change how a run is carried out, not its result.
 NOT_IN_DIGEST = (
@@ -52,9 +52,7 @@ ADDED: dict[str, Any] = {
     "train.optimizer": "sgd",
     "train.betas": [0.9, 0.999],
     "train.eps": 1e-8,
-    "train.rates.backbone": 1.0,
-    "train.rates.pyramid": 1.0,
-    "train.rates.heads": 1.0,
+    **{f"train.rates.{part}": 1.0 for part in ("backbone", "pyramid", "heads")},
     "train.layer_decay": 1.0,
     "train.ema": None,
     "input.channels": 3,
@@ -64,11 +62,7 @@ ADDED: dict[str, Any] = {
     "input.crop.size": 512,
     "input.crop.scales": [0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3],
     "input.crop.border": 128,
-    "input.colour.brightness": 0.0,
-    "input.colour.contrast": 0.0,
-    "input.colour.saturation": 0.0,
-    "input.colour.lighting": 0.0,
-    "input.colour.hue": 0.0,
+    **NO_COLOUR,
     "input.flip_vertical": 0.0,
     "input.quarter_turns": False,
     "input.mosaic": 0.0,
@@ -156,10 +150,9 @@ class Recipe(AnyRecipe):
     def _consistent(self) -> "Recipe":
         if self.input.copy_paste and not self.model.mask.enabled:
             raise ValueError("input.copy_paste: pastes masks, but model.mask.enabled is false; expected it to be true")
-        colours = {f"input.colour.{name}": 0.0 for name in type(self.input.colour).model_fields}
         one_size = {"input.jitter.enabled": False, "input.crop.enabled": False, "input.short": [self.input.short[0]]}
         others = {"input.flip_vertical": 0.0, "input.quarter_turns": False, "input.transform": None}
-        _require_unchanged_features(self, one_size | colours | others)
+        _require_unchanged_features(self, one_size | NO_COLOUR | others)
         if not self.model.pyramid:
             self.train.rates.require_no_pyramid("model.pyramid false")
         if self.evaluate.keypoint_sigmas is not None and not self.model.keypoint.enabled:
@@ -171,9 +164,9 @@ class ClassifyRecipe(AnyRecipe):
     """A classification run (pre-training, or a study of its own), resolved."""
 
     task: Literal["classification"]
-    data: ClassifyData
-    input: ClassifyInput
-    model: ClassifyModel
+    data: labelling.ClassifyData
+    input: labelling.ClassifyInput
+    model: labelling.ClassifyModel
     evaluate: EvaluatePart
 
     @model_validator(mode="after")
@@ -187,9 +180,9 @@ class SegmentRecipe(AnyRecipe):
     """A segmentation run, resolved: a class for each pixel, from label maps or from the instances of a COCO file."""
 
     task: Literal["segmentation"]
-    data: SegmentData
-    input: SegmentInput
-    model: SegmentModel
+    data: labelling.SegmentData
+    input: labelling.SegmentInput
+    model: labelling.SegmentModel
     evaluate: EvaluatePart
 
 

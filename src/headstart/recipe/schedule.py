@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import re
 import reprlib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil
-
-COCO_BASE_STEPS = 90_000  # "1x": 90k updates of 16 images (Detectron; Rethinking ImageNet Pre-training, section 4)
 
 # Where the two drops are, as distances from the end in units of the base length. The paper keeps "the last 60k and
 # 20k iterations" whatever the total; the older 1x drops at 60k and 80k of 90k, and Detectron's 1.44x (130k: 100k,
@@ -69,56 +66,33 @@ class Schedule:
             )
 
     @classmethod
-    def ending(
+    def nx(
         cls,
-        total: int,
-        distances: Iterable[int],
+        n: float | Fraction,
+        base: int,
         *,
         base_rate: float,
         warmup: int,
         warmup_from: float,
         factor: float = 0.1,
     ) -> Schedule:
-        """A schedule whose drops lie `distances` steps before its end, longest first.
+        """COCO's Nx schedule: n * base steps, drops a fixed distance before the end; its 1x is 90k steps of 16 images.
 
-        Two such schedules that differ only in `total` share everything before the earlier first drop.
-        Raises ValueError when the total is not longer than the tail.
+        n >= 2 drops 2/3 and 2/9 of a base before the end (60k and 20k at a base of 90k); below 2, the older rule of
+        1/3 and 1/9 holds (1x: 60k and 80k of 90k). Steps are rounded to the nearest whole one. Two such schedules that
+        differ only in n share everything before the earlier first drop.
+        Raises ValueError for an n whose tail does not fit. Source: section 4 of arXiv 1811.08883, Detectron's configs.
         """
-        distances = tuple(distances)
+        _check_steps("base", base, least=1)
+        tail, total = LONG_TAIL if n >= 2 else LEGACY_TAIL, round(Fraction(n) * base)
+        # Without those that rounding made zero or equal (bases of a few steps).
+        distances = list(dict.fromkeys(steps for part in tail if (steps := round(part * base)) > 0))
         if distances and total <= distances[0]:
             raise ValueError(
                 f"schedule.total is {total} steps, expected more than {distances[0]}, the length of its tail"
             )
         drops = tuple(total - distance for distance in distances)
         return cls(total=total, drops=drops, factor=factor, warmup=warmup, warmup_from=warmup_from, base_rate=base_rate)
-
-    @classmethod
-    def nx(
-        cls,
-        n: float | Fraction,
-        base: int = COCO_BASE_STEPS,
-        *,
-        base_rate: float,
-        warmup: int,
-        warmup_from: float,
-        factor: float = 0.1,
-    ) -> Schedule:
-        """COCO's Nx schedule: n * base steps, drops a fixed distance before the end.
-
-        n >= 2 drops 2/3 and 2/9 of a base before the end (60k and 20k at a base of 90k); below 2, the older rule of
-        1/3 and 1/9 holds (1x: 60k and 80k of 90k). Steps are rounded to the nearest whole one.
-        Raises ValueError for an n whose tail does not fit. Source: section 4 of arXiv 1811.08883, Detectron's configs.
-        """
-        _check_steps("base", base, least=1)
-        tail = LONG_TAIL if n >= 2 else LEGACY_TAIL
-        return cls.ending(
-            round(Fraction(n) * base),
-            _distinct_distances(round(part * base) for part in tail),
-            base_rate=base_rate,
-            warmup=warmup,
-            warmup_from=warmup_from,
-            factor=factor,
-        )
 
     @property
     def first_drop(self) -> int:
@@ -229,11 +203,6 @@ def describe(steps: int, batch: int, num_images: int) -> str:
     epochs = images / num_images
     counted = f"{steps:,} step{'' if steps == 1 else 's'}"
     return f"{counted} = {epochs:,.{1 if epochs >= 1 or not epochs else 3}f} epochs = {images:,} images"
-
-
-def _distinct_distances(distances: Iterable[int]) -> tuple[int, ...]:
-    """Distances without those that rounding made zero or equal (bases of a few steps)."""
-    return tuple(dict.fromkeys(distance for distance in distances if distance > 0))
 
 
 def _check_steps(field: str, value: int, *, least: int) -> None:

@@ -22,13 +22,13 @@ from headstart.study.forecast import Load, kept_checkpoints, load_key
 from headstart.study.prepare import Prepared, marks_of
 from headstart.study.spec import PRETRAIN_PREFIX
 from headstart.study.variants import variants_worth
-from headstart.tasks import TASKS, input_size, make_task
+from headstart.tasks import TASKS, make_task
 from headstart.tasks.settle import mask_choice
-from headstart.tasks.task import Task
+from headstart.tasks.task import Task, input_size
 from headstart.training import memory
+from headstart.training.loop import periods
 from headstart.training.optimizer import checkpoint_bytes, make_optimizer
 from headstart.training.pool import worker_pool
-from headstart.training.start import settings_of, update_rule
 from headstart.weights.freeze import freeze, set_train_mode
 
 WARM_UP, TIMED = 2, 10  # steps; the first two pay for caches and memory
@@ -120,7 +120,7 @@ def measure_loads(prepared: Prepared) -> dict[str, Load]:
         if key not in timed:
             timed[key] = (seconds_per_step(task, recipe, device), seconds_per_image(task, device), start)
         step, image, start = timed[key]
-        settings = settings_of(recipe, task)
+        eval_every, save_every = periods(recipe, task)
         loads[name] = Load(
             batch=recipe.train.batch,
             num_images=prepared.pretrain_images[name.removeprefix(PRETRAIN_PREFIX)]
@@ -129,10 +129,10 @@ def measure_loads(prepared: Prepared) -> dict[str, Load]:
             seconds_per_step=step,
             seconds_per_eval_image=image,
             seconds_to_start=start,
-            num_eval_images=task.num_eval_images * (1 if settings.ema is None else 2) + task.num_eval_train_images,
-            eval_every=settings.eval_every,
-            checkpoint_bytes=checkpoint_bytes(task.model, settings.update, averaged=settings.ema is not None),
-            save_every=settings.save_every,
+            num_eval_images=task.num_eval_images * (1 if recipe.train.ema is None else 2) + task.num_eval_train_images,
+            eval_every=eval_every,
+            checkpoint_bytes=checkpoint_bytes(task.model, recipe.train),
+            save_every=save_every,
             variants=0.0 if is_pretraining else variants_worth(prepared.study.also_evaluate, recipe),
         )
     return loads
@@ -167,7 +167,7 @@ def seconds_per_step(task: Task, recipe: AnyRecipe, device: torch.device) -> flo
     model = task.model.to(device)
     freeze(model, recipe.start.freeze)
     set_train_mode(model, recipe.start.freeze)
-    optimizer = make_optimizer(model, update_rule(recipe), 0.0)
+    optimizer = make_optimizer(model, recipe.train, 0.0)
     seconds, since = [], time.perf_counter()
     for batch in task.batches(0, WARM_UP + TIMED, device):
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.train.bf16):

@@ -44,8 +44,8 @@ class MetricKind:
 class TaskRow:
     """One task: its module, the module that uses a trained model, and its metric kinds in order.
 
-    `module` defines make_task(recipe) -> task.Task, num_training_images(recipe) -> int, data_fingerprint(recipe,
-    rehash=...) -> str, and input_size(recipe) -> (height, width).
+    `module` defines make_task(recipe) -> task.Task, num_training_images(recipe) -> int, and data_fingerprint(recipe,
+    rehash=...) -> str.
     `trained` (None: `load_trained` refuses the task) defines evaluate_files and predict_files, the verbs eval and
     predict of the command line.
     num_classes: classes of the data set (COCO, ImageNet) that published model sizes are for. has_variants: whether
@@ -122,8 +122,3 @@ def data_fingerprint(recipe: AnyRecipe, *, rehash: bool = False) -> str:
     With `rehash` every image is read, also where its size and times are those of an earlier call.
     """
     return TASKS[recipe.task].functions().data_fingerprint(recipe, rehash=rehash)
-
-
-def input_size(recipe: AnyRecipe) -> tuple[int, int]:
-    """Padded (height, width) of a landscape image in evaluation."""
-    return TASKS[recipe.task].functions().input_size(recipe)

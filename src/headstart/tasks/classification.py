@@ -29,6 +29,7 @@ class Images:
     def __init__(self, dataset: Dataset, recipe: ClassifyRecipe, cache: Decoded | None = None):
         self.dataset, self.recipe = dataset, recipe
         self.cache = cache or decoder(dataset, channels=recipe.input.channels, keep=recipe.data.cache)
+        self._features: Tensor | None = None
 
     def batches(self, device: torch.device) -> Iterator[Tensor]:
         """Batches [B,C,S,S] in the order of the data set."""
@@ -36,34 +37,26 @@ class Images:
         options = {"size": size, "spec": input_spec(self.recipe), "batch": batch, "device": device}
         return whole_images(self.cache, self.dataset.num_images, **options)
 
-
-class KeptFeatures:
-    """Pooled features [N,W] of whole images under a frozen backbone, computed when first asked for, and kept.
-
-    They equal those that training would compute at every step, because such a recipe has no augmentation.
-    """
-
-    def __init__(self, images: Images, *, bf16: bool):
-        self.images, self.bf16 = images, bf16
-        self._kept: Tensor | None = None
-
     @torch.no_grad()
-    def all(self, model: Classifier, device: torch.device) -> Tensor:
-        """Features [N,W] of every image, in the order of the data set; the backbone must be in its final state."""
-        if self._kept is None:
-            parts = []
-            for shown in self.images.batches(device):
-                with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.bf16):
-                    parts.append(model.features(shown))
-            self._kept = torch.cat(parts)
-        return self._kept
+    def features(self, model: Classifier, device: torch.device, *, bf16: bool = False) -> Tensor:
+        """Pooled features [N,W] under a frozen backbone in its final state, computed when first asked for, and kept.
 
-    def batches(
+        They equal those that training would compute at every step, because such a recipe has no augmentation.
+        """
+        if self._features is None:
+            parts = []
+            for shown in self.batches(device):
+                with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+                    parts.append(model.features(shown))
+            self._features = torch.cat(parts)
+        return self._features
+
+    def feature_batches(
         self, stream: CropStream, model: Classifier, start: int, stop: int, device: torch.device
     ) -> Iterator[LabelledBatch]:
         """Batches of a stream's steps start..stop-1 with features in place of images."""
-        kept = self.all(model, device)
-        labels = to_device(self.images.dataset.labels.astype(np.int64), device)
+        kept = self.features(model, device, bf16=self.recipe.train.bf16)
+        labels = to_device(self.dataset.labels.astype(np.int64), device)
         for step in range(start, stop):
             indices, slots = stream.stream.own(step)
             at = to_device(indices, device)
@@ -88,11 +81,6 @@ def data_fingerprint(recipe: ClassifyRecipe, *, rehash: bool = False) -> str:
     return data_content(train, rehash=rehash).plus(data_content(val, rehash=rehash)).digest
 
 
-def input_size(recipe: ClassifyRecipe) -> tuple[int, int]:
-    """(height, width) of the network's images."""
-    return recipe.input.size, recipe.input.size
-
-
 def make_task(recipe: ClassifyRecipe) -> Task:
     """The recipe's classifier and data, ready for the loop."""
     train, val = training_folders(recipe), open_folders(recipe.data.val)
@@ -107,11 +95,9 @@ def make_task(recipe: ClassifyRecipe) -> Task:
         flip=recipe.input.flip,
     )
     held_out, model = Images(val, recipe), make_model(recipe, len(train.class_names))
-    batches, features = stream.batches, None
+    batches = stream.batches
     if recipe.data.cache_features:
-        kept = KeptFeatures(Images(train, recipe, stream.stream.images), bf16=recipe.train.bf16)
-        features = KeptFeatures(held_out, bf16=False)
-        batches = partial(kept.batches, stream, model)
+        batches = partial(Images(train, recipe, stream.stream.images).feature_batches, stream, model)
     key = f"{recipe.model.model_dump_json()} {len(train.class_names)} {recipe.start.freeze}"
     return Task(
         model=model,
@@ -119,7 +105,7 @@ def make_task(recipe: ClassifyRecipe) -> Task:
         batches=batches,
         counts=lambda step: (recipe.train.batch, recipe.train.batch * recipe.input.size**2),
         flops=StepFlops(model, key, class_loss),
-        evaluate=partial(evaluate, model, held_out, features=features),
+        evaluate=partial(evaluate, model, held_out),
         describe=lambda batch: f"images {', '.join(train.file_names[i] for i in batch.indices)}",
         classes={"ids": list(range(len(train.class_names))), "names": list(train.class_names)},
         num_images=train.num_images,
@@ -136,18 +122,13 @@ def class_loss(model: nn.Module, batch: LabelledBatch) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def evaluate(
-    model: Classifier, images: Images, device: torch.device, *, features: KeptFeatures | None = None
-) -> EvalResult:
-    """Top-1 accuracy on every image (whole, resized to the input square), over all and per class.
-
-    features: those of the images, if a frozen backbone keeps them.
-    """
+def evaluate(model: Classifier, images: Images, device: torch.device) -> EvalResult:
+    """Top-1 accuracy on every image (whole, resized to the input square), over all and per class."""
     data = images.dataset
-    if features is None:
-        logits = torch.cat([model(shown) for shown in images.batches(device)])
+    if images.recipe.data.cache_features:
+        logits = model(images.features(model, device))
     else:
-        logits = model(features.all(model, device))
+        logits = torch.cat([model(shown) for shown in images.batches(device)])
     right = logits.argmax(dim=1).cpu().numpy() == data.labels
     per_class = {
         name: {"top1": float(right[data.labels == label].mean())} for label, name in enumerate(data.class_names)

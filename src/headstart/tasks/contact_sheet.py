@@ -17,8 +17,8 @@ from headstart.data.paste import Objects, alpha_of
 from headstart.data.targets import PIXEL_CENTRE
 from headstart.model.build import input_spec
 from headstart.recipe.recipe import Recipe
+from headstart.tasks.detection_images import train_stream
 from headstart.tasks.draw import LEAST_LOGIT, Shape, draw_shapes
-from headstart.tasks.train_images import train_stream
 
 CELL, GAP, TEXT_SIZE = 320, 8, 12  # pixels: longer side of a picture, between pictures, of letters
 
@@ -43,7 +43,7 @@ class Shown(NamedTuple):
     caption: str
 
 
-def annotated(data: Dataset, num: int, seed: int, channels: int | None = None) -> list[Shown]:
+def annotated(data: Dataset, num: int, seed: int) -> list[Shown]:
     """Pictures of `num` images, drawn by `seed`, with boxes, masks, keypoints and names; ignored objects are dashed."""
     pictures = []
     for i in nested_fraction(data.num_images, 1.0, seed)[:num].tolist():
@@ -58,7 +58,7 @@ def annotated(data: Dataset, num: int, seed: int, channels: int | None = None) -
             )
             for n in range(data.first[i], data.first[i + 1])
         ]
-        pictures.append(_shown(data, data.load_image(i, channels), shapes, data.file_names[i]))
+        pictures.append(_shown(data, data.load_image(i), shapes, data.file_names[i]))
     return pictures
 
 

@@ -30,7 +30,7 @@ from headstart.model.region_heads import peaks
 from headstart.ops import processes as distributed
 from headstart.ops.processes import num_processes
 from headstart.recipe.recipe import Recipe
-from headstart.tasks.kept_maps import kept_maps
+from headstart.tasks.detection_images import kept_maps, train_stream, with_transform
 from headstart.tasks.task import (
     EvalResult,
     StepFlops,
@@ -38,11 +38,9 @@ from headstart.tasks.task import (
     check_same_classes,
     eval_images,
     make_model,
-    padded_size,
     require_images,
     take_fraction,
 )
-from headstart.tasks.train_images import train_stream, with_transform
 
 
 def training_data(recipe: Recipe) -> Dataset:
@@ -69,11 +67,6 @@ def data_fingerprint(recipe: Recipe, *, rehash: bool = False) -> str:
     """Digest of the content of training and validation data."""
     seen = with_transform(recipe, data_content(training_data(recipe), rehash=rehash))
     return seen.plus(data_content(validation_data(recipe), rehash=rehash)).digest
-
-
-def input_size(recipe: Recipe) -> tuple[int, int]:
-    """Padded (height, width) of a landscape image in evaluation."""
-    return padded_size(recipe)
 
 
 def make_task(recipe: Recipe) -> Task:

@@ -5,12 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from headstart.data import rle
 from headstart.data.images import as_rgb
 
 # Okabe and Ito 2008, distinct for all common kinds of colour vision; without black, which vanishes in photographs.
@@ -41,37 +39,6 @@ def colour_of(category: int) -> tuple[int, int, int]:
         return PALETTE[category]
     red, green, blue = colorsys.hsv_to_rgb((category * _GOLDEN) % 1.0, 0.75, 0.95)
     return round(red * 255), round(green * 255), round(blue * 255)
-
-
-def draw(
-    image: np.ndarray,
-    boxes: np.ndarray,
-    labels: Sequence[str],
-    category_ids: Sequence[int],
-    *,
-    scores: Sequence[float] | None = None,
-    masks: Sequence[dict[str, Any]] | None = None,
-    keypoints: np.ndarray | None = None,
-    skeleton: Sequence[tuple[int, int]] = (),
-    scale: int = 1,
-) -> Image.Image:
-    """A picture of an image [H,W,C] with n objects: boxes [n,4] XYXY pixels, masks as COCO RLE.
-
-    keypoints [n,K,3] (x, y, logit): those of at least LEAST_LOGIT are dots, joined for the pairs of `skeleton`.
-    `scale` enlarges small images.
-    """
-    shapes = [
-        Shape(
-            box=box,
-            label=label if scores is None else f"{label} {scores[n]:.2f}",
-            category=int(category_ids[n]),
-            mask=None if masks is None else rle.decode(rle.checked(masks[n], *image.shape[:2])),
-            keypoints=None if keypoints is None else keypoints[n],
-        )
-        for n, (box, label) in enumerate(zip(boxes, labels, strict=True))
-    ]
-    text_size = max(10, scale * min(image.shape[:2]) // 40)
-    return draw_shapes(image, shapes, scale=scale, text_size=text_size, skeleton=skeleton)
 
 
 def draw_shapes(

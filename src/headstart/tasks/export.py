@@ -20,9 +20,9 @@ from headstart.data.views import View, stack_images
 from headstart.files import replacing
 from headstart.model.build import input_spec
 from headstart.model.detector import Detector
-from headstart.tasks.detection import input_size, validation_data
+from headstart.tasks.detection import validation_data
 from headstart.tasks.predict import choose_weights, image_files, load_trained
-from headstart.tasks.task import Trained
+from headstart.tasks.task import Trained, input_size
 from headstart.tasks.trained import trained_model
 from headstart.weights import checkpoint
 from headstart.weights.input import input_text
@@ -86,7 +86,9 @@ def export_program(
     trained = load_trained(source, {"device": "cpu", "train.precision": "fp32"}, weights=weights)
     if trained.recipe.task != "detection":
         raise ValueError(f"{source}: is no detector, and a program is a detector's predict; expected .safetensors")
-    _require_packages(out)
+    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
+    if out.suffix == ".onnx" and missing:
+        raise ValueError(f"{out}: ONNX needs {', '.join(missing)}, which pip install 'headstart[export]' brings")
     size = size or input_size(trained.recipe)
     inputs = [_input(trained, pixels, size) for pixels in _check_images(trained, images)]
     with torch.no_grad():  # before the export: values that a call computes once and keeps must be real numbers
@@ -110,7 +112,10 @@ def export_program(
 
 def difference(expected: dict[str, Tensor], found: dict[str, Tensor]) -> str:
     """First difference between two sets of detections of an image, in any order; "" if none is beyond rounding."""
-    ours, theirs = (_valid(part) for part in (expected, found))
+    ours, theirs = (
+        {name: value[0, part["valid"][0]].detach().double().numpy() for name, value in part.items()}
+        for part in (expected, found)
+    )
     if set(ours) != set(theirs) or len(ours["scores"]) != len(theirs["scores"]):
         return f"{len(theirs['scores'])} detections, expected {len(ours['scores'])}"
     near = (ours["labels"][:, None] == theirs["labels"]) & _near(ours, theirs, "scores", SCORE_TOLERANCE)
@@ -124,10 +129,6 @@ def difference(expected: dict[str, Tensor], found: dict[str, Tensor]) -> str:
     return ""
 
 
-def _valid(found: dict[str, Tensor]) -> dict[str, np.ndarray]:
-    return {name: value[0, found["valid"][0]].detach().double().numpy() for name, value in found.items()}
-
-
 def _near(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray], name: str, tolerance: float) -> np.ndarray:
     """Which of ours [n] agree with which of theirs [n] in one field: bool [n,n]; all where there is no such field."""
     num = len(ours["scores"])
@@ -135,12 +136,6 @@ def _near(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray], name: str,
         return np.ones((num, num), dtype=bool)
     a, b = (part[name].reshape(num, -1) for part in (ours, theirs))
     return np.array([(np.abs(b - row) <= tolerance).all(axis=1) for row in a]).reshape(num, num)
-
-
-def _require_packages(out: Path) -> None:
-    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
-    if out.suffix == ".onnx" and missing:
-        raise ValueError(f"{out}: ONNX needs {', '.join(missing)}, which pip install 'headstart[export]' brings")
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:

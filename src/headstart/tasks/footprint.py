@@ -4,7 +4,7 @@ A lower bound: weights with gradients and momentum, and of each convolution only
 as much (optimizers, norms, copies), so what fits is never refused.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -70,7 +70,7 @@ def costs(recipe: AnyRecipe) -> list[PartCost]:
     found.append(PartCost(0, recipe.input.channels * side**2, (field,)))
     if isinstance(recipe, ClassifyRecipe):
         widths = [maps[-1][0] * recipe.model.pool**2 if maps else 0, *recipe.model.hidden]
-        return [*found, PartCost(_products(widths), sum(widths), ("model.hidden", "model.pool"))]
+        return [*found, PartCost(sum(a * b for a, b in pairwise(widths)), sum(widths), ("model.hidden", "model.pool"))]
     if isinstance(recipe, SegmentRecipe):
         return [*found, _pyramid(recipe, maps, side**2, field), _semantic(recipe, maps, side**2, field)]
     return [*found, *_detector(recipe, maps, side**2, field)]
@@ -232,8 +232,3 @@ def _detector(recipe: Recipe, maps: list[Map], area: int, field: str) -> list[Pa
 def _convolutions(channels: int, convs: int, width: int) -> int:
     """Weights of 3x3 convolutions in a row."""
     return 9 * channels * width + (convs - 1) * 9 * width**2 if convs else 0
-
-
-def _products(widths: Iterable[int]) -> int:
-    """Weights of fully connected layers between layers of these widths."""
-    return sum(a * b for a, b in pairwise(widths))

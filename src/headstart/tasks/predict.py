@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from headstart.data import rle
 from headstart.data.dataset import Dataset
 from headstart.data.images import SUFFIXES, load_image, without_copies
 from headstart.data.order import Resize
@@ -32,7 +33,7 @@ from headstart.tasks.detection import (
     tta_of,
     validation_data,
 )
-from headstart.tasks.draw import draw
+from headstart.tasks.draw import Shape, draw_shapes
 from headstart.tasks.task import Trained, eval_images
 from headstart.tasks.trained import trained_model
 from headstart.typed_json import typed
@@ -131,22 +132,20 @@ def image_files(paths: Iterable[str | Path]) -> list[Path]:
     """
     files: list[Path] = []
     for path in map(Path, paths):
-        if path.is_dir():
-            found = without_copies(sorted(item for item in path.iterdir() if item.suffix.lower() in SUFFIXES))
-            if not found:
-                raise ValueError(f"{path}: holds no images ({', '.join(SUFFIXES)})")
-            files += found
-        elif path.is_file():
+        if path.is_file():
             files.append(path)
+            continue
+        if path.is_dir():
+            places, refusal = path.iterdir(), "holds no images"
         elif glob.has_magic(str(path)):
-            found = [
-                item for item in map(Path, glob.iglob(str(path), recursive=True)) if item.suffix.lower() in SUFFIXES
-            ]
-            if not found:
-                raise ValueError(f"{path}: no file fits this pattern, expected images ({', '.join(SUFFIXES)})")
-            files += without_copies(sorted(found))
+            places = map(Path, glob.iglob(str(path), recursive=True))
+            refusal = "no file fits this pattern, expected images"
         else:
             raise ValueError(f"{path}: no such image or folder")
+        found = without_copies(sorted(item for item in places if item.suffix.lower() in SUFFIXES))
+        if not found:
+            raise ValueError(f"{path}: {refusal} ({', '.join(SUFFIXES)})")
+        files += found
     return files
 
 
@@ -183,17 +182,19 @@ def predict(trained: Trained, image: str | Path | np.ndarray, *, score_threshold
 
 def draw_prediction(image: str | Path | np.ndarray, found: ImagePrediction, *, scale: int = 1) -> Image.Image:
     """Picture of an image (a file, or an array [H,W,C]) with its detections; `scale` enlarges small images."""
-    return draw(
-        image if isinstance(image, np.ndarray) else load_image(image),
-        found.boxes,
-        found.labels,
-        found.category_ids,
-        scores=found.scores.tolist(),
-        masks=found.masks,
-        keypoints=found.keypoints,
-        skeleton=found.skeleton,
-        scale=scale,
-    )
+    pixels = image if isinstance(image, np.ndarray) else load_image(image)
+    shapes = [
+        Shape(
+            box=found.boxes[n],
+            label=f"{label} {found.scores[n]:.2f}",
+            category=found.category_ids[n],
+            mask=None if found.masks is None else rle.decode(rle.checked(found.masks[n], *pixels.shape[:2])),
+            keypoints=None if found.keypoints is None else found.keypoints[n],
+        )
+        for n, label in enumerate(found.labels)
+    ]
+    text_size = max(10, scale * min(pixels.shape[:2]) // 40)
+    return draw_shapes(pixels, shapes, scale=scale, text_size=text_size, skeleton=found.skeleton)
 
 
 def evaluate_files(

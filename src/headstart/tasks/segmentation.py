@@ -1,7 +1,6 @@
 """The segmentation task: a class for each pixel, from label maps or annotated instances; and use of a trained model."""
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +29,6 @@ from headstart.tasks.task import (
     check_same_classes,
     eval_images,
     make_model,
-    padded_size,
     reading,
     require_images,
     take_fraction,
@@ -67,11 +65,6 @@ def data_fingerprint(recipe: SegmentRecipe, *, rehash: bool = False) -> str:
     return maps.content(rehash=rehash).plus(validation_pixels(recipe).content(rehash=rehash)).digest
 
 
-def input_size(recipe: SegmentRecipe) -> tuple[int, int]:
-    """Padded (height, width) of a landscape image in evaluation."""
-    return padded_size(recipe)
-
-
 def pixel_stream(maps: LabelMaps, recipe: SegmentRecipe) -> PixelStream:
     """Training stream of a recipe on its label maps."""
     part = recipe.input
@@ -102,7 +95,7 @@ def make_task(recipe: SegmentRecipe) -> Task:
         batches=stream.batches,
         counts=stream.counts,
         flops=StepFlops(model, key),
-        evaluate=partial(evaluate, model, held_out, images, bf16=recipe.train.bf16),
+        evaluate=lambda device: _result(count_all(model, held_out, images, device, bf16=recipe.train.bf16)),
         classes={"ids": list(maps.class_ids), "names": list(maps.class_names)},
         num_images=maps.dataset.num_images,
         num_eval_images=held_out.dataset.num_images,
@@ -133,14 +126,8 @@ def count_all(
     return PixelRecords(data.image_ids, maps.class_names, *counts)
 
 
-def evaluate(
-    model: Segmenter, maps: LabelMaps, images: EvalImages, device: torch.device, *, bf16: bool = False
-) -> EvalResult:
-    """mIoU and pixel accuracy of the model; `save` writes the counts of each image."""
-    return _result(count_all(model, maps, images, device, bf16=bf16))
-
-
 def _result(records: PixelRecords) -> EvalResult:
+    """mIoU and pixel accuracy; `save` writes the counts of each image."""
     per_class = {name: {"IoU": float(iou)} for name, iou in zip(records.class_names, class_ious(records))}
 
     def save(directory: Path, step: int) -> None:

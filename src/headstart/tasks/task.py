@@ -21,7 +21,7 @@ from headstart.model.detector import Detector
 from headstart.model.flops import step_flops
 from headstart.model.semantic_head import Segmenter
 from headstart.ops.processes import num_processes, rank
-from headstart.recipe.recipe import AnyRecipe, fraction_seed
+from headstart.recipe.recipe import AnyRecipe, ClassifyRecipe, fraction_seed
 
 
 @dataclass(frozen=True)
@@ -193,8 +193,10 @@ def eval_images(recipe: Any, data: Dataset, maps: MapsOf | None = None) -> EvalI
     )
 
 
-def padded_size(recipe: Any) -> tuple[int, int]:
-    """Padded (height, width) of a landscape image with the recipe's two evaluation sides."""
+def input_size(recipe: AnyRecipe) -> tuple[int, int]:
+    """Padded (height, width) of a landscape image in evaluation."""
+    if isinstance(recipe, ClassifyRecipe):
+        return recipe.input.size, recipe.input.size
     short, long = recipe.input.test_short, recipe.input.test_long
     return bucket_of(short, long, Resize(short, long))
 

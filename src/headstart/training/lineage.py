@@ -13,14 +13,12 @@ from typing import Any
 from headstart.recipe.recipe import AnyRecipe, digest, fraction_seed
 from headstart.recipe.schedule import Schedule
 from headstart.tasks import data_fingerprint
-from headstart.training.resume import check_end, load_checked
 from headstart.training.rows import Row, Rows, end_row, evaluations, missing_rows, read_rows, work_rows
 from headstart.training.stored import SEGMENT_FILE, RunFacts, torn_files
 from headstart.typed_json import read_json
 from headstart.weights import checkpoint
-from headstart.weights.files import tensors_digest
+from headstart.weights.files import DamagedError, tensors_digest
 from headstart.weights.load import open_weights
-from headstart.weights.seal import DamagedError
 
 
 @dataclass(frozen=True)
@@ -123,6 +121,27 @@ def fault_of(directory: Path, stop: int) -> str:
     except ValueError as error:
         return str(error)
     return ""
+
+
+def load_checked(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint; DamagedError where its run's end row names other weights."""
+    state = checkpoint.load(path)
+    check_end(path, state["model"])
+    return state
+
+
+def check_end(path: Path, weights: dict[str, Any]) -> None:
+    """DamagedError where the end row of a checkpoint's run has another hash than these weights of it.
+
+    Nothing is asked of a checkpoint that no end row names, nor of weights outside a run directory.
+    """
+    path = path.absolute()
+    run = path.parent.parent
+    end = end_row(read_rows(run / "rows.jsonl")) if path.parent.name == "checkpoints" else None
+    if end is None or path != run / end.get("checkpoint", ""):
+        return
+    if tensors_digest(weights) != end.get("hash"):
+        raise DamagedError(f"{path}: its weights are not those that its run ended with (the hash in rows.jsonl)")
 
 
 def last_metrics(directory: Path) -> dict[str, dict[str, float]]:

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,59 +10,37 @@ from torch import nn
 
 from headstart.data.digests import refuse_changed
 from headstart.ops import processes as distributed
-from headstart.recipe.schedule import Schedule, due
+from headstart.recipe.recipe import AnyRecipe
+from headstart.recipe.schedule import due, duration
 from headstart.tasks.task import Task
 from headstart.training import memory
-from headstart.training.average import Average
-from headstart.training.optimizer import UpdateRule, make_optimizer, require_finite, set_rate
-from headstart.training.precise_bn import holding, precise_statistics
+from headstart.training.averages import Average, holding, live_norms, precise_statistics
+from headstart.training.lineage import Span
+from headstart.training.optimizer import make_optimizer, part_factors, require_finite, set_rate
 from headstart.training.rows import COUNTERS, Clock, OnRow, Row, Rows
 from headstart.weights import checkpoint
 from headstart.weights.files import tensors_digest
 from headstart.weights.freeze import set_train_mode
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Settings of the loop as plain values; periods are in steps, 0 meaning at the end only.
-
-    A trunk stops without a final evaluation, so its rows equal those of an uninterrupted run. Checkpoints at the steps
-    `marks` are also saved, and kept.
-    """
-
-    batch: int
-    update: UpdateRule
-    clip_norm: float | None
-    bf16: bool
-    compile: bool
-    log_every: int
-    eval_every: int
-    save_every: int
-    freeze: str
-    precise_bn: int = 0
-    ema: float | None = None
-    is_trunk: bool = False
-    marks: tuple[int, ...] = ()
-
 
 Progress = Callable[[int, dict[str, Any]], None]
 
 
 def run(
     task: Task,
-    schedule: Schedule,
-    settings: Settings,
+    recipe: AnyRecipe,
+    span: Span,
     directory: Path,
     start: checkpoint.StartPoint,
     *,
     device: torch.device,
-    stop: int,
     keep: dict[str, Any],
     progress: Progress | None = None,
     on_row: OnRow | None = None,
 ) -> Path:
-    """Train from `start` to `stop` steps on a device, in a run directory; returns the final checkpoint.
+    """Train a recipe from `start` to the end of `span` on a device, in a run directory; returns the final checkpoint.
 
+    A trunk stops without a final evaluation, so its rows equal those of an uninterrupted run. Checkpoints at the steps
+    `span.marks` are also saved, and kept.
     `keep` (recipe, classes, audit) goes into every checkpoint, so that one alone suffices to evaluate, predict and
     resume.
     Raises FloatingPointError for a step whose loss is not finite: before its update on a CPU; on other devices, where
@@ -71,28 +48,30 @@ def run(
     not finite where a checkpoint is due, which is then not written. ValueError, and no checkpoint, once a file of the
     data has changed.
     """
+    train, freeze, schedule, stop = recipe.train, recipe.start.freeze, span.schedule, span.stop
+    eval_every, save_every = periods(recipe, task)
     memory.reset_peak(device)
     task.model.to(device)
-    optimizer = make_optimizer(task.model, settings.update, schedule.base_rate)
+    optimizer = make_optimizer(task.model, train, schedule.base_rate)
     step, counters, window, clock = 0, dict.fromkeys(COUNTERS, 0), {}, Clock()
     if start.state is not None:
         task.model.load_state_dict(start.state["model"])
         optimizer.load_state_dict(start.state["optimizer"])
         step, counters, window = start.step, dict(start.state["counters"]), dict(start.state["window"])
         clock = Clock(start.state["seconds"])
-    average = None if settings.ema is None else Average(task.model, settings.ema, (start.state or {}).get("average"))
-    model = distributed.wrap(torch.compile(task.model) if settings.compile else task.model, device)
+    average = None if train.ema is None else Average(task.model, train.ema, (start.state or {}).get("average"))
+    model = distributed.wrap(torch.compile(task.model) if train.compile else task.model, device)
     writer = distributed.is_writer()
     own = start.source == "checkpoint"
     rows = Rows(directory, after_step=step if own else None, on_row=on_row) if writer else None
     if rows and not own:
         path = None if start.path is None else start.path.as_posix()
-        used = {"device": device.type, "precision": "bf16" if settings.bf16 else "fp32"}
-        span = {"source": start.source, "path": path, "total": schedule.total, "stop": stop}
-        rows.write(Row(kind="start", step=step, **span, **used))
-    set_train_mode(task.model, settings.freeze)
+        used = {"device": device.type, "precision": "bf16" if train.bf16 else "fp32"}
+        length = {"source": start.source, "path": path, "total": schedule.total, "stop": stop}
+        rows.write(Row(kind="start", step=step, **length, **used))
+    set_train_mode(task.model, freeze)
     batches, evaluated, unread, values = task.batches(step, stop, device), (-1, {}), [], {}
-    end = -1 if settings.is_trunk else stop
+    end = -1 if span.is_trunk else stop
 
     while step < stop:
         clock.switch("other")
@@ -100,11 +79,11 @@ def run(
         clock.switch("train")
         rate = schedule.rate(step)
         set_rate(optimizer, rate)
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=settings.bf16):
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=train.bf16):
             losses = task.losses(model, batch)
         loss = sum(losses.values())
-        logged, evaluates = (due(step + 1, every, end) for every in (settings.log_every, settings.eval_every))
-        saves = due(step + 1, settings.save_every, stop) or step + 1 in settings.marks
+        logged, evaluates = (due(step + 1, every, end) for every in (train.log_every, eval_every))
+        saves = due(step + 1, save_every, stop) or step + 1 in span.marks
         unread.append(torch.stack([value.detach().float() for value in losses.values()]))
         if _read_at_once(device) or logged or evaluates or saves:
             for values in _finite(unread, list(losses), step, task):
@@ -113,14 +92,14 @@ def run(
             unread = []
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        norm = _clipped_norm(task.model, settings.clip_norm, read=logged)
+        norm = _clipped_norm(task.model, train.clip_norm, read=logged)
         optimizer.step()
         step += 1
         if average is not None:
             average.update(step)
 
         clock.switch("other")
-        for name, amount in zip(COUNTERS, (settings.batch, *task.counts(step - 1), task.flops(batch)), strict=True):
+        for name, amount in zip(COUNTERS, (train.batch, *task.counts(step - 1), task.flops(batch)), strict=True):
             counters[name] += amount
         if progress and writer and values:
             progress(step, {"loss": sum(values.values())})
@@ -143,7 +122,7 @@ def run(
         if evaluates:
             clock.switch("eval")
             distributed.share_buffers(task.model)
-            evaluated = step, _precise(task, settings, step, device)
+            evaluated = step, _precise(task, recipe, step, device)
             with holding(task.model, evaluated[1]):
                 task.model.eval()
                 results = {"val": task.evaluate(device)}
@@ -151,11 +130,11 @@ def run(
                     results["train"] = task.evaluate_train(device)
             if average is not None:
                 with holding(task.model, average.weights):
-                    average.statistics = _precise(task, settings, step, device)
+                    average.statistics = _precise(task, recipe, step, device)
                     with holding(task.model, average.statistics):
                         task.model.eval()
                         results["ema"] = task.evaluate(device)
-            set_train_mode(task.model, settings.freeze)
+            set_train_mode(task.model, freeze)
             for name, result in results.items() if rows else ():
                 evaluated_on = {"split": "val", "weights": "ema"} if name == "ema" else {"split": name}
                 rows.write(
@@ -190,7 +169,7 @@ def run(
             if average is not None:
                 state["average"] = average.state()
             checkpoint.save(checkpoint.path_of(directory, step), state | keep)
-            checkpoint.prune(directory, step, settings.marks)
+            checkpoint.prune(directory, step, span.marks)
     final = checkpoint.path_of(directory, stop)
     if rows:
         rows.write(
@@ -199,7 +178,7 @@ def run(
                 step=stop,
                 **counters,
                 checkpoint=final.relative_to(directory).as_posix(),
-                hash=weights_digest(task.model),
+                hash=tensors_digest(task.model.state_dict()),
                 memory=memory.peak(device),
                 seconds=clock.read(),
             )
@@ -209,17 +188,33 @@ def run(
     return final
 
 
-def _precise(task: Task, settings: Settings, step: int, device: torch.device) -> dict[str, torch.Tensor]:
+def periods(recipe: AnyRecipe, task: Task) -> tuple[int, int]:
+    """Steps between two evaluations and between two checkpoints, 0 meaning at the end only.
+
+    ValueError for settings that the task's model has no use for.
+    """
+    if recipe.evaluate.precise_bn and not live_norms(task.model, recipe.start.freeze):
+        raise ValueError(
+            f"evaluate.precise_bn: {recipe.evaluate.precise_bn}, but start.freeze {recipe.start.freeze!r} leaves no "
+            "BatchNorm whose statistics follow the batches; expected 0"
+        )
+    part_factors(task.model, recipe.train)
+    options = {"batch": recipe.train.batch, "num_images": task.num_images}
+    eval_every = duration(recipe.evaluate.every, field="evaluate.every", **options)
+    return eval_every, duration(recipe.checkpoint.every, field="checkpoint.every", **options)
+
+
+def _precise(task: Task, recipe: AnyRecipe, step: int, device: torch.device) -> dict[str, torch.Tensor]:
     """PreciseBN statistics for an evaluation, from the batches of the next steps; none if PreciseBN is off."""
-    if not settings.precise_bn:
+    if not recipe.evaluate.precise_bn:
         return {}
 
     def forward(batch: Any) -> None:
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=settings.bf16):
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.train.bf16):
             task.losses(task.model, batch)
 
-    batches = task.batches(step, step + settings.precise_bn, device)
-    return precise_statistics(task.model, forward, batches, freeze=settings.freeze)
+    batches = task.batches(step, step + recipe.evaluate.precise_bn, device)
+    return precise_statistics(task.model, forward, batches, freeze=recipe.start.freeze)
 
 
 def _read_at_once(device: torch.device) -> bool:
@@ -251,8 +246,3 @@ def _clipped_norm(model: nn.Module, limit: float | None, *, read: bool) -> float
     if limit is not None:
         nn.utils.clip_grads_with_norm_(model.parameters(), limit, norm)
     return float(norm) if read else None
-
-
-def weights_digest(model: nn.Module) -> str:
-    """SHA-256 of all tensors of a model in order."""
-    return tensors_digest(model.state_dict())

@@ -5,43 +5,24 @@ The learning rate of a group is a pure function of the step: its factor times th
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-
-@dataclass(frozen=True)
-class UpdateRule:
-    """Settings of an optimizer as plain values; momentum is of SGD, betas and eps are of Adam and AdamW.
-
-    `backbone`, `pyramid` and `heads` are factors of the learning rate. `layer_decay` is one more factor a stage of the
-    backbone, counted from its last stage down to the stem.
-    """
-
-    kind: Literal["sgd", "adam", "adamw"]
-    momentum: float
-    betas: tuple[float, float]
-    eps: float
-    weight_decay: float
-    norm_weight_decay: float
-    layer_decay: float = 1.0
-    backbone: float = 1.0
-    pyramid: float = 1.0
-    heads: float = 1.0
+from headstart.recipe.fields import Train
 
 
-def make_optimizer(model: nn.Module, rule: UpdateRule, rate: float) -> torch.optim.Optimizer:
+def make_optimizer(model: nn.Module, rule: Train, rate: float) -> torch.optim.Optimizer:
     """An optimizer over the trainable parameters of a model, in torch's fused implementation.
 
     Fused: one pass over weights, gradients and state; SGD on a CPU takes 3.2 ms where foreach takes 5.1 (demo).
     """
     groups = parameter_groups(model, rule)
-    if rule.kind == "sgd":
+    if rule.optimizer == "sgd":
         optimizer: torch.optim.Optimizer = torch.optim.SGD(groups, lr=rate, momentum=rule.momentum, fused=True)
     else:
-        adam = torch.optim.Adam if rule.kind == "adam" else torch.optim.AdamW
+        adam = torch.optim.Adam if rule.optimizer == "adam" else torch.optim.AdamW
         optimizer = adam(groups, lr=rate, betas=rule.betas, eps=rule.eps, fused=True)
     set_rate(optimizer, rate)
     return optimizer
@@ -53,7 +34,7 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate * group.get("factor", 1.0)
 
 
-def parameter_groups(model: nn.Module, rule: UpdateRule) -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module, rule: Train) -> list[dict[str, Any]]:
     """Groups of trainable parameters, by factor of the learning rate and then by weight decay.
 
     Scales, shifts and biases have `norm_weight_decay`. Parameters are named, so that a checkpoint says whose state it
@@ -74,9 +55,10 @@ def parameter_groups(model: nn.Module, rule: UpdateRule) -> list[dict[str, Any]]
     ]
 
 
-def part_factors(model: nn.Module, rule: UpdateRule) -> dict[str, float]:
+def part_factors(model: nn.Module, rule: Train) -> dict[str, float]:
     """Factor of the learning rate by part: stages of the backbone from the input up, pyramid, heads.
 
+    `train.layer_decay` is one more factor a stage of the backbone, counted from its last stage down to the stem.
     ValueError for a layer decay on a backbone of fewer than two stages.
     """
     stages = _stages(model, rule)
@@ -85,14 +67,14 @@ def part_factors(model: nn.Module, rule: UpdateRule) -> dict[str, float]:
             f"train.layer_decay: {rule.layer_decay:g}, but this backbone has no stages to tell apart; expected 1"
         )
     decays = {part: rule.layer_decay ** (len(stages) - index) for index, part in enumerate(stages)}
-    return {part: rule.backbone * decay for part, decay in decays.items()} | {
-        "backbone": rule.backbone * rule.layer_decay,
-        "pyramid": rule.pyramid,
-        "heads": rule.heads,
+    return {part: rule.rates.backbone * decay for part, decay in decays.items()} | {
+        "backbone": rule.rates.backbone * rule.layer_decay,
+        "pyramid": rule.rates.pyramid,
+        "heads": rule.rates.heads,
     }
 
 
-def factor_lines(model: nn.Module, rule: UpdateRule) -> list[str]:
+def factor_lines(model: nn.Module, rule: Train) -> list[str]:
     """One line with the factor of every part that has parameters; none where all are 1."""
     factors, used = part_factors(model, rule), set(part_of_parameters(model, rule).values())
     shown = {part: factor for part, factor in factors.items() if part in used}
@@ -101,7 +83,7 @@ def factor_lines(model: nn.Module, rule: UpdateRule) -> list[str]:
     return ["learning rate by part: " + ", ".join(f"{part} x {factor:g}" for part, factor in shown.items())]
 
 
-def part_of_parameters(model: nn.Module, rule: UpdateRule) -> dict[str, str]:
+def part_of_parameters(model: nn.Module, rule: Train) -> dict[str, str]:
     """{parameter: part}, by the parts of `part_factors`; a backbone's parameter outside of its stages is "backbone".
 
     Such a parameter has the rate of the last stage.
@@ -122,17 +104,17 @@ def part_of_parameters(model: nn.Module, rule: UpdateRule) -> dict[str, str]:
     }
 
 
-def _stages(model: nn.Module, rule: UpdateRule) -> dict[str, list[nn.Module]]:
+def _stages(model: nn.Module, rule: Train) -> dict[str, list[nn.Module]]:
     """Modules of the backbone's stages that have any; none without a layer decay, which alone tells them apart."""
     if rule.layer_decay == 1:
         return {}
     return {part: modules for part, modules in model.backbone.parts().items() if modules}
 
 
-def checkpoint_bytes(model: nn.Module, rule: UpdateRule, *, averaged: bool) -> int:
+def checkpoint_bytes(model: nn.Module, rule: Train) -> int:
     """Bytes of the tensors in a checkpoint: the model's, the optimizer's and the averages, of what is trained."""
     trained = sum(each.nbytes for each in model.parameters() if each.requires_grad)
-    copies = (int(rule.momentum > 0) if rule.kind == "sgd" else 2) + averaged
+    copies = (int(rule.momentum > 0) if rule.optimizer == "sgd" else 2) + (rule.ema is not None)
     return sum(each.nbytes for each in model.state_dict().values()) + copies * trained
 
 

@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import threading
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -13,7 +12,7 @@ from multiprocessing.connection import wait
 from typing import Any
 
 from headstart.ops.processes import SILENCE
-from headstart.training.workers import BEAT, Signs, end_with_parent, forking
+from headstart.training.workers import BEAT, Signs, end_with_parent, forking, live
 
 _tell: Callable[[str, Any], None]  # of a pool's worker: a message to the parent
 
@@ -42,7 +41,9 @@ def worker_pool(
 
     ChildProcessError where one is killed, and where one has given no sign of life for `silence` seconds.
     """
-    pools: list[ProcessPoolExecutor] = []
+    context = forking()
+    reader, writer = context.Pipe(duplex=False)
+    pool = ProcessPoolExecutor(jobs, context, _begin, (writer, context.Lock(), threads))
     lost: list[str] = []
 
     def lose(process: int, seconds: float) -> None:
@@ -50,15 +51,9 @@ def worker_pool(
             f"one of {jobs} worker processes (number {process} of the system) has given no sign of life for "
             f"{seconds:.0f} s; all were stopped"
         )
-        _kill(pools[0])
+        _kill(pool)
 
-    context = forking()
-    reader, writer = context.Pipe(duplex=False)
-    with (
-        _listening(reader, hear, lose, silence),
-        ProcessPoolExecutor(jobs, context, _begin, (writer, context.Lock(), threads)) as pool,
-    ):
-        pools.append(pool)
+    with _listening(reader, hear, lose, silence), pool:
         try:
             yield pool
         except BrokenProcessPool:
@@ -81,17 +76,11 @@ def _begin(writer: Any, turn: Any, threads: int | None) -> None:
         with turn:
             writer.send((kind, content))
 
-    def live() -> None:
-        while True:
-            time.sleep(BEAT)
-            tell("alive", os.getpid())
-
     global _tell
     _tell = tell
     end_with_parent()
     warnings.showwarning = lambda message, *where: tell("warning", str(message))
-    tell("alive", os.getpid())
-    threading.Thread(target=live, daemon=True).start()
+    live(tell, os.getpid())
     if threads is not None:
         import torch
 

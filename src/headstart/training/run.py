@@ -5,7 +5,6 @@ import platform
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,7 @@ from headstart.training.lineage import (
 from headstart.training.loggers import Logged, open_loggers, refuse_missing
 from headstart.training.optimizer import factor_lines
 from headstart.training.rows import OnRow, Row
-from headstart.training.start import prepare_run, settings_of
+from headstart.training.start import prepare_run
 from headstart.training.stored import AUDIT_FILE, ENVIRONMENT_FILE, FORMAT, SEGMENT_FILE, torn_files
 from headstart.training.workers import Send, run_processes
 from headstart.version import __version__
@@ -45,18 +44,6 @@ from headstart.weights.audits.record import Audit
 from headstart.weights.checkpoint import cost_of
 
 PATIENCE = 5.0  # seconds that a run waits for a killed process to leave its directory
-
-
-@dataclass(frozen=True)
-class Request:
-    """A run for several processes: the arguments of `train` that are data."""
-
-    recipe: AnyRecipe
-    out: str | Path
-    span: Span | None
-    label: dict[str, Any] | None
-    provenance: Provenance | None
-    wait: float
 
 
 def train(
@@ -83,7 +70,8 @@ def train(
     """
     refuse_missing(recipe.train.loggers)
     if recipe.processes > 1 and num_processes() == 1:
-        return _train_on_several(Request(recipe, out, span, label, provenance, wait), progress, say, on_row)
+        same = {"out": out, "span": span, "label": label, "provenance": provenance, "wait": wait}
+        return _train_on_several(recipe, same, {"progress": progress, "say": say, "row": on_row})
     if recipe.processes not in (1, num_processes()):
         raise ValueError(f"processes: {recipe.processes}, but torchrun started {num_processes()}; expected one of them")
     if recipe.train.threads is not None:
@@ -103,7 +91,7 @@ def train(
     finished = find_result(directory, span.stop, whole=True)
     if finished is not None:
         return finished
-    settings = settings_of(recipe, task, is_trunk=span.is_trunk, marks=span.marks)
+    loop.periods(recipe, task)  # refuses what the loop would, before anything is written
     keep = {
         "recipe": to_dict(recipe),
         "classes": task.classes,
@@ -131,10 +119,11 @@ def train(
             if start.note:
                 (say or warnings.warn)(start.note)
             _write_facts(directory, recipe, task, device, found, facts, provenance)
-        for line in (*task.notes, *factor_lines(task.model, settings.update)) if say else ():
+        for line in (*task.notes, *factor_lines(task.model, recipe.train)) if say else ():
             say(line)
         if task.overlap and label is None and distributed.is_writer():  # a study has its own word on it
-            (say or warnings.warn)(overlap_line(task))
+            part = f"{len(task.overlap):,} of {task.num_eval_images:,} validation images are training images too"
+            (say or warnings.warn)(f"{part} (first: {task.overlap[0]}): their scores say nothing of new images")
         logged = Logged(directory, to_dict(recipe), start.step if start.source == "checkpoint" else None)
         with open_loggers(recipe.train.loggers if distributed.is_writer() else (), logged) as log:
 
@@ -144,53 +133,37 @@ def train(
                     on_row(row)
 
             final = loop.run(
-                task,
-                span.schedule,
-                settings,
-                directory,
-                start,
-                device=device,
-                stop=span.stop,
-                keep=keep,
-                progress=progress,
-                on_row=heard,
+                task, recipe, span, directory, start, device=device, keep=keep, progress=progress, on_row=heard
             )
         return RunResult(directory, final, last_metrics(directory))
 
 
 def _train_on_several(
-    request: Request, progress: loop.Progress | None, say: Callable[[str], None] | None, on_row: OnRow | None
+    recipe: AnyRecipe, same: dict[str, Any], listeners: dict[str, Callable[..., None] | None]
 ) -> RunResult:
-    """Train in `recipe.processes` new processes; the messages of the first are passed on here."""
-    recipe, num_gpus = request.recipe, torch.cuda.device_count()
-    num = recipe.processes
+    """Train in `recipe.processes` new processes, with the `same` arguments; the first one's messages are passed on."""
+    num, num_gpus = recipe.processes, torch.cuda.device_count()
     if hardware.choose_device(recipe.device).value == "cuda" and num > num_gpus:
         raise ValueError(f"processes: {num}, but this machine has {num_gpus} GPUs; expected at most these")
 
     def hear(kind: str, *content: Any) -> None:
-        listener = {"progress": progress, "say": say, "row": on_row}[kind]
-        if listener:
+        if listener := listeners[kind]:
             listener(*content)
 
-    return run_processes(num, _train_in_process, (request,), hear, silence=distributed.SILENCE)
+    return run_processes(num, _train_in_process, (recipe, same), hear, silence=distributed.SILENCE)
 
 
-def _train_in_process(send: Send, request: Request) -> RunResult:
+def _train_in_process(send: Send, recipe: AnyRecipe, same: dict[str, Any]) -> RunResult:
     """Train as one of several processes, with its share of the threads; only the first sends messages."""
-    recipe = request.recipe
     distributed.start_processes(recipe.device)
     torch.set_num_threads(hardware.choose_threads(recipe.train.threads, recipe.processes).value)
     first = distributed.is_writer()
     result = train(
         recipe,
-        request.out,
-        span=request.span,
-        label=request.label,
-        provenance=request.provenance,
+        **same,
         progress=(lambda step, values: send("progress", step, values)) if first else None,
         say=(lambda line: send("say", line)) if first else None,
         on_row=(lambda row: send("row", row)) if first else None,
-        wait=request.wait,
     )
     distributed.stop_processes()
     return result
@@ -205,12 +178,6 @@ def only_process(directory: Path, wait: float = PATIENCE) -> Iterator[None]:
     with locked(directory / "lock", taken="this run is being trained", wait=wait):
         remove_unfinished(directory)
         yield
-
-
-def overlap_line(task: Task) -> str:
-    """The line on validation images that are training images too."""
-    part = f"{len(task.overlap):,} of {task.num_eval_images:,} validation images are training images too"
-    return f"{part} (first: {task.overlap[0]}): their scores say nothing of new images"
 
 
 def _write_facts(

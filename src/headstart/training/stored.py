@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
 
 FORMAT = 1  # of all files in a run's directory; segment.json states it, and those written before it did not
+Value = TypeVar("Value")
 SEGMENT_FILE, ENVIRONMENT_FILE, AUDIT_FILE = "segment.json", "environment.json", "audit.json"
 
 
@@ -64,34 +65,23 @@ class Environment(Struct, forbid_unknown_fields=True, kw_only=True):
     processes: int = 1
 
 
-class ErrorCounts(Struct, forbid_unknown_fields=True):
-    """Number of errors by type."""
+class ByErrorType(Struct, Generic[Value], forbid_unknown_fields=True):
+    """A value for each type of errors."""
 
-    classification: int
-    localisation: int
-    both: int
-    duplicate: int
-    background: int
-    missed: int
-
-
-class ErrorGains(Struct, forbid_unknown_fields=True):
-    """AP50 gained if all errors of a type were fixed; null where it is undefined."""
-
-    classification: float | None
-    localisation: float | None
-    both: float | None
-    duplicate: float | None
-    background: float | None
-    missed: float | None
+    classification: Value
+    localisation: Value
+    both: Value
+    duplicate: Value
+    background: Value
+    missed: Value
 
 
 class StoredErrors(Struct, forbid_unknown_fields=True):
-    """One kind of errors-STEP.json: `metrics.errors.ErrorTypes`."""
+    """One kind of errors-STEP.json: `metrics.errors.ErrorTypes`; null for what is undefined."""
 
     ap50: float | None
-    counts: ErrorCounts
-    gains: ErrorGains
+    counts: ByErrorType[int]
+    gains: ByErrorType[float | None]
 
 
 ErrorsOfKinds = dict[Literal["box", "mask"], StoredErrors]  # the content of errors-STEP.json

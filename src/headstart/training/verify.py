@@ -1,7 +1,7 @@
 """Repeat the last part of a run, and compare rows and weights bit for bit."""
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,9 @@ from headstart.recipe.recipe import AnyRecipe
 from headstart.tasks import make_task
 from headstart.tasks.task import Task
 from headstart.training import loop
-from headstart.training.lineage import Span
-from headstart.training.resume import load_checked
+from headstart.training.lineage import Span, load_checked
 from headstart.training.rows import Row, read_rows, work_rows
-from headstart.training.start import prepare_branch, prepare_start, settings_of
+from headstart.training.start import prepare_branch, prepare_start
 from headstart.training.stored import ENVIRONMENT_FILE, Environment
 from headstart.typed_json import read_json
 from headstart.weights import checkpoint
@@ -56,11 +55,11 @@ def verify(run: str | Path, device: str | None = None) -> Verification:
     steps = checkpoint.steps_saved(directory)
     if not steps:
         raise ValueError(f"{directory}: holds no checkpoints, expected a run directory")
-    stop = steps[-1]
-    kept = checkpoint.load(checkpoint.path_of(directory, stop))
+    stop, newest = steps[-1], checkpoint.path_of(directory, steps[-1])
+    kept = checkpoint.load(newest)
     if "span" not in kept:
-        raise ValueError(f"{checkpoint.path_of(directory, stop)}: does not say which schedule it followed")
-    recipe, span = recipe_of(kept, checkpoint.path_of(directory, stop)), Span.from_facts(kept["span"], directory.parent)
+        raise ValueError(f"{newest}: does not say which schedule it followed")
+    recipe, span = stored_recipe(kept["recipe"], str(newest)), Span.from_facts(kept["span"], directory.parent)
     environment = _environment(directory)
     # Sums on a CPU depend on how many threads share them: use as many as the run did.
     threads, used = (environment.threads, environment.device) if environment else (None, None)
@@ -73,10 +72,10 @@ def verify(run: str | Path, device: str | None = None) -> Verification:
         )
     start = _stretch_start(directory, steps, span, recipe, task)
     # An unfinished run is not evaluated at its last checkpoint, nor is a trunk.
-    settings = settings_of(recipe, task, is_trunk=span.is_trunk or stop < span.stop)
+    part = replace(span, stop=stop, is_trunk=span.is_trunk or stop < span.stop)
     with tempfile.TemporaryDirectory() as folder:
         out, keep = Path(folder), {"recipe": {}}
-        again = loop.run(task, span.schedule, settings, out, start, device=own, stop=stop, keep=keep)
+        again = loop.run(task, recipe, part, out, start, device=own, keep=keep)
         new_rows, new = read_rows(Path(folder) / "rows.jsonl"), checkpoint.load(again)
     old_rows = _compared(read_rows(directory / "rows.jsonl"), start.step, stop)
     new_rows = _compared(new_rows, start.step, stop)
@@ -89,11 +88,6 @@ def _state(content: dict[str, Any]) -> dict[str, Any]:
     """The compared parts of a checkpoint; the averaged weights where it has any."""
     averaged = {"average": content["average"]["weights"]} if "average" in content else {}
     return {key: content[key] for key in ("model", "optimizer", "counters", "window")} | averaged
-
-
-def recipe_of(state: dict[str, Any], path: Path) -> AnyRecipe:
-    """The recipe of a checkpoint's content."""
-    return stored_recipe(state["recipe"], str(path))
 
 
 def _environment(directory: Path) -> Environment | None:
@@ -113,7 +107,7 @@ def _stretch_start(
 ) -> checkpoint.StartPoint:
     path = checkpoint.path_of(directory, steps[-2]) if len(steps) > 1 else span.parent
     if path is None:
-        prepare_start(task, recipe)
+        prepare_start(task.model, recipe, task.classes)
         return checkpoint.StartPoint("weights" if recipe.start.weights else "random", None, 0, None)
     state = load_checked(path)
     start = checkpoint.StartPoint("checkpoint", path, state["step"], state)

@@ -150,14 +150,7 @@ def _enter(
         with turn:
             pipe.send((kind, content))
 
-    def live() -> None:
-        with suppress(OSError):  # the parent has gone
-            while True:
-                time.sleep(BEAT)
-                tell("alive", None)
-
-    tell("alive", None)  # before the work, which may stop this process at once
-    threading.Thread(target=live, daemon=True).start()
+    live(tell, rank)
     try:
         tell("result", work(lambda *content: tell("message", content), *arguments))
         return
@@ -167,6 +160,19 @@ def _enter(
         tell("failed", f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
         traceback.print_exc()
     os._exit(1)  # a process group with a missing member waits for it
+
+
+def live(tell: Callable[[str, int], None], number: int) -> None:
+    """Tell of a sign of life of this process now, before work that may stop it at once, and then at each beat."""
+
+    def beat() -> None:
+        with suppress(OSError):  # the parent has gone
+            while True:
+                time.sleep(BEAT)
+                tell("alive", number)
+
+    tell("alive", number)
+    threading.Thread(target=beat, daemon=True).start()
 
 
 def end_with_parent() -> None:

@@ -15,8 +15,14 @@ from typing import Any, BinaryIO
 import torch
 
 from headstart.files import MOST_BYTES, is_file_name, remove_unfinished, replacing, sync_folders, write_whole
-from headstart.weights.files import read_safetensors, write_safetensors
-from headstart.weights.seal import DamagedError, check_seal, ends_whole, write_seal
+from headstart.weights.files import (
+    DamagedError,
+    check_seal,
+    ends_whole,
+    read_safetensors,
+    write_safetensors,
+    write_seal,
+)
 
 FORMAT = 2  # 1 had no seal, and no name of its run
 EXPORTED = ("recipe", "classes", "step", "version")  # kept in an export beside the tensors
@@ -39,14 +45,10 @@ def save(path: Path, state: dict[str, Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
         sync_folders(path)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as the latter
+        reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
         raise ValueError(
-            f"{path}: the checkpoint cannot be written ({error.strerror}); earlier checkpoints are untouched"
-        ) from None
-    except RuntimeError as error:  # torch reports a full disk this way
-        raise ValueError(
-            f"{path}: the checkpoint cannot be written ({str(error).splitlines()[0]}); "
-            "earlier checkpoints are untouched"
+            f"{path}: the checkpoint cannot be written ({reason}); earlier checkpoints are untouched"
         ) from None
 
 

@@ -1,17 +1,19 @@
-"""Weight files: read without executing anything in them, written as .safetensors, and digests of tensors.
+"""Weight files: read without executing anything in them, written as .safetensors, digests of tensors, and seals.
 
 Read: .safetensors; .pt .pth .bin (torch, tensors only); .pkl (Detectron, Detectron2: pickled numpy arrays through an
-allow-list).
+allow-list). A seal is a checkpoint file's digest, in the comment at its end that readers of zip archives pass over.
 """
 
 import hashlib
 import json
+import os
+import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import safe_open
@@ -21,10 +23,9 @@ from torch import Tensor
 from headstart.batch import InputSpec
 from headstart.files import file_digest, named, open_regular, read_regular
 from headstart.hardware import memory
-from headstart.weights.formats.pickles import Array, PickleReader, RefusedNameError
-from headstart.weights.formats.torch_files import read_torch
 from headstart.weights.input import parse_input_spec
-from headstart.weights.seal import DamagedError, check_seal
+from headstart.weights.pickles import Array, PickleReader, RefusedNameError
+from headstart.weights.torch_files import read_torch
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".pkl")
 # Where checkpoints keep their tensors: ours and Detectron2's; Lightning's and timm's; others'; Detectron's.
@@ -32,7 +33,17 @@ NESTS = ("model", "state_dict", "model_state_dict", "blobs")
 WRAPPERS = ("module.", "_orig_mod.")  # added by DistributedDataParallel and torch.compile
 MOST_HEADER = 2**24  # bytes of a .safetensors header: a tensor takes about 100, and the largest nets have thousands
 _MOST_PICKLE = 2**35  # bytes of a pickle where nothing tells the memory, into which it must fit
+COUNTER = ".num_batches_tracked"  # BatchNorm's, which no computation of ours reads: not a weight, never accounted for
 DIGEST = "headstart.digest"  # the key in our .safetensors files; foreign ones have none
+_SEAL_TEXT = "headstart checkpoint, format {:02d}, SHA-256 of all before: {}"
+_SEAL = re.compile(rb"headstart checkpoint, format (\d\d), SHA-256 of all before: ([0-9a-f]{64})")
+_SEAL_SIZE = len(_SEAL_TEXT.format(0, "0" * 64))
+_SEAL_LENGTH = _SEAL_SIZE.to_bytes(2, "little")  # of a comment: the field before it (APPNOTE.TXT 4.3.16, pkware.com)
+_BLOCK = 1 << 20  # bytes hashed at a time
+
+
+class DamagedError(ValueError):
+    """A checkpoint that is not as it was written: torn, empty, changed since, or of another kind."""
 
 
 class RefusedError(ValueError):
@@ -119,7 +130,7 @@ def _weight_file(path: Path, values: dict[str, Any], around: dict[str, Any]) -> 
         if isinstance(value, Array):
             value = value.tensor
         if isinstance(value, Tensor):
-            tensors[_unwrapped(name)] = value
+            tensors[unwrapped(name)] = value
         else:
             left_out.append(name)
     if not tensors:
@@ -141,7 +152,8 @@ def _recipe(stated: Any) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _unwrapped(name: str) -> str:
+def unwrapped(name: str) -> str:
+    """A name without the prefixes of DistributedDataParallel and torch.compile."""
     for wrapper in WRAPPERS:
         name = name.removeprefix(wrapper)
     return name
@@ -197,3 +209,53 @@ def _reason(path: Path, error: Exception) -> str:
 def _printable(text: str) -> str:
     """A text of a file on one line, cut where it is long."""
     return (text if text.isprintable() else ascii(text)[1:-1])[:200]
+
+
+def write_seal(file: BinaryIO, number: int) -> None:
+    """Seal a zip archive without comment, open for reading and writing, as a checkpoint of format `number`."""
+    end = file.seek(0, os.SEEK_END)
+    file.seek(end - len(_SEAL_LENGTH))
+    file.write(_SEAL_LENGTH)
+    digest = _digest(file, end)
+    file.seek(end)
+    file.write(_SEAL_TEXT.format(number, digest).encode())
+
+
+def check_seal(path: Path, file: BinaryIO) -> int | None:
+    """Format in the seal of an open file; None for a file without one.
+
+    DamagedError where the bytes are not those that were sealed. A bit that flips in the seal is found too, because
+    both the length before it and its text announce it.
+    """
+    end = file.seek(0, os.SEEK_END)
+    length, text = _end(file, end)
+    seal = _SEAL.fullmatch(text)
+    if length != _SEAL_LENGTH and seal is None:
+        return None
+    if length != _SEAL_LENGTH or seal is None or _digest(file, end - _SEAL_SIZE) != seal[2].decode():
+        raise DamagedError(f"{path}: is not a whole checkpoint (its bytes are not those that were written)")
+    return int(seal[1])
+
+
+def ends_whole(file: BinaryIO) -> bool:
+    """True for an open file that ends in a seal, or as a zip archive without one; reads some 130 bytes only."""
+    length, text = _end(file, file.seek(0, os.SEEK_END))
+    unsealed = text[-22:-18] == b"PK\x05\x06" and text[-2:] == b"\0\0"  # the 22 bytes that end an archive
+    return unsealed or (length == _SEAL_LENGTH and _SEAL.fullmatch(text) is not None)
+
+
+def _end(file: BinaryIO, end: int) -> tuple[bytes, bytes]:
+    """Where a seal would be: the length of the comment, and the comment."""
+    file.seek(max(0, end - _SEAL_SIZE - len(_SEAL_LENGTH)))
+    tail = file.read()
+    return tail[: len(_SEAL_LENGTH)], tail[len(_SEAL_LENGTH) :]
+
+
+def _digest(file: BinaryIO, end: int) -> str:
+    """SHA-256 of the bytes up to `end`: 0.1 s for 100 MB on one core with SHA instructions."""
+    digest = hashlib.sha256()
+    file.seek(0)
+    while end and (block := file.read(min(end, _BLOCK))):
+        digest.update(block)
+        end -= len(block)
+    return digest.hexdigest()

@@ -19,9 +19,9 @@ def input_differences(ours: InputSpec, theirs: InputSpec) -> list[str]:
     """Fields in which a recipe's normalisation differs from that of the weights, as "field value, expected value"."""
     found = [] if ours.order == theirs.order else [f"input.order is {ours.order}, expected {theirs.order}"]
     if not _near(ours.mean, theirs.mean, [MEAN_TOLERANCE] * len(theirs.mean)):
-        found.append(f"input.mean is {_short(ours.mean)}, expected {_short(theirs.mean)}")
+        found.append(f"input.mean is {short(ours.mean)}, expected {short(theirs.mean)}")
     if not _near(ours.std, theirs.std, [STD_TOLERANCE * value for value in theirs.std]):
-        found.append(f"input.std is {_short(ours.std)}, expected {_short(theirs.std)}")
+        found.append(f"input.std is {short(ours.std)}, expected {short(theirs.std)}")
     return found
 
 
@@ -114,7 +114,8 @@ def _near(values: tuple[float, ...], expected: tuple[float, ...], tolerances: li
     return all(abs(a - b) <= limit for a, b, limit in zip(values, expected, tolerances, strict=True))
 
 
-def _short(values: tuple[float, ...]) -> str:
+def short(values: tuple[float, ...]) -> str:
+    """Numbers in brackets, with at most six digits."""
     return "[" + ", ".join(f"{value:g}" for value in values) + "]"
 
 

@@ -16,22 +16,15 @@ from headstart.batch import InputSpec
 from headstart.files import replacing
 from headstart.model.backbones.vgg import Vgg
 from headstart.model.norm import EPSILON, FrozenBatchNorm
-from headstart.weights.files import WeightFile, read_weights, tensor_digest, write_safetensors
+from headstart.weights.files import COUNTER, WeightFile, read_weights, tensor_digest, write_safetensors
 from headstart.weights.freeze import backbone_of
 from headstart.weights.input import adapt_stem, convert_input, input_text
 from headstart.weights.mismatch import LoadReport, refuse_other_stride, strict_error
-from headstart.weights.names import (
-    Names,
-    input_of,
-    layout_of,
-    our_names,
-    to_our_rows,
-)
+from headstart.weights.names import Names, input_of, layout_of, our_names, to_our_rows
 from headstart.weights.public import locate
 from headstart.weights.timm_names import holds_net, match_timm
 
 SCOPES = ("backbone", "detector")
-COUNTER = ".num_batches_tracked"  # BatchNorm's, which no computation of ours reads: not a weight, never accounted for
 FIRST_CONVS = ("backbone.conv1.weight", "backbone.features.0.weight")  # of a ResNet, of a VGG
 # First digits of the sha256 of torchvision's COCO_V1 detectors, which it runs with a BatchNorm epsilon of 0
 # (`overwrite_eps` in its constructors): Mask R-CNN, Faster R-CNN and Keypoint R-CNN R50-FPN.
@@ -56,14 +49,11 @@ def expected_names(model: nn.Module, scope: str) -> tuple[str, ...]:
     """
     if scope not in SCOPES:
         raise ValueError(f"start.kind: weights cannot be loaded as {scope!r}, expected one of {', '.join(SCOPES)}")
-    parts = ("backbone.", "box_head.fcs.") if _has_vgg_head(model) else ("backbone.",)
-    return tuple(name for name in named_tensors(model) if scope == "detector" or name.startswith(parts))
-
-
-def _has_vgg_head(model: nn.Module) -> bool:
-    """True if a detector's box head is fc6 and fc7 of a VGG: these start from the classifier's too (Fast R-CNN)."""
     head = getattr(model, "box_head", None)
-    return isinstance(backbone_of(model), Vgg) and head is not None and not head.convs and len(head.fcs) == 2
+    # fc6 and fc7 of a VGG start from the classifier's too (Fast R-CNN).
+    has_vgg_head = isinstance(backbone_of(model), Vgg) and head is not None and not head.convs and len(head.fcs) == 2
+    parts = ("backbone.", "box_head.fcs.") if has_vgg_head else ("backbone.",)
+    return tuple(name for name in named_tensors(model) if scope == "detector" or name.startswith(parts))
 
 
 def open_weights(name: str | Path) -> WeightFile:
@@ -92,8 +82,13 @@ def load_weights(
     A detector of another number of classes keeps its initial class predictors. ValueError, before anything is copied,
     where the account is not clean; with strict=False what fits is copied and the report tells the rest.
     """
-    own, layout = named_tensors(model), _layout(model, file)
-    source = _source_input(model, file, layout)
+    own, layout = named_tensors(model), layout_of(file)
+    # What holds the model's own timm net has timm's layout, whatever its names resemble.
+    if _is_timm(model) and layout not in ("headstart", "EfficientNet-PyTorch") and holds_net(file.tensors, own):
+        layout = "timm"
+    source = input_of(file, layout)
+    if source is None and layout in ("timm", "EfficientNet-PyTorch") and _is_timm(model):
+        source = backbone_of(model).input  # as timm states it, where the file does not
     tensors, report = _account(model, file, layout, scope, stem, source)
     refuse_other_stride(file.path, layout, report.loaded, tensors, source)
     if (strict and (report.missing or report.unexpected or report.mismatched)) or not report.loaded:
@@ -135,20 +130,6 @@ def convert_weights(file: WeightFile, path: str | Path, *, input: InputSpec | No
 
 def _is_timm(model: nn.Module) -> bool:
     return hasattr(backbone_of(model), "classifier_names")
-
-
-def _layout(model: nn.Module, file: WeightFile) -> str:
-    """The layout of a file; "timm" for one that holds the model's own timm net, whatever its names resemble."""
-    layout = layout_of(file)
-    if layout in ("headstart", "EfficientNet-PyTorch") or not _is_timm(model):
-        return layout
-    return "timm" if holds_net(file.tensors, named_tensors(model)) else layout
-
-
-def _source_input(model: nn.Module, file: WeightFile, layout: str) -> InputSpec | None:
-    """Input normalisation of a file; for timm's own net, what timm states, where the file does not say."""
-    by_timm = layout in ("timm", "EfficientNet-PyTorch") and _is_timm(model)
-    return input_of(file, layout) or (backbone_of(model).input if by_timm else None)
 
 
 def _first_conv(model: nn.Module) -> str:

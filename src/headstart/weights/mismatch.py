@@ -1,6 +1,7 @@
 """Report of loading weights, and the error where they do not fit."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -73,13 +74,14 @@ def _norm_reason(report: LoadReport, own: dict[str, Tensor]) -> str:
 
 
 def _depth_reason(own: dict[str, Tensor], tensors: dict[str, Tensor]) -> str:
-    theirs, ours = (_block_counts(names) for names in (tensors, own))
+    theirs, ours = (block_counts(names) for names in (tensors, own))
     if not theirs or not ours or theirs == ours:
         return ""
     return f"is a network with {theirs} blocks a stage, the model has {ours}; set model.backbone.depth to match"
 
 
-def _block_counts(names: dict[str, Tensor]) -> list[int]:
+def block_counts(names: Iterable[str]) -> list[int]:
+    """Numbers of blocks in the four stages of a ResNet, by our names; empty for another net."""
     blocks = {match[0] for match in (re.match(r"backbone\.layer(\d)\.\d+", name) for name in names) if match}
     counts = [sum(block.startswith(f"backbone.layer{stage}.") for block in blocks) for stage in range(1, 5)]
     return counts if any(counts) else []

@@ -14,7 +14,7 @@ from torch import Tensor
 from headstart.batch import InputSpec
 from headstart.weights.files import WeightFile
 from headstart.weights.input import DETECTRON, DETECTRON2, DETECTRON2_GROUPED, IMAGENET, parse_input_spec
-from headstart.weights.public import trained_input
+from headstart.weights.public import training_of
 from headstart.weights.timm_names import HEAD, efficientnet_names
 
 Rule = tuple[str, str | Callable[[re.Match], str]]
@@ -212,7 +212,8 @@ def input_of(file: WeightFile, layout: str) -> InputSpec | None:
 
     A bare ResNet or VGG counts as an ImageNet classifier of torchvision or timm; of other timm nets the net knows more.
     """
-    own = file.input or parse_input_spec(trained_input(file.hash))
+    published = training_of(file.hash)
+    own = file.input or parse_input_spec(published and published.input)
     if own is not None:
         return own
     if layout == "Detectron2":

@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable, Mapping
 
 from torch import Tensor
 
+from headstart.weights.files import COUNTER
+
 # First names of the last layers of classifiers, in torchvision, timm and others.
 HEAD = r"(?:fc|head|classifier|last_linear)\..+"
 
@@ -44,14 +46,14 @@ def match_timm(
     another kind is not.
     """
     ours_by = _own_keys(own)
-    whole = () if all(timm_key(ours) in ours_by for ours in found if not _is_counter(ours)) else classifier()
+    whole = () if all(timm_key(ours) in ours_by for ours in found if not ours.endswith(COUNTER)) else classifier()
     heads = {timm_key(name) for name in whole} - {timm_key(name) for name in features}
     matched, left_out = {}, []
     for ours, name in found.items():
         key = timm_key(ours)
         if key in ours_by:
             matched[ours_by[key]] = name
-        elif not _is_counter(ours) and (key in heads or re.fullmatch(HEAD, ours.removeprefix("backbone."))):
+        elif not ours.endswith(COUNTER) and (key in heads or re.fullmatch(HEAD, ours.removeprefix("backbone."))):
             left_out.append(name)
         else:
             matched[ours] = name
@@ -88,11 +90,6 @@ def _efficientnet_name(name: str, places: Mapping[str, str], tensors: Mapping[st
     block, layer, rest = match.groups()
     layers = (_EXPANDED if f"{block}._expand_conv.weight" in tensors else _PLAIN) | _SQUEEZE
     return f"{places[block]}.{layers.get(layer, layer)}.{rest}"
-
-
-def _is_counter(name: str) -> bool:
-    """True for BatchNorm's number of batches, which is no weight and in no account."""
-    return name.endswith("num_batches_tracked")
 
 
 def _own_keys(own: Iterable[str]) -> dict[str, str]:

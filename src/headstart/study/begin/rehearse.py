@@ -88,7 +88,7 @@ def check_start(prepared: Prepared, name: str, task: Task, recipe: AnyRecipe, we
             load_weights(task.model, file, scope=start.kind, stem=start.stem)
         elif name.startswith(PRETRAIN_PREFIX) or prepared.study.branch_of(name) is None:
             own = start if weights is None else start.model_copy(update={"weights": str(weights)})
-            prepare_start(task, recipe.model_copy(update={"start": own}))
+            prepare_start(task.model, recipe.model_copy(update={"start": own}), task.classes)
             return
         freeze(task.model, start.freeze)  # a branch starts from its parent's checkpoint
         set_train_mode(task.model, start.freeze)

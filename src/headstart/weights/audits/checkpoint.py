@@ -7,11 +7,10 @@ from pathlib import Path
 from torch import Tensor
 
 from headstart.weights.audits.module import part_of
-from headstart.weights.audits.pairs import correlation, floating, is_same, pair
 from headstart.weights.audits.read import read_any
 from headstart.weights.audits.record import Audit, AuditRow
 from headstart.weights.audits.traps import TRAINERS
-from headstart.weights.audits.values import is_constant, is_untrained, listed
+from headstart.weights.audits.values import correlation, floating, is_constant, is_same, is_untrained, pair, wrong
 from headstart.weights.input import input_text
 from headstart.weights.names import input_of, layout_of
 
@@ -72,9 +71,7 @@ def _strangers(sources: Mapping[str, str], path: str, start: str) -> list[str]:
     others = [name for name in told if sources[name] == "other"]
     if not told:
         return [f"no tensor of {path} has the name and shape of one of {start}: nothing was loaded from it (trap 11)"]
-    if others:
-        return [f"{listed(others)} of {path} have nothing in common with {start}: they were not loaded (trap 10)"]
-    return []
+    return wrong(others, f"of {path} have nothing in common with {start}: they were not loaded (trap 10)")
 
 
 def _identity(own: Mapping[str, Tensor]) -> list[str]:
@@ -86,7 +83,7 @@ def _identity(own: Mapping[str, Tensor]) -> list[str]:
         if bool((own.get(name.replace("running_mean", "running_var"), value) == 1).all())
     ]
     text = "have identity statistics (mean 0, variance 1): frozen, they are no normalisation (traps 1, 2, 4, 5, 6)"
-    return [f"{listed(found, 'norm')} {text}"] if found else []
+    return wrong(found, text, "norm")
 
 
 def _rows(own: Mapping[str, Tensor], sources: Mapping[str, str], start: str | None) -> list[AuditRow]:

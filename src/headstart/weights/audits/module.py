@@ -6,13 +6,19 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from headstart.weights.audit import is_frozen, is_identity
-from headstart.weights.audit_table import has_statistics, is_fixed, norm_kind, training_text
-from headstart.weights.audits.pairs import floating, is_same, pair, plain
 from headstart.weights.audits.read import read_any
-from headstart.weights.audits.record import Audit, AuditRow
-from headstart.weights.audits.values import is_constant, is_untrained, listed
-from headstart.weights.files import WeightFile, tensor_digest
+from headstart.weights.audits.record import Audit
+from headstart.weights.audits.values import (
+    floating,
+    is_constant,
+    is_same,
+    is_untrained,
+    model_rows,
+    odd_norms,
+    pair,
+    wrong,
+)
+from headstart.weights.files import WeightFile, tensor_digest, unwrapped
 from headstart.weights.input import input_text
 from headstart.weights.names import input_of, layout_of
 
@@ -44,19 +50,38 @@ def audit_module(
     values = {tensor_digest(value.float()) for value in theirs.values() if not is_constant(value)}
     loaded = {name for name, value in own.items() if name in pairs and is_same(value, theirs[pairs[name]])}
     loaded |= {name for name, value in own.items() if not is_constant(value) and tensor_digest(value.float()) in values}
-    errors = [
-        *(_unlike(own, first, theirs, pairs, loaded, weights.path) if weights else _changed(own, first)),
-        *(_untrained(own, loaded, weights.path) if weights else ()),
-        *(_unseeded(first or own, floating(other), loaded) if other is not None else ()),
-        *_frozen(model, own, loaded),
-        *_norms(model),
+    if weights is None:
+        changed = [name for name in own if first and not (name in first and is_same(own[name], first[name]))]
+        text = "changed after construction, although no file is named: weights were loaded, or values set (trap 7)"
+        errors = wrong(changed, text)
+    else:
+        errors = _unlike(own, first, theirs, pairs, loaded, weights.path)
+        if is_untrained(own[name] for name in loaded):
+            text = "never trained: its scales, shifts and statistics are all 0 or 1 (trap 11)"
+            errors.append(f"{weights.path} holds a network that was {text}")
+    if other is not None:
+        errors += _unseeded(first or own, floating(other), loaded)
+    frozen = floating({name: value for name, value in model.named_parameters() if not value.requires_grad})
+    random = [name for name in frozen if name in own and name not in loaded and not is_constant(own[name])]
+    identity, moving = odd_norms(model)
+    text = "are frozen with identity statistics (mean 0, variance 1): no normalisation at all (traps 1, 2, 4, 5, 6)"
+    errors += [
+        *wrong(random, "are random and frozen: they will never be learnt (traps 1 to 6)"),
+        *wrong(identity, text, "norm"),
+        *wrong(moving, "are frozen, but their statistics follow each batch (trap 9)", "norm"),
     ]
     return Audit(
         start="random" if weights is None else "weights",
         freeze="as the module is",
         file=None if weights is None else weights.path,
         hash=None if weights is None else weights.hash,
-        rows=tuple(_rows(model, own, first, loaded, weights)),
+        rows=model_rows(
+            model,
+            own,
+            own_name=unwrapped,
+            part_of=part_of(own),
+            source=lambda part, names: _source(names, own, first, loaded, weights),
+        ),
         errors=tuple(errors),
         notes=tuple(_notes(model, weights)),
         left_out=tuple(name for name in theirs if name not in {pairs[own_name] for own_name in loaded & pairs.keys()}),
@@ -77,23 +102,10 @@ def _unlike(
     others = [name for name in pairs if name not in loaded]
     fresh = [name for name in others if first and name in first and is_same(own[name], first[name])]
     changed = [name for name in others if name not in fresh]
-    errors = []
-    if fresh:
-        errors.append(f"{listed(fresh)} have their initial values, although {path} holds them (trap 10)")
-    if changed:
-        errors.append(f"{listed(changed)} differ from those of {path} (trap 10)")
-    return errors
-
-
-def _changed(own: Mapping[str, Tensor], first: Mapping[str, Tensor] | None) -> list[str]:
-    found = [name for name in own if first and not (name in first and is_same(own[name], first[name]))]
-    text = "changed after construction, although no file is named: weights were loaded, or values set (trap 7)"
-    return [f"{listed(found)} {text}"] if found else []
-
-
-def _untrained(own: Mapping[str, Tensor], loaded: set[str], path: str) -> list[str]:
-    text = "holds a network that was never trained: its scales, shifts and statistics are all 0 or 1 (trap 11)"
-    return [f"{path} {text}"] if is_untrained(own[name] for name in loaded) else []
+    return [
+        *wrong(fresh, f"have their initial values, although {path} holds them (trap 10)"),
+        *wrong(changed, f"differ from those of {path} (trap 10)"),
+    ]
 
 
 def _unseeded(first: Mapping[str, Tensor], other: Mapping[str, Tensor], loaded: set[str]) -> list[str]:
@@ -103,59 +115,7 @@ def _unseeded(first: Mapping[str, Tensor], other: Mapping[str, Tensor], loaded: 
         if name not in loaded and name in other and not is_constant(value) and value.dim() > 1
         if is_same(value, other[name])
     ]
-    text = "leave the constructor the same for every seed: it loads weights by itself (trap 8)"
-    return [f"{listed(found)} {text}"] if found else []
-
-
-def _frozen(model: nn.Module, own: Mapping[str, Tensor], loaded: set[str]) -> list[str]:
-    frozen = floating({name: value for name, value in model.named_parameters() if not value.requires_grad})
-    found = [name for name in frozen if name in own and name not in loaded and not is_constant(own[name])]
-    return [f"{listed(found)} are random and frozen: they will never be learnt (traps 1 to 6)"] if found else []
-
-
-def _norms(model: nn.Module) -> list[str]:
-    norms = {name: module for name, module in model.named_modules() if has_statistics(module)}
-    norms = {name: module for name, module in norms.items() if module.running_mean is not None}
-    identity = [name for name, module in norms.items() if is_fixed(module) and is_identity(module)]
-    moving = [name for name, module in norms.items() if not is_fixed(module) and is_frozen(module)]
-    errors = []
-    if identity:
-        text = "frozen with identity statistics (mean 0, variance 1): no normalisation at all (traps 1, 2, 4, 5, 6)"
-        errors.append(f"{listed(identity, 'norm')} are {text}")
-    if moving:
-        errors.append(f"{listed(moving, 'norm')} are frozen, but their statistics follow each batch (trap 9)")
-    return errors
-
-
-def _rows(
-    model: nn.Module,
-    own: Mapping[str, Tensor],
-    first: Mapping[str, Tensor] | None,
-    loaded: set[str],
-    weights: WeightFile | None,
-) -> list[AuditRow]:
-    part = part_of(own)
-    groups: dict[str, list[str]] = {}
-    for name in own:
-        groups.setdefault(part(name), []).append(name)
-    flags: dict[str, list[bool]] = {}
-    norms: dict[str, list[str]] = {}
-    for name, value in model.named_parameters():
-        flags.setdefault(part(plain(name)), []).append(value.requires_grad)
-    for name, module in model.named_modules():
-        if kind := norm_kind(module):
-            norms.setdefault(part(plain(f"{name}.weight")), []).append(kind)
-    return [
-        AuditRow(
-            group=group,
-            source=_source(names, own, first, loaded, weights),
-            num_tensors=len(names),
-            num_params=sum(own[name].numel() for name in names),
-            training=training_text(flags.get(group, [])),
-            norm=", ".join(dict.fromkeys(norms.get(group, ["none"]))),
-        )
-        for group, names in groups.items()
-    ]
+    return wrong(found, "leave the constructor the same for every seed: it loads weights by itself (trap 8)")
 
 
 def part_of(names: Iterable[str]) -> Callable[[str], str]:

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from headstart.files import file_digest
 from headstart.weights.files import NESTS, RefusedError, WeightFile, read_weights
-from headstart.weights.formats.pickles import PickleReader, RefusedNameError
-from headstart.weights.formats.torch_files import read_torch
+from headstart.weights.pickles import PickleReader, RefusedNameError
 from headstart.weights.public import locate
+from headstart.weights.torch_files import read_torch
 
 # Of modules in one another, and in all: the deepest nets have about ten levels, and the largest some thousands.
 _MOST_DEPTH, _MOST_MODULES = 100, 100_000

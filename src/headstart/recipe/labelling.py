@@ -1,16 +1,18 @@
-"""Sections of segmentation recipes."""
+"""Sections of recipes that label whole images or each pixel: classification and segmentation."""
 
 from typing import Annotated
 
 from pydantic import Field, model_validator
 
 from headstart.recipe.fields import (
+    BelowOne,
     DataShare,
     Factor,
     Flag,
     FractionSeed,
     InputPart,
     Part,
+    Pool,
     Share,
     Side,
     Sizes,
@@ -22,6 +24,28 @@ from headstart.recipe.fields import (
     whole,
 )
 from headstart.recipe.net import DetNetPart, Net, ResNetPart, TimmPart
+
+
+class ClassifyData(Part):
+    train: Text
+    val: Text
+    fraction: DataShare
+    fraction_seed: FractionSeed
+    num_workers: Workers
+    cache: Flag
+    cache_features: Flag
+
+
+class ClassifyInput(InputPart):
+    size: Side
+    min_area: DataShare
+    flip: Share
+
+
+class ClassifyModel(Net):
+    pool: Pool
+    hidden: Annotated[tuple[Width, ...], Field(max_length=16)]
+    dropout: BelowOne
 
 
 class SegmentData(Part):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from headstart.files import open_regular
-from headstart.weights.formats.pickles import PickleReader, checked_view
+from headstart.weights.pickles import PickleReader, checked_view
 
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # torch/serialization.py
 _STORAGES = {
