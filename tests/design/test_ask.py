@@ -35,7 +35,7 @@ from headstart.study.prepare import prepare, refuse_undeclared
 from headstart.study.spec import parse_study
 from headstart.tasks import num_training_images
 from headstart.training.run import train
-from headstart.verdict.few_images import IMAGE_SPREAD
+from headstart.verdict.earned import IMAGE_SPREAD
 from headstart.verdict.paired import t_power
 from headstart.verdict.rule import Rule, smallest_difference
 from headstart.weights import public

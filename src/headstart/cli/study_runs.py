@@ -47,7 +47,7 @@ def plan_facts(prepared: Any, jobs: int, directory: Path, *, keep: bool) -> dict
     """Segments, totals and expected times of a study, from a few timed steps; with `keep` its directory keeps these."""
     from headstart.study.forecast import makespan, segment_rows, totals
     from headstart.study.timing import disk_need, hardware_lines, kept_loads, measure_apart
-    from headstart.verdict.history import looks_text
+    from headstart.verdict.rule import looks_text
 
     loads = kept_loads(directory / "timing.json", prepared, jobs) if keep else measure_apart(prepared, jobs)
     study, (files, need) = prepared.study, disk_need(prepared, loads)

@@ -13,14 +13,12 @@ from headstart.report.cost import Cost, outside_weights
 from headstart.report.facts import Facts
 from headstart.report.headline.resampled import resampled_scores
 from headstart.verdict import words
-from headstart.verdict.curves import Crossover, Curve, compare_at, crossover
+from headstart.verdict.curves import Crossover, Curve, compare_at, crossover, overfit_onset
 from headstart.verdict.earned import Obstacle
 from headstart.verdict.numbers import TRAIN, fraction_name
-from headstart.verdict.overfit import overfit_onset
 from headstart.verdict.paired import t_half_width
 from headstart.verdict.verdict import Verdict
-from headstart.verdict.worth import held_out, start_worth
-from headstart.verdict.worth_words import crossing_sentence, held_out_sentence, worth_sentence
+from headstart.verdict.worth import crossing_sentence, held_out, held_out_sentence, start_worth, worth_sentence
 
 DEFAULT_LEVEL = 0.95
 NUM_RESAMPLES = 200  # of the test images: their spread is needed, not the ends of an interval

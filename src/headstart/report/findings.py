@@ -21,8 +21,7 @@ from headstart.study.folder import OPEN
 from headstart.study.results import StudyFolder
 from headstart.verdict import words
 from headstart.verdict.curves import Crossover
-from headstart.verdict.earned import Obstacle
-from headstart.verdict.few_images import UNTIL_THEN, ImageCounts
+from headstart.verdict.earned import UNTIL_THEN, ImageCounts, Obstacle
 from headstart.verdict.looks import Look
 from headstart.verdict.numbers import counted, fraction_name, span
 from headstart.verdict.verdict import Verdict, judge

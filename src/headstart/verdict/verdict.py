@@ -64,16 +64,27 @@ class Verdict:
         return abs(self.mean) <= self.rule.margin
 
     @property
-    def general_half_width(self) -> float:
-        """Half-width over seeds and test images (added in quadrature); nan without a bootstrap."""
-        return self._with_images(self.half_width, (1 + self.rule.look_level) / 2)
+    def interval(self) -> tuple[float, float]:
+        """Half-width and level of the interval over seeds that the outcome rests on."""
+        if self.outcome in ("equivalent", "not worse"):
+            return self.margin_half_width, 1 - 2 * self.rule.alpha
+        return self.half_width, self.rule.look_level
+
+    @property
+    def p(self) -> float:
+        """The p value of the outcome."""
+        return self.p_margin if self.outcome in ("equivalent", "not worse") else self.p_difference
+
+    @property
+    def widths(self) -> tuple[float, float]:
+        """Half-widths of that interval over seeds and over test images; nan without a bootstrap."""
+        half, level = self.interval
+        return half, float(special.ndtri((1 + level) / 2)) * (self.images.sd if self.images else float("nan"))
 
     @property
     def holds_for_other_images(self) -> bool | None:
         """True if the outcome also holds with the noise of the test images added; None where that is unknown."""
-        width = self.general_half_width
-        if self.outcome in ("equivalent", "not worse"):
-            width = self._with_images(self.margin_half_width, 1 - self.rule.alpha)
+        width = hypot(*self.widths)
         return None if isnan(width) or self.outcome == "not decidable" else width < self._distance()
 
     @property
@@ -81,14 +92,9 @@ class Verdict:
         """Test images needed for the outcome to hold with their noise; None if it does, or no number suffices."""
         if self.holds_for_other_images is not False or not self.images.num_images:
             return None
-        claim = self.outcome in ("equivalent", "not worse")
-        seeds = self.margin_half_width if claim else self.half_width
+        seeds, images = self.widths
         room = self._distance() ** 2 - seeds**2
-        share = special.ndtri(1 - self.rule.alpha if claim else (1 + self.rule.look_level) / 2) * self.images.sd
-        return ceil(self.images.num_images * share**2 / room) if room > 0 else None
-
-    def _with_images(self, half_width: float, quantile: float) -> float:
-        return hypot(half_width, special.ndtri(quantile) * self.images.sd) if self.images else float("nan")
+        return ceil(self.images.num_images * images**2 / room) if room > 0 else None
 
     def _distance(self) -> float:
         """Distance from the mean to the nearest value that contradicts the outcome."""
@@ -160,9 +166,7 @@ def judge(
         p_difference, p_margin = min(1.0, 2 * float(min(sides))), float(_p_margin(rule, differences))
     images = None
     if bootstrap is not None and num_seeds:
-        means = np.asarray(bootstrap)[used].mean(
-            0
-        )  # all seeds see the same resample: more seeds do not average it away
+        means = np.asarray(bootstrap)[used].mean(0)  # all seeds see the same resample: more do not average it away
         low, high = np.quantile(means, [rule.alpha / 2, 1 - rule.alpha / 2])
         images = ImageNoise(float(means.std(ddof=1)), float(low), float(high), num_images)
     open_ = obstacle is not None and obstacle.code in ("open", "seeds")

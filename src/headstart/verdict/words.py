@@ -3,11 +3,9 @@
 from functools import singledispatch
 from math import isfinite
 
-from headstart.verdict.curves import Crossover
-from headstart.verdict.history import looks_text
+from headstart.verdict.curves import Crossover, Overfit
 from headstart.verdict.numbers import amount, counted, large, metric_name, points, span
-from headstart.verdict.overfit import Overfit
-from headstart.verdict.rule import Rule
+from headstart.verdict.rule import Rule, looks_text
 from headstart.verdict.verdict import Verdict
 
 ONE_SEED = "1 seed, no interval"
@@ -62,9 +60,8 @@ def certainty(verdict: Verdict) -> str:
     """Test, level, seeds and p value of a decision; empty where there is none."""
     if verdict.obstacle is not None:
         return ""
-    p = verdict.p_margin if verdict.outcome in ("equivalent", "not worse") else verdict.p_difference
     level, seeds = f"{100 * verdict.rule.look_level:g} %", counted(verdict.num_seeds, "seed")
-    value = f"= {p:.2g}" if p >= 0.001 else "< 0.001"
+    value = f"= {verdict.p:.2g}" if verdict.p >= 0.001 else "< 0.001"
     return f"Decided at {level} by {TESTS[verdict.rule.test]} over {seeds} (p {value})."
 
 
@@ -115,13 +112,13 @@ def _crossover(found: Crossover) -> str:
     """Point from which the candidate stays within the margin or ahead, with the interval over seeds."""
     near = f"within {margin_text(found.within)} of" if found.within else "level with"
     if found.x is None:
-        budget = f"the {amount(found.budget)} {found.axis} tried"
+        budget = f"the {amount(found.budget)} steps tried"
         claim = f"{found.candidate} does not come {near} {found.baseline} in {budget}"
     elif found.x == found.start:
         first = f"the first point ({amount(found.start)})"
         claim = f"{found.candidate} is {near} {found.baseline} or ahead from {first}"
     else:
-        claim = f"{found.candidate} comes {near} {found.baseline} at about {amount(found.x)} {found.axis}"
+        claim = f"{found.candidate} comes {near} {found.baseline} at about {amount(found.x)} steps"
     if found.low is None and not found.indicative:
         return f"{claim}; {crossing_interval(found)}."
     return f"{claim} ({crossing_interval(found)})."
@@ -141,7 +138,7 @@ def crossing_interval(found: Crossover) -> str:
 @sentence.register
 def _overfit(found: Overfit) -> str:
     """Sentence on overfitting of an arm, and its onset."""
-    where = f"{amount(found.onset)} {found.axis}"
+    where = f"{amount(found.onset)} steps"
     fall = f"{points(found.fall)[1:]} points" if found.fall > 0 else "nothing"
     best = f"validation is best at {where} and loses {fall} by the end"
     if found.indicative:
@@ -179,16 +176,12 @@ def price_sentence(arm: str, schedule: str, *, training: str, total: str) -> str
 
 def difference_text(verdict: Verdict) -> str:
     """The mean difference in points with its interval, or that one seed has none."""
-    fine, size = _fine(verdict), points(verdict.mean, fine=_fine(verdict))
+    fine = _fine(verdict)
+    size = points(verdict.mean, fine=fine)
     if verdict.num_seeds == 1:
         return f"{size} points ({ONE_SEED})"
-    by_margin = verdict.outcome in ("equivalent", "not worse")
-    half = verdict.margin_half_width if by_margin else verdict.half_width
-    level = 1 - 2 * verdict.rule.alpha if by_margin else verdict.rule.look_level
-    test = ""
-    if verdict.rule.test == "sign_flip":
-        test = f", sign-flip p = {verdict.p_margin if by_margin else verdict.p_difference:.3g}"
-    return f"{size} points ({_interval(verdict.mean, half, level, verdict.num_seeds, fine=fine)}{test})"
+    test = f", sign-flip p = {verdict.p:.3g}" if verdict.rule.test == "sign_flip" else ""
+    return f"{size} points ({_interval(verdict.mean, *verdict.interval, verdict.num_seeds, fine=fine)}{test})"
 
 
 def _interval(mean: float, half_width: float, level: float, num_seeds: int, *, fine: bool = False) -> str:

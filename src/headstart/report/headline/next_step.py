@@ -20,10 +20,9 @@ from headstart.report.headline.obstacles import starts_of_arm
 from headstart.study.folder import OPEN, STUDY_FILE
 from headstart.study.results import QUESTION_FILE, StudyFolder
 from headstart.typed_json import read_json
-from headstart.verdict.earned import Obstacle
-from headstart.verdict.few_images import ImageCounts
-from headstart.verdict.history import History
+from headstart.verdict.earned import ImageCounts, Obstacle
 from headstart.verdict.numbers import counted, span
+from headstart.verdict.rule import History
 from headstart.verdict.verdict import Verdict
 
 

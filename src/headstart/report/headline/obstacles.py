@@ -11,8 +11,7 @@ from headstart.report.facts import Facts
 from headstart.study.results import Run, metric_of
 from headstart.training.rows import training_rows
 from headstart.training.stored import AUDIT_FILE, SEGMENT_FILE, RunFacts
-from headstart.verdict.earned import Obstacle, last_doubling, rising
-from headstart.verdict.few_images import ImageCounts
+from headstart.verdict.earned import ImageCounts, Obstacle, last_doubling, rising
 from headstart.verdict.numbers import counted
 from headstart.weights.audits.record import Audit
 

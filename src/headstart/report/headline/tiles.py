@@ -55,7 +55,7 @@ def _lead_tile(label: str, found: Verdict, when: str) -> Tile:
 
 def _crossover_tile(found: Crossover) -> Tile:
     near = f"{found.candidate} within {margin_text(found.within)} of {found.baseline}"
-    at = f"{'from' if found.x == found.start else '≈'} {numbers.amount(found.x or 0)} {found.axis}"
+    at = f"{'from' if found.x == found.start else '≈'} {numbers.amount(found.x or 0)} steps"
     label, value = near if found.within else f"{found.candidate} catches up", "not yet" if found.x is None else at
     return Tile(label, value, crossing_interval(found))
 
