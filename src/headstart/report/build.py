@@ -31,23 +31,31 @@ from headstart.report.sections import (
     verdict,
 )
 from headstart.study.folder import inputs_digest, note_look, read_study_folder
-from headstart.study.results import StudyFolder
 
 # In the order of the page. Each takes the facts and findings, and has a template of its name in templates/sections.
 SECTIONS = (verdict, answers, curves, schedules, data, cost, classes, mistakes, pictures, audit, plan, trace)
 
 
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """No search for cycles meanwhile: rows are a million small objects without any, walked again at each search."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@_collector_paused()
 def build_report(study_dir: str | Path) -> Path:
     """Write report.html, report.json, figures/ and tables/ into a study's directory; returns the path of report.html.
 
     Everything is written beside its old version and renamed. ValueError naming the file where the study cannot be read.
     """
-    with _collector_paused():
-        inputs = inputs_digest(Path(study_dir))  # first: rows that come later must not count as shown
-        return _build(read_study_folder(study_dir), inputs)
-
-
-def _build(folder: StudyFolder, inputs: str) -> Path:
+    inputs = inputs_digest(Path(study_dir))  # first: rows that come later must not count as shown
+    folder = read_study_folder(study_dir)
     facts = Facts(folder)
     findings = find(facts)
     if findings.look and findings.look not in folder.looks:
@@ -60,7 +68,7 @@ def _build(folder: StudyFolder, inputs: str) -> Path:
     summary = {
         "study": folder.name,
         "inputs": inputs,
-        "settings": folder.settings,
+        "settings": folder.study.model_dump(mode="json"),
         "segments": len(folder.runs),
         "finished": folder.num_finished,
     } | findings.summary()
@@ -74,15 +82,3 @@ def _build(folder: StudyFolder, inputs: str) -> Path:
     # Last: its `inputs` says what everything beside it was made from (`study.folder.is_current`).
     write_whole(folder.path / "report.json", json_text(summary, indent=1, digits=DIGITS))
     return written
-
-
-@contextmanager
-def _collector_paused() -> Iterator[None]:
-    """No search for cycles meanwhile: rows are a million small objects without any, walked again at each search."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()

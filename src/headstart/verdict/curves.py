@@ -103,14 +103,14 @@ def compare_at(
     "not decidable", with the reason.
     """
     x = min(baseline.x[-1], candidate.x[-1]) if at is None else at
-    verdict = judge(rule, baseline.at(x), candidate.at(x), where=f"at {amount(x)} {axis}", obstacle=obstacle)
+    verdict = judge(rule, baseline.at(x), candidate.at(x), where=f"at {amount(x)} {axis}")
     outside = [curve for curve in (baseline, candidate) if not curve.x[0] <= x <= curve.x[-1]]
     if not outside:
-        return verdict
+        return verdict.against(obstacle) if obstacle else verdict
     curve = outside[0]
     state = "has not begun" if x < curve.x[0] else "has ended"
     reason = f"{curve.arm} {state}: it spans {amount(curve.x[0])} to {amount(curve.x[-1])} {axis}"
-    return replace(verdict, obstacle=Obstacle("outside", "no common effort", reason), num_left_out=0)
+    return replace(verdict.against(Obstacle("outside", "no common effort", reason)), num_left_out=0)
 
 
 def crossover(baseline: Curve, candidate: Curve, *, level: float = 0.95, within: float = 0.0) -> Crossover:

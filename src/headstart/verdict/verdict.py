@@ -9,7 +9,7 @@ estimated by a bootstrap and reported apart.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, hypot, isnan
 
 import numpy as np
@@ -57,6 +57,10 @@ class Verdict:
     @property
     def num_seeds(self) -> int:
         return len(self.differences)
+
+    def against(self, obstacle: Obstacle) -> Verdict:
+        """The same evidence, of which an obstacle forbids every conclusion."""
+        return replace(self, outcome="not decidable", obstacle=obstacle, seeds_to_decide=None)
 
     @property
     def is_small(self) -> bool:
@@ -134,16 +138,14 @@ def judge(
     where: str = "",
     seeds: Sequence[int] | None = None,
     num_classes: int | None = None,
-    obstacle: Obstacle | None = None,
     bootstrap: np.ndarray | None = None,
     num_images: int | None = None,
 ) -> Verdict:
     """Verdict on one cell from the scores [S] of both arms, paired by seed; `where` names it in sentences.
 
-    Pairs with a score that is not finite are left out and counted. A conclusion is stated only where neither `obstacle`
-    nor the scores forbid it (`earned.find_obstacle`): seeds are their names (default 0..S-1), num_classes those of the
-    data. bootstrap [S, R]: differences on R resamples of the num_images test images, the same resample for both arms
-    and all seeds.
+    Pairs with a score that is not finite are left out and counted. A conclusion is stated only where the scores do not
+    forbid it (`earned.find_obstacle`): seeds are their names (default 0..S-1), num_classes those of the data. bootstrap
+    [S, R]: differences on R resamples of the num_images test images, the same resample for both arms and all seeds.
     """
     arms = np.asarray(baseline, float), np.asarray(candidate, float)
     pairs = arms[1] - arms[0]
@@ -152,8 +154,7 @@ def judge(
     num_seeds = len(differences)
     names = [name for name, ok in zip(range(len(pairs)) if seeds is None else seeds, used) if ok]
     scores = [values[used] for values in arms]
-    own = find_obstacle(rule, *scores, seeds=names, floor=floor_of(rule, num_classes))
-    obstacle = obstacle or own
+    obstacle = find_obstacle(rule, *scores, seeds=names, floor=floor_of(rule, num_classes))
     outcome = "not decidable" if obstacle else str(decide(rule, differences[:, None])[0])
     if obstacle is None and outcome == "not decidable":
         reason = "the variation between seeds is compatible with a difference and with none"

@@ -1,10 +1,9 @@
 """Sentences on results: quantity, comparison, size, uncertainty; differences in points (a hundredth of the metric)."""
 
 from functools import singledispatch
-from math import isfinite
 
 from headstart.verdict.curves import Crossover, Overfit
-from headstart.verdict.numbers import amount, counted, large, metric_name, points, span
+from headstart.verdict.numbers import amount, counted, metric_name, points
 from headstart.verdict.rule import Rule, looks_text
 from headstart.verdict.verdict import Verdict
 
@@ -67,7 +66,9 @@ def certainty(verdict: Verdict) -> str:
 
 def caveats(verdict: Verdict) -> str:
     """Seeds that would decide, noise of the test images, seeds left out; empty where none applies."""
-    return " ".join(part for part in (_seeds_needed(verdict), _image_noise(verdict), _left_out(verdict)) if part)
+    number = verdict.num_left_out
+    left_out = f"{counted(number, 'seed')} left out: no score in both arms." if number else ""
+    return " ".join(part for part in (_seeds_needed(verdict), _image_noise(verdict), left_out) if part)
 
 
 def title(verdict: Verdict, *, starts_differ: bool) -> tuple[str, str | None]:
@@ -157,23 +158,6 @@ def gap_sentence(arm: str, schedule: str, *, mean: float, half_width: float, lev
     return f"{arm} at {schedule}: generalisation gap {points(mean)} points, training minus validation ({uncertainty})."
 
 
-def effort(images: float, pixels: float, seconds: float) -> str:
-    """Images, pixels and seconds of a training; unknown seconds (nan) are left out."""
-    return f"{large(images)} images, {large(pixels)} pixels" + (f" and {span(seconds)}" if isfinite(seconds) else "")
-
-
-def start_sentence(arm: str, *, public: str | None, whole: str, uses: float, share: str) -> str:
-    """Cost of the pre-training of an arm's weights; whole and share (of one use) come from `effort`."""
-    weights = f" (public weights {public})" if public else ""
-    took = f"Pre-training of {arm}{weights} took {whole}"
-    return f"{took}, counted to one use." if uses == 1 else f"{took}; amortised over {uses:,g} uses: {share} each."
-
-
-def price_sentence(arm: str, schedule: str, *, training: str, total: str) -> str:
-    """Cost of one schedule without pre-training (training) and with it (total), both from `effort`."""
-    return f"{arm} at {schedule}: training takes {training}; total with pre-training {total}."
-
-
 def difference_text(verdict: Verdict) -> str:
     """The mean difference in points with its interval, or that one seed has none."""
     fine = _fine(verdict)
@@ -209,12 +193,6 @@ def _image_noise(verdict: Verdict) -> str:
         return f"{moves}; the conclusion also holds with this noise added."
     more = f", about {verdict.images_to_decide:,} test images would settle it" if verdict.images_to_decide else ""
     return f"{moves}; with this noise added the conclusion is not certain{more}."
-
-
-def _left_out(verdict: Verdict) -> str:
-    if not verdict.num_left_out:
-        return ""
-    return f"{counted(verdict.num_left_out, 'seed')} left out: no score in both arms."
 
 
 def _at(verdict: Verdict) -> str:

@@ -96,15 +96,18 @@ def start_worth(
     drawn = resampled_means(scores, resampled, num_resamples) if known else means
     estimates = [shapes(numbers, means[:, arm])[0] for arm in range(2)]
     fits = list(zip(*(shapes(numbers, drawn[:, arm]) for arm in range(2)))) if known else []
-    most = HORIZON * numbers[-1]
+    most, ends = HORIZON * numbers[-1], [(1 - level) / 2, (1 + level) / 2]
 
     def found(read: Callable[[DataCurve, DataCurve], np.ndarray]) -> Estimate:
         value = float(read(estimates[0], estimates[1])[0])
-        sides = [_percentiles(read(own, other), level) for own, other in fits]
+        sides = [np.quantile(read(*pair), ends, method="inverted_cdf").tolist() for pair in fits]
         low, high = (pick(value, *ends) for pick, ends in zip((min, max), zip(*sides))) if sides else (np.inf, np.inf)
         return Estimate(*(end if end <= most else None for end in (value, low, high)))
 
-    needed = {int(number): found(partial(_needed, images=number, within=within)) for number in images}
+    needed = {}
+    for number in images:  # images with which the candidate comes within the margin of the baseline with `number`
+        at = np.array([number])
+        needed[int(number)] = found(lambda own, other, at=at: other.reach(own.at(at)[:, 0] - within))
     crossing = found(partial(_crossing, images=numbers, within=within))
     least, other_images = round(numbers[0]), resampled is not None and known
     return StartWorth(*arms, level, len(scores), within, least, round(most), other_images, needed, crossing)
@@ -178,11 +181,6 @@ def held_out_sentence(found: tuple[HeldOut, ...]) -> str:
     return f"Curves fitted without the largest set ({first.images:,} images) predicted: {told}.{far}"
 
 
-def _needed(baseline: DataCurve, candidate: DataCurve, *, images: float, within: float) -> np.ndarray:
-    """Images [R] with which the candidate comes within the margin of the baseline with `images`."""
-    return candidate.reach(baseline.at(np.array([images]))[:, 0] - within)
-
-
 def _crossing(baseline: DataCurve, candidate: DataCurve, *, images: np.ndarray, within: float) -> np.ndarray:
     """Images [R] from which the candidate stays within the margin up to the horizon; inf where it ends below."""
     x = np.linspace(np.log(images[0]), np.log(HORIZON * images[-1]), _PLACES)
@@ -194,12 +192,6 @@ def _crossing(baseline: DataCurve, candidate: DataCurve, *, images: np.ndarray, 
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         at = np.exp(x[last] + (x[following] - x[last]) * before / (before - after))
     return np.where(~below.any(1), images[0], np.where(last == _PLACES - 1, np.inf, at))
-
-
-def _percentiles(values: np.ndarray, level: float) -> tuple[float, float]:
-    """Both ends of the percentile interval, which may be inf."""
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2], method="inverted_cdf")
-    return float(low), float(high)
 
 
 def _interval(found: StartWorth, own: Estimate, low: str, high: str) -> str:
