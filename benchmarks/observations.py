@@ -15,8 +15,8 @@ from claims import LONGEST, Conclusion, Observation, Part, Value, conclude
 from record import rewritten
 from studies import PAGE, Kept, provenance, read_kept
 
+from headstart.verdict.curves import falls_of
 from headstart.verdict.numbers import counted
-from headstart.verdict.overfit import falls_of
 
 BEGIN = "<!-- tables: python benchmarks/observations.py -->\n"
 END = "<!-- end of observations -->\n"

@@ -20,8 +20,7 @@ from simulate_worth import IMAGES, LEVEL, MARGIN, NOISES, SEEDS, WORLDS, means_c
 from studies import read_kept
 
 from headstart.recipe.yaml_text import read_yaml
-from headstart.verdict.worth import held_out, start_worth
-from headstart.verdict.worth_words import crossing_sentence, worth_sentence
+from headstart.verdict.worth import crossing_sentence, held_out, start_worth, worth_sentence
 
 KEPT = ROOT / "docs" / "results" / "calibration" / "worth.json"
 BEGIN, END = "<!-- tables: python benchmarks/worth.py --page -->\n", "<!-- end of tables of worth -->\n"

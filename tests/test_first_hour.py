@@ -24,7 +24,7 @@ from headstart.study.spec import define_study, parse_study
 from headstart.tasks import make_task
 from headstart.training.rows import read_rows
 from headstart.training.run import train
-from headstart.verdict.few_images import IMAGE_SPREAD, WANTED
+from headstart.verdict.earned import IMAGE_SPREAD, WANTED
 from headstart.verdict.numbers import span
 from headstart.weights.load import load_weights, open_weights
 from headstart.weights.public import find_file, find_installed

@@ -20,9 +20,8 @@ from headstart.design import propose as proposing
 from headstart.design.budget import MOST_STEPS, RESERVE, TRIED, Budget, fit, limits
 from headstart.design.data import find_data
 from headstart.design.pixels import find_maps, open_pixels
-from headstart.design.settings import OBJECT, Setting, box_settings, class_settings, data_settings
+from headstart.design.settings import OBJECT, Setting, box_settings, class_settings, data_settings, study_text
 from headstart.design.starts import choose_starts
-from headstart.design.study_text import study_text
 from headstart.files import file_digest
 from headstart.metrics.overlaps import COCO_SIGMAS
 from headstart.model.backbones.timm_net import TimmNet
@@ -35,7 +34,7 @@ from headstart.study.prepare import prepare, refuse_undeclared
 from headstart.study.spec import parse_study
 from headstart.tasks import num_training_images
 from headstart.training.run import train
-from headstart.verdict.few_images import IMAGE_SPREAD
+from headstart.verdict.earned import IMAGE_SPREAD
 from headstart.verdict.paired import t_power
 from headstart.verdict.rule import Rule, smallest_difference
 from headstart.weights import public

@@ -13,7 +13,7 @@ from headstart.recipe.reference import comments_of, reference
 from headstart.recipe.yaml_text import read_yaml
 from headstart.reference.python import python_page
 from headstart.reference.study_file import study_page
-from headstart.verdict.few_images import IMAGE_SPREAD
+from headstart.verdict.earned import IMAGE_SPREAD
 from headstart.verdict.rule import Rule, seeds_needed, smallest_difference
 from headstart.verdict.verdict import decide
 

@@ -78,8 +78,8 @@ def test_a_segment_that_has_just_begun_or_is_too_short_for_a_row_adds_nothing(pa
 def test_alone_is_the_cell_and_as_spent_adds_up_to_the_bill(parts):
     plan, segments, rows = parts
     costs = segment_costs(segments, rows)
-    cells = cell_costs(segments, costs, uses={"pretrained": 10})
-    assert {cell.cell: cell.alone.images for cell in cells} == {c.name: 4 * c.total for c in plan.cells}
+    cells = cell_costs(plan, costs, uses={"pretrained": 10})
+    assert {cell.cell.name: cell.alone.images for cell in cells} == {c.name: 4 * c.total for c in plan.cells}
     for name in ("images", "instances", "pixels", "flops", "seconds_train", "seconds"):
         bill = sum(getattr(cost, name) for cost in costs.values())
         assert sum(getattr(cell.whole_as_spent, name) for cell in cells) == pytest.approx(bill)
@@ -87,21 +87,21 @@ def test_alone_is_the_cell_and_as_spent_adds_up_to_the_bill(parts):
 
 
 def test_pretraining_is_in_the_whole_but_not_in_the_pocket(parts):
-    _, segments, rows = parts
+    plan, segments, rows = parts
     costs = segment_costs(segments, rows)
-    for cell in cell_costs(segments, costs, uses={"pretrained": 10}):
-        extra = 4 * 40 if cell.arm == "pretrained" else 0
+    for cell in cell_costs(plan, costs, uses={"pretrained": 10}):
+        extra = 4 * 40 if cell.cell.arm == "pretrained" else 0
         assert cell.whole.images - cell.alone.images == pytest.approx(extra / 10)
         assert cell.pretraining_spent.images == pytest.approx(extra / 6)  # six cells began with these weights
-    public = cell_costs(segments, costs, public={"scratch": Cost(images=1e6)}, uses={"scratch": 4})
-    first = next(cell for cell in public if cell.arm == "scratch")
+    public = cell_costs(plan, costs, public={"scratch": Cost(images=1e6)}, uses={"scratch": 4})
+    first = next(cell for cell in public if cell.cell.arm == "scratch")
     assert first.whole.images == first.alone.images + 250_000
     assert first.pretraining_spent == Cost()
 
 
 def test_a_shared_trunk_is_split_between_the_cells_that_used_it(parts):
-    _, segments, rows = parts
-    cells = {c.cell: c for c in cell_costs(segments, segment_costs(segments, rows))}
+    plan, segments, rows = parts
+    cells = {c.cell.name: c for c in cell_costs(plan, segment_costs(segments, rows))}
     # trunk 0-60 for three, 60-120 for two, 120-210 for one; tails of 30, 60 and 60 steps
     assert cells["scratch-f1-s0-1x"].as_spent.images == pytest.approx(4 * (20 + 30))
     assert cells["scratch-f1-s0-2x"].as_spent.images == pytest.approx(4 * (20 + 30 + 60))

@@ -161,7 +161,7 @@ def test_schedules_have_epochs_and_bars_one_scale(done):
         for total in (folder.total("scratch", name, fraction) for name in folder.schedules(fraction))
     ]
     facts = Facts(folder)
-    tables = [size_table(facts), *class_tables(facts).values()]
+    tables = [size_table(facts), *class_tables(facts.folder).values()]
     gaps = [[row["gap"].mean for row in rows if row["gap"]] for rows in tables]
     widest = max(folder.rule.margin, *(abs(gap) for own in gaps for gap in own))
     drawn = [float(a["style"].rpartition("width: ")[2].rstrip("%")) for a, _ in page.of("i") if "width" in a["style"]]

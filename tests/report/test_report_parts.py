@@ -60,7 +60,7 @@ def test_error_types_come_from_the_files_of_the_runs(tmp_path):
         told = json.loads((folder.tail(cell).directory / f"errors-{cell.total}.json").read_text())[row["kind"]]
         assert int(row["count"]) == told["counts"][row["type"]]
         assert float(row["AP50_gain"] or "nan") == pytest.approx(told["gains"][row["type"]], nan_ok=True)
-    for line in error_tables(Facts(folder))["box"]:
+    for line in error_tables(folder)["box"]:
         for arm in folder.arms:
             own = [
                 float(r["AP50_gain"]) for r in rows

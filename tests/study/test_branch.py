@@ -323,7 +323,7 @@ def test_a_branch_cannot_change_how_images_are_normalised(study, data_root):
 def test_the_bill_of_a_branch_is_its_parents_trunk_and_its_own_steps(study):
     """Images of 2 a step: each cell 12 steps alone; the study's bill is what was really run, 8 + 1 + 3 + 4 steps."""
     folder = read_study_folder(study)
-    bills = {cost.arm: cost for cost in study_costs(folder)[0].values()}
+    bills = {cost.cell.arm: cost for cost in study_costs(folder)[0].values()}
     assert {arm: bill.alone.images for arm, bill in bills.items()} == {"scratch": 24, "late": 24}
     assert sum(bill.whole_as_spent.images for bill in bills.values()) == 2 * (8 + 1 + 3 + 4)
     assert bills["late"].as_spent.images == 8 + 8

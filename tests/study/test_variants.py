@@ -30,7 +30,7 @@ def test_ends_are_judged_in_other_ways_too(data_root, tmp_path):
     prepared = prepare(parse_study(settings, source="tiny"))
     directory = run_study(prepared, tmp_path)
     folder = read_study_folder(directory)
-    assert folder.variants == ("small", "tta")
+    assert tuple(folder.study.also_evaluate) == ("small", "tta")
     run = folder.tail(folder.plan.cells[0])
     assert [row["variant"] for row in run.variants.values()] == ["small", "tta"]
     for name, patch in variants.items():

@@ -38,7 +38,7 @@ def test_obstacles_in_order():
     assert code([0.4, 0.41, 0.42], [0.41, 0.42, 0.43]) == ("spread", "the seeds do not differ")
     assert code([0.4, 0.41, 0.42], [0.41, 0.42, 0.44]) is None
     given = find_obstacle(RULE, np.zeros(1), np.zeros(1), seeds=(0,), floor=0.01)
-    assert judge(RULE, [0.4, 0.41, 0.42], [0.5, 0.52, 0.51], obstacle=given).outcome == "not decidable"
+    assert judge(RULE, [0.4, 0.41, 0.42], [0.5, 0.52, 0.51]).against(given).outcome == "not decidable"
 
 
 @pytest.mark.parametrize(("mean", "spread"), [(0.40, 0.05), (0.11, 0.10), (0.05, 0.15)])

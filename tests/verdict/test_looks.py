@@ -10,10 +10,9 @@ from calibration import ALLOWED, KEPT, NOISES, PAGE, look_figures, look_tables, 
 from calibration import LOOKS as SHOWN
 from calibration import rule_of as shown_rule
 
-from headstart.verdict.history import History
 from headstart.verdict.looks import SEED, STUDIES, _flip_p, error_rate, nominal_rate
 from headstart.verdict.paired import p_above, t_half_width
-from headstart.verdict.rule import Rule
+from headstart.verdict.rule import History, Rule
 from headstart.verdict.verdict import decide, judge
 from headstart.verdict.words import rule_sentence, sentence
 

@@ -8,8 +8,7 @@ import pytest
 from scipy import stats
 from simulate import Setting, crossover_coverage, draw, is_wrong, simulate, wrong_for_other_images
 
-from headstart.verdict.curves import Curve, compare_at, crossover
-from headstart.verdict.overfit import overfit_onset
+from headstart.verdict.curves import Curve, compare_at, crossover, overfit_onset
 from headstart.verdict.paired import p_above, t_half_width, t_power
 from headstart.verdict.rule import Rule, fewest_seeds, seeds_needed
 from headstart.verdict.verdict import decide, judge
@@ -182,7 +181,7 @@ def test_noise_of_the_test_images_is_reported_apart_and_never_averaged_away():
     assert verdict.outcome == "better"
     assert verdict.images.sd == pytest.approx(0.008, rel=0.05)
     assert (verdict.images.low, verdict.images.high) == pytest.approx((0.02 - 0.0157, 0.02 + 0.0157), abs=1e-3)
-    assert verdict.general_half_width == pytest.approx(np.hypot(verdict.half_width, 1.96 * verdict.images.sd), rel=1e-3)
+    assert verdict.widths == pytest.approx((verdict.half_width, 1.96 * verdict.images.sd), rel=1e-3)
     assert verdict.holds_for_other_images and verdict.images_to_decide is None
     shaky = judge(RULE, np.full(5, 0.4), 0.4 + differences, bootstrap=differences[:, None] + 3 * images, num_images=500)
     assert shaky.outcome == "better" and shaky.holds_for_other_images is False

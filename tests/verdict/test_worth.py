@@ -9,8 +9,14 @@ from simulate_worth import MARGIN, settings, simulate, truths
 from worth import KEPT, PAGE, PROMISED, page_text
 
 from headstart.verdict.shapes import Piecewise, SShape, power_law, rising, s_shape, shapes
-from headstart.verdict.worth import held_out, resampled_means, start_worth
-from headstart.verdict.worth_words import crossing_sentence, held_out_sentence, worth_sentence
+from headstart.verdict.worth import (
+    crossing_sentence,
+    held_out,
+    held_out_sentence,
+    resampled_means,
+    start_worth,
+    worth_sentence,
+)
 
 ARMS = ("imagenet", "scratch")
 IMAGES = (73, 146, 292, 584)

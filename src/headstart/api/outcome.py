@@ -100,6 +100,8 @@ class ReportPage:
 def result_of(report: Path) -> StudyResult:
     """The result that a report in a study's directory states."""
     folder = read_study_folder(report.parent)
+    cell = folder.headline_cell
+    found = {arm: folder.scores(folder.metric, arm, *cell).tolist() for arm in folder.arms} if cell else {}
     told = read_json(report.with_name("report.json"), dict[str, Any])
     return StudyResult(
         report=report,
@@ -108,18 +110,11 @@ def result_of(report: Path) -> StudyResult:
         text=told["text"],
         state=told["state"],
         metric=folder.metric,
-        scores=_scores(folder),
+        scores={arm: tuple(v if isfinite(v) else None for v in values) for arm, values in found.items()},
         difference=_difference(folder, told["comparisons"]),
         next_commands=tuple(step["command"] for step in told["next_with_seconds"]),
         rows=told["cells"],
     )
-
-
-def _scores(folder: StudyFolder) -> dict[str, tuple[float | None, ...]]:
-    if folder.headline_cell is None:
-        return {}
-    found = {arm: folder.scores(folder.metric, arm, *folder.headline_cell).tolist() for arm in folder.arms}
-    return {arm: tuple(v if isfinite(v) else None for v in values) for arm, values in found.items()}
 
 
 def _difference(folder: StudyFolder, comparisons: list[dict[str, Any]]) -> ScoreDifference | None:

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from headstart.cli import ask, audit, data, data_sets, env, recipes, runs, studies, weights
+from headstart.cli import data, data_sets, recipes, runs, studies, weights
 from headstart.cli.console import cause_of, fail, lack_of_memory, open_streams, say, warn
 from headstart.version import __version__
 
@@ -52,15 +52,15 @@ def _options(
         say(FIRST_STEPS)
 
 
-app.command("ask")(ask.ask)
+app.command("ask")(studies.ask)
 app.command("train")(runs.train)
 app.command("pretrain")(runs.pretrain)
 app.command("eval")(runs.evaluate)
 app.command("predict")(runs.predict)
 app.command("export")(runs.export)
 app.command("verify")(runs.verify)
-app.command("audit")(audit.audit)
-app.command("env")(env.env)
+app.command("audit")(weights.audit)
+app.command("env")(recipes.env)
 for verb in (data_sets.convert, data_sets.rename, data_sets.merge):
     data.app.command()(verb)
 app.add_typer(data.app, name="data", help="Generate, check, count, divide, convert, rename and merge data sets.")

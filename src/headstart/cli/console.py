@@ -123,6 +123,15 @@ def print_json(value: Any) -> None:
         sys.stdout.flush()
 
 
+def answer(as_json: bool, value: Any, *lines: str) -> None:
+    """Print a result: `value` as one JSON document, else its lines for people."""
+    if as_json:
+        print_json(value)
+        return
+    for line in lines:
+        say(line)
+
+
 def show(title: str, header: list[str], rows: list[list[Any]], on: Console = out) -> None:
     """Print a table: folded to the width of a terminal; elsewhere a row a line, plain and whole.
 
@@ -225,13 +234,3 @@ def describe_run(recipe: Any, num_images: int, on: Console) -> int:
     say(f"{part.schedule}: {length}; drops at {drops}; warm-up {schedule.warmup:,} steps", on)
     say(f"rate {rate_text(recipe)}", on)
     return schedule.total
-
-
-def show_metrics(metrics: dict[str, dict[str, float | None]]) -> None:
-    """AP and the like as a table, in points."""
-    for kind, values in metrics.items():
-        show(
-            kind,
-            list(values),
-            [["-" if value is None or value != value else f"{100 * value:.1f}" for value in values.values()]],
-        )

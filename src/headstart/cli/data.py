@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from headstart.cli.console import Force, Json, Overrides, patch_of, print_json, progress, say, show
+from headstart.cli.console import Force, Json, Overrides, answer, patch_of, print_json, progress, say, show
 from headstart.files import refuse_overwrite, write_whole
 
 app = typer.Typer(no_args_is_help=True)
@@ -58,11 +58,8 @@ def shapes(
             progress=lambda: update(next(done)),
             **options,
         )
-    if as_json:
-        print_json({"files": [str(path) for path in made]})
-        return
-    for path in made:
-        say(str(path))
+    files = [str(path) for path in made]
+    answer(as_json, {"files": files}, *files)
 
 
 @app.command()
@@ -173,10 +170,8 @@ def view(
         write_whole(out, contact_sheet.html_sheet(f"{path}: {len(shown)} of {data.num_images} images", shown))
     else:
         contact_sheet.contact_sheet([each.picture for each in shown]).save(out)
-    if as_json:
-        print_json({"file": str(out), "images": len(shown), "of": data.num_images})
-    else:
-        say(f"{len(shown)} of {data.num_images} images: {out}")
+    told = f"{len(shown)} of {data.num_images} images: {out}"
+    answer(as_json, {"file": str(out), "images": len(shown), "of": data.num_images}, told)
 
 
 @app.command()
@@ -203,9 +198,5 @@ def split(
         raise ValueError(f"{out}: is not the name of a split file, expected one that ends in .json")
     refuse_overwrite([(out, Path(path))], force=force)
     found = split_dataset(path, out, images=images, share=share, seed=seed, groups=groups)
-    if as_json:
-        print_json(asdict(found) | {"file": str(out)})
-        return
-    for line in found.lines():
-        say(line)
-    say(f"use it as {out}:train and {out}:val, with every command and in recipes")
+    use = f"use it as {out}:train and {out}:val, with every command and in recipes"
+    answer(as_json, asdict(found) | {"file": str(out)}, *found.lines(), use)

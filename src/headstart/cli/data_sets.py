@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from headstart.cli.console import Force, Json, print_json, say
+from headstart.cli.console import Force, Json, answer
 from headstart.files import refuse_overwrite
 
 if TYPE_CHECKING:
@@ -52,14 +52,8 @@ def convert(
     lost = (write_yolo if to is Format.YOLO else write_voc)(splits, out)
     notes = [*(note for data in splits.values() for note in data.notes), *lost]
     counts = {name: _counts(data) for name, data in splits.items()}
-    if as_json:
-        print_json({"folder": str(out), "splits": counts, "notes": notes})
-        return
-    for line in notes:
-        say(line)
-    for name, found in counts.items():
-        say(f"{name}: {_text(found)}")
-    say(f"{to.upper()}: {out}")
+    told = [f"{name}: {_text(found)}" for name, found in counts.items()]
+    answer(as_json, {"folder": str(out), "splits": counts, "notes": notes}, *notes, *told, f"{to.upper()}: {out}")
 
 
 def rename(
@@ -139,12 +133,8 @@ def _write_coco(data: "Dataset", out: Path, *, force: bool, as_json: bool) -> No
     refuse_overwrite([(out, Path(data.path))], force=force)
     write(data, out)
     found = _counts(data)
-    if as_json:
-        print_json({"file": str(out), "image_dir": str(data.image_dir), **found, "notes": data.notes})
-        return
-    for line in data.notes:
-        say(line)
-    say(f"{_text(found)}: {out} (images in {data.image_dir})")
+    facts = {"file": str(out), "image_dir": str(data.image_dir), **found, "notes": data.notes}
+    answer(as_json, facts, *data.notes, f"{_text(found)}: {out} (images in {data.image_dir})")
 
 
 def _counts(data: "Dataset") -> dict[str, Any]:

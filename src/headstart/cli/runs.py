@@ -15,6 +15,7 @@ from headstart.cli.console import (
     Overrides,
     Quiet,
     Rehash,
+    answer,
     describe_run,
     messages,
     patch_of,
@@ -23,7 +24,6 @@ from headstart.cli.console import (
     resolved,
     say,
     show,
-    show_metrics,
 )
 from headstart.files import refuse_overwrite
 
@@ -64,7 +64,7 @@ def train(
     if writes and as_json:
         print_json({"run": str(result.directory), "checkpoint": str(result.checkpoint), "metrics": result.metrics})
     elif writes:
-        show_metrics(result.metrics)
+        _show_metrics(result.metrics)
         say(f"run: {result.directory}")
     distributed.stop_processes()
 
@@ -123,7 +123,7 @@ def evaluate(
         saved = {} if save is None else {"predictions": str(save)}
         print_json({"metrics": result.metrics, **classes, **saved})
         return
-    show_metrics(result.metrics)
+    _show_metrics(result.metrics)
     if per_class:
         _show_classes(result.per_class)
     if save is not None:
@@ -138,16 +138,19 @@ def _say_if_slow(precision: str, device: str, on: Console) -> None:
         say(choose_precision(precision, device).line("train.precision"), on)
 
 
+def _show_metrics(metrics: dict[str, dict[str, float | None]]) -> None:
+    for kind, values in metrics.items():
+        show(kind, list(values), [_in_points(values)])
+
+
 def _show_classes(per_class: dict[str, dict[str, dict[str, float]]]) -> None:
     for kind, classes in per_class.items():
-        show(
-            f"{kind}, by class",
-            ["class", *next(iter(classes.values()), {})],
-            [
-                [name, *("-" if v != v else f"{100 * v:.1f}" for v in values.values())]
-                for name, values in classes.items()
-            ],
-        )
+        rows = [[name, *_in_points(values)] for name, values in classes.items()]
+        show(f"{kind}, by class", ["class", *next(iter(classes.values()), {})], rows)
+
+
+def _in_points(values: dict[str, float | None]) -> list[str]:
+    return ["-" if value is None or value != value else f"{100 * value:.1f}" for value in values.values()]
 
 
 def predict(
@@ -188,11 +191,10 @@ def predict(
         done = count(1)
         counts = functions.predict_files(trained, files, out, score=score, advance=lambda: update(next(done)))
     classes = dict(zip(trained.category_ids, trained.class_names))
-    if as_json:
-        print_json({**counts, "out": str(out), "files": [str(path) for path, _ in targets], "classes": classes})
-        return
     values = f" (values: {', '.join(f'{own} {name}' for own, name in classes.items())})" if is_segmentation else ""
-    say(f"{', '.join(f'{value:,} {name}' for name, value in counts.items())}: {out}{values}")
+    told = f"{', '.join(f'{value:,} {name}' for name, value in counts.items())}: {out}{values}"
+    written = [str(path) for path, _ in targets]
+    answer(as_json, {**counts, "out": str(out), "files": written, "classes": classes}, told)
 
 
 def export(
@@ -222,10 +224,7 @@ def export(
     else:
         export_weights(checkpoint, out, weights=weights)
         facts, told = {"file": str(out)}, "weights with their recipe; eval, predict and start.weights take it"
-    if as_json:
-        print_json(facts)
-    else:
-        say(f"{out}: {told}")
+    answer(as_json, facts, f"{out}: {told}")
 
 
 def verify(
@@ -243,9 +242,6 @@ def verify(
         if field != "device":
             raise ValueError(f"override {field}: a run is verified as it was, expected device=auto, cpu, cuda or mps")
     found = verify_run(run, patch.get("device"))
-    if as_json:
-        print_json(asdict(found) | {"directory": str(found.directory)})
-    else:
-        say(found.line())
+    answer(as_json, asdict(found) | {"directory": str(found.directory)}, found.line())
     if found.differences:
         raise typer.Exit(1)

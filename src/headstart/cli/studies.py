@@ -1,12 +1,14 @@
-"""Verbs about studies."""
+"""Verbs about studies, and the one that goes from a data set to a report: it designs a study, shows it, and runs it."""
 
+import sys
+import textwrap
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from headstart.cli.console import Json, Overrides, Quiet, Rehash, messages, print_json, say, show
+from headstart.cli.console import Json, Overrides, Quiet, Rehash, answer, messages, print_json, say, show
 from headstart.cli.recipes import list_shipped
 from headstart.cli.study_runs import (
     plan_facts,
@@ -142,10 +144,8 @@ def segment(
     prepared = prepared_study(study, overrides)
     refuse_undeclared(prepared)
     result = run_named(prepared, name, out)
-    if distributed.is_writer() and as_json:
-        print_json({"segment": name, "run": str(result.directory)})
-    elif distributed.is_writer():
-        say(f"{name}: {result.directory}")
+    if distributed.is_writer():
+        answer(as_json, {"segment": name, "run": str(result.directory)}, f"{name}: {result.directory}")
     distributed.stop_processes()
 
 
@@ -167,12 +167,9 @@ def slurm(
     prepared = prepared_study(study, overrides)
     refuse_undeclared(prepared)
     found = write_jobs(prepared, study, overrides or [], out, Job(cpus, gpus, time, partition))
-    if as_json:
-        print_json({"levels": found.levels, "script": str(found.script)})
-        return
-    for number, names in enumerate(found.levels):
-        say(f"level {number}: {len(names)} segments, from {names[0]} on")
-    say(f"submit with: bash {found.script}")
+    told = [f"level {n}: {len(names)} segments, from {names[0]} on" for n, names in enumerate(found.levels)]
+    facts = {"levels": found.levels, "script": str(found.script)}
+    answer(as_json, facts, *told, f"submit with: bash {found.script}")
 
 
 @app.command()
@@ -194,3 +191,66 @@ def report(
         say(f"open {(directory / PAGE).absolute().as_uri()} in a browser: it reloads itself every {every:g} s", on)
         say("this ends with the study, or with Ctrl-C", on)
     say_verdict(watch(directory, every=every) if live else build_report(directory), as_json=as_json)
+
+
+def ask(
+    data: Annotated[
+        list[str],
+        typer.Argument(help="Data set of any format, or training and validation set; PATH or PATH:SPLIT."),
+    ],
+    hours: Annotated[float, typer.Option(help="Time for all of it on this machine.")],
+    images: Annotated[list[Path] | None, typer.Option(help="Folder of the pictures of each, if elsewhere.")] = None,
+    labels: Annotated[
+        list[Path] | None, typer.Option(help="Folder of label maps of each: PNGs named as the pictures.")
+    ] = None,
+    start: Annotated[
+        list[str] | None,
+        typer.Option(help="Weights to compare with random values: a name of `weights list` or a file; repeatable."),
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the study (default: ask- and that of the data).")] = None,
+    fix: Annotated[bool, typer.Option("--fix", help="Go on with a clean copy of data that have errors.")] = False,
+    groups: Annotated[
+        str | None, typer.Option(help="Regular expression: pictures whose names share its text are not divided.")
+    ] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Write and show the study, run nothing.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Run it without asking.")] = False,
+    out: Out = Path("runs"),
+    jobs: Jobs = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Is a pre-trained start worth it on these data? From a folder to a report in so many hours.
+
+    Finds the format, checks the data, divides them where there is no split, chooses settings and writes a study file
+    with the reason of each choice. Stop it at any time; the same command resumes.
+    """
+    from headstart.design.propose import Question, is_begun, propose, study_name, summary
+    from headstart.report.build import build_report
+    from headstart.study.folder import STUDY_FILE
+    from headstart.study.prepare import refuse_undeclared
+
+    question = Question(tuple(data), hours, tuple(images or ()), tuple(start or ()), groups, fix, tuple(labels or ()))
+    directory = out / (name or study_name(question))
+    file = directory / STUDY_FILE
+    on = messages(as_json, quiet)
+
+    def tell(text: str) -> None:
+        """Print a sentence in lines of 80 characters."""
+        say(textwrap.fill(text, 80, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False), on)
+
+    said: list[str] = []
+    if is_begun(question, directory):
+        tell(f"continues {file}; another --name designs a new study")
+        prepared = prepared_study(str(file), None)
+    else:
+        proposal = propose(question, directory, jobs=jobs, say=tell)
+        prepared, said = proposal.prepared, summary(proposal)
+    for line in said:
+        tell(line)
+    command = f"headstart study run {file}" + ("" if out == Path("runs") else f" --out {out}")
+    if plan or not (yes or (sys.stdin.isatty() and typer.confirm("Run it now?", default=True, err=as_json))):
+        answer(as_json, {"study": str(file), "plan": said, "command": command}, f"to run it: {command}")
+        return
+    refuse_undeclared(prepared)
+    page = build_report(run_prepared(prepared, out, jobs, on=on, quiet=quiet))
+    say_verdict(page, as_json=as_json)

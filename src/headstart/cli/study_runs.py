@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.console import Console
 
-from headstart.cli.console import patch_of, print_json, progress, say, show
+from headstart.cli.console import answer, patch_of, print_json, progress, say, show
 
 
 def prepared_study(name: str, overrides: list[str] | None) -> Any:
@@ -47,7 +47,7 @@ def plan_facts(prepared: Any, jobs: int, directory: Path, *, keep: bool) -> dict
     """Segments, totals and expected times of a study, from a few timed steps; with `keep` its directory keeps these."""
     from headstart.study.forecast import makespan, segment_rows, totals
     from headstart.study.timing import disk_need, hardware_lines, kept_loads, measure_apart
-    from headstart.verdict.history import looks_text
+    from headstart.verdict.rule import looks_text
 
     loads = kept_loads(directory / "timing.json", prepared, jobs) if keep else measure_apart(prepared, jobs)
     study, (files, need) = prepared.study, disk_need(prepared, loads)
@@ -151,15 +151,9 @@ def say_verdict(page: Path, *, as_json: bool = False) -> None:
     from headstart.typed_json import read_json
 
     found = read_json(page.with_name("report.json"), dict[str, Any])
-    if as_json:
-        print_json({**found, "report": str(page)})
-        return
-    say(f"{found['title']}. {found['text']}")
+    lines = [f"{found['title']}. {found['text']}"]
     if saved := found["saved_with_seconds"]:
-        say(saved["sentence"])
-    for step in found["next_with_seconds"]:
-        say(f"next: {step['sentence']}\n  {step['command']}")
-    for answer in found["answers"]:
-        lines = answer["lines"] if isinstance(answer["lines"], list) else [answer["lines"]]
-        say(f"{answer['question']} {' '.join(lines)}")
-    say(f"report: {page}")
+        lines.append(saved["sentence"])
+    lines += [f"next: {step['sentence']}\n  {step['command']}" for step in found["next_with_seconds"]]
+    lines += [f"{own['question']} {' '.join(own['lines'])}" for own in found["answers"]]
+    answer(as_json, {**found, "report": str(page)}, *lines, f"report: {page}")

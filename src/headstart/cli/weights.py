@@ -1,11 +1,12 @@
-"""Verbs about weights."""
+"""Verbs about weights, and the one that audits checkpoints of other trainers."""
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from headstart.cli.console import Force, Json, Overrides, messages, print_json, resolved, say, show
+from headstart.cli.console import Force, Json, Overrides, answer, messages, print_json, resolved, say, show
 from headstart.files import refuse_overwrite
 
 app = typer.Typer(no_args_is_help=True)
@@ -46,11 +47,7 @@ def show_weights(
     else:
         file = read_weights(name)
     rows += [] if file is None else describe_file(file)
-    if as_json:
-        print_json(dict(rows))
-        return
-    for label, text in rows:
-        say(f"{label + ':':<13}{text}")
+    answer(as_json, dict(rows), *(f"{label + ':':<13}{text}" for label, text in rows))
 
 
 @app.command()
@@ -98,13 +95,8 @@ def import_weights(
         num = TASKS[found.task].num_classes
         say(f"{found.data.train} is not there: {num} classes are taken", messages(as_json))
         result = prepare_start(make_model(found, num), found, {"names": range(num)})
-    if as_json:
-        print_json(result.to_json())
-        return
-    header, *rows = result.table()
-    show(f"{path}: initialisation audit of {found.name}", list(header), [list(row) for row in rows])
-    for line in (*result.notes, *(f"left out: {name}" for name in result.left_out)):
-        say(line)
+    left_out = [f"left out: {name}" for name in result.left_out]
+    _show_audit(result, as_json, f"{path}: initialisation audit of {found.name}", *left_out)
 
 
 @app.command()
@@ -127,12 +119,8 @@ def convert(
     refuse_overwrite([(out, locate(path))], force=force)
     names = convert_weights(open_weights(path), out, input=stated_input(mean, std, order))
     left_out = [*names.left_out, *names.unknown]
-    if as_json:
-        print_json({"file": str(out), "tensors": len(names.found), "left_out": left_out})
-        return
-    say(f"{out}: {len(names.found)} tensors")
-    for name in left_out:
-        say(f"left out: {name}")
+    told = [f"{out}: {len(names.found)} tensors", *(f"left out: {name}" for name in left_out)]
+    answer(as_json, {"file": str(out), "tensors": len(names.found), "left_out": left_out}, *told)
 
 
 @app.command()
@@ -147,7 +135,49 @@ def download(
     from headstart.weights.public.fetch import download as fetch
 
     path = fetch(name, out)
+    answer(as_json, {"file": str(path)}, str(path))
+
+
+def audit(
+    file: Annotated[str | None, typer.Argument(help="Checkpoint; without one, the traps are listed.")] = None,
+    trainer: Annotated[
+        str | None, typer.Option("--as", help="Its trainer: torchvision, timm, detectron2, ultralytics, hf …")
+    ] = None,
+    start: Annotated[str | None, typer.Option("--from", help="Weights that its training began with.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Audit a checkpoint of any trainer, without executing code in it; exit code 1 if it is not what it should be."""
+    from headstart.weights.audits.checkpoint import audit_checkpoint
+    from headstart.weights.audits.traps import TRAINERS, TRAPS, check_trainer
+
+    if file is None:
+        if trainer or start:
+            raise ValueError("audit: --as and --from are given without a file; expected headstart audit FILE")
+        lines = [
+            f"{trap.number:>2}. {trap.trainer}: {trap.setting}\n    {trap.effect} ({', '.join(trap.threads)})\n"
+            f"    found as: {trap.finding}"
+            for trap in TRAPS
+        ]
+        answer(as_json, [asdict(trap) for trap in TRAPS], *lines)
+        return
+    if trainer is None:
+        raise ValueError(f"audit: --as is missing, expected one of {', '.join(TRAINERS)}")
+    check_trainer(trainer)
+    found = audit_checkpoint(file, trainer, start)
+    wrong = [f"wrong: {error}" for error in found.errors]
+    own = [trap for trap in TRAPS if trap.number in TRAINERS[trainer].traps]
+    traps = [f"trap {t.number}, {t.trainer}: {t.setting}: {t.effect} ({', '.join(t.threads)})" for t in own]
+    _show_audit(found, as_json, f"{file}: audit as {trainer}, sha256 {(found.hash or '')[:16]}", *wrong, *traps)
+    if found.errors:
+        raise typer.Exit(1)
+
+
+def _show_audit(found: Any, as_json: bool, title: str, *lines: str) -> None:
+    """Print an audit as JSON, else as a table, its notes and these lines."""
     if as_json:
-        print_json({"file": str(path)})
-    else:
-        say(f"{path}")
+        print_json(found.to_json())
+        return
+    header, *rows = found.table()
+    show(title, list(header), [list(row) for row in rows])
+    for line in (*found.notes, *lines):
+        say(line)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from headstart.study.forecast import Load, makespan
 from headstart.study.plan import Plan
-from headstart.verdict.few_images import ImageCounts, points_up
+from headstart.verdict.earned import ImageCounts, points_up
 from headstart.verdict.rule import Rule, smallest_difference
 
 # Steps below which a plan of so many seeds is not made. 300 steps of 8 images: an ImageNet arm on BCCD was at

@@ -18,9 +18,9 @@ from headstart.design.settings import (
     class_settings,
     data_settings,
     pixel_settings,
+    study_text,
 )
 from headstart.design.starts import RANDOM, Starts, choose_starts
-from headstart.design.study_text import study_text
 from headstart.files import json_text, write_whole
 from headstart.hardware import choose_device, usable_cores
 from headstart.recipe.schedule import duration

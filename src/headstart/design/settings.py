@@ -1,5 +1,7 @@
-"""Settings of a study by the statistics of its images and boxes, each with its reason."""
+"""Settings of a study by the statistics of its images and boxes, each with its reason, and the study file as text."""
 
+import json
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
@@ -25,6 +27,7 @@ SIGMA = round(float(np.mean(COCO_SIGMAS)) / 1000, 3)
 
 KEYPOINT_HEAD = {"convs": 2, "conv_channels": 64, "slots": 16}  # the mask head of the recipe `small`
 PARTS = ("train", "val")
+WIDTH = 100  # characters of a comment line in a study file
 
 
 @dataclass(frozen=True)
@@ -148,3 +151,26 @@ def _keypoint_settings(num_keypoints: int) -> list[Setting]:
         return found
     reason = f"how much annotators differ is not known: {SIGMA:g}, the mean of COCO's 17, for each keypoint"
     return [*found, Setting("evaluate.keypoint_sigmas", [SIGMA] * num_keypoints, reason)]
+
+
+def study_text(head: Sequence[str], fields: Sequence[Setting], settings: Sequence[Setting]) -> str:
+    """YAML of a study: comments at the head, fields of its own, and settings of its recipe below `set`.
+
+    Values are written as JSON, which is YAML on one line.
+    """
+    lines = [line for text in head for line in _comment(text, "")]
+    for field in fields:
+        lines += [*_comment(field.reason, ""), f"{field.field}: {_value(field.value)}"]
+        if field.field == "recipe":
+            lines.append("set:")
+            for setting in settings:
+                lines += [*_comment(setting.reason, "  "), f"  {setting.field}: {_value(setting.value)}"]
+    return "\n".join(lines) + "\n"
+
+
+def _comment(text: str, indent: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}#   ") if text else []
+
+
+def _value(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)

@@ -70,7 +70,10 @@ def _fit(start: str, recipe: str) -> tuple[dict[str, Any], dict[str, Any]]:
     weights = start if known is not None else Path(start).absolute().as_posix()
     file = open_weights(weights)
     fields = net_fields(file)
-    own = None if known is None or known.training.kind != "detector" else _recipe_of(start)
+    own = None
+    if known is not None and known.training.kind == "detector":  # the shipped recipe that starts from it, if any
+        starts = {name: flatten(read_yaml(path)).get("start.weights") for name, path in shipped().items()}
+        own = next((name for name, given in starts.items() if given == start), None)
     if own is None:
         return {"start": {"kind": "backbone", "weights": weights}}, fields
     if load_recipe(recipe).task != "detection":
@@ -83,12 +86,6 @@ def _fit(start: str, recipe: str) -> tuple[dict[str, Any], dict[str, Any]]:
     base = flatten(load_recipe(recipe).model.model_dump(mode="json"))
     differing = {f"model.{key}": value for key, value in model.items() if base.get(key) != value}
     return patch, {key: value for key, value in {**differing, **fields}.items() if key not in OF_DATA}
-
-
-def _recipe_of(name: str) -> str | None:
-    """The shipped recipe that starts from public weights, if there is one."""
-    starts = {recipe: flatten(read_yaml(path)).get("start.weights") for recipe, path in shipped().items()}
-    return next((recipe for recipe, weights in starts.items() if weights == name), None)
 
 
 def _arm_name(start: str, taken: dict[str, Any]) -> str:

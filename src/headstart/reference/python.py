@@ -42,7 +42,8 @@ def python_page() -> str:
     classes = {name: value for name, value in public.items() if inspect.isclass(value)}
     parts = [HEAD, "## Functions", ""]
     for name, function in functions.items():
-        parts += _entry(f"headstart.{name}{_signature(function)}", function)
+        called = f"headstart.{name}{_signature(function)}"
+        parts += [f"### headstart.{name}", "", "```text", called, "```", "", _text(function), ""]
     parts += ["## Classes", "", "`headstart.__version__` is the version as text.", ""]
     for name, kind in classes.items():
         parts += _class(f"headstart.{name}", kind)
@@ -69,11 +70,6 @@ def _class(name: str, kind: type[Any]) -> list[str]:
         shown = "" if isinstance(value, property) else _signature(function)
         parts += [f"- `{attribute}{shown}`: {_text(function)}"]
     return [*parts, ""]
-
-
-def _entry(heading: str, value: Any) -> list[str]:
-    name = heading.partition("(")[0]
-    return [f"### {name}", "", "```text", heading, "```", "", _text(value), ""]
 
 
 def _text(value: Any) -> str:

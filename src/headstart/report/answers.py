@@ -5,22 +5,23 @@ Points of curves are the ends of schedules: points inside a run depend on where 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
 
 import numpy as np
 
 from headstart.report.cost import Cost, outside_weights
 from headstart.report.facts import Facts
 from headstart.report.headline.resampled import resampled_scores
+from headstart.study.results import LOSS, StudyFolder
 from headstart.verdict import words
-from headstart.verdict.curves import Crossover, Curve, compare_at, crossover
+from headstart.verdict.curves import Crossover, Curve, compare_at, crossover, overfit_onset
 from headstart.verdict.earned import Obstacle
-from headstart.verdict.numbers import TRAIN, fraction_name
-from headstart.verdict.overfit import overfit_onset
+from headstart.verdict.numbers import TRAIN, fraction_name, large, span
 from headstart.verdict.paired import t_half_width
 from headstart.verdict.verdict import Verdict
-from headstart.verdict.worth import held_out, start_worth
-from headstart.verdict.worth_words import crossing_sentence, held_out_sentence, worth_sentence
+from headstart.verdict.worth import crossing_sentence, held_out, held_out_sentence, start_worth, worth_sentence
 
 DEFAULT_LEVEL = 0.95
 NUM_RESAMPLES = 200  # of the test images: their spread is needed, not the ends of an interval
@@ -56,14 +57,13 @@ class EqualEffort:
     verdict: Verdict
 
 
-def find_crossover(facts: Facts) -> Crossover | None:
+def find_crossover(folder: StudyFolder) -> Crossover | None:
     """Crossover over the ends of schedules of the largest fraction; None with fewer than two."""
-    folder = facts.folder
     largest = folder.fractions[0] if folder.fractions else 1.0
-    if len(folder.common_schedules(largest)) < 2 or not _complete(facts, largest).any():
+    if len(folder.common_schedules(largest)) < 2 or not _complete(folder, largest).any():
         return None
-    curves = (_ends(facts, arm, largest) for arm in (folder.baseline, folder.candidate))
-    return crossover(*curves, level=_level(facts), within=_margin(facts))
+    curves = (_ends(folder, arm, largest) for arm in (folder.baseline, folder.candidate))
+    return crossover(*curves, level=_level(folder), within=_margin(folder))
 
 
 def find_answers(
@@ -85,7 +85,7 @@ def find_answers(
         for entry in [entry for entry in comparisons if entry.fraction == fraction][-1:]:
             question = f"And with {100 * fraction:g} % of the data?"
             answers.append(Answer(question, (words.outcome(entry.verdict),)))
-    return [*answers, *([] if blind else [*_worth(facts), *_overfitting(facts)]), *_price(facts)]
+    return [*answers, *([] if blind else [*_worth(folder), *_overfitting(folder)]), *_price(facts)]
 
 
 def equal_efforts(facts: Facts, against: Obstacle | None = None) -> list[EqualEffort]:
@@ -94,23 +94,16 @@ def equal_efforts(facts: Facts, against: Obstacle | None = None) -> list[EqualEf
     `against` is an obstacle to every conclusion.
     """
     folder = facts.folder
-    if folder.rule is None or folder.headline_cell is None or not _complete(facts, folder.fractions[0]).any():
+    if folder.rule is None or folder.headline_cell is None or not _complete(folder, folder.fractions[0]).any():
         return []
     fraction, arms = folder.fractions[0], (folder.baseline, folder.candidate)
     names = folder.common_schedules(fraction)
-    curves = {"steps": [_ends(facts, arm, fraction) for arm in arms]}
+    curves = {"steps": [_ends(folder, arm, fraction) for arm in arms]}
+    own = [[(arm, folder.own_schedule(arm, name, fraction), fraction) for name in names] for arm in arms]
     for effort in EFFORTS:
-        spent = [
-            {
-                name: getattr(
-                    facts.mean_costs[arm, folder.own_schedule(arm, name, fraction), fraction]["whole"], effort
-                )
-                for name in names
-            }
-            for arm in arms
-        ]
-        if all(np.all(np.diff(list(x.values())) > 0) and np.isfinite(list(x.values())).all() for x in spent):
-            ends = [_ends(facts, arm, fraction, x=x) for arm, x in zip(arms, spent)]
+        spent = [[getattr(facts.mean_costs[key]["whole"], effort) for key in keys] for keys in own]
+        if all(np.all(np.diff(x) > 0) and np.isfinite(x).all() for x in spent):
+            ends = [_ends(folder, arm, fraction, x=x) for arm, x in zip(arms, spent)]
             curves[f"{effort}, pre-training included"] = ends
     made = []
     for effort, (baseline, candidate) in curves.items():
@@ -120,47 +113,44 @@ def equal_efforts(facts: Facts, against: Obstacle | None = None) -> list[EqualEf
     return made
 
 
-def _level(facts: Facts) -> float:
-    return facts.folder.rule.look_level if facts.folder.rule else DEFAULT_LEVEL
+def _level(folder: StudyFolder) -> float:
+    return folder.rule.look_level if folder.rule else DEFAULT_LEVEL
 
 
-def _margin(facts: Facts) -> float:
+def _margin(folder: StudyFolder) -> float:
     """The one margin of all answers: the rule's; without a rule none."""
-    return facts.folder.rule.margin if facts.folder.rule else 0.0
+    return folder.rule.margin if folder.rule else 0.0
 
 
-def _ends(facts: Facts, arm: str, fraction: float, *, x: dict[str, float] | None = None) -> Curve:
-    """Scores at the ends of schedules as a curve over total steps, or over `x` by schedule."""
-    schedules = facts.folder.common_schedules(fraction)
-    x = x or {name: float(facts.folder.total(arm, name, fraction)) for name in schedules}
-    return Curve(arm, [x[name] for name in schedules], _columns(facts, facts.folder.metric, arm, fraction))
+def _ends(folder: StudyFolder, arm: str, fraction: float, *, x: Sequence[float] | None = None) -> Curve:
+    """Scores at the ends of schedules as a curve over total steps, or over `x`."""
+    x = x or [folder.total(arm, name, fraction) for name in folder.common_schedules(fraction)]
+    return Curve(arm, x, _columns(folder, folder.metric, arm, fraction))
 
 
-def _columns(facts: Facts, metric: str, arm: str, fraction: float) -> np.ndarray:
+def _columns(folder: StudyFolder, metric: str, arm: str, fraction: float) -> np.ndarray:
     """A metric at the ends of all common schedules, float [complete seeds, schedules]."""
-    names = facts.folder.common_schedules(fraction)
-    every = np.stack([facts.scores(metric, arm, name, fraction) for name in names], 1)
-    return every[_complete(facts, fraction)]
+    names = folder.common_schedules(fraction)
+    every = np.stack([folder.scores(metric, arm, name, fraction) for name in names], 1)
+    return every[_complete(folder, fraction)]
 
 
-def _complete(facts: Facts, fraction: float) -> np.ndarray:
+def _complete(folder: StudyFolder, fraction: float) -> np.ndarray:
     """Seeds, bool [S], that have a score for every common schedule in both arms."""
-    folder = facts.folder
     pairs = [(arm, name) for arm in (folder.baseline, folder.candidate) for name in folder.common_schedules(fraction)]
-    return np.isfinite([facts.scores(folder.metric, arm, name, fraction) for arm, name in pairs]).all(0)
+    return np.isfinite([folder.scores(folder.metric, arm, name, fraction) for arm, name in pairs]).all(0)
 
 
-def _worth(facts: Facts) -> list[Answer]:
+def _worth(folder: StudyFolder) -> list[Answer]:
     """Worth of the start in labelled images: the longest common schedule of every fraction, smallest first."""
-    folder = facts.folder
     fractions = [f for f in reversed(folder.fractions) if f in folder.num_images and folder.common_schedules(f)]
     fractions = list({folder.num_images[f]: f for f in fractions}.values())  # of tiny sets two may be the same images
     cells = [(folder.common_schedules(fraction)[-1], fraction) for fraction in fractions]
     if len(fractions) < 2:
         return []
     arms = (folder.baseline, folder.candidate)
-    scores = np.stack([[facts.scores(folder.metric, arm, *cell) for cell in cells] for arm in arms]).transpose(2, 0, 1)
-    used = np.all([_complete(facts, fraction) for fraction in fractions], 0)
+    scores = np.stack([[folder.scores(folder.metric, arm, *cell) for cell in cells] for arm in arms]).transpose(2, 0, 1)
+    used = np.all([_complete(folder, fraction) for fraction in fractions], 0)
     if not used.any():
         return []
     problem, resampled = "", None
@@ -168,7 +158,7 @@ def _worth(facts: Facts) -> list[Answer]:
         resampled = resampled_scores(folder, cells, number=NUM_RESAMPLES) if used.sum() > 1 else None
     except ValueError as error:
         problem = f"The noise of the test images is not in these intervals: {error}."
-    images, sizes = [folder.num_images[f] for f in fractions], {"level": _level(facts), "within": _margin(facts)}
+    images, sizes = [folder.num_images[f] for f in fractions], {"level": _level(folder), "within": _margin(folder)}
     found = start_worth(arms, images, scores[used], resampled=resampled and resampled[0][used], **sizes)
     lines = [*(worth_sentence(found, count) for count in found.needed), crossing_sentence(found)]
     if predicted := held_out(arms, images, scores[used]):
@@ -176,27 +166,27 @@ def _worth(facts: Facts) -> list[Answer]:
     return [Answer("How many labelled images is the start worth?", tuple(line for line in (*lines, problem) if line))]
 
 
-def _overfitting(facts: Facts) -> list[Answer]:
+def _overfitting(folder: StudyFolder) -> list[Answer]:
     """Find arms whose longer schedules lose more than the margin on validation while training still improves.
 
     Training is the same metric on training images where the recipe evaluates them, else the training loss. Arms whose
     validation is best at the longest schedule share one line.
     """
-    folder, level, lines, best = facts.folder, _level(facts), [], []
+    level, lines, best = _level(folder), [], []
     on_training = f"{TRAIN}:{folder.metric.rpartition(':')[2]}"
     for fraction in folder.fractions:
         names = folder.common_schedules(fraction)
-        if len(names) < 2 or not _complete(facts, fraction).any():
+        if len(names) < 2 or not _complete(folder, fraction).any():
             continue
         place = fraction_name(fraction, folder.num_images.get(fraction)) if len(folder.fractions) > 1 else ""
         where = f"With {place}, " if place else ""
         for arm in (folder.baseline, folder.candidate):
-            validation = _ends(facts, arm, fraction)
-            seen, losses = (_columns(facts, column, arm, fraction) for column in (on_training, "train.loss"))
+            validation = _ends(folder, arm, fraction)
+            seen, losses = (_columns(folder, column, arm, fraction) for column in (on_training, LOSS))
             judged = bool(np.isfinite(seen).all())
             if judged or np.isfinite(losses).all():
                 train = Curve(arm, validation.x, seen if judged else -losses)
-                found = overfit_onset(train, validation, level=level, tolerance=_margin(facts), judged=judged)
+                found = overfit_onset(train, validation, level=level, tolerance=_margin(folder), judged=judged)
                 if found.onset == validation.x[-1] and not found.fall > 0:
                     best.append(f"{arm} with {place}" if place else arm)
                 else:
@@ -217,13 +207,14 @@ def _price(facts: Facts) -> list[Answer]:
     for arm in arms:
         start = facts.starts.get(arm)
         if start and start.whole.images > 0:
-            sizes = {"whole": _effort(start.whole), "share": _effort(start.share)}
-            lines.append(words.start_sentence(arm, public=start.public, uses=start.uses, **sizes))
+            took = f"Pre-training of {arm}{f' (public weights {start.public})' if start.public else ''} took"
+            share = f"; amortised over {start.uses:,g} uses: {_effort(start.share)} each"
+            lines.append(f"{took} {_effort(start.whole)}{', counted to one use' if start.uses == 1 else share}.")
     for arm in arms if lines and folder.headline_cell else ():
         schedule, fraction = folder.own_schedule(arm, *folder.headline_cell), folder.headline_cell[1]
         if mean := facts.mean_costs.get((arm, schedule, fraction)):
-            sizes = {"training": _effort(mean["alone"]), "total": _effort(mean["whole"])}
-            lines.append(words.price_sentence(arm, schedule, **sizes))
+            training, total = _effort(mean["alone"]), _effort(mean["whole"])
+            lines.append(f"{arm} at {schedule}: training takes {training}; total with pre-training {total}.")
     outside = [arm for arm in outside_weights(folder) if arm in arms and arm not in facts.starts]
     lines += [
         f"{arm} starts from weights made elsewhere, whose cost is unknown (“?” in the tables)." for arm in outside
@@ -232,4 +223,6 @@ def _price(facts: Facts) -> list[Answer]:
 
 
 def _effort(cost: Cost) -> str:
-    return words.effort(cost.images, cost.pixels, cost.seconds)
+    """Images, pixels and seconds of a training; unknown seconds (nan) are left out."""
+    time = f" and {span(cost.seconds)}" if isfinite(cost.seconds) else ""
+    return f"{large(cost.images)} images, {large(cost.pixels)} pixels{time}"

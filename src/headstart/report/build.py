@@ -28,24 +28,20 @@ from headstart.report.sections import (
     verdict,
 )
 from headstart.study.folder import inputs_digest, note_look, read_study_folder
-from headstart.study.results import StudyFolder
 from headstart.typed_json import collector_paused
 
 # In the order of the page. Each takes the facts and findings, and has a template of its name in templates/sections.
 SECTIONS = (verdict, answers, curves, schedules, data, cost, classes, mistakes, pictures, audit, plan, trace)
 
 
+@collector_paused()
 def build_report(study_dir: str | Path) -> Path:
     """Write report.html, report.json, figures/ and tables/ into a study's directory; returns the path of report.html.
 
     Everything is written beside its old version and renamed. ValueError naming the file where the study cannot be read.
     """
-    with collector_paused():
-        inputs = inputs_digest(Path(study_dir))  # first: rows that come later must not count as shown
-        return _build(read_study_folder(study_dir), inputs)
-
-
-def _build(folder: StudyFolder, inputs: str) -> Path:
+    inputs = inputs_digest(Path(study_dir))  # first: rows that come later must not count as shown
+    folder = read_study_folder(study_dir)
     facts = Facts(folder)
     findings = find(facts)
     if findings.look and findings.look not in folder.looks:
@@ -58,7 +54,7 @@ def _build(folder: StudyFolder, inputs: str) -> Path:
     summary = {
         "study": folder.name,
         "inputs": inputs,
-        "settings": folder.settings,
+        "settings": folder.study.model_dump(mode="json"),
         "segments": len(folder.runs),
         "finished": folder.num_finished,
     } | findings.summary()

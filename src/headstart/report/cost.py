@@ -8,14 +8,14 @@ splits a shared trunk evenly between the cells that used it, so all cells add up
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from math import nan
 from typing import Any
 
 import numpy as np
 
-from headstart.study.plan import Segment, lineage_name
+from headstart.study.plan import Cell, Plan, Segment
 from headstart.study.results import StudyFolder
 from headstart.training.rows import WORK
 from headstart.training.stored import SEGMENT_FILE, RunFacts
@@ -40,11 +40,11 @@ class Cost:
     def seconds(self) -> float:
         return self.seconds_train + self.seconds_eval + self.seconds_other
 
-    def plus(self, other: Cost) -> Cost:
+    def __add__(self, other: Cost) -> Cost:
         """Sum of two costs; nan in either stays nan."""
         return Cost(**{name: getattr(self, name) + getattr(other, name) for name in COUNTERS})
 
-    def times(self, factor: float) -> Cost:
+    def __mul__(self, factor: float) -> Cost:
         """Cost multiplied by a factor, such as 1 / number of uses."""
         return Cost(**{name: getattr(self, name) * factor for name in COUNTERS})
 
@@ -59,11 +59,7 @@ class CellCost:
     Pre-training done by the study itself is split between its cells; public weights cost it nothing.
     """
 
-    cell: str
-    arm: str
-    schedule: str
-    fraction: float
-    seed: int
+    cell: Cell
     alone: Cost
     as_spent: Cost
     pretraining: Cost
@@ -72,12 +68,12 @@ class CellCost:
     @property
     def whole(self) -> Cost:
         """Alone, with the pre-training's share of one use."""
-        return self.alone.plus(self.pretraining)
+        return self.alone + self.pretraining
 
     @property
     def whole_as_spent(self) -> Cost:
         """As spent, with the pre-training paid by this study; the sum over cells is the cost of the study."""
-        return self.as_spent.plus(self.pretraining_spent)
+        return self.as_spent + self.pretraining_spent
 
 
 @dataclass(frozen=True)
@@ -95,7 +91,7 @@ class StartCost:
     @property
     def share(self) -> Cost:
         """Of one use."""
-        return self.whole.times(1 / self.uses)
+        return self.whole * (1 / self.uses)
 
 
 def seen(images: float, *, instances_per_image: float, pixels_per_image: float) -> Cost:
@@ -107,7 +103,7 @@ def seen(images: float, *, instances_per_image: float, pixels_per_image: float) 
 def public_cost(training: Training) -> Cost:
     """Samples seen until public weights existed, those of the weights that they began with included."""
     own = seen(training.inputs, instances_per_image=training.instances, pixels_per_image=training.pixels)
-    return own if training.after is None else own.plus(public_cost(training.after))
+    return own if training.after is None else own + public_cost(training.after)
 
 
 def counters(rows: Sequence[Mapping[str, Any]], *, since: Cost | None = None) -> Cost:
@@ -145,7 +141,7 @@ def segment_costs(segments: Sequence[Segment], rows: Mapping[str, Sequence[Mappi
 
 
 def cell_costs(
-    segments: Sequence[Segment],
+    plan: Plan,
     costs: Mapping[str, Cost],
     *,
     public: Mapping[str, Cost] | None = None,
@@ -155,26 +151,21 @@ def cell_costs(
 
     public: cost of public weights by arm; uses: declared number of uses of an arm's pre-training (default 1).
     """
-    by_name = {segment.name: segment for segment in segments}
-    tails = [segment for segment in segments if segment.kind == "tail"]
-    chains = {tail.name: _chain(tail, by_name) for tail in tails}
-    users = Counter(name for chain in chains.values() for name in chain)
-    weight_users = Counter(tail.weights_from for tail in tails)
+    cells = {cell.segments[-1]: cell for cell in plan.cells}
+    tails = [(cells[segment.name], segment.weights_from) for segment in plan.segments if segment.name in cells]
+    users = Counter(name for cell in plan.cells for name in cell.segments)
+    weight_users = Counter(weights for _, weights in tails)
     made = []
-    for tail in tails:
-        own = costs[tail.weights_from] if tail.weights_from else Cost()
-        foreign = (public or {}).get(tail.arm, Cost())
+    for cell, weights in tails:
+        own = costs[weights] if weights else Cost()
+        foreign = (public or {}).get(cell.arm, Cost())
         made.append(
             CellCost(
-                cell=f"{lineage_name(tail.arm, tail.fraction, tail.seed)}-{tail.schedule}",
-                arm=tail.arm,
-                schedule=tail.schedule,
-                fraction=tail.fraction,
-                seed=tail.seed,
-                alone=_total(costs[name] for name in chains[tail.name]),
-                as_spent=_total(costs[name].times(1 / users[name]) for name in chains[tail.name]),
-                pretraining=own.plus(foreign).times(1 / (uses or {}).get(tail.arm, 1)),
-                pretraining_spent=own.times(1 / weight_users[tail.weights_from]),
+                cell=cell,
+                alone=sum((costs[name] for name in cell.segments), Cost()),
+                as_spent=sum((costs[name] * (1 / users[name]) for name in cell.segments), Cost()),
+                pretraining=(own + foreign) * (1 / (uses or {}).get(cell.arm, 1)),
+                pretraining_spent=own * (1 / weight_users[weights]),
             )
         )
     return tuple(made)
@@ -186,7 +177,7 @@ def study_costs(folder: StudyFolder) -> tuple[dict[str, CellCost], dict[str, Sta
     Pre-training is measured where the study did it, documented where it starts from public weights, and read from
     the checkpoint of another run; else it is unknown.
     """
-    segments, settings = folder.plan.segments, folder.settings
+    segments = folder.plan.segments
     costs = segment_costs(segments, {name: run.rows for name, run in folder.runs.items()})
     made: dict[str, str] = {}  # the first of an arm: those of other fractions and seeds take as many steps
     for segment in segments:
@@ -195,8 +186,8 @@ def study_costs(folder: StudyFolder) -> tuple[dict[str, CellCost], dict[str, Sta
     entries = {segment.name: segment.arm for segment in segments if segment.kind == "pretrain"}
     starts = {}
     for arm, name in made.items():
-        entry = (settings.get("pretrain") or {}).get(entries[name]) or {}
-        starts[arm] = StartCost(costs[name], float(entry.get("uses", 1)), f"measured in {name}")
+        entry = folder.study.pretrain.get(entries[name])
+        starts[arm] = StartCost(costs[name], entry.uses if entry else 1.0, f"measured in {name}")
     for arm, (name, uses) in _public_weights(folder).items():
         training = find_training(name)
         starts[arm] = StartCost(public_cost(training), uses, training.source, name)
@@ -209,9 +200,8 @@ def study_costs(folder: StudyFolder) -> tuple[dict[str, CellCost], dict[str, Sta
     public = {arm: start.whole for arm, start in starts.items() if start.public or arm in elsewhere}
     unknown = Cost(**dict.fromkeys(COUNTERS, nan))
     public |= {arm: unknown for arm in elsewhere if arm not in starts}
-    finished = {cell.name for cell in folder.plan.cells if folder.tail(cell).end}
-    every = cell_costs(segments, costs, public=public, uses={arm: start.uses for arm, start in starts.items()})
-    return {cost.cell: cost for cost in every if cost.cell in finished}, starts
+    every = cell_costs(folder.plan, costs, public=public, uses={arm: start.uses for arm, start in starts.items()})
+    return {cost.cell.name: cost for cost in every if folder.tail(cost.cell).end}, starts
 
 
 def _public_weights(folder: StudyFolder) -> dict[str, tuple[str, float]]:
@@ -219,8 +209,7 @@ def _public_weights(folder: StudyFolder) -> dict[str, tuple[str, float]]:
     sheet = next((row["values"] for row in folder.differences if row["field"] == "start.weights"), {})
     public = {name: file.training for name, file in public_files().items()}
     named = {arm: (name, 1.0) for arm, name in sheet.items() if name in public and public[name].images_seen is not None}
-    declared = folder.settings.get("public_weights") or {}
-    return named | {arm: (entry["name"], float(entry.get("uses", 1))) for arm, entry in declared.items()}
+    return named | {arm: (entry.name, entry.uses) for arm, entry in folder.study.public_weights.items()}
 
 
 def outside_weights(folder: StudyFolder) -> tuple[str, ...]:
@@ -239,19 +228,8 @@ def mean_costs(costs: Sequence[CellCost]) -> dict[str, Cost]:
     }
 
 
-def _chain(tail: Segment, by_name: Mapping[str, Segment]) -> list[str]:
-    names = [tail.name]
-    while (parent := by_name[names[-1]].parent) is not None:
-        names.append(parent)
-    return names
-
-
-def _total(costs: Iterable[Cost]) -> Cost:
-    return Cost(**dict(zip(COUNTERS, map(sum, zip(*([getattr(cost, name) for name in COUNTERS] for cost in costs))))))
-
-
 def _added(name: str, reached: Cost, before: Cost) -> Cost:
-    added = reached.plus(before.times(-1))
+    added = reached + before * -1
     for counter in ("images", "instances", "pixels"):
         if getattr(added, counter) < 0:
             raise ValueError(

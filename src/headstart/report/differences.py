@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from headstart.recipe.dotted import flatten
 from headstart.study.results import Run, StudyFolder
 from headstart.training.stored import AUDIT_FILE, SEGMENT_FILE, RunFacts
 from headstart.weights.audits.record import Audit
@@ -42,8 +41,8 @@ def compared(folder: StudyFolder) -> list[dict[str, Any]]:
 
 def tuning_rows(folder: StudyFolder) -> list[dict[str, Any]]:
     """Tuning effort of each arm, as declared in the study file; None where it is not."""
-    declared = folder.settings.get("tuning") or {}
-    return [{"arm": arm, **{name: (declared.get(arm) or {}).get(name) for name in EFFORT}} for arm in folder.arms]
+    declared = folder.study.tuning
+    return [{"arm": arm, **{name: getattr(declared.get(arm), name, None) for name in EFFORT}} for arm in folder.arms]
 
 
 def undeclared(folder: StudyFolder) -> tuple[str, ...]:
@@ -94,5 +93,5 @@ def _facts_of(run: Run, audit: Audit) -> dict[str, str]:
 
 
 def _is_declared(folder: StudyFolder, field: str) -> bool:
-    fields = [name for patch in (folder.settings.get("arms") or {}).values() for name in flatten(patch or {})]
+    fields = {name for arm in folder.arms for name in folder.study.patch_of(arm)}
     return any(f"{name}.".startswith(f"{own}.") for name in fields for own in _DECLARED_BY[field])

@@ -10,14 +10,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-
 from headstart.report.cost import COUNTERS, WAYS, CellCost, Cost, StartCost, mean_costs, study_costs
 from headstart.study.plan import Cell
-from headstart.study.results import NAN, Run, StudyFolder, final_row
+from headstart.study.results import LOSS, NAN, Run, StudyFolder
 from headstart.tasks import METRIC_KINDS
 from headstart.training.rows import training_rows
-from headstart.training.stored import ErrorsOfKinds
 from headstart.verdict.numbers import TRAIN
 
 Row = dict[str, Any]
@@ -85,46 +82,23 @@ class Facts:
         row: Row = _key(cell) | {"steps": cell.total, "train_images": folder.num_images.get(cell.fraction)}
         row |= {"finished": run.end is not None, "run": run.place(folder.path)}
         row |= {"checkpoint": end.get("checkpoint"), "weights_sha256": end.get("hash")}
-        for variant in ("", TRAIN, *folder.variants):
-            metrics = (final_row(run, variant) or {}).get("metrics") or {}
+        for variant in ("", TRAIN, *folder.study.also_evaluate):
+            metrics = (run.final_row(variant) or {}).get("metrics") or {}
             prefix = f"{variant}:" if variant else ""
             row |= {f"{prefix}{kind}.{name}": v for kind, values in metrics.items() for name, v in values.items()}
-        logged = [row["loss"] for row in training_rows(run.rows)] if end else []
         ends = [folder.runs[name].end for name in cell.segments]
         memory = max((own["memory"] for own in ends if own and own.get("memory")), default=None)
-        row |= {"train.loss": logged[-1] if logged else None, "memory": memory}
+        row |= {LOSS: run.final_loss, "memory": memory}
         if cost := self._costs[0].get(cell.name):
             row |= {f"{way}.{name}": getattr(getattr(cost, way), name) for way in WAYS for name in COUNTERS}
         return row
-
-    @cached_property
-    def _places(self) -> dict[tuple[str, str, float, int], Row]:
-        return {(row["arm"], row["schedule"], row["fraction"], row["seed"]): row for row in self.cells}
-
-    def rows_at(self, arm: str, schedule: str, fraction: float) -> list[Row]:
-        """Rows of an arm at a schedule and fraction, one a seed; {} for a seed without this cell."""
-        own = self.folder.own_schedule(arm, schedule, fraction)
-        return [self._places.get((arm, own, fraction, seed), {}) for seed in self.folder.seeds]
-
-    def scores(self, metric: str, arm: str, schedule: str, fraction: float) -> np.ndarray:
-        """A column of the cells at the end of a schedule, float [S]; nan where it is not there yet.
-
-        "tta:box.AP" is box.AP of the variant "tta", "train:box.AP" that on training images, "top1" that of any kind.
-        """
-        variant, _, name = metric.rpartition(":")
-        rows = self.rows_at(arm, schedule, fraction)
-        if "." not in name:
-            ends = [f"{variant}:{kind}.{name}".lstrip(":") for kind in (*KINDS, "voc")]
-            rows = [{metric: next((row[e] for e in ends if row.get(e) is not None), None)} for row in rows]
-        values = [row.get(metric) for row in rows]
-        return np.array([NAN if value is None else value for value in values], float)
 
     @cached_property
     def costs(self) -> dict[Key, list[CellCost]]:
         """Costs of finished cells by arm, schedule and fraction, one a finished seed."""
         found: dict[Key, list[CellCost]] = {}
         for cost in self._costs[0].values():
-            found.setdefault((cost.arm, cost.schedule, cost.fraction), []).append(cost)
+            found.setdefault((cost.cell.arm, cost.cell.schedule, cost.cell.fraction), []).append(cost)
         return found
 
     @cached_property
@@ -200,7 +174,7 @@ class Facts:
         return [
             _key(cell) | {"kind": kind, "class": name} | values
             for cell in self.folder.plan.cells
-            for kind, classes in ((final_row(self.folder.tail(cell)) or {}).get("per_class") or {}).items()
+            for kind, classes in ((self.folder.tail(cell).final_row() or {}).get("per_class") or {}).items()
             for name, values in classes.items()
         ]
 
@@ -209,22 +183,12 @@ class Facts:
         """One row a finished cell, kind and error type: how many, AP50 gained by fixing all of them, AP50."""
         rows = []
         for cell in self.folder.plan.cells:
-            run = self.folder.tail(cell)
-            kinds = run.fact(f"errors-{run.segment.stop}.json", ErrorsOfKinds) if run.end else None
-            for kind, found in (kinds or {}).items():
+            for kind, found in self.folder.tail(cell).errors.items():
                 for name in ERROR_TYPES:
                     own = {"count": getattr(found.counts, name), "AP50_gain": getattr(found.gains, name)}
                     own["AP50"] = found.ap50
                     rows.append(_key(cell) | {"kind": kind, "type": name} | own)
         return rows
-
-
-def resample_rows(folder: StudyFolder, differences: np.ndarray) -> list[Row]:
-    """One row a resample of the test images: candidate minus baseline at the headline cell, by seed."""
-    return [
-        {"resample": number} | {f"seed {seed}": float(value) for seed, value in zip(folder.seeds, values)}
-        for number, values in enumerate(differences.T)
-    ]
 
 
 def _key(cell: Cell) -> Row:

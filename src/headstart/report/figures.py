@@ -125,7 +125,7 @@ def _score_figure(facts: Facts, columns: Sequence[tuple[str, str, str, float]], 
     colours = {arm: arm_colours(folder)[arm] for arm in (folder.baseline, folder.candidate)}
     figure, (axes,) = plots.panels(1, width=max(3.2, width * len(columns)), height=2.9)
     scores = {
-        arm: [100 * facts.scores(metric, arm, schedule, fraction) for _, metric, schedule, fraction in columns]
+        arm: [100 * folder.scores(metric, arm, schedule, fraction) for _, metric, schedule, fraction in columns]
         for arm in colours
     }
     means = {

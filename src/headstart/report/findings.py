@@ -21,8 +21,7 @@ from headstart.study.folder import OPEN
 from headstart.study.results import StudyFolder
 from headstart.verdict import words
 from headstart.verdict.curves import Crossover
-from headstart.verdict.earned import Obstacle
-from headstart.verdict.few_images import UNTIL_THEN, ImageCounts
+from headstart.verdict.earned import UNTIL_THEN, ImageCounts, Obstacle
 from headstart.verdict.looks import Look
 from headstart.verdict.numbers import counted, fraction_name, span
 from headstart.verdict.verdict import Verdict, judge
@@ -103,12 +102,13 @@ class Findings:
 
 def find(facts: Facts) -> Findings:
     """All findings of a study; an unfinished one has comparisons of the finished cells, and no conclusion."""
-    folder, against, images = facts.folder, void(facts), images_of(facts)
+    folder = facts.folder
+    against, images = void(folder), images_of(folder)
     comparisons = _comparisons(facts, against, images) if folder.rule else ()
     headline, resampled, problem = _headline(facts, against, images)
     at_end = [e.verdict.obstacle for e in comparisons if folder.headline_cell == (e.schedule, e.fraction)]
     blind = any(obstacle and obstacle.code in BLIND for obstacle in (*at_end, against))
-    crossing = None if blind else find_crossover(facts)
+    crossing = None if blind else find_crossover(folder)
     answers = find_answers(facts, comparisons, crossing, blind=blind)
     if problem:
         answers.append(Answer("Would other test images say the same?", (f"Not known: {problem}.",)))
@@ -148,24 +148,23 @@ def _judge(
 ) -> Verdict:
     """The verdict on one cell: none for images too few to tell, nor for the last schedule while an arm still rises."""
     folder, rule = facts.folder, facts.folder.rule
-    scores = [facts.scores(rule.metric, arm, schedule, fraction) for arm in (rule.baseline, rule.candidate)]
+    scores = [folder.scores(rule.metric, arm, schedule, fraction) for arm in (rule.baseline, rule.candidate)]
     where = f"at {schedule} with {fraction_name(fraction, folder.num_images.get(fraction))}"
     bootstrap, num_images = resampled or (None, None)
     given = {"where": where, "seeds": folder.seeds, "num_classes": _num_classes(facts)}
-    verdict = judge(rule, *scores, **given, obstacle=against, bootstrap=bootstrap, num_images=num_images)
+    verdict = judge(rule, *scores, **given, bootstrap=bootstrap, num_images=num_images)
+    if against:
+        return verdict.against(against)
+    code = verdict.obstacle and verdict.obstacle.code
     is_small = images is not None and images.are_few and abs(verdict.mean) < images.width + rule.margin
-    if is_small and (verdict.obstacle is None or verdict.obstacle.code in FEWER):
-        return judge(rule, *scores, **given, obstacle=images.obstacle, bootstrap=bootstrap, num_images=num_images)
-    last = schedule == folder.common_schedules(fraction)[-1] and rule.scope == "converged"
-    steep = (
-        still_rising(facts, fraction) if last and (verdict.obstacle is None or verdict.obstacle.code in LATER) else None
-    )
-    if steep is None:
-        return verdict
-    if verdict.obstacle and verdict.obstacle.code == "seeds":
+    if is_small and code in (None, *FEWER):
+        return verdict.against(images.obstacle)
+    is_last = schedule == folder.common_schedules(fraction)[-1] and rule.scope == "converged"
+    steep = still_rising(folder, fraction) if is_last and code in (None, *LATER) else None
+    if steep and code == "seeds":
         both = [f"{getattr(verdict.obstacle, name)}, and {getattr(steep, name)}" for name in ("title", "reason")]
         steep = Obstacle("seeds and rising", *both)
-    return judge(rule, *scores, **given, obstacle=steep, bootstrap=bootstrap, num_images=num_images)
+    return verdict.against(steep) if steep else verdict
 
 
 def _num_classes(facts: Facts) -> int | None:
@@ -201,7 +200,7 @@ def _title(
 ) -> tuple[str, str, str, str, str, str | None, tuple[NextStep, ...]]:
     """State, title, answer, its certainty, what to use until then, winner and next steps."""
     folder = facts.folder
-    obstacle = unfinished(facts) or against
+    obstacle = unfinished(folder) or against
     if obstacle is None and folder.rule is None:
         obstacle = Obstacle("no rule", "the study file has no rule", "without a rule nothing is decided")
     if obstacle is None and verdict is None:
@@ -214,7 +213,7 @@ def _title(
     title, winner = words.title(verdict, starts_differ=starts_differ(folder))
     found = verdict.obstacle
     parts, until = [words.certainty(verdict), words.caveats(verdict)], words.until_then(verdict)
-    if verdict.rule.scope == "schedule" and (steep := still_rising(facts, folder.headline_cell[1])):
+    if verdict.rule.scope == "schedule" and (steep := still_rising(folder, folder.headline_cell[1])):
         parts.append(f"This is about training of this length: {steep.reason}.")
     if found is None or found.code in OPEN:
         history = history_of(folder, len(folder.seeds))

@@ -21,7 +21,7 @@ from headstart.files import write_whole
 from headstart.report.build import build_report
 from headstart.report.facts import Facts
 from headstart.report.figures import training_figure
-from headstart.report.page import TEMPLATES, arms_data, template
+from headstart.report.page import TEMPLATES, arms_data, templates
 from headstart.report.plots import STYLE
 from headstart.study.folder import read_plan, read_study_folder
 from headstart.study.forecast import time_to_finish
@@ -91,17 +91,21 @@ def watch(study_dir: str | Path, *, every: float = 10.0, wait: Callable[[float],
 
 def write_live(facts: Facts, pictures: list[tuple[str, str]], *, every: float, report: Path | None) -> Path:
     """Write live.html; with a report it links to it."""
-    text = template("live.html.j2").render(
-        folder=facts.folder,
-        progress=study_progress(facts.folder),
-        quiet=QUIET,
-        arms=arms_data(facts),
-        pictures=pictures,
-        every=max(1, round(every)),
-        report=report.name if report else None,
-        time=time.strftime("%H:%M:%S"),
-        version=__version__,
-        style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
+    text = (
+        templates()
+        .get_template("live.html.j2")
+        .render(
+            folder=facts.folder,
+            progress=study_progress(facts.folder),
+            quiet=QUIET,
+            arms=arms_data(facts),
+            pictures=pictures,
+            every=max(1, round(every)),
+            report=report.name if report else None,
+            time=time.strftime("%H:%M:%S"),
+            version=__version__,
+            style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
+        )
     )
     return write_whole(facts.folder.path / PAGE, text)
 

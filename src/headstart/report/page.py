@@ -24,7 +24,7 @@ from headstart.files import plain
 from headstart.report.answers import DEFAULT_LEVEL
 from headstart.report.facts import Facts, Row
 from headstart.report.findings import Findings
-from headstart.report.plots import MARKERS, arm_colours
+from headstart.report.plots import arm_colours
 from headstart.report.tables import Number
 from headstart.verdict import numbers
 from headstart.verdict.paired import t_half_width
@@ -44,7 +44,7 @@ DARK = {
     "#56b4e9": "#93d0f5",
 }
 INK, TEXT_SHARE = "#1c2126", 0.55  # of the figures' colours, the lightest of which is mixed just dark enough
-_SYMBOLS = {"o": "circle", "s": "square", "D": "diamond", "^": "triangle-up", "v": "triangle-down", "P": "cross"}
+_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross")
 
 
 @dataclass(frozen=True)
@@ -85,18 +85,22 @@ def render(facts: Facts, findings: Findings, sections: Sequence[Section]) -> str
     }
     for section in sections:
         data |= section.data
-    return template("report.html.j2").render(
-        common,
-        sections=[
-            Markup(template(f"sections/{section.name}.html.j2").render(common | section.context))
-            for section in sections
-        ],
-        links=[(section.name, section.link) for section in sections if section.link],
-        data=Markup(script_json(data)),
-        style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
-        script=Markup((TEMPLATES / "report.js").read_text(encoding="utf-8")),
-        charts=any(section.data.get(name) for section in sections for name in CHARTED),
-        plotly=Markup(packed_plotly()),
+    return (
+        templates()
+        .get_template("report.html.j2")
+        .render(
+            common,
+            sections=[
+                Markup(templates().get_template(f"sections/{section.name}.html.j2").render(common | section.context))
+                for section in sections
+            ],
+            links=[(section.name, section.link) for section in sections if section.link],
+            data=Markup(script_json(data)),
+            style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
+            script=Markup((TEMPLATES / "report.js").read_text(encoding="utf-8")),
+            charts=any(section.data.get(name) for section in sections for name in CHARTED),
+            plotly=Markup(packed_plotly()),
+        )
     )
 
 
@@ -126,13 +130,8 @@ def _differences(facts: Facts) -> dict[str, Any]:
 
 
 @cache
-def template(name: str) -> jinja2.Template:
-    """A template that escapes whatever is put into it."""
-    return _environment().get_template(name)
-
-
-@cache
-def _environment() -> jinja2.Environment:
+def templates() -> jinja2.Environment:
+    """All templates; they escape whatever is put into them."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -154,7 +153,7 @@ def arms_data(facts: Facts) -> list[dict[str, str]]:
             "light": colours[arm],
             "dark": DARK[colours[arm]],
             "text": _darker(colours[arm]),
-            "symbol": _SYMBOLS[MARKERS[place % len(MARKERS)]],
+            "symbol": _SYMBOLS[place % len(_SYMBOLS)],
         }
         for place, arm in enumerate(facts.folder.arms)
     ]

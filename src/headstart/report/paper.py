@@ -10,7 +10,7 @@ from typing import Any
 from headstart.recipe.recipe import AnyRecipe, schedule_of
 from headstart.recipe.yaml_text import read_yaml
 from headstart.report.cost import Cost, public_cost, seen
-from headstart.study.spec import StudySpec, check_names
+from headstart.study.spec import StudySpec
 from headstart.weights.public import find_training
 
 SOURCE = "He, Girshick, Dollár: Rethinking ImageNet Pre-training, arXiv 1811.08883, table 1 (COCO train2017 to val2017)"
@@ -38,30 +38,14 @@ def table_1() -> dict[str, Rows]:
     return {backbone: paper_tables()[backbone]["box.AP"] for backbone in ("R50", "R101")}
 
 
-def paper_rows(name: str) -> dict[str, Rows]:
-    """Rows {metric: {row: {schedule: 0..1}}} of a model or table; ValueError for an unknown name."""
-    check_names([name], paper_tables(), "paper: table")
-    return paper_tables()[name]
-
-
-def sample_figure(
-    *,
-    pretraining: Cost | None = None,
-    fine_tune_steps: int = 180_000,
-    scratch_steps: int = 540_000,
-    batch: int = 16,
-    instances_per_image: float = 7.0,
-    pixels_per_image: float = PIXELS,
-) -> dict[str, tuple[float, float]]:
+def sample_figure() -> dict[str, tuple[float, float]]:
     """Images, instances and pixels seen: (pre-training and fine-tuning, scratch), the bars of the paper's figure 2.
 
-    The defaults are the recipe that gives its bars: ImageNet 100 times, 2x against 6x, 7 instances and 800 x 1333
+    The recipe that gives its bars: ImageNet 100 times, 2x against 6x of 16 images a step, 7 instances and 800 x 1333
     pixels an image.
     """
-    per_image = {"instances_per_image": instances_per_image, "pixels_per_image": pixels_per_image}
-    before = pretraining or public_cost(find_training("rethinking-imagenet"))
-    tuned = before.plus(seen(fine_tune_steps * batch, **per_image))
-    scratch = seen(scratch_steps * batch, **per_image)
+    tuned, scratch = (seen(16 * steps, instances_per_image=7, pixels_per_image=PIXELS) for steps in (180_000, 540_000))
+    tuned += public_cost(find_training("rethinking-imagenet"))
     return {name: (getattr(tuned, name), getattr(scratch, name)) for name in SAMPLES}
 
 
@@ -85,14 +69,14 @@ def account(study: StudySpec, recipes: Mapping[str, AnyRecipe]) -> list[dict[str
             row = {"arm": arm, "schedule": schedule, "steps": steps}
             row |= {f"{name}_own": getattr(own, name) for name in SAMPLES}
             row |= {f"{name}_pretraining": getattr(before, name) for name in SAMPLES}
-            rows.append(row | {name: getattr(own.plus(before), name) for name in SAMPLES})
+            rows.append(row | {name: getattr(own + before, name) for name in SAMPLES})
     return rows
 
 
 def _pretraining(study: StudySpec, arm: str) -> Cost:
     declared = study.public_weights.get(arm)
     if declared is not None:
-        return public_cost(find_training(declared.name, f"public_weights.{arm}.name")).times(1 / declared.uses)
+        return public_cost(find_training(declared.name, f"public_weights.{arm}.name")) * (1 / declared.uses)
     if study.weights_of(arm) is not None:
         raise ValueError(
             f"account: arm {arm!r} starts from {study.weights_of(arm)!r}, whose cost is not declared; "

@@ -88,9 +88,8 @@ def _runs(folder: StudyFolder) -> tuple[Run, Run] | None:
     """The finished tails of baseline and candidate, for the longest common schedule and the first seed."""
     if folder.headline_cell is None:
         return None
-    cells = [folder.cells_at(arm, *folder.headline_cell) for arm in (folder.baseline, folder.candidate)]
-    runs = tuple(folder.tail(own[folder.seeds[0]]) for own in cells)
-    return runs if all(run.end for run in runs) else None
+    first = [folder.ends(arm, *folder.headline_cell)[0] for arm in (folder.baseline, folder.candidate)]
+    return tuple(first) if all(run and run.end for run in first) else None
 
 
 def _file(run: Run, name: str, ending: str) -> Path:

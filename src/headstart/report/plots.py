@@ -25,7 +25,6 @@ from headstart.study.results import StudyFolder
 # kinds of colour vision, and by lightness in grey.
 RANDOM_COLOURS = ("#8e3b8c", "#d55e00")
 WEIGHTS_COLOURS = ("#009e73", "#0072b2", "#e69f00", "#56b4e9")
-MARKERS = ("o", "s", "D", "^", "v", "P")
 STYLE = {
     "font.size": 9,
     "axes.spines.top": False,

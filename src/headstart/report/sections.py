@@ -2,33 +2,36 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from msgspec import structs
 
-from headstart.report import figures
+from headstart.report import figures, tables
 from headstart.report.cost import Cost
 from headstart.report.differences import compared, difference_rows, starts_differ, tuning_rows
-from headstart.report.facts import Facts, Row, Stretch, resample_rows
+from headstart.report.facts import Facts, Row, Stretch
 from headstart.report.findings import Findings
-from headstart.report.headline.tiles import make_tiles
 from headstart.report.page import Section
 from headstart.report.paper import SOURCE, sample_figure, table_1
-from headstart.report.tables import (
-    class_tables,
-    cost_lines,
-    error_tables,
-    fraction_table,
-    schedule_tables,
-    settled_schedule,
-    size_table,
-)
 from headstart.study.results import Run
 from headstart.training.stored import AUDIT_FILE, ENVIRONMENT_FILE, Environment
-from headstart.verdict.numbers import file_part, metric_name
-from headstart.verdict.words import rule_sentence
+from headstart.verdict import numbers
+from headstart.verdict.numbers import metric_name, minus
+from headstart.verdict.verdict import Verdict
+from headstart.verdict.words import crossing_interval, difference_text, margin_text, rule_sentence
 from headstart.weights.audits.record import Audit
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One number at the top: label, value, note, and the arm whose colour it has (or None)."""
+
+    label: str
+    value: str
+    note: str
+    arm: str | None = None
 
 
 def verdict(facts: Facts, findings: Findings) -> Section:
@@ -37,7 +40,7 @@ def verdict(facts: Facts, findings: Findings) -> Section:
     question = "Do you need the head start?" if starts_differ(folder) else f"{' or '.join(folder.arms)}?"
     rule = rule_sentence(folder.rule) if folder.rule else None
     averaged = {run.segment.arm for run in folder.runs.values() if run.weights == "ema"}.intersection(folder.arms)
-    context = {"question": question, "rule": rule, "tiles": make_tiles(facts, findings), "averaged": sorted(averaged)}
+    context = {"question": question, "rule": rule, "tiles": _tiles(facts, findings), "averaged": sorted(averaged)}
     return Section("verdict", context=context)
 
 
@@ -52,9 +55,9 @@ def curves(facts: Facts, findings: Findings) -> Section:
     for fraction in folder.fractions:
         own, logged = ([s for s in every if s.fraction == fraction] for every in (facts.stretches, facts.losses))
         if own:
-            drawn[f"curves-{file_part(fraction)}"] = partial(figures.curve_figure, facts, own)
+            drawn[f"curves-f{fraction:g}"] = partial(figures.curve_figure, facts, own)
         if own and logged:
-            drawn[f"training-{file_part(fraction)}"] = partial(figures.training_figure, facts, own, logged)
+            drawn[f"training-f{fraction:g}"] = partial(figures.training_figure, facts, own, logged)
     names = (*facts.metrics, *facts.train_metrics)
     schedules = list(dict.fromkeys(name for fraction in folder.fractions for name in folder.schedules(fraction)))
     return Section(
@@ -79,7 +82,7 @@ def schedules(facts: Facts, findings: Findings) -> Section:
         "Schedules",
         context={
             "present": bool(facts.stretches),
-            "schedule_tables": schedule_tables(facts),
+            "schedule_tables": tables.schedule_tables(facts),
             "verdicts": {(entry.fraction, entry.schedule): entry.verdict for entry in findings.comparisons},
             "paper": table_1(),
             "paper_source": SOURCE,
@@ -89,7 +92,7 @@ def schedules(facts: Facts, findings: Findings) -> Section:
 
 def data(facts: Facts, findings: Findings) -> Section:
     """Scores of both arms by number of training images."""
-    rows = fraction_table(facts)
+    rows = tables.fraction_table(facts.folder)
     points = [
         {"arm": arm, "images": row["images"], "schedule": row["schedule"], "seeds": [100 * v for v in number.seeds]}
         for row in rows
@@ -106,7 +109,9 @@ def data(facts: Facts, findings: Findings) -> Section:
 def cost(facts: Facts, findings: Findings) -> Section:
     """Samples, operations and time of every cell in four ways, and of the pre-training."""
     folder = facts.folder
-    settled = {arm: {f"{f:g}": settled_schedule(facts, arm, f) for f in folder.fractions} for arm in folder.arms}
+    settled = {
+        arm: {f"{f:g}": tables.settled_schedule(folder, arm, f) for f in folder.fractions} for arm in folder.arms
+    }
     drawn, bars = {}, []
     for arm in (folder.baseline, folder.candidate) if folder.baseline else ():
         schedule = settled[arm][f"{folder.fractions[0]:g}"]
@@ -114,7 +119,7 @@ def cost(facts: Facts, findings: Findings) -> Section:
             bars.append((arm, f"{arm} {schedule}", mean["alone"], mean["pretraining"]))
     if bars:
         drawn["cost"] = partial(figures.cost_figure, facts, bars)
-    papers = sample_figure() if folder.settings.get("paper") else None
+    papers = sample_figure() if folder.study.paper else None
     if papers:
         drawn["paper-samples"] = figures.paper_samples_figure
     ways = ("alone", "as_spent", "pretraining", "pretraining_spent")
@@ -122,7 +127,7 @@ def cost(facts: Facts, findings: Findings) -> Section:
         "cost",
         "Cost",
         context={
-            "lines": cost_lines(facts),
+            "lines": tables.cost_lines(facts),
             "starts": facts.starts,
             "paper_bars": papers,
             "has_flops": any(cost.alone.flops > 0 for own in facts.costs.values() for cost in own),
@@ -140,15 +145,15 @@ def cost(facts: Facts, findings: Findings) -> Section:
 
 def classes(facts: Facts, findings: Findings) -> Section:
     """AP of both arms by class and by size of objects."""
-    tables, sizes, rule = class_tables(facts), size_table(facts), facts.folder.rule
-    gaps = [abs(row["gap"].mean) for rows in (sizes, *tables.values()) for row in rows if row["gap"]]
+    found, sizes, rule = tables.class_tables(facts.folder), tables.size_table(facts), facts.folder.rule
+    gaps = [abs(row["gap"].mean) for rows in (sizes, *found.values()) for row in rows if row["gap"]]
     widest = max([rule.margin if rule else 0.01, *gaps])  # of all tables, so that a bar means the same in each
-    return Section("classes", "Classes", context={"classes": tables, "sizes": sizes, "widest": widest})
+    return Section("classes", "Classes", context={"classes": found, "sizes": sizes, "widest": widest})
 
 
 def mistakes(facts: Facts, findings: Findings) -> Section:
     """Error types of each arm."""
-    tables = error_tables(facts)
+    found = tables.error_tables(facts.folder)
     shown = {
         kind: [
             {
@@ -159,11 +164,11 @@ def mistakes(facts: Facts, findings: Findings) -> Section:
             }
             for row in rows
         ]
-        for kind, rows in tables.items()
+        for kind, rows in found.items()
     }
-    drawn = {"errors": partial(figures.error_figure, facts, tables)} if tables else {}
-    context, data = {"mistakes": tables}, {"mistakes": shown}
-    return Section("mistakes", "Mistakes" if tables else None, context=context, data=data, figures=drawn)
+    drawn = {"errors": partial(figures.error_figure, facts, found)} if found else {}
+    context, data = {"mistakes": found}, {"mistakes": shown}
+    return Section("mistakes", "Mistakes" if found else None, context=context, data=data, figures=drawn)
 
 
 def audit(facts: Facts, findings: Findings) -> Section:
@@ -188,7 +193,9 @@ def trace(facts: Facts, findings: Findings) -> Section:
     """Source of each number: run and weights of every cell, and all rows as CSV."""
     rows = {"cells": facts.cells, "curves": facts.curves, "classes": facts.classes, "errors": facts.errors}
     if findings.resampled is not None:
-        rows["resamples"] = resample_rows(facts.folder, findings.resampled)
+        names = [f"seed {seed}" for seed in facts.folder.seeds]
+        drawn = enumerate(findings.resampled.T.tolist())  # candidate minus baseline on each resample of the test images
+        rows["resamples"] = [{"resample": number} | dict(zip(names, values)) for number, values in drawn]
     summary = {name: rows[name] for name in ("cells", "errors")}
     return Section("trace", "Trace", context={"cells": facts.cells}, summary=summary, tables=rows)
 
@@ -217,3 +224,42 @@ def _audits(facts: Facts) -> list[Row]:
         own = {"label": label, "run": first.place(facts.folder.path), "audit": content}
         made.append(own | {"num": len(entries), "others": others})
     return made
+
+
+def _tiles(facts: Facts, findings: Findings) -> list[Tile]:
+    """Differences at the shortest and longest schedule and each amount of data; crossover; price of starts."""
+    folder, crossing = facts.folder, findings.crossover
+    most = [entry for entry in findings.comparisons if folder.fractions and entry.fraction == folder.fractions[0]]
+    tiles = [
+        _lead_tile(f"at {entry.schedule}", entry.verdict, when)
+        for entry, when in zip(most[:1] + most[1:][-1:], ("early", "at the end"))
+    ]
+    if crossing:
+        near = f"{crossing.candidate} within {margin_text(crossing.within)} of {crossing.baseline}"
+        at = f"{'from' if crossing.x == crossing.start else '≈'} {numbers.amount(crossing.x or 0)} steps"
+        label = near if crossing.within else f"{crossing.candidate} catches up"
+        value = "not yet" if crossing.x is None else at
+        tiles.append(Tile(label, value, crossing_interval(crossing)))
+    for fraction in folder.fractions[1:]:
+        for entry in [entry for entry in findings.comparisons if entry.fraction == fraction][-1:]:
+            tiles.append(_lead_tile(f"{numbers.share(fraction)} of the data", entry.verdict, f"at {entry.schedule}"))
+    for arm, start in facts.starts.items():
+        if start.whole.images:
+            took = "public weights" if start.public else f"{numbers.span(start.whole.seconds)} of pre-training"
+            shared = "counted to one use" if start.uses == 1 else f"amortised over {start.uses:,g} uses"
+            images = f"{numbers.large(start.whole.images)} images"
+            tiles.append(Tile(f"start of {arm}", images, f"{took}, {shared}", arm))
+    return tiles
+
+
+def _lead_tile(label: str, found: Verdict, when: str) -> Tile:
+    """An arm is named as ahead only where the rule decided so; every difference has its interval, or none."""
+    text = difference_text(found)
+    if found.obstacle:
+        return Tile(label, "no answer", minus(f"{found.obstacle.title}; difference {text}"))
+    if found.outcome in ("equivalent", "not worse"):
+        value = "level" if found.outcome == "equivalent" else f"{found.rule.candidate} not worse"
+        return Tile(label, value, minus(f"{when}, margin {margin_text(found.rule.margin)}: difference {text}"))
+    leader = found.rule.candidate if found.outcome == "better" else found.rule.baseline
+    size = numbers.signed(abs(found.mean)).replace("+", "")
+    return Tile(label, f"{size} points", minus(f"{leader} is ahead {when}: difference {text}"), leader)

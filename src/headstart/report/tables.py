@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from headstart.report.facts import ERROR_TYPES, KINDS, Facts, Row
-from headstart.report.paper import paper_rows
-from headstart.study.results import NAN
+from headstart.report.paper import paper_tables
+from headstart.study.results import NAN, StudyFolder
 from headstart.tasks import METRIC_KINDS
 
 # The metrics of the paper's tables, in its order; a study without boxes has its own first.
@@ -82,12 +81,12 @@ def schedule_tables(facts: Facts) -> list[ScheduleTable]:
     """One table a fraction, the largest first; with the paper's rows where the study names one of its models."""
     folder = facts.folder
     plain = [name for name in TABLE_METRICS if name in facts.metrics]
-    metrics = plain + [f"{variant}:{name}" for variant in folder.variants for name in plain]
+    metrics = plain + [f"{variant}:{name}" for variant in folder.study.also_evaluate for name in plain]
     made = []
     for fraction in folder.fractions:
         schedules = folder.schedules(fraction)
         blocks = [
-            MetricLines(name, (*_lines(facts, name, schedules, fraction), *_paper(facts, name, schedules, fraction)))
+            MetricLines(name, (*_lines(folder, name, schedules, fraction), *_paper(folder, name, schedules, fraction)))
             for name in metrics
         ]
         totals = tuple(
@@ -97,9 +96,8 @@ def schedule_tables(facts: Facts) -> list[ScheduleTable]:
     return made
 
 
-def _lines(facts: Facts, name: str, schedules: Sequence[str], fraction: float) -> list[Line]:
-    folder = facts.folder
-    scores = {arm: [facts.scores(name, arm, schedule, fraction) for schedule in schedules] for arm in folder.arms}
+def _lines(folder: StudyFolder, name: str, schedules: Sequence[str], fraction: float) -> list[Line]:
+    scores = {arm: [folder.scores(name, arm, schedule, fraction) for schedule in schedules] for arm in folder.arms}
     lines = [Line("arm", arm, tuple(number(values) for values in scores[arm])) for arm in folder.arms]
     others = [arm for arm in folder.arms if folder.baseline and arm != folder.baseline]
     return lines + [
@@ -108,12 +106,12 @@ def _lines(facts: Facts, name: str, schedules: Sequence[str], fraction: float) -
     ]
 
 
-def _paper(facts: Facts, name: str, schedules: Sequence[str], fraction: float) -> list[Line]:
+def _paper(folder: StudyFolder, name: str, schedules: Sequence[str], fraction: float) -> list[Line]:
     """The paper's rows of a metric, on the largest fraction; rows without a schedule of this study are left out."""
-    table = facts.folder.settings.get("paper")
-    if not table or fraction != facts.folder.fractions[0]:
+    table = folder.study.paper
+    if not table or fraction != folder.fractions[0]:
         return []
-    rows = paper_rows(str(table)).get(name, {})
+    rows = paper_tables()[table].get(name, {})
     columns = {
         label: tuple(Number(v, NAN, (v,)) if (v := row.get(s)) else None for s in schedules)
         for label, row in rows.items()
@@ -125,18 +123,18 @@ def _paper(facts: Facts, name: str, schedules: Sequence[str], fraction: float) -
     return [*lines, *([Line("paper gap", "random", gap)] if any(gap) else [])]
 
 
-def fraction_table(facts: Facts) -> list[Row]:
+def fraction_table(folder: StudyFolder) -> list[Row]:
     """For each fraction the metric of both arms at the longest common schedule, and at each arm's own best."""
-    folder, rows = facts.folder, []
+    rows = []
     for fraction in folder.fractions if folder.baseline else ():
         schedules = folder.common_schedules(fraction)
         if not schedules:
             continue
         scores, best = {}, {}
         for arm in (folder.baseline, folder.candidate):
-            scores[arm] = facts.scores(folder.metric, arm, schedules[-1], fraction)
+            scores[arm] = folder.scores(folder.metric, arm, schedules[-1], fraction)
             every = [
-                (number(facts.scores(folder.metric, arm, s, fraction)), s) for s in folder.schedules(fraction, arm)
+                (number(folder.scores(folder.metric, arm, s, fraction)), s) for s in folder.schedules(fraction, arm)
             ]
             known = [pair for pair in every if pair[0]]
             best[arm] = max(known, key=lambda pair: pair[0].mean) if known else None
@@ -153,13 +151,12 @@ def fraction_table(facts: Facts) -> list[Row]:
     return rows
 
 
-def settled_schedule(facts: Facts, arm: str, fraction: float) -> str | None:
+def settled_schedule(folder: StudyFolder, arm: str, fraction: float) -> str | None:
     """The shortest schedule of an arm within the rule's margin (without a rule: a point) of its own best.
 
     None where none has a score of every seed.
     """
-    folder = facts.folder
-    means = {s: facts.scores(folder.metric, arm, s, fraction).mean() for s in folder.schedules(fraction, arm)}
+    means = {s: folder.scores(folder.metric, arm, s, fraction).mean() for s in folder.schedules(fraction, arm)}
     known = {name: value for name, value in means.items() if np.isfinite(value)}
     margin = folder.rule.margin if folder.rule else 0.01
     return next((name for name, value in known.items() if value >= max(known.values()) - margin), None)
@@ -180,27 +177,21 @@ def cost_lines(facts: Facts) -> list[Row]:
     ]
 
 
-def class_tables(facts: Facts) -> dict[str, list[Row]]:
+def class_tables(folder: StudyFolder) -> dict[str, list[Row]]:
     """By kind: AP of each class at the headline cell in both arms, the candidate's largest lead first.
 
     Undefined ones come last.
     """
-    folder = facts.folder
     if folder.headline_cell is None:
         return {}
-    cells = [_seeds_at_headline(facts, arm) for arm in (folder.baseline, folder.candidate)]
-    headline = {place for places in cells for place in places}
-    found: dict[str, dict[str, dict[tuple, Any]]] = {kind: {} for kind in KINDS}
-    for row in facts.classes:
-        place = (row["arm"], row["schedule"], row["fraction"], row["seed"])
-        if place in headline and row["kind"] in found:
-            value = row.get(METRIC_KINDS[row["kind"]].per_class)
-            found[row["kind"]].setdefault(row["class"], {})[place] = value
+    runs = [folder.ends(arm, *folder.headline_cell) for arm in (folder.baseline, folder.candidate)]
+    ends = [[(run.final_row() or {}).get("per_class") or {} if run else {} for run in own] for own in runs]
     tables = {}
-    for kind, classes in found.items():
+    for kind in KINDS:
+        column, found = METRIC_KINDS[kind].per_class, [[end.get(kind, {}) for end in own] for own in ends]
         rows = [
-            _compared("class", name, *(_array([values.get(place) for place in places]) for places in cells))
-            for name, values in classes.items()
+            _compared("class", name, *(_array([end.get(name, {}).get(column) for end in own]) for own in found))
+            for name in {name for own in found for end in own for name in end}
         ]
         if rows:
             tables[kind] = sorted(
@@ -215,43 +206,32 @@ def size_table(facts: Facts) -> list[Row]:
     if folder.headline_cell is None:
         return []
     pairs = {
-        name: [facts.scores(name, arm, *folder.headline_cell) for arm in (folder.baseline, folder.candidate)]
+        name: [folder.scores(name, arm, *folder.headline_cell) for arm in (folder.baseline, folder.candidate)]
         for name in SIZES
         if name in facts.metrics
     }
     return [_compared("metric", name, base, own) for name, (base, own) in pairs.items()]
 
 
-def error_tables(facts: Facts) -> dict[str, list[ErrorRow]]:
+def error_tables(folder: StudyFolder) -> dict[str, list[ErrorRow]]:
     """For boxes and masks, as far as they are known, one row an error type at the headline cell."""
-    folder = facts.folder
     if folder.headline_cell is None:
         return {}
-    places = {arm: _seeds_at_headline(facts, arm) for arm in folder.arms}
-    found = {
-        (row["kind"], row["type"], row["arm"], row["schedule"], row["fraction"], row["seed"]): row
-        for row in facts.errors
-    }
+    runs = {arm: folder.ends(arm, *folder.headline_cell) for arm in folder.arms}
+    errors = {arm: [run.errors if run else {} for run in own] for arm, own in runs.items()}
 
     def values(kind: str, name: str, column: str) -> dict[str, np.ndarray]:
-        return {arm: _array([found.get((kind, name, *p), {}).get(column) for p in own]) for arm, own in places.items()}
+        found = {arm: [end.get(kind) for end in own] for arm, own in errors.items()}
+        return {arm: _array([end and getattr(getattr(end, column), name) for end in own]) for arm, own in found.items()}
 
     def row_of(kind: str, name: str) -> ErrorRow:
-        gains, counts = values(kind, name, "AP50_gain"), values(kind, name, "count")
+        gains, counts = values(kind, name, "gains"), values(kind, name, "counts")
         gap = number(gains[folder.candidate] - gains[folder.baseline])
         numbers = [{arm: number(seeds) for arm, seeds in column.items()} for column in (gains, counts)]
         return ErrorRow(name, ERROR_TYPES[name], *numbers, gap)
 
-    headline = {place for own in places.values() for place in own}
-    kinds = [kind for kind in KINDS[:2] if any(key[0] == kind and key[2:] in headline for key in found)]
+    kinds = [kind for kind in KINDS[:2] if any(kind in end for own in errors.values() for end in own)]
     return {kind: [row_of(kind, name) for name in ERROR_TYPES] for kind in kinds}
-
-
-def _seeds_at_headline(facts: Facts, arm: str) -> list[tuple]:
-    """Arm, schedule, fraction and seed of the headline's cells."""
-    schedule, fraction = facts.folder.headline_cell
-    own = facts.folder.own_schedule(arm, schedule, fraction)
-    return [(arm, own, fraction, seed) for seed in facts.folder.seeds]
 
 
 def _compared(key: str, name: str, base: np.ndarray, own: np.ndarray) -> Row:

@@ -93,12 +93,10 @@ def check_lengths(schedules: Mapping[str, Schedule], source: str) -> None:
     """ValueError for two schedules of as many steps, such as 2x and 2.01x of a short base: their runs are the same."""
     known: dict[int, str] = {}
     for name, schedule in schedules.items():
-        if schedule.total in known:
+        if (same := known.setdefault(schedule.total, name)) != name:
             raise ValueError(
-                f"{source}: schedules: {known[schedule.total]} and {name} are both {schedule.total:,} steps, expected "
-                "one of them"
+                f"{source}: schedules: {same} and {name} are both {schedule.total:,} steps, expected one of them"
             )
-        known[schedule.total] = name
 
 
 def check_arms_differ(recipes: Mapping[str, AnyRecipe], others: Mapping[str, object], source: str) -> None:
@@ -132,18 +130,6 @@ class Branch:
 
     parent: str
     last: str | int
-
-
-def branch_of(arms: Arms, arm: str) -> Branch | None:
-    """The branch that an arm is; None for an arm with a start of its own."""
-    return Branch(arms[arm]["branch_of"], arms[arm]["last"]) if "branch_of" in arms[arm] else None
-
-
-def patch_of(arms: Arms, arm: str) -> dict[str, Any]:
-    """An arm's patch on the recipe {dotted field: value}; a branch has the patch of its parent below its own."""
-    own = flatten({key: value for key, value in arms[arm].items() if key not in BRANCH_KEYS})
-    branch = branch_of(arms, arm)
-    return own if branch is None else {**flatten(dict(arms[branch.parent])), **own}
 
 
 def check_branch(arms: Arms, arm: str, *, share: bool) -> None:
@@ -210,7 +196,7 @@ def check_search(search: Search, arms: Arms) -> None:
         raise ValueError(f"search.grid: {trials:,} combinations, expected at most {MOST_TRIALS:,}")
     if trials == 1:
         raise ValueError("search.grid: a single combination is no search, expected at least two")
-    if branch_of(arms, search.arm):
+    if "branch_of" in arms[search.arm]:
         raise ValueError(f"search.arm: {search.arm!r} is a branch, expected an arm with a start of its own")
 
 

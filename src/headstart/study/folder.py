@@ -107,8 +107,7 @@ def read_study_folder(path: str | Path) -> StudyFolder:
         check_names(cell.segments, runs, f"{path / PLAN_FILE}: cell {cell.name}: segment")
     return StudyFolder(
         path=path,
-        settings=study.model_dump(mode="json"),
-        rule=study.rule,
+        study=study,
         plan=Plan(tuple(run.segment for run in runs.values()), tuple(plan.cells), tuple(plan.notes)),
         runs=runs,
         num_images=plan.num_images,

@@ -13,7 +13,7 @@ from headstart.verdict.numbers import span
 
 LEAST, MOST = 10.0, 60.0  # seconds between two lines of progress
 
-KEPT = 2  # of a run's checkpoints, `weights.checkpoint.KEPT`, which imports torch
+_COLUMNS = ("kind", "arm", "fraction", "seed", "schedule", "start", "stop")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,27 +60,13 @@ def variant_seconds(load: Load) -> float:
     return load.variants * load.num_eval_images * load.seconds_per_eval_image
 
 
-def kept_checkpoints(segment: Segment, load: Load, marks: tuple[int, ...] = ()) -> int:
-    """Checkpoints that a finished segment keeps: the newest two, and those at its marks."""
-    every = load.save_every or segment.stop
-    regular = (number * every for number in range(segment.start // every + 1, segment.stop // every + 1))
-    steps = sorted({*regular, *marks, segment.stop})
-    return len({*steps[-KEPT:], *marks})
-
-
 def segment_rows(plan: Plan, loads: Mapping[str, Load]) -> list[dict[str, Any]]:
     """One row a segment, in the order of the plan, with the number of cells that need it; loads by `load_key`."""
     users = plan.cells_of()
     return [
         {
             "segment": segment.name,
-            "kind": segment.kind,
-            "arm": segment.arm,
-            "fraction": segment.fraction,
-            "seed": segment.seed,
-            "schedule": segment.schedule,
-            "start": segment.start,
-            "stop": segment.stop,
+            **{name: getattr(segment, name) for name in _COLUMNS},
             "cells": len(users[segment.name]),
             **_work(segment.steps, segment.fraction, loads[load_key(segment)]),
             "seconds": expected_seconds(
@@ -98,10 +84,7 @@ def cell_rows(plan: Plan, loads: Mapping[str, Load]) -> list[dict[str, Any]]:
     return [
         {
             "cell": cell.name,
-            "arm": cell.arm,
-            "schedule": cell.schedule,
-            "fraction": cell.fraction,
-            "seed": cell.seed,
+            **{name: getattr(cell, name) for name in ("arm", "schedule", "fraction", "seed")},
             **_alone(cell, [by_name[name] for name in cell.segments], loads),
         }
         for cell in plan.cells

@@ -13,11 +13,10 @@ from headstart.recipe.dotted import flatten
 from headstart.recipe.load import Provenance, resolve
 from headstart.recipe.recipe import AnyRecipe, scaled_rate, schedule_of, to_dict
 from headstart.recipe.schedule import Schedule, duration, multiple_of
-from headstart.study.begin.places import refuse_missing_data
 from headstart.study.checks import check_arms_differ, check_lengths, check_measured
 from headstart.study.forecast import load_key
 from headstart.study.plan import Plan, Segment, expand, schedule_names
-from headstart.study.sections import Tuning
+from headstart.study.sections import Tuning, refuse_missing_data
 from headstart.study.spec import PRETRAIN_PREFIX, StudySpec
 from headstart.study.variants import check_variants
 from headstart.tasks import data_fingerprint, num_training_images
@@ -82,8 +81,8 @@ def prepare(study: StudySpec, overrides: Patch | None = None) -> Prepared:
     first = arms[next(iter(arms))]
     try:
         if any(entry.images for entry in study.fractions):
-            study = study.on(num_training_images(_on_fraction(first, 1.0)))
-        num_images = {e.fraction: num_training_images(_on_fraction(first, e.fraction)) for e in study.fractions}
+            study = study.on(num_training_images(on_fraction(first, 1.0)))
+        num_images = {e.fraction: num_training_images(on_fraction(first, e.fraction)) for e in study.fractions}
     except ValueError:
         refuse_missing_data(study.name, first.data.train)
         raise
@@ -96,7 +95,7 @@ def prepare(study: StudySpec, overrides: Patch | None = None) -> Prepared:
     for name in used:
         recipe = recipes[f"{PRETRAIN_PREFIX}{name}"][0]
         if "data.fraction" in study.pretrain[name].follows:
-            images = {share: num_training_images(_on_fraction(recipe, share)) for share in num_images}
+            images = {share: num_training_images(on_fraction(recipe, share)) for share in num_images}
         else:
             images = {1.0: num_training_images(recipe)}
         pretrain_schedules[name], pretrain_images[name] = schedule_of(recipe, images[max(images)]), images
@@ -123,8 +122,7 @@ def prepare(study: StudySpec, overrides: Patch | None = None) -> Prepared:
 
 def arm_recipe(study: StudySpec, arm: str, overrides: Patch) -> Resolved:
     """The resolved recipe of an arm with `auto` as written, and the origin of each value."""
-    patches = [("study", study.set), (f"arm {arm}", study.patch_of(arm)), ("override", overrides)]
-    return resolve(study.recipe, patches)
+    return resolve(study.recipe, [("study", study.set), (f"arm {arm}", study.patch_of(arm)), ("override", overrides)])
 
 
 def pretrain_recipe(study: StudySpec, name: str, overrides: Patch) -> Resolved:
@@ -150,19 +148,20 @@ def pretrain_recipe(study: StudySpec, name: str, overrides: Patch) -> Resolved:
 def segment_recipe(prepared: Prepared, segment: Segment, weights: Path | None = None) -> Resolved:
     """The recipe of a segment: its arm's, with the segment's name, seed and fraction, and weights made by the study."""
     recipe, origins = prepared.recipes[load_key(segment)]
+    changes: dict[str, Any] = {"name": segment.name}
+    seed, follows = segment.seed, ("seed", "data.fraction")
     if segment.kind == "pretrain":
         follows = prepared.study.pretrain[segment.arm].follows
-        changes: dict[str, Any] = {"name": segment.name} | ({"seed": segment.seed} if "seed" in follows else {})
-        if "data.fraction" in follows:
-            changes["data"] = _on_fraction(recipe, segment.fraction).data
-        return recipe.model_copy(update=changes), Provenance(origins | dict.fromkeys(("name", *follows), "segment"))
-    # Added, so that arms of another seed, as an A/A study has them, stay so.
-    seed = segment.seed + prepared.study.patch_of(segment.arm).get("seed", 0)
-    changes = {"name": segment.name, "seed": seed, "data": _on_fraction(recipe, segment.fraction).data}
-    if weights is not None and str(recipe.start.weights).startswith(PRETRAIN_PREFIX):
-        changes["start"] = recipe.start.model_copy(update={"weights": str(weights)})
-    own = Provenance(origins | dict.fromkeys(("name", "seed", "data.fraction"), "segment"))
-    return recipe.model_copy(update=changes), own
+    else:
+        # Added, so that arms of another seed, as an A/A study has them, stay so.
+        seed += prepared.study.patch_of(segment.arm).get("seed", 0)
+        if weights is not None and str(recipe.start.weights).startswith(PRETRAIN_PREFIX):
+            changes["start"] = recipe.start.model_copy(update={"weights": str(weights)})
+    if "seed" in follows:
+        changes["seed"] = seed
+    if "data.fraction" in follows:
+        changes["data"] = on_fraction(recipe, segment.fraction).data
+    return recipe.model_copy(update=changes), Provenance(origins | dict.fromkeys(("name", *follows), "segment"))
 
 
 def segment_run(
@@ -223,14 +222,15 @@ def rehash(prepared: Prepared) -> None:
     most, done = max(prepared.num_images), set()
     for name, (recipe, _) in prepared.recipes.items():
         if not name.startswith(PRETRAIN_PREFIX):
-            recipe = _on_fraction(recipe, most)
+            recipe = on_fraction(recipe, most)
         key = recipe.data.model_dump_json()
         if key not in done:
             data_fingerprint(recipe, rehash=True)
             done.add(key)
 
 
-def _on_fraction(recipe: AnyRecipe, fraction: float) -> AnyRecipe:
+def on_fraction(recipe: AnyRecipe, fraction: float) -> AnyRecipe:
+    """The recipe on a share of its training images."""
     return recipe.model_copy(update={"data": recipe.data.model_copy(update={"fraction": fraction})})
 
 

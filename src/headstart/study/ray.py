@@ -95,9 +95,10 @@ def _connected(cluster: Cluster) -> Iterator[Any]:
     try:
         machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         if not any(has.get("CPU", 0) >= cluster.cpus and has.get("GPU", 0) >= cluster.gpus for has in machines):
+            cpus, gpus = (max((has.get(kind, 0) for has in machines), default=0) for kind in ("CPU", "GPU"))
             raise ValueError(
                 f"executor: no machine of the Ray cluster has {cluster.cpus:g} CPUs and {cluster.gpus} GPUs for a "
-                f"segment, expected at most {_most(machines, 'CPU'):g} and {_most(machines, 'GPU'):g}"
+                f"segment, expected at most {cpus:g} and {gpus:g}"
             )
         yield ray
     finally:
@@ -110,10 +111,6 @@ def _require_ray() -> None:
         raise ValueError(
             "executor: ray is not installed, expected pip install 'headstart[cluster]', or --executor local"
         )
-
-
-def _most(machines: list[dict[str, float]], kind: str) -> float:
-    return max((has.get(kind, 0) for has in machines), default=0)
 
 
 def _work(folder: str, gpus: int, name: str, work: Callable[..., Any], *given: Any) -> Any:

@@ -16,8 +16,9 @@ from headstart.recipe.load import stored_recipe
 from headstart.recipe.recipe import AnyRecipe
 from headstart.recipe.yaml_text import read_yaml
 from headstart.study.plan import Cell, Plan, Segment
-from headstart.study.spec import WEIGHTS_FIELD
-from headstart.training.rows import Row, end_row, evaluations, judged_weights, read_rows
+from headstart.study.spec import StudySpec
+from headstart.training.rows import Row, end_row, evaluations, judged_weights, read_rows, training_rows
+from headstart.training.stored import ErrorsOfKinds
 from headstart.typed_json import Record, read_json
 from headstart.verdict.looks import Look
 from headstart.verdict.numbers import TRAIN
@@ -25,7 +26,7 @@ from headstart.verdict.rule import Rule
 
 QUESTION_FILE = "question.json"  # of a study that `headstart ask` designed: its data, hours, and words of the command
 NAN = float("nan")
-DEFAULT_METRIC = "box.AP"  # of a study without a rule
+LOSS = "train.loss"  # the last training loss, in place of a metric
 _AGAINST = " against "
 VARIANTS_FILE = "variants.jsonl"  # in the directory of a tail: evaluations of its final checkpoint in other ways
 
@@ -39,7 +40,7 @@ class Run:
     rows: tuple[Row, ...]
     variants: dict[str, Row] = field(default_factory=dict)  # the evaluation of the final checkpoint, by variant
 
-    @property
+    @cached_property
     def end(self) -> Row | None:
         """The row of the segment's last step, with checkpoint and hash; None before that."""
         return end_row(self.rows, self.segment.stop)
@@ -62,6 +63,29 @@ class Run:
         """
         return evaluations(self.rows, "train", self.weights)
 
+    def final_row(self, variant: str = "") -> Row | None:
+        """The evaluation at the last step of a finished segment, plain or a variant; None before that."""
+        if self.end is None:
+            return None
+        if variant and variant != TRAIN:
+            return self.variants.get(variant)
+        rows = self.train_evaluations if variant else self.evaluations
+        return next((row for row in reversed(rows) if row["step"] == self.segment.stop), None)
+
+    @cached_property
+    def final_loss(self) -> float | None:
+        """The last training loss of a finished segment; None before that."""
+        logged = training_rows(self.rows) if self.end else []
+        return logged[-1]["loss"] if logged else None
+
+    def score(self, metric: str) -> float:
+        """A metric at the last step of a finished segment, or LOSS; nan where it is not there."""
+        if metric == LOSS:
+            return NAN if self.final_loss is None else self.final_loss
+        variant, _, name = metric.rpartition(":")
+        row = self.final_row(variant)
+        return NAN if row is None else metric_of(row, name)
+
     def place(self, folder: Path) -> str | None:
         """The directory relative to the study's folder; None for one that has not begun."""
         return None if self.directory is None else Path(os.path.relpath(self.directory, folder)).as_posix()
@@ -76,6 +100,11 @@ class Run:
         path = None if self.directory is None else self.directory / name
         return None if path is None or not path.is_file() else read_json(path, kind)
 
+    @cached_property
+    def errors(self) -> ErrorsOfKinds:
+        """Error types at the end of a finished segment, by kind; none where they were not counted."""
+        return (self.fact(f"errors-{self.segment.stop}.json", ErrorsOfKinds) if self.end else None) or {}
+
     @property
     def recipe(self) -> AnyRecipe | None:
         """The recipe of the run by its recipe.yaml; None where there is none."""
@@ -85,31 +114,34 @@ class Run:
 
 @dataclass(frozen=True, eq=False)
 class StudyFolder:
-    """A study's results: its settings (study.yaml), its plan, and one Run a segment, by segment name.
+    """A study's results: study.yaml, its plan, and one Run a segment, by segment name.
 
     num_images are training images by fraction; differences are the rows of the difference sheet, each with field,
     values by arm, and declared; overrides are the command line's patch on every recipe; looks those made before.
     """
 
     path: Path
-    settings: dict[str, Any]
-    rule: Rule | None
+    study: StudySpec
     plan: Plan
     runs: dict[str, Run]
     num_images: dict[float, int]
-    batch: int | None
+    batch: int
     differences: tuple[dict[str, Any], ...]
-    overrides: dict[str, Any] = field(default_factory=dict)
-    looks: tuple[Look, ...] = ()
+    overrides: dict[str, Any]
+    looks: tuple[Look, ...]
 
     @property
     def name(self) -> str:
-        return str(self.settings.get("name", self.path.name))
+        return self.study.name
+
+    @property
+    def rule(self) -> Rule | None:
+        return self.study.rule
 
     @cached_property
     def arms(self) -> tuple[str, ...]:
         """Arms in the order of the study file."""
-        return tuple(self.settings.get("arms") or dict.fromkeys(cell.arm for cell in self.plan.cells))
+        return tuple(self.study.arms)
 
     @cached_property
     def seeds(self) -> tuple[int, ...]:
@@ -126,14 +158,9 @@ class StudyFolder:
         sheet = next((row["values"] for row in self.differences if row["field"] == "start.kind"), None)
         if sheet is not None:
             return tuple(arm for arm in self.arms if sheet.get(arm) == "random")
-        common, arms = flatten(self.settings.get("set") or {}), self.settings.get("arms") or {}
-        below = {arm: arms.get((patch or {}).get("branch_of")) for arm, patch in arms.items()}  # a branch's parent
-        patches = {arm: common | flatten(below[arm] or {}) | flatten(patch or {}) for arm, patch in arms.items()}
-        return tuple(
-            arm
-            for arm, patch in patches.items()
-            if patch.get("start.kind", "random") == "random" and not patch.get(WEIGHTS_FIELD)
-        )
+        common = flatten(self.study.set)
+        kinds = {arm: (common | self.study.patch_of(arm)).get("start.kind", "random") for arm in self.arms}
+        return tuple(arm for arm, kind in kinds.items() if kind == "random" and not self.study.weights_of(arm))
 
     @property
     def baseline(self) -> str | None:
@@ -174,7 +201,7 @@ class StudyFolder:
     @property
     def metric(self) -> str:
         """The metric that the study is about: the rule's, else box AP."""
-        return self.rule.metric if self.rule else DEFAULT_METRIC
+        return self.rule.metric if self.rule else "box.AP"
 
     def common_schedules(self, fraction: float) -> tuple[str, ...]:
         """Schedules that both arms of the question have at a fraction, shortest first; none with a single arm.
@@ -215,24 +242,18 @@ class StudyFolder:
         """The last segment of a cell, in which its schedule ends."""
         return self.runs[cell.segments[-1]]
 
-    def final_rows(self, arm: str, schedule: str, fraction: float, variant: str = "") -> list[dict[str, Any] | None]:
-        """For each seed the evaluation at the end of a finished schedule; None where there is none yet."""
+    def ends(self, arm: str, schedule: str, fraction: float) -> list[Run | None]:
+        """The last segment of a cell for each seed; None for a seed without this cell."""
         cells = self.cells_at(arm, schedule, fraction)
-        return [final_row(self.tail(cells[seed]), variant) if seed in cells else None for seed in self.seeds]
+        return [self.tail(cells[seed]) if seed in cells else None for seed in self.seeds]
 
     def scores(self, metric: str, arm: str, schedule: str, fraction: float) -> np.ndarray:
         """The metric at the end of a schedule, float [S] in 0..1; nan where it is not there yet.
 
         "tta:box.AP" is box.AP of the variant "tta", "train:box.AP" that on training images.
         """
-        variant, _, name = metric.rpartition(":")
-        rows = self.final_rows(arm, schedule, fraction, variant)
-        return np.array([NAN if row is None else metric_of(row, name) for row in rows], float)
-
-    @property
-    def variants(self) -> tuple[str, ...]:
-        """Names of the evaluation variants of final checkpoints."""
-        return tuple(self.settings.get("also_evaluate") or ())
+        runs = self.ends(arm, schedule, fraction)
+        return np.array([NAN if run is None else run.score(metric) for run in runs], float)
 
 
 def metric_of(row: Mapping[str, Any], metric: str) -> float:
@@ -241,16 +262,6 @@ def metric_of(row: Mapping[str, Any], metric: str) -> float:
     metrics = row.get("metrics") or {}
     found = [values.get(name) for key, values in metrics.items() if not kind or key == kind]
     return next((float(value) for value in found if value is not None), NAN)
-
-
-def final_row(run: Run, variant: str = "") -> dict[str, Any] | None:
-    """The evaluation at the last step of a finished segment, plain or a variant; None before that."""
-    if run.end is None:
-        return None
-    if variant and variant != TRAIN:
-        return run.variants.get(variant)
-    rows = run.train_evaluations if variant else run.evaluations
-    return next((row for row in reversed(rows) if row["step"] == run.segment.stop), None)
 
 
 def read_variants(directory: Path) -> list[Row]:

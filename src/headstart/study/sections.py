@@ -1,16 +1,18 @@
-"""Sections of a study file and the types of its fields."""
+"""Sections of a study file, the types of its fields, and its paths."""
 
 from __future__ import annotations
 
 import difflib
 import reprlib
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from headstart.recipe.dotted import flatten
 from headstart.recipe.fields import DataShare, Seed, Text, real, whole
+from headstart.recipe.load import shipped
 from headstart.recipe.recipe import Recipe
 from headstart.recipe.refusal import OTHER_NAMES, field_names
 from headstart.recipe.schedule import parse_schedule
@@ -31,10 +33,6 @@ def check_names(given: Collection[object], known: Collection[str], what: str) ->
             near = difflib.get_close_matches(str(name)[:100], known, 1)
             hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(map(repr, known)) or 'none'}"
             raise ValueError(f"{what} {reprlib.repr(name)} is not known, {hint}")
-
-
-def _none_is_empty(value: object) -> object:
-    return {} if value is None else value
 
 
 def _schedules(value: object) -> object:
@@ -67,11 +65,7 @@ def _fractions(value: object) -> object:
     return value
 
 
-def _tuning(value: object) -> object:
-    return {"note": value} if isinstance(value, str) else value
-
-
-Patch = Annotated[dict[str, Any], BeforeValidator(_none_is_empty)]
+Patch = Annotated[dict[str, Any], BeforeValidator(lambda value: {} if value is None else value)]
 Names = Annotated[tuple[str, ...], Field(max_length=MOST)]
 Schedules = Annotated[Names | dict[str, Names], BeforeValidator(_schedules)]
 Images = Annotated[int, whole(1, 10**9)]
@@ -201,4 +195,42 @@ class Search(StudySection):
 
 Seeds = Annotated[tuple[Seed, ...], Field(max_length=MOST), BeforeValidator(_seeds)]
 Fractions = Annotated[tuple[DataFraction, ...], Field(max_length=MOST), BeforeValidator(_fractions)]
-Tunings = dict[str, Annotated[Tuning, BeforeValidator(_tuning)]]
+Note = BeforeValidator(lambda value: {"note": value} if isinstance(value, str) else value)
+Tunings = dict[str, Annotated[Tuning, Note]]
+
+_SETS = [f".data.{split}{part}" for split in ("train", "val") for part in ("", "_images", "_labels")]
+_PATHS = (*_SETS, ".start.weights")
+
+
+def with_places(patch: Mapping[str, Any], folder: Path, prefix: str = "") -> dict[str, Any]:
+    """A study's mapping in which paths that are not in the working directory, but in `folder`, lead there."""
+    made: dict[str, Any] = {}
+    for key, value in patch.items():
+        name = f"{prefix}.{key}"
+        if isinstance(value, Mapping):
+            made[key] = with_places(value, folder, name)
+        elif isinstance(value, str) and name.endswith(_PATHS) and not _is_there(Path(), value):
+            made[key] = str(folder / value) if _is_there(folder, value) else value
+        else:
+            made[key] = value
+    return made
+
+
+def _is_there(folder: Path, value: str) -> bool:
+    """True if PATH, or the path of PATH:SPLIT, exists; False for a name that no file can have."""
+    try:
+        return any((folder / part).exists() for part in (value, value.rpartition(":")[0]) if part)
+    except (OSError, ValueError):
+        return False
+
+
+def refuse_missing_data(name: str, train: str) -> None:
+    """ValueError for a shipped study whose data are not there, with the commands of its header that make them."""
+    files = {shown.rpartition("/")[2]: file for shown, file in shipped("studies").items()}
+    file = files.get(name.removesuffix("-small"))
+    if file is None or not train.startswith("data/") or _is_there(Path(), train):
+        return
+    header = [line.lstrip("# ") for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
+    made = [line for line in header if line.startswith("headstart data shapes ")]
+    how = f"make it with: {' && '.join(made)}" if made else f"the header of {file} says where it is from"
+    raise ValueError(f"study {name}: data.train = {train!r}: no such file or folder; {how}")

@@ -49,14 +49,7 @@ def write_jobs(prepared: Prepared, study: str, overrides: Sequence[str], out: st
     what is still to do; a task that was begun continues at its last checkpoint. ValueError where nothing is left, for
     control characters anywhere, and for a folder whose name an #SBATCH line cannot quote.
     """
-    for name, value in _given(job):
-        form, example = _FORMS[name]
-        if not form.fullmatch(value):
-            raise ValueError(f"{name}: {value!r}, expected one word, as Slurm's --{name} takes it: {example}")
-    words = {"study": study, "out": str(out), "working directory": str(Path.cwd()), "Python": sys.executable}
-    for name, value in [*words.items(), *(("override", text) for text in overrides)]:
-        if _CONTROL.search(value):
-            raise ValueError(f"{name}: {value!r} holds control characters, which no job script should; expected none")
+    _check_words(study, overrides, out, job)
     if not job.gpus:
         check_threads(prepared)
     refuse_auto(prepared)
@@ -72,9 +65,23 @@ def write_jobs(prepared: Prepared, study: str, overrides: Sequence[str], out: st
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("level-*.sh"):
         old.unlink()
+    options = [f"--cpus-per-task={job.cpus}", "--requeue", *_options(job)]
+    options += [f"--gpus-per-node={job.gpus}"] if job.gpus else []
+    launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={job.gpus}", "-m"] if job.gpus > 1 else []
+    source = str(Path(study).resolve()) if Path(study).is_file() else study
+    begin = shlex.join([sys.executable, "-m", *launcher, "headstart", "study", "segment", source])
+    end = shlex.join([*overrides, "--out", str(out)])
     for number, names in enumerate(levels):
-        write_whole(folder / f"level-{number}.sh", _array(prepared, names, number, study, overrides, out, job, folder))
-    write_whole(folder / "report.sh", _report(prepared, directory, job, folder))
+        own = [f"--array=0-{len(names) - 1}", *options]
+        text = (
+            _header(f"{prepared.study.name}-level-{number}", folder, own, "%x-%a-%A.log")
+            + f"segments=({' '.join(map(shlex.quote, names))})\n"
+            + f'exec {begin} "${{segments[$SLURM_ARRAY_TASK_ID]}}" {end}\n'
+        )
+        write_whole(folder / f"level-{number}.sh", text)
+    header = _header(f"{prepared.study.name}-report", folder, _options(job), "%x-%j.log")
+    words = [sys.executable, "-m", "headstart", "study", "report", str(directory)]
+    write_whole(folder / "report.sh", f"{header}exec {shlex.join(words)}\n")
     script = write_whole(folder / "submit.sh", _submit(folder, len(levels)))
     script.chmod(0o755)
     return Submission(script, levels)
@@ -92,32 +99,16 @@ def levels_of(segments: Sequence[Segment], done: set[str]) -> tuple[tuple[str, .
     )
 
 
-def _array(
-    prepared: Prepared,
-    names: Sequence[str],
-    number: int,
-    study: str,
-    overrides: Sequence[str],
-    out: str | Path,
-    job: Job,
-    folder: Path,
-) -> str:
-    options = [f"--array=0-{len(names) - 1}", f"--cpus-per-task={job.cpus}", "--requeue", *_options(job)]
-    options += [f"--gpus-per-node={job.gpus}"] if job.gpus else []
-    launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={job.gpus}", "-m"] if job.gpus > 1 else []
-    source = str(Path(study).resolve()) if Path(study).is_file() else study
-    words = [sys.executable, "-m", *launcher, "headstart", "study", "segment", source]
-    end = [*overrides, "--out", str(out)]
-    return (
-        _header(f"{prepared.study.name}-level-{number}", folder, options, "%x-%a-%A.log")
-        + f"segments=({' '.join(map(shlex.quote, names))})\n"
-        + f'exec {shlex.join(words)} "${{segments[$SLURM_ARRAY_TASK_ID]}}" {shlex.join(end)}\n'
-    )
-
-
-def _report(prepared: Prepared, directory: Path, job: Job, folder: Path) -> str:
-    words = [sys.executable, "-m", "headstart", "study", "report", str(directory)]
-    return _header(f"{prepared.study.name}-report", folder, _options(job), "%x-%j.log") + f"exec {shlex.join(words)}\n"
+def _check_words(study: str, overrides: Sequence[str], out: str | Path, job: Job) -> None:
+    """ValueError for control characters, and for a time or partition that Slurm would not take."""
+    for name, value in _given(job):
+        form, example = _FORMS[name]
+        if not form.fullmatch(value):
+            raise ValueError(f"{name}: {value!r}, expected one word, as Slurm's --{name} takes it: {example}")
+    words = {"study": study, "out": str(out), "working directory": str(Path.cwd()), "Python": sys.executable}
+    for name, value in [*words.items(), *(("override", text) for text in overrides)]:
+        if _CONTROL.search(value):
+            raise ValueError(f"{name}: {value!r} holds control characters, which no job script should; expected none")
 
 
 def _submit(folder: Path, num_levels: int) -> str:

@@ -19,22 +19,7 @@ from headstart.recipe.fields import Flag, Text
 from headstart.recipe.load import find
 from headstart.recipe.refusal import validate
 from headstart.recipe.yaml_text import read_yaml
-from headstart.study.begin.places import with_places
-from headstart.study.checks import (
-    OWNED,
-    Branch,
-    branch_of,
-    check_branch,
-    check_distinct,
-    check_public,
-    check_rule,
-    check_rule_numbers,
-    check_schedules,
-    check_search,
-    check_variant,
-    flat_patch,
-    patch_of,
-)
+from headstart.study import checks
 from headstart.study.sections import (
     MOST,
     PRETRAIN_PREFIX,
@@ -51,6 +36,7 @@ from headstart.study.sections import (
     StudySection,
     Tunings,
     check_names,
+    with_places,
 )
 from headstart.verdict.rule import Rule
 
@@ -104,7 +90,7 @@ class StudySpec(StudySection):
     def _rule_keys(cls, data: object) -> object:
         if isinstance(data, Mapping) and isinstance(data.get("rule"), Mapping):
             check_names(data["rule"], Rule.__dataclass_fields__, "rule key")
-            check_rule_numbers(data["rule"])
+            checks.check_rule_numbers(data["rule"])
             if looks := data["rule"].get("looks"):
                 return {"seeds": looks[-1], **data}
         return data
@@ -114,39 +100,38 @@ class StudySpec(StudySection):
         check_names(
             self.small, [name for name in StudySpec.model_fields if name not in ("name", "small")], "small: key"
         )
-        runs = [] if self.runs is None else [self.runs]
-        named = {"runs": runs, "arms": self.arms, "pretrain": self.pretrain, "also_evaluate": self.also_evaluate}
-        for field, names in {"name": [self.name], **named}.items():
+        named = {"arms": self.arms, "pretrain": self.pretrain, "also_evaluate": self.also_evaluate}
+        for field, names in {"name": (self.name,), "runs": () if self.runs is None else (self.runs,), **named}.items():
             for name in names:
                 if not _NAME.fullmatch(name) or not is_file_name(name):
                     raise ValueError(
                         f"{field}: {reprlib.repr(name)} is not a name: letters, digits, _ . + - and at most 64 of "
                         "them, no dot at the end, nor a name that Windows keeps for itself, such as con"
                     )
-        check_distinct("seeds", self.seeds)
+        checks.check_distinct("seeds", self.seeds)
         if not self.seeds:
             raise ValueError("seeds: none given, expected at least one")
         if not self.fractions:
             raise ValueError("fractions: none given, expected at least one between 0 and 1")
-        check_distinct("fractions", [entry.rounded for entry in self.fractions])
+        checks.check_distinct("fractions", [entry.rounded for entry in self.fractions])
         chosen = ((arm, entry.amount, self.schedules_of(arm, entry)) for entry in self.fractions for arm in self.arms)
-        check_schedules(chosen, len(self.seeds))
-        flat_patch("set.", self.set)
+        checks.check_schedules(chosen, len(self.seeds))
+        checks.flat_patch("set.", self.set)
         for arm, patch in self.arms.items():
-            flat_patch(f"arms.{arm}.", patch, allowed=("seed",))  # added to the study's: an A/A study needs two
-            check_branch(self.arms, arm, share=self.share)
+            checks.flat_patch(f"arms.{arm}.", patch, allowed=("seed",))  # added to the study's: an A/A study needs two
+            checks.check_branch(self.arms, arm, share=self.share)
             self.pretraining_of(arm)
         for name, entry in self.pretrain.items():
-            flat_patch(f"pretrain.{name}.set.", entry.set, allowed=OWNED.keys() - {"name"})
+            checks.flat_patch(f"pretrain.{name}.set.", entry.set, allowed=checks.OWNED.keys() - {"name"})
         check_names(self.tuning, self.arms, "tuning: arm")
         check_names(self.public_weights, self.arms, "public_weights: arm")
-        check_public({arm: self.weights_of(arm) for arm in self.public_weights})
+        checks.check_public({arm: self.weights_of(arm) for arm in self.public_weights})
         for name, patch in self.also_evaluate.items():
-            check_variant(name, flat_patch(f"also_evaluate.{name}.", patch))
+            checks.check_variant(name, checks.flat_patch(f"also_evaluate.{name}.", patch))
         if self.search is not None:
-            check_search(self.search, self.arms)
+            checks.check_search(self.search, self.arms)
         if self.rule is not None:
-            check_rule(self.rule, self.arms, self.also_evaluate, len(self.seeds))
+            checks.check_rule(self.rule, self.arms, self.also_evaluate, len(self.seeds))
         return self
 
     def on(self, num_images: int) -> StudySpec:
@@ -154,17 +139,15 @@ class StudySpec(StudySection):
 
         ValueError for more images than there are, and for two equal shares.
         """
+        shares = []
         for entry in self.fractions:
-            if entry.images is not None and entry.images > num_images:
-                raise ValueError(f"fractions: {entry.images:,} images, but the training set has {num_images:,}")
-        shares = tuple(
-            entry
-            if entry.images is None
-            else DataFraction(fraction=entry.images / num_images, schedules=entry.schedules)
-            for entry in self.fractions
-        )
-        check_distinct(f"study {self.name}: fractions", [entry.rounded for entry in shares])
-        return self.model_copy(update={"fractions": shares})
+            if entry.images is not None:
+                if entry.images > num_images:
+                    raise ValueError(f"fractions: {entry.images:,} images, but the training set has {num_images:,}")
+                entry = DataFraction(fraction=entry.images / num_images, schedules=entry.schedules)
+            shares.append(entry)
+        checks.check_distinct(f"study {self.name}: fractions", [entry.rounded for entry in shares])
+        return self.model_copy(update={"fractions": tuple(shares)})
 
     def schedules_of(self, arm: str, entry: DataFraction) -> tuple[str, ...]:
         """Names of the schedules of one arm at one amount of data, in the order given."""
@@ -174,13 +157,16 @@ class StudySpec(StudySection):
         check_names(chosen, self.arms, "schedules: arm")
         return chosen.get(arm, ())
 
-    def branch_of(self, arm: str) -> Branch | None:
+    def branch_of(self, arm: str) -> checks.Branch | None:
         """The branch that an arm is; None for an arm with a start of its own."""
-        return branch_of(self.arms, arm)
+        own = self.arms[arm]
+        return checks.Branch(own["branch_of"], own["last"]) if "branch_of" in own else None
 
     def patch_of(self, arm: str) -> dict[str, Any]:
         """An arm's patch on the recipe {dotted field: value}; a branch has the patch of its parent below its own."""
-        return patch_of(self.arms, arm)
+        own = flatten({key: value for key, value in self.arms[arm].items() if key not in checks.BRANCH_KEYS})
+        branch = self.branch_of(arm)
+        return own if branch is None else {**flatten(self.arms[branch.parent]), **own}
 
     def weights_of(self, arm: str) -> object:
         """The weights of an arm in the study file; None where it gives none."""
@@ -228,7 +214,7 @@ def define_study(name: str | Path, overrides: Mapping[str, Any] | None = None) -
         for key in list(patch)
         if key in STUDY_FIELDS or key.startswith(("arms.", "pretrain.", "rule."))
     }
-    flat_patch("override ", {key: value for key, value in patch.items() if key != "size"})
+    checks.flat_patch("override ", {key: value for key, value in patch.items() if key != "size"})
     return read_study(name, size=patch.pop("size", None), changes=own), patch
 
 

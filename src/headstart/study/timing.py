@@ -18,7 +18,7 @@ from headstart.ops import processes as distributed
 from headstart.recipe.load import choices_of
 from headstart.recipe.recipe import AnyRecipe
 from headstart.study.begin.rehearse import check_start, refuse_missing_weights
-from headstart.study.forecast import Load, kept_checkpoints, load_key
+from headstart.study.forecast import Load, load_key
 from headstart.study.prepare import Prepared, marks_of
 from headstart.study.spec import PRETRAIN_PREFIX
 from headstart.study.variants import variants_worth
@@ -29,6 +29,7 @@ from headstart.training import memory
 from headstart.training.loop import periods
 from headstart.training.optimizer import checkpoint_bytes, make_optimizer
 from headstart.training.pool import worker_pool
+from headstart.weights.checkpoint import KEPT
 from headstart.weights.freeze import freeze, set_train_mode
 
 WARM_UP, TIMED = 2, 10  # steps; the first two pay for caches and memory
@@ -61,7 +62,10 @@ def measure_apart(prepared: Prepared, jobs: int = 1) -> dict[str, Load]:
     refuse_missing_weights(prepared)
     with worker_pool(jobs) as pool:
         found = list(pool.map(measure_loads, [prepared] * jobs))
-    return {name: _mean([loads[name] for loads in found]) for name in found[0]}
+    means = {
+        name: {field: fmean(getattr(loads[name], field) for loads in found) for field in _SECONDS} for name in found[0]
+    }
+    return {name: replace(load, **means[name]) for name, load in found[0].items()}
 
 
 def kept_loads(path: Path, prepared: Prepared, jobs: int) -> dict[str, Load]:
@@ -94,10 +98,6 @@ def _asked(prepared: Prepared, jobs: int) -> list[Any]:
 
 def _from_json(values: dict[str, Any]) -> Load:
     return Load(**values | {"num_images": {float(key): number for key, number in values["num_images"].items()}})
-
-
-def _mean(loads: list[Load]) -> Load:
-    return replace(loads[0], **{field: fmean(getattr(load, field) for load in loads) for field in _SECONDS})
 
 
 def measure_loads(prepared: Prepared) -> dict[str, Load]:
@@ -144,7 +144,9 @@ def disk_need(prepared: Prepared, loads: Mapping[str, Load]) -> tuple[int, int]:
     for segment in prepared.plan.segments:
         key = load_key(segment)
         marks = marks_of(prepared.recipes[key][0], prepared, segment) if segment.kind == "trunk" else ()
-        kept = kept_checkpoints(segment, loads[key], marks)
+        every = loads[key].save_every or segment.stop
+        steps = sorted({*range(every * (segment.start // every + 1), segment.stop, every), *marks, segment.stop})
+        kept = len({*steps[-KEPT:], *marks})
         files, need = files + kept, need + kept * loads[key].checkpoint_bytes
     return files, need
 

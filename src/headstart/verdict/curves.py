@@ -1,4 +1,4 @@
-"""Statistics of learning curves: comparison at equal effort, and crossover.
+"""Statistics of learning curves: comparison at equal effort, crossover, and overfitting.
 
 Letters: S seeds, P points of a curve. Scores in 0..1, higher is better, both arms paired by seed.
 Curves are linear between points and are not extrapolated. For verdicts the points are ends of schedules (x: total,
@@ -51,7 +51,6 @@ class Crossover:
 
     baseline: str
     candidate: str
-    axis: str
     level: float
     num_seeds: int
     start: float
@@ -60,6 +59,29 @@ class Crossover:
     x: float | None
     low: float | None
     high: float | None
+
+    @property
+    def indicative(self) -> bool:
+        return self.num_seeds < 2
+
+
+@dataclass(frozen=True)
+class Overfit:
+    """Best point of validation (`onset`), its fall from there to the end, and whether that is overfitting.
+
+    The fall of a seed is measured from the peak of the *other* seeds, so selecting a peak from noise adds no bias.
+    decided: the interval of the fall lies above the tolerance while training still improves.
+    """
+
+    arm: str
+    level: float
+    num_seeds: int
+    onset: float
+    fall: float
+    half_width: float
+    train_gain: float
+    decided: bool
+    judged: bool
 
     @property
     def indicative(self) -> bool:
@@ -81,20 +103,18 @@ def compare_at(
     "not decidable", with the reason.
     """
     x = min(baseline.x[-1], candidate.x[-1]) if at is None else at
-    verdict = judge(rule, baseline.at(x), candidate.at(x), where=f"at {amount(x)} {axis}", obstacle=obstacle)
+    verdict = judge(rule, baseline.at(x), candidate.at(x), where=f"at {amount(x)} {axis}")
     outside = [curve for curve in (baseline, candidate) if not curve.x[0] <= x <= curve.x[-1]]
     if not outside:
-        return verdict
+        return verdict.against(obstacle) if obstacle else verdict
     curve = outside[0]
     state = "has not begun" if x < curve.x[0] else "has ended"
     reason = f"{curve.arm} {state}: it spans {amount(curve.x[0])} to {amount(curve.x[-1])} {axis}"
-    return replace(verdict, obstacle=Obstacle("outside", "no common effort", reason), num_left_out=0)
+    return replace(verdict.against(Obstacle("outside", "no common effort", reason)), num_left_out=0)
 
 
-def crossover(
-    baseline: Curve, candidate: Curve, *, level: float = 0.95, axis: str = "steps", within: float = 0.0
-) -> Crossover:
-    """Crossover of two curves: the candidate is not below the baseline (less `within`) from x to the common end.
+def crossover(baseline: Curve, candidate: Curve, *, level: float = 0.95, within: float = 0.0) -> Crossover:
+    """Crossover of two curves over steps: the candidate is not below the baseline (less `within`) from x to the end.
 
     ValueError for curves that do not overlap or have different numbers of seeds.
     """
@@ -106,7 +126,6 @@ def crossover(
     return Crossover(
         baseline=baseline.arm,
         candidate=candidate.arm,
-        axis=axis,
         level=level,
         num_seeds=len(difference),
         start=float(grid[0]),
@@ -115,6 +134,47 @@ def crossover(
         x=_stays_up_from(grid, mean),
         low=_first_up(grid, mean + half) if known else None,
         high=_stays_up_from(grid, mean - half) if known else None,
+    )
+
+
+def falls_of(scores: np.ndarray) -> np.ndarray:
+    """Fall of each seed to its end, from the peak of the other seeds, or of its own if alone: scores [S,P] -> [S]."""
+    if len(scores) == 1:
+        return scores.max(1) - scores[:, -1]
+    peaks = [np.delete(scores, seed, 0).mean(0).argmax() for seed in range(len(scores))]
+    return scores[np.arange(len(scores)), peaks] - scores[:, -1]
+
+
+def overfit_onset(
+    train: Curve,
+    validation: Curve,
+    *,
+    level: float = 0.95,
+    tolerance: float = 0.0,
+    judged: bool = False,
+) -> Overfit:
+    """Peak of validation, and whether it falls from there by more than `tolerance` while training still improves.
+
+    Both curves have the same x. judged: `train` holds scores on training images; otherwise negated losses. One seed is
+    indicative, never decided.
+    """
+    scores, num_seeds = validation.scores, len(validation.scores)
+    if not np.array_equal(train.x, validation.x):
+        raise ValueError(f"curve {train.arm}: training and validation have other x, expected the same points")
+    onset = int(scores.mean(0).argmax())
+    falls = falls_of(scores)
+    half = float(t_half_width(falls, level))
+    gain = float((train.scores[:, -1] - train.scores[:, onset]).mean())
+    return Overfit(
+        arm=validation.arm,
+        level=level,
+        num_seeds=num_seeds,
+        onset=float(validation.x[onset]),
+        fall=float(falls.mean()),
+        half_width=half,
+        train_gain=gain,
+        decided=bool(falls.mean() - half > tolerance and gain > 0),
+        judged=judged,
     )
 
 

@@ -86,8 +86,3 @@ def fraction_name(fraction: float, images: int | None) -> str:
 def share(fraction: float) -> str:
     """A fraction of the data in few letters: "all", "10 %"."""
     return "all" if fraction == 1 else f"{100 * fraction:g} %"
-
-
-def file_part(fraction: float) -> str:
-    """A fraction in a file name, as run directories have it: "f1", "f0.1"."""
-    return f"f{fraction:g}"

@@ -2,13 +2,13 @@
 
 A score is offset - a * n^-b (`PowerLaw`), S-shaped over log n (`SShape`), or its error is piecewise straight on
 logarithmic axes (`Piecewise`). The shapes of a study follow from its number of points alone (`shapes`). Images [F]
-ascend, scores [R, F] are in 0..1.
+ascend, scores [R, F] are in 0..1. Of each shape `at` gives the scores [R, G] at numbers of images [G], and `reach` the
+fewest images [R] with at least the scores [R]: the smallest number that was tried or more, inf where it never has them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
@@ -17,18 +17,6 @@ TWO_POINTS = (0.0, -1.0, 1.0)  # b of two points, which cannot show it; -1 is st
 TOPS = np.linspace(0.1, 1, 30) ** 3  # shares of the way from the highest score to 1
 _LEAST = 1e-4  # the log-odds of no score are infinite
 _TOP = 1 - 1e-9  # the error of a perfect score has no logarithm
-
-
-class DataCurve(Protocol):
-    """R fitted curves, which begin at the smallest number of images."""
-
-    def at(self, images: np.ndarray) -> np.ndarray:
-        """Scores [R, G] at numbers of images [G]."""
-        ...
-
-    def reach(self, scores: np.ndarray) -> np.ndarray:
-        """The fewest images [R] with at least these scores [R]; inf where a curve never has them."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,6 +103,9 @@ class Joined:
     def reach(self, scores: np.ndarray) -> np.ndarray:
         end, above = self._last
         return np.where(scores <= end, self.pieces.reach(scores), self.beyond.reach(scores - above))
+
+
+DataCurve = PowerLaw | SShape | Piecewise | Joined
 
 
 def shapes(images: np.ndarray, scores: np.ndarray) -> tuple[DataCurve, ...]:

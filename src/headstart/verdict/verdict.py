@@ -9,7 +9,7 @@ estimated by a bootstrap and reported apart.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, hypot, isnan
 
 import numpy as np
@@ -58,22 +58,37 @@ class Verdict:
     def num_seeds(self) -> int:
         return len(self.differences)
 
+    def against(self, obstacle: Obstacle) -> Verdict:
+        """The same evidence, of which an obstacle forbids every conclusion."""
+        return replace(self, outcome="not decidable", obstacle=obstacle, seeds_to_decide=None)
+
     @property
     def is_small(self) -> bool:
         """True if the mean difference lies within the margin."""
         return abs(self.mean) <= self.rule.margin
 
     @property
-    def general_half_width(self) -> float:
-        """Half-width over seeds and test images (added in quadrature); nan without a bootstrap."""
-        return self._with_images(self.half_width, (1 + self.rule.look_level) / 2)
+    def interval(self) -> tuple[float, float]:
+        """Half-width and level of the interval over seeds that the outcome rests on."""
+        if self.outcome in ("equivalent", "not worse"):
+            return self.margin_half_width, 1 - 2 * self.rule.alpha
+        return self.half_width, self.rule.look_level
+
+    @property
+    def p(self) -> float:
+        """The p value of the outcome."""
+        return self.p_margin if self.outcome in ("equivalent", "not worse") else self.p_difference
+
+    @property
+    def widths(self) -> tuple[float, float]:
+        """Half-widths of that interval over seeds and over test images; nan without a bootstrap."""
+        half, level = self.interval
+        return half, float(special.ndtri((1 + level) / 2)) * (self.images.sd if self.images else float("nan"))
 
     @property
     def holds_for_other_images(self) -> bool | None:
         """True if the outcome also holds with the noise of the test images added; None where that is unknown."""
-        width = self.general_half_width
-        if self.outcome in ("equivalent", "not worse"):
-            width = self._with_images(self.margin_half_width, 1 - self.rule.alpha)
+        width = hypot(*self.widths)
         return None if isnan(width) or self.outcome == "not decidable" else width < self._distance()
 
     @property
@@ -81,14 +96,9 @@ class Verdict:
         """Test images needed for the outcome to hold with their noise; None if it does, or no number suffices."""
         if self.holds_for_other_images is not False or not self.images.num_images:
             return None
-        claim = self.outcome in ("equivalent", "not worse")
-        seeds = self.margin_half_width if claim else self.half_width
+        seeds, images = self.widths
         room = self._distance() ** 2 - seeds**2
-        share = special.ndtri(1 - self.rule.alpha if claim else (1 + self.rule.look_level) / 2) * self.images.sd
-        return ceil(self.images.num_images * share**2 / room) if room > 0 else None
-
-    def _with_images(self, half_width: float, quantile: float) -> float:
-        return hypot(half_width, special.ndtri(quantile) * self.images.sd) if self.images else float("nan")
+        return ceil(self.images.num_images * images**2 / room) if room > 0 else None
 
     def _distance(self) -> float:
         """Distance from the mean to the nearest value that contradicts the outcome."""
@@ -128,16 +138,14 @@ def judge(
     where: str = "",
     seeds: Sequence[int] | None = None,
     num_classes: int | None = None,
-    obstacle: Obstacle | None = None,
     bootstrap: np.ndarray | None = None,
     num_images: int | None = None,
 ) -> Verdict:
     """Verdict on one cell from the scores [S] of both arms, paired by seed; `where` names it in sentences.
 
-    Pairs with a score that is not finite are left out and counted. A conclusion is stated only where neither `obstacle`
-    nor the scores forbid it (`earned.find_obstacle`): seeds are their names (default 0..S-1), num_classes those of the
-    data. bootstrap [S, R]: differences on R resamples of the num_images test images, the same resample for both arms
-    and all seeds.
+    Pairs with a score that is not finite are left out and counted. A conclusion is stated only where the scores do not
+    forbid it (`earned.find_obstacle`): seeds are their names (default 0..S-1), num_classes those of the data. bootstrap
+    [S, R]: differences on R resamples of the num_images test images, the same resample for both arms and all seeds.
     """
     arms = np.asarray(baseline, float), np.asarray(candidate, float)
     pairs = arms[1] - arms[0]
@@ -146,8 +154,7 @@ def judge(
     num_seeds = len(differences)
     names = [name for name, ok in zip(range(len(pairs)) if seeds is None else seeds, used) if ok]
     scores = [values[used] for values in arms]
-    own = find_obstacle(rule, *scores, seeds=names, floor=floor_of(rule, num_classes))
-    obstacle = obstacle or own
+    obstacle = find_obstacle(rule, *scores, seeds=names, floor=floor_of(rule, num_classes))
     outcome = "not decidable" if obstacle else str(decide(rule, differences[:, None])[0])
     if obstacle is None and outcome == "not decidable":
         reason = "the variation between seeds is compatible with a difference and with none"
@@ -160,9 +167,7 @@ def judge(
         p_difference, p_margin = min(1.0, 2 * float(min(sides))), float(_p_margin(rule, differences))
     images = None
     if bootstrap is not None and num_seeds:
-        means = np.asarray(bootstrap)[used].mean(
-            0
-        )  # all seeds see the same resample: more seeds do not average it away
+        means = np.asarray(bootstrap)[used].mean(0)  # all seeds see the same resample: more do not average it away
         low, high = np.quantile(means, [rule.alpha / 2, 1 - rule.alpha / 2])
         images = ImageNoise(float(means.std(ddof=1)), float(low), float(high), num_images)
     open_ = obstacle is not None and obstacle.code in ("open", "seeds")

@@ -1,13 +1,10 @@
 """Sentences on results: quantity, comparison, size, uncertainty; differences in points (a hundredth of the metric)."""
 
 from functools import singledispatch
-from math import isfinite
 
-from headstart.verdict.curves import Crossover
-from headstart.verdict.history import looks_text
-from headstart.verdict.numbers import amount, counted, large, metric_name, points, span
-from headstart.verdict.overfit import Overfit
-from headstart.verdict.rule import Rule
+from headstart.verdict.curves import Crossover, Overfit
+from headstart.verdict.numbers import amount, counted, metric_name, points
+from headstart.verdict.rule import Rule, looks_text
 from headstart.verdict.verdict import Verdict
 
 ONE_SEED = "1 seed, no interval"
@@ -62,15 +59,16 @@ def certainty(verdict: Verdict) -> str:
     """Test, level, seeds and p value of a decision; empty where there is none."""
     if verdict.obstacle is not None:
         return ""
-    p = verdict.p_margin if verdict.outcome in ("equivalent", "not worse") else verdict.p_difference
     level, seeds = f"{100 * verdict.rule.look_level:g} %", counted(verdict.num_seeds, "seed")
-    value = f"= {p:.2g}" if p >= 0.001 else "< 0.001"
+    value = f"= {verdict.p:.2g}" if verdict.p >= 0.001 else "< 0.001"
     return f"Decided at {level} by {TESTS[verdict.rule.test]} over {seeds} (p {value})."
 
 
 def caveats(verdict: Verdict) -> str:
     """Seeds that would decide, noise of the test images, seeds left out; empty where none applies."""
-    return " ".join(part for part in (_seeds_needed(verdict), _image_noise(verdict), _left_out(verdict)) if part)
+    number = verdict.num_left_out
+    left_out = f"{counted(number, 'seed')} left out: no score in both arms." if number else ""
+    return " ".join(part for part in (_seeds_needed(verdict), _image_noise(verdict), left_out) if part)
 
 
 def title(verdict: Verdict, *, starts_differ: bool) -> tuple[str, str | None]:
@@ -115,13 +113,13 @@ def _crossover(found: Crossover) -> str:
     """Point from which the candidate stays within the margin or ahead, with the interval over seeds."""
     near = f"within {margin_text(found.within)} of" if found.within else "level with"
     if found.x is None:
-        budget = f"the {amount(found.budget)} {found.axis} tried"
+        budget = f"the {amount(found.budget)} steps tried"
         claim = f"{found.candidate} does not come {near} {found.baseline} in {budget}"
     elif found.x == found.start:
         first = f"the first point ({amount(found.start)})"
         claim = f"{found.candidate} is {near} {found.baseline} or ahead from {first}"
     else:
-        claim = f"{found.candidate} comes {near} {found.baseline} at about {amount(found.x)} {found.axis}"
+        claim = f"{found.candidate} comes {near} {found.baseline} at about {amount(found.x)} steps"
     if found.low is None and not found.indicative:
         return f"{claim}; {crossing_interval(found)}."
     return f"{claim} ({crossing_interval(found)})."
@@ -141,7 +139,7 @@ def crossing_interval(found: Crossover) -> str:
 @sentence.register
 def _overfit(found: Overfit) -> str:
     """Sentence on overfitting of an arm, and its onset."""
-    where = f"{amount(found.onset)} {found.axis}"
+    where = f"{amount(found.onset)} steps"
     fall = f"{points(found.fall)[1:]} points" if found.fall > 0 else "nothing"
     best = f"validation is best at {where} and loses {fall} by the end"
     if found.indicative:
@@ -160,35 +158,14 @@ def gap_sentence(arm: str, schedule: str, *, mean: float, half_width: float, lev
     return f"{arm} at {schedule}: generalisation gap {points(mean)} points, training minus validation ({uncertainty})."
 
 
-def effort(images: float, pixels: float, seconds: float) -> str:
-    """Images, pixels and seconds of a training; unknown seconds (nan) are left out."""
-    return f"{large(images)} images, {large(pixels)} pixels" + (f" and {span(seconds)}" if isfinite(seconds) else "")
-
-
-def start_sentence(arm: str, *, public: str | None, whole: str, uses: float, share: str) -> str:
-    """Cost of the pre-training of an arm's weights; whole and share (of one use) come from `effort`."""
-    weights = f" (public weights {public})" if public else ""
-    took = f"Pre-training of {arm}{weights} took {whole}"
-    return f"{took}, counted to one use." if uses == 1 else f"{took}; amortised over {uses:,g} uses: {share} each."
-
-
-def price_sentence(arm: str, schedule: str, *, training: str, total: str) -> str:
-    """Cost of one schedule without pre-training (training) and with it (total), both from `effort`."""
-    return f"{arm} at {schedule}: training takes {training}; total with pre-training {total}."
-
-
 def difference_text(verdict: Verdict) -> str:
     """The mean difference in points with its interval, or that one seed has none."""
-    fine, size = _fine(verdict), points(verdict.mean, fine=_fine(verdict))
+    fine = _fine(verdict)
+    size = points(verdict.mean, fine=fine)
     if verdict.num_seeds == 1:
         return f"{size} points ({ONE_SEED})"
-    by_margin = verdict.outcome in ("equivalent", "not worse")
-    half = verdict.margin_half_width if by_margin else verdict.half_width
-    level = 1 - 2 * verdict.rule.alpha if by_margin else verdict.rule.look_level
-    test = ""
-    if verdict.rule.test == "sign_flip":
-        test = f", sign-flip p = {verdict.p_margin if by_margin else verdict.p_difference:.3g}"
-    return f"{size} points ({_interval(verdict.mean, half, level, verdict.num_seeds, fine=fine)}{test})"
+    test = f", sign-flip p = {verdict.p:.3g}" if verdict.rule.test == "sign_flip" else ""
+    return f"{size} points ({_interval(verdict.mean, *verdict.interval, verdict.num_seeds, fine=fine)}{test})"
 
 
 def _interval(mean: float, half_width: float, level: float, num_seeds: int, *, fine: bool = False) -> str:
@@ -216,12 +193,6 @@ def _image_noise(verdict: Verdict) -> str:
         return f"{moves}; the conclusion also holds with this noise added."
     more = f", about {verdict.images_to_decide:,} test images would settle it" if verdict.images_to_decide else ""
     return f"{moves}; with this noise added the conclusion is not certain{more}."
-
-
-def _left_out(verdict: Verdict) -> str:
-    if not verdict.num_left_out:
-        return ""
-    return f"{counted(verdict.num_left_out, 'seed')} left out: no score in both arms."
 
 
 def _at(verdict: Verdict) -> str:

@@ -1,4 +1,4 @@
-"""Worth of a start in labelled images: curves of both arms over the images, resampled over seeds and test images.
+"""Worth of a start in labelled images, and its sentences: curves of both arms, resampled over seeds and test images.
 
 Letters: S seeds, F numbers of images, R resamples. Nothing is said beyond `HORIZON` times the most images tried.
 """
@@ -12,9 +12,12 @@ from math import sqrt
 
 import numpy as np
 
+from headstart.verdict.numbers import counted, score
 from headstart.verdict.shapes import DataCurve, shapes
+from headstart.verdict.words import ONE_SEED, margin_text
 
 HORIZON = 2  # times the most images: beyond it extrapolated curves go wrong (Mahmood et al. 2022, Jain et al. 2023)
+LIMIT = "twice the images that were tried"  # HORIZON in words
 NUM_RESAMPLES = 1_000  # a 95 % percentile interval then rests on 25 values a side
 _PLACES = 65  # of a crossing, on a log scale: it is interpolated between them
 
@@ -93,15 +96,18 @@ def start_worth(
     drawn = resampled_means(scores, resampled, num_resamples) if known else means
     estimates = [shapes(numbers, means[:, arm])[0] for arm in range(2)]
     fits = list(zip(*(shapes(numbers, drawn[:, arm]) for arm in range(2)))) if known else []
-    most = HORIZON * numbers[-1]
+    most, ends = HORIZON * numbers[-1], [(1 - level) / 2, (1 + level) / 2]
 
     def found(read: Callable[[DataCurve, DataCurve], np.ndarray]) -> Estimate:
         value = float(read(estimates[0], estimates[1])[0])
-        sides = [_percentiles(read(own, other), level) for own, other in fits]
+        sides = [np.quantile(read(*pair), ends, method="inverted_cdf").tolist() for pair in fits]
         low, high = (pick(value, *ends) for pick, ends in zip((min, max), zip(*sides))) if sides else (np.inf, np.inf)
         return Estimate(*(end if end <= most else None for end in (value, low, high)))
 
-    needed = {int(number): found(partial(_needed, images=number, within=within)) for number in images}
+    needed = {}
+    for number in images:  # images with which the candidate comes within the margin of the baseline with `number`
+        at = np.array([number])
+        needed[int(number)] = found(lambda own, other, at=at: other.reach(own.at(at)[:, 0] - within))
     crossing = found(partial(_crossing, images=numbers, within=within))
     least, other_images = round(numbers[0]), resampled is not None and known
     return StartWorth(*arms, level, len(scores), within, least, round(most), other_images, needed, crossing)
@@ -135,9 +141,44 @@ def held_out(arms: tuple[str, str], images: Sequence[int], scores: np.ndarray) -
     return tuple(HeldOut(arm, *ends, fit, float(own[-1])) for arm, fit, own in zip(arms, fits, means))
 
 
-def _needed(baseline: DataCurve, candidate: DataCurve, *, images: float, within: float) -> np.ndarray:
-    """Images [R] with which the candidate comes within the margin of the baseline with `images`."""
-    return candidate.reach(baseline.at(np.array([images]))[:, 0] - within)
+def worth_sentence(found: StartWorth, images: int) -> str:
+    """Worth of the start at a number of labelled images, with its interval; none is claimed unless it is shown."""
+    needed, candidate = found.needed[images], found.candidate
+    near = f"come within {margin_text(found.within)} of it" if found.within else "match it"
+    head, start = f"At {images:,} labelled images", f"the {found.baseline} start is worth"
+    if needed.value is None:
+        worth, how = f"more than {found.most - images:,}", f"does not {near} with {found.most:,}, {LIMIT}"
+    else:
+        worth = f"about {needed.value - images:,.0f} more" if round(needed.value) > images else "none"
+        least = f"{found.least:,} or fewer" if needed.value <= found.least else f"{needed.value:,.0f}"
+        how = f"needs {least} to {near}"
+    interval = _interval(found, needed, *(_more(found, end, images) for end in (needed.low, needed.high)))
+    if found.is_open(images):
+        return f"{head} it is open whether {start} any ({worth}, {interval}): {candidate} {how}."
+    return f"{head} {start} {worth} ({interval}): {candidate} {how}."
+
+
+def crossing_sentence(found: StartWorth) -> str:
+    """Labelled images from which the candidate stays within the margin of the baseline, with the interval."""
+    near = f"within {margin_text(found.within)} of" if found.within else "level with"
+    state, crossing = f"{found.candidate} stays {near} {found.baseline} or ahead", found.crossing
+    interval = _interval(found, crossing, *(_at(found, end) for end in (crossing.low, crossing.high)))
+    if crossing.value is None:
+        limit = f"Up to {found.most:,} labelled images, {LIMIT}"
+        return f"{limit}, there is no number from which {state} ({interval})."
+    if crossing.value <= found.least:
+        return f"From the fewest images tried ({found.least:,}) on, {state} ({interval})."
+    return f"From about {crossing.value:,.0f} labelled images on, {state} ({interval})."
+
+
+def held_out_sentence(found: tuple[HeldOut, ...]) -> str:
+    """Scores at the largest number of images as the curves without it predicted them, and as measured."""
+    first = found[0]
+    told = "; ".join(f"{each.arm} {score(each.predicted)} where {score(each.measured)} was measured" for each in found)
+    far = ""
+    if first.images > HORIZON * first.largest_used:
+        far = f" That is {first.images / first.largest_used:.3g} times the next largest set; answers go to twice."
+    return f"Curves fitted without the largest set ({first.images:,} images) predicted: {told}.{far}"
 
 
 def _crossing(baseline: DataCurve, candidate: DataCurve, *, images: np.ndarray, within: float) -> np.ndarray:
@@ -153,7 +194,21 @@ def _crossing(baseline: DataCurve, candidate: DataCurve, *, images: np.ndarray, 
     return np.where(~below.any(1), images[0], np.where(last == _PLACES - 1, np.inf, at))
 
 
-def _percentiles(values: np.ndarray, level: float) -> tuple[float, float]:
-    """Both ends of the percentile interval, which may be inf."""
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2], method="inverted_cdf")
-    return float(low), float(high)
+def _interval(found: StartWorth, own: Estimate, low: str, high: str) -> str:
+    if found.indicative:
+        return ONE_SEED
+    sources = counted(found.num_seeds, "seed") + (" and other test images" if found.other_images else "")
+    between = low if low == high or own.low is None else f"{low} to {high}"
+    return f"{100 * found.level:g} % interval {between}, {sources}"
+
+
+def _more(found: StartWorth, end: float | None, images: int) -> str:
+    """An end of the interval of the worth."""
+    return f"more than {found.most - images:,}" if end is None else f"{max(end - images, 0):,.0f}"
+
+
+def _at(found: StartWorth, end: float | None) -> str:
+    """An end of the interval of the crossing."""
+    if end is None:
+        return f"beyond {found.most:,}"
+    return f"{end:,.0f}" if end > found.least else f"{found.least:,} or fewer"

@@ -20,10 +20,9 @@ from headstart.report.headline.obstacles import starts_of_arm
 from headstart.study.folder import OPEN, STUDY_FILE
 from headstart.study.results import QUESTION_FILE, StudyFolder
 from headstart.typed_json import read_json
-from headstart.verdict.earned import Obstacle
-from headstart.verdict.few_images import ImageCounts
-from headstart.verdict.history import History
+from headstart.verdict.earned import ImageCounts, Obstacle
 from headstart.verdict.numbers import counted, span
+from headstart.verdict.rule import History
 from headstart.verdict.verdict import Verdict
 
 
@@ -76,7 +75,7 @@ def next_step(facts: Facts, verdict: Verdict | None, obstacle: Obstacle) -> Next
         change = f"seeds={last if folder.seeds == tuple(range(have)) else _seeds(folder.seeds, last)}"
         time = every / have * (wanted - have) + seconds / have * wanted
         return _run(facts, what, (change, *changes), time)
-    run = next((run for arm in folder.arms for run in starts_of_arm(facts, arm) if run.recipe), None)
+    run = next((run for arm in folder.arms for run in starts_of_arm(folder, arm) if run.recipe), None)
     if obstacle.code == "collapsed" and run is not None:
         return _run(facts, "train at half the learning rate", (f"train.rate={run.recipe.train.rate / 2:g}",), every)
     if obstacle.code == "overlap" and run is not None:
@@ -161,15 +160,15 @@ def _seeds(seeds: Sequence[int], wanted: int) -> str:
 def _longer(facts: Facts) -> tuple[str, float]:
     """The change that adds schedules of twice the longest to the largest amount of data, and its seconds."""
     folder, fraction = facts.folder, facts.folder.fractions[0]
-    entries = [dict(entry) for entry in folder.settings["fractions"]]
+    entries = [entry.model_dump(mode="json") for entry in folder.study.fractions]
     largest = next(entry for entry in entries if entry["fraction"] == fraction)
-    chosen = largest.get("schedules") or folder.settings["schedules"]
+    chosen = largest["schedules"] or folder.study.schedules
     if isinstance(chosen, dict):
         value: Any = {arm: [*names, _twice(folder.schedules(fraction, arm)[-1])] for arm, names in chosen.items()}
     else:
         value = [*chosen, _twice(folder.schedules(fraction)[-1])]
     change = f"schedules={_inline(value)}"
-    if largest.get("schedules"):
+    if largest["schedules"]:
         largest["schedules"] = value
         plain = [{key: own for key, own in entry.items() if own} for entry in entries]
         change = f"fractions={_inline(plain)}"
@@ -197,8 +196,7 @@ def _seconds(facts: Facts) -> float:
 def _seconds_per_step(facts: Facts, arm: str) -> float:
     """Measured seconds a step of an arm's finished cells, evaluations included; nan before the first."""
     costs = [cost for (name, *_), own in facts.costs.items() if name == arm for cost in own]
-    totals = {cell.name: cell.total for cell in facts.folder.plan.cells}
-    rates = [cost.alone.seconds / totals[cost.cell] for cost in costs]
+    rates = [cost.alone.seconds / cost.cell.total for cost in costs]
     return float(np.mean(rates)) if rates else nan
 
 

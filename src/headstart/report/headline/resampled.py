@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from headstart.study.results import NAN, Run, StudyFolder, final_row, metric_of
+from headstart.study.results import NAN, Run, StudyFolder, metric_of
 from headstart.tasks import METRIC_KINDS, RecordsReader
 
 NUM_RESAMPLES = 1_000  # a 95 % percentile interval then rests on 25 values a side
@@ -32,10 +32,9 @@ def resampled_scores(
     reader = METRIC_KINDS[kind].records if kind in METRIC_KINDS else None
     if reader is None or name not in reader.columns:
         return None
-    found = [[folder.cells_at(arm, *cell) for cell in cells] for arm in (folder.baseline, folder.candidate)]
-    every = {s: [folder.tail(own[s]) for arm in found for own in arm if s in own] for s in folder.seeds}
-    used = [len(runs) == 2 * len(cells) and all(run.end for run in runs) for runs in every.values()]
-    records = [_records(run, kind, name, reader) for runs, ok in zip(every.values(), used) if ok for run in runs]
+    seeds = list(zip(*(folder.ends(arm, *cell) for arm in (folder.baseline, folder.candidate) for cell in cells)))
+    used = [all(run and run.end for run in runs) for runs in seeds]
+    records = [_records(run, kind, name, reader) for runs, ok in zip(seeds, used) if ok for run in runs]
     if not records or None in records:
         return None
     resampled = reader.bootstrap(records, num_resamples=number, generator=np.random.default_rng(0))
@@ -49,7 +48,7 @@ def _records(run: Run, kind: str, name: str, reader: RecordsReader) -> Any:
     if not path.is_file():
         return None
     records = reader.load(path)
-    logged, found = metric_of(final_row(run) or {}, f"{kind}.{name}"), reader.measure(records)[name]
+    logged, found = metric_of(run.final_row() or {}, f"{kind}.{name}"), reader.measure(records)[name]
     if not abs(logged - found) < 1e-6:
         raise ValueError(
             f"{path}: gives a {kind} {name} of {found:.4f}, expected the {logged:.4f} of the rows beside it"

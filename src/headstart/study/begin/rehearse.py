@@ -17,7 +17,7 @@ from headstart.ops import processes as distributed
 from headstart.recipe.recipe import AnyRecipe
 from headstart.study.forecast import load_key
 from headstart.study.plan import Segment
-from headstart.study.prepare import Prepared
+from headstart.study.prepare import Prepared, on_fraction
 from headstart.study.spec import PRETRAIN_PREFIX
 from headstart.tasks import make_task
 from headstart.tasks.task import Task
@@ -61,8 +61,7 @@ def rehearse(prepared: Prepared, name: str, weights: Path | None = None) -> tupl
     """
     recipe = prepared.recipes[name][0]
     if not name.startswith(PRETRAIN_PREFIX):
-        most = {"fraction": max(prepared.num_images)}
-        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update=most)})
+        recipe = on_fraction(recipe, max(prepared.num_images))
     if recipe.train.threads is not None:
         torch.set_num_threads(recipe.train.threads)
     task = make_task(recipe)
