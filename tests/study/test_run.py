@@ -78,9 +78,12 @@ def test_a_second_call_reuses_everything_and_builds_no_model(study, data_root, m
     monkeypatch.setattr("headstart.study.run.train", None)
     told = []
     again = run_study(
-        prepared_study(data_root), study.parent, progress=lambda *step: told.append(step), finished=told.append
+        prepared_study(data_root),
+        study.parent,
+        progress=lambda *step: told.append(step),
+        finished=lambda *end: told.append(end),
     )
-    assert again == study and set(told) == SEGMENTS
+    assert again == study and set(told) == {(name, True) for name in SEGMENTS}
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
