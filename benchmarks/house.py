@@ -5,6 +5,7 @@ where the box head calls smooth_l1_loss, and the functions of this package on th
 stack of the worker follows that of the command. Exit code 1 where a bound is exceeded.
 """
 
+import ast
 import contextlib
 import io
 import sys
@@ -123,12 +124,28 @@ def sizes(root: Path) -> dict[Path, int]:
     return {path: number for path, number in lines.items() if number}
 
 
+def composition(text: str) -> Counter[str]:
+    """Lines of a file by what is on them: docstrings, imports, blank, comments, and the rest, which is code."""
+    lines, kinds = text.splitlines(), {}
+    for node in ast.walk(ast.parse(text)):
+        kind = "imports" if isinstance(node, ast.Import | ast.ImportFrom) else ""
+        if isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node, clean=False):
+            kind, node = "docstrings", node.body[0]
+        if kind:
+            kinds |= dict.fromkeys(range(node.lineno, node.end_lineno + 1), kind)
+    for number, line in enumerate(lines, start=1):
+        kinds.setdefault(number, "comments" if line.lstrip().startswith("#") else "code" if line.strip() else "blank")
+    return Counter(kinds.values())
+
+
 def print_sizes() -> bool:
     """Print files, lines and folders; whether all are within bounds."""
     found = sizes(ROOT)
     folders = Counter(path.parent for path in (path.relative_to(ROOT) for path in ROOT.rglob("*.py")))
     longest = sorted(found, key=found.get, reverse=True)
     print(f"src/headstart: {len(found)} files, {sum(found.values()):,} lines; a file at most {MOST_LINES}")
+    kinds = sum((composition((ROOT / path).read_text(encoding="utf-8")) for path in found), Counter())
+    print(f"  of them {', '.join(f'{number:,} {kind}' for kind, number in kinds.most_common())}")
     for path in [path for path in longest if found[path] > MOST_LINES] or longest[:5]:
         print(f"  {found[path]:4} {path}{' (too long)' if found[path] > MOST_LINES else ''}")
     print(f"folders: files ({MOST_FILES} at most) and lines")
