@@ -91,7 +91,7 @@ def decoder(dataset: Dataset, *, channels: int, keep: bool) -> Images:
 
 @dataclass(frozen=True)
 class Reading:
-    """How a stream reads: `batch` slots a step in the order of `seed`, decoded by `num_workers` threads.
+    """Read `batch` slots a step in the order of `seed`, decoded by `num_workers` threads.
 
     `cache` keeps decoded images in memory. `rank` of `num_ranks` processes takes its contiguous share of the slots.
     """

@@ -192,7 +192,7 @@ def ap_from_records(records: Records, image_weights: np.ndarray | None = None) -
 def draw_images(
     paired: Sequence[Any], same: Sequence[str], num_resamples: int, generator: np.random.Generator
 ) -> list[np.ndarray]:
-    """How often each image stands in each resample of I images with replacement, int64 [I] each.
+    """Count each image in resamples of I images with replacement, int64 [I] each.
 
     ValueError unless all records of `paired` have equal fields `same`.
     """

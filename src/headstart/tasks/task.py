@@ -175,7 +175,7 @@ def require_images(*sets: Dataset) -> None:
 
 
 def reading(recipe: AnyRecipe) -> Reading:
-    """How this process reads its part of a recipe's training images."""
+    """State how this process reads its part of a recipe's training images."""
     data = recipe.data
     return Reading(recipe.train.batch, recipe.seed, data.cache, data.num_workers, rank(), num_processes())
 

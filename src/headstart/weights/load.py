@@ -83,7 +83,7 @@ def load_weights(
     where the account is not clean; with strict=False what fits is copied and the report tells the rest.
     """
     own, layout = named_tensors(model), layout_of(file)
-    # What holds the model's own timm net has timm's layout, whatever its names resemble.
+    # Take the layout of timm where the file holds the tensors of the model's own timm net, whatever its names resemble.
     if _is_timm(model) and layout not in ("headstart", "EfficientNet-PyTorch") and holds_net(file.tensors, own):
         layout = "timm"
     source = input_of(file, layout)
