@@ -1,6 +1,7 @@
 """Run the benchmarks one after another: `make bench`. Each is a script of its own and prints its own table.
 
 Figures are kept as JSON in runs/bench; `benchmarks/performance.py` makes the tables of docs/performance.md of them.
+On a slow processor steps are repeated less often, so that the whole ends within ten minutes.
 Apart, because each takes minutes: `step.py r18-256`, `evaluation.py` with its 5,000 images, `coco_load.py`, `gpu.py`,
 `kill.py` and `faults.py`.
 """
@@ -12,6 +13,8 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 KEPT = Path("runs/bench")
+LIMIT = 600.0  # seconds of the whole
+SHARE = 0.1  # of what is left of them: a case's training steps, and its inference
 STEP = "times, ratios and shares depend on the processor"
 RUNS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("demo", STEP, ("step.py", "demo", "--repeats", "5")),
@@ -36,6 +39,9 @@ def main() -> int:
     for name, depends, (script, *arguments) in RUNS:
         if script != "calibration.py":
             arguments += ["--json", str(KEPT / f"{name}.json")]
+        if script == "step.py":
+            left = LIMIT - (time.perf_counter() - started)
+            arguments += ["--seconds", f"{SHARE * left:.0f}"]
         print(f"\n== {script} {' '.join(arguments)}: {depends}", flush=True)
         failed += subprocess.run([sys.executable, str(HERE / script), *arguments]).returncode != 0
     print(f"\nall benchmarks: {(time.perf_counter() - started) / 60:.1f} min")

@@ -1,9 +1,10 @@
 """Time a train step and inference of ours and torchvision's Mask R-CNN in one process, by turns.
 
-    python benchmarks/step.py [demo r50-256 r50-800 lite0-192 ...] [--threads N] [--repeats N] [--json FILE]
+    python benchmarks/step.py [demo r50-256 r50-800 lite0-192 …] [--threads N] [--repeats N] [--seconds S] [--json FILE]
 
 Both have the same weights, images, objects, sampling sizes and threads (benchmarks/cases.py); medians and the spread
-over the repeats, after one step that is not counted; the ratio of the medians, and of the fastest of each, which a busy
+over the repeats, after one step that is not counted; fewer repeats, but one at least, where more would take longer than
+`--seconds`; the ratio of the medians, and of the fastest of each, which a busy
 machine moves less. "Net alone" is ours without all that is written around the layers; "bf16" is ours under autocast
 against torchvision in fp32, and left out where the processor does not compute it natively. The shares inside products
 and inside other layers, parts, and peak memory (a fresh process each) follow. `--clock cpu` counts processor time
@@ -13,6 +14,7 @@ instead of the clock's: for one thread on a machine that is busy with something 
 import argparse
 import ctypes
 import gc
+import math
 import statistics
 import subprocess
 import sys
@@ -111,19 +113,26 @@ def backbone_alone(model: torch.nn.Module, images: Tensor) -> Callable[[], None]
     return work
 
 
-def timed(works: dict[str, Callable[[], None]], repeats: int, clock: Callable[[], float]) -> dict[str, list[float]]:
-    """Seconds of each work, taken in turns."""
+def timed(
+    works: dict[str, Callable[[], None]], repeats: int, clock: Callable[[], float], limit: float
+) -> dict[str, list[float]]:
+    """Seconds of each work, taken in turns; after one repeat, ends where another would pass `limit` seconds in all."""
     seconds: dict[str, list[float]] = {name: [] for name in works}
+    began = time.perf_counter()
     for repeat in range(repeats + 1):
+        round_began = time.perf_counter()
         for name, work in works.items():
             start = clock()
             work()
             if repeat:
                 seconds[name].append(clock() - start)
+        now = time.perf_counter()
+        if repeat and now + (now - round_began) - began > limit:
+            break
     return seconds
 
 
-def measure(case: Case, repeats: int, clock: Callable[[], float], *, train_only: bool = False) -> dict:
+def measure(case: Case, repeats: int, clock: Callable[[], float], limit: float, *, train_only: bool = False) -> dict:
     """Everything about one case, or of its train step alone the time and the parts, as plain data; seconds."""
     ours, theirs = pair(case)
     batch, (images, targets) = inputs(case)
@@ -139,7 +148,7 @@ def measure(case: Case, repeats: int, clock: Callable[[], float], *, train_only:
         works["ours bf16"] = train_step(ours, lambda: ours(batch), bf16=True)
     if case.load().model.backbone.kind == "timm":
         works |= {side: backbone_alone(net, batch.images) for side, net in (("backbone", ours), ("timm", theirs))}
-    train = timed(works, repeats, clock)
+    train = timed(works, repeats, clock, limit)
     with stopwatch(ours, clock) as parts:
         step()
     found = {"train": train, "parts": shares(parts), "operators": operators(step)}
@@ -149,7 +158,7 @@ def measure(case: Case, repeats: int, clock: Callable[[], float], *, train_only:
     theirs.eval()
     with torch.no_grad():
         works = {"ours": lambda: ours.predict(batch.images, batch.sizes), "theirs": lambda: theirs(images)}
-        inference = timed(works, repeats, clock)
+        inference = timed(works, repeats, clock, limit)
         predicting = operators(works["ours"])
     memory = {side: memory_of(case.name, side) for side in ("ours", "theirs")}
     return {**found, "inference": inference, "inference operators": predicting, "memory": memory}
@@ -229,6 +238,7 @@ def main() -> None:
     parser.add_argument("cases", nargs="*", help=f"of {', '.join(CASES)}; all, if none is named")
     parser.add_argument("--threads", type=int, default=usable_cores())
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=math.inf, help="limit of training, and of inference")
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--train-only", action="store_true", help="leave out bf16, inference and memory")
@@ -248,7 +258,7 @@ def main() -> None:
         print(f"steps in bf16 are left out: {native.reason}\n", flush=True)
     for name in args.cases or CASES:
         repeats = 5 * args.repeats if CASES[name].side < 100 else args.repeats
-        found[name] = measure(CASES[name], repeats, CLOCKS[args.clock], train_only=args.train_only)
+        found[name] = measure(CASES[name], repeats, CLOCKS[args.clock], args.seconds, train_only=args.train_only)
         print(table(name, found[name]) + "\n", flush=True)
     keep(args.json, {"threads": args.threads, "clock": args.clock, "cases": found})
 
