@@ -7,6 +7,8 @@ extras ?=
 EXTRAS := test,imagenet$(extras:%=,%)
 INSTALLED := $(VENV)/.installed-$(EXTRAS)
 export MPLBACKEND := Agg
+# Processes of the tests start 0.5 s sooner with kept bytecode.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test lint bench bench-kill bench-faults docs install clean
 
