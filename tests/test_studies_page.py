@@ -6,9 +6,23 @@ from math import exp
 import numpy as np
 import pytest
 from record import rewritten
-from studies import BEGIN, END, cell_text, curve_steps, finding, kept_of, read_kept, render, texts
+from studies import (
+    BEGIN,
+    EARLIER_FILE,
+    END,
+    cell_text,
+    curve_steps,
+    earlier,
+    finding,
+    kept_of,
+    read_kept,
+    render,
+    texts,
+)
 
+from headstart.report.references import earlier_study
 from headstart.study.folder import read_study_folder
+from headstart.study.sections import EarlierStudy
 from study_folder import box_ap, build_study
 
 
@@ -16,6 +30,17 @@ def test_the_tables_are_those_of_the_kept_studies():
     for path, text in texts(read_kept()).items():
         page = path.read_text(encoding="utf-8")
         assert rewritten(page, BEGIN, END, text) == page, f"{path.name}: run `python benchmarks/studies.py`"
+
+
+def test_an_earlier_study_of_reports_is_a_kept_one():
+    kept = read_kept()
+    assert earlier(kept) == EARLIER_FILE.read_text(encoding="utf-8"), "run `python benchmarks/studies.py`"
+    for name in EarlierStudy.__args__:
+        found, cells = earlier_study(name), kept[name]["figures"]["cells"]
+        ends = [cell["values"][str(cell["total"])] for cell in cells if cell["fraction"] == 1.0]
+        read = [score for scores in found.scores.values() for seeds in scores.values() for score in seeds]
+        assert sorted(read) == pytest.approx(sorted(ends), abs=1e-5) and len(found.sentences) == 2
+        assert list(found.places.values()) == sorted(found.places.values()) and found.places[min(found.places)] == 0.0
 
 
 def test_a_study_is_kept_and_shown_as_its_rows_say(tmp_path):

@@ -3,7 +3,7 @@
 import pytest
 
 from headstart.report.cost import Cost, cell_costs, counters, public_cost, segment_costs
-from headstart.report.paper import sample_figure
+from headstart.report.references import sample_figure
 from headstart.study.plan import expand, schedule_names
 from headstart.study.spec import parse_study
 from headstart.weights.public import find_training, trainings

@@ -26,8 +26,8 @@ from headstart.report.facts import ERROR_TYPES, Facts
 from headstart.report.findings import find
 from headstart.report.headline import resampled
 from headstart.report.page import MOST_BYTES, script_json
-from headstart.report.paper import table_1
 from headstart.report.pictures import MIN_SCORE, make_gallery
+from headstart.report.references import table_1
 from headstart.report.tables import class_tables, size_table
 from headstart.study.folder import is_current, read_study_folder
 from headstart.study.results import metric_of

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,10 +14,11 @@ from headstart.report.build import build_report
 from headstart.report.cost import public_cost
 from headstart.report.differences import measured, undeclared
 from headstart.report.facts import ERROR_TYPES, Facts
+from headstart.report.references import earlier_study
 from headstart.report.tables import error_tables
 from headstart.study.folder import read_study_folder
 from headstart.study.results import StudyFolder
-from headstart.verdict.numbers import large
+from headstart.verdict.numbers import large, minus
 from headstart.weights.public import find_training, trainings
 from study_folder import build_study
 
@@ -44,6 +46,17 @@ def table(path, name):
 def answer(summary, question):
     every = [*summary["answers"], *summary["answers_with_seconds"]]
     return next((" ".join(a["lines"]) for a in every if a["question"].startswith(question)), None)
+
+
+def test_an_earlier_study_stands_below_the_curves_of_one_that_names_it(tmp_path):
+    earlier, text = earlier_study("bccd"), summary_of(build(tmp_path / "with", settings={"beside": "bccd"}))[1]
+    shown = text[text.index('id="earlier"') : text.index("</section>", text.index('id="earlier"'))]
+    for arm, ends in earlier.scores.items():
+        (row,) = (part for part in shown.split("<tr>")[1:] if re.search(rf">\s*{arm}\s*<", part))
+        assert re.findall(r'class="num">(\d+\.\d)<', row) == [f"{100 * np.mean(seeds):.1f}" for seeds in ends.values()]
+    assert shown.count("<circle cx") == sum(len(seeds) for ends in earlier.scores.values() for seeds in ends.values())
+    assert all(minus(sentence) in shown for sentence in earlier.sentences) and 'href="#earlier"' in text
+    assert "earlier" not in summary_of(build(tmp_path / "without"))[1].split("</style>")[1]
 
 
 def test_error_types_come_from_the_files_of_the_runs(tmp_path):

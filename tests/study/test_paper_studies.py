@@ -7,7 +7,7 @@ from cli_call import call
 from headstart.model.build import build, input_spec
 from headstart.recipe.load import shipped
 from headstart.recipe.recipe import Recipe, to_dict
-from headstart.report.paper import account, paper_tables
+from headstart.report.references import account, paper_tables
 from headstart.study import prepare as study_run
 from headstart.study.prepare import arm_recipe, prepare, pretrain_recipe, refuse_undeclared
 from headstart.study.sections import PaperTable

@@ -38,6 +38,7 @@ STUDY = {
     "runs": "shared",
     "small": {"seeds": 1},
     "paper": "R50",
+    "beside": "bccd",
     "account": {"num_images": 10, "instances_per_image": 2.0, "pixels_per_image": 100.0},
 }  # fmt: skip
 # Patches are checked where a recipe is resolved with them.
@@ -60,7 +61,7 @@ ACCEPTED = {
     "true": {"share"},
     "null": {
         "set", "small", "pretrain.shapes.set", "arms.scratch", "arms.late",  # empty
-        "rule", "search", "runs", "paper", "account",  # none
+        "rule", "search", "runs", "paper", "beside", "account",  # none
         "tuning.public.trials", "tuning.public.steps",  # not stated
         "search.images",  # all
         "pretrain.shapes.recipe",  # the study's own

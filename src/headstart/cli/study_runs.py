@@ -19,7 +19,7 @@ def prepared_study(name: str, overrides: list[str] | None) -> Any:
 def prepared_or_account(name: str, overrides: list[str] | None, as_json: bool, out: Path | None = None) -> Any:
     """A study with its plan; None for one that only counts samples: these are printed, and written below `out`."""
     from headstart.files import write_csv
-    from headstart.report.paper import SAMPLES, account
+    from headstart.report.references import SAMPLES, account
     from headstart.study.prepare import arm_recipe, prepare
     from headstart.study.spec import define_study
 

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from headstart.report import plots
 from headstart.report.cost import Cost, public_cost
 from headstart.report.facts import Facts, Row, Stretch
-from headstart.report.paper import SAMPLES, sample_figure
 from headstart.report.plots import GREY, RANDOM_COLOURS, TITLE, WEIGHTS_COLOURS, arm_colours
+from headstart.report.references import SAMPLES, sample_figure
 from headstart.report.tables import ErrorRow
 from headstart.verdict.numbers import TRAIN, fraction_name, metric_name
 from headstart.weights.public import find_training

@@ -14,7 +14,7 @@ from headstart.report.differences import compared, difference_rows, starts_diffe
 from headstart.report.facts import Facts, Row, Stretch
 from headstart.report.findings import Findings
 from headstart.report.page import Section
-from headstart.report.paper import SOURCE, sample_figure, table_1
+from headstart.report.references import SOURCE, earlier_study, sample_figure, table_1
 from headstart.study.results import Run
 from headstart.training.stored import AUDIT_FILE, ENVIRONMENT_FILE, Environment
 from headstart.verdict import numbers
@@ -63,7 +63,8 @@ def curves(facts: Facts, findings: Findings) -> Section:
     return Section(
         "curves",
         "Curves",
-        context={"metrics": names, "schedules": schedules, "present": bool(facts.stretches), "paid": facts.starts},
+        context={"metrics": names, "schedules": schedules, "present": bool(facts.stretches), "paid": facts.starts}
+        | {"earlier": earlier_study(folder.study.beside)},
         data={
             "metrics": [{"id": name, "name": metric_name(name)} for name in names],
             "metric": metric_name(folder.metric),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from headstart.report.facts import ERROR_TYPES, KINDS, Facts, Row
-from headstart.report.paper import paper_tables
+from headstart.report.references import paper_tables
 from headstart.study.results import NAN, StudyFolder
 from headstart.tasks import METRIC_KINDS
 

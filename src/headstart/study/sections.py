@@ -17,11 +17,12 @@ from headstart.recipe.recipe import Recipe
 from headstart.recipe.refusal import OTHER_NAMES, field_names
 from headstart.recipe.schedule import parse_schedule
 
-# The tables of report/paper.py.
+# The tables of report/paper.yaml, and the studies of report/earlier.yaml.
 PaperTable = Literal[
     "R50", "R101", "Table 2", "scale augmentation", "cascade", "test augmentation", "X152", "keypoints", "VGG-16",
     "35k", "10k", "3.5k", "1k", "VOC",
 ]  # fmt: skip
+EarlierStudy = Literal["bccd"]
 PRETRAIN_PREFIX = "pretrain:"  # "start.weights: pretrain:NAME" means the result of this study's own pre-training
 MOST = 1000  # arms, schedules, fractions and seeds each: verdicts advise no more seeds either (verdict.MOST_SEEDS)
 

@@ -25,6 +25,7 @@ from headstart.study.sections import (
     PRETRAIN_PREFIX,
     Account,
     DataFraction,
+    EarlierStudy,
     Fractions,
     PaperTable,
     Patch,
@@ -59,7 +60,8 @@ class StudySpec(StudySection):
     public_weights gives, by arm, the documented cost of weights made elsewhere; tuning, by arm, the effort spent on its
     settings (reported, no part of the verdict). `runs` names a folder beside the study's own for its segments: studies
     with the same folder share equal segments. `small` replaces whole fields at size small (`sized`).
-    `paper` puts that table of the paper into the report's schedule table. A study with `account` trains nothing: the
+    `paper` puts that table of the paper into the report's schedule table, `beside` the curves of an earlier study below
+    its own. A study with `account` trains nothing: the
     samples that its arms would see are counted. allow_overlap runs it on validation images that are training images.
     Raises ValueError (one line of it through `parse_study`) for anything that could not run or not be decided.
     """
@@ -82,6 +84,7 @@ class StudySpec(StudySection):
     runs: str | None = None
     small: Patch = Field(default_factory=dict)
     paper: PaperTable | None = None
+    beside: EarlierStudy | None = None
     account: Account | None = None
     allow_overlap: Flag = False
 

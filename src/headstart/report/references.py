@@ -1,9 +1,14 @@
-"""The paper beside a study: its results, from paper.yaml, and its count of samples, for any study by its recipes."""
+"""Results that a study is shown beside: the paper's (paper.yaml), its count of samples, and an earlier study's.
+
+earlier.yaml is written by benchmarks/studies.py from docs/results/studies and that study's own report.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
+from math import log
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +22,37 @@ SOURCE = "He, Girshick, Dollár: Rethinking ImageNet Pre-training, arXiv 1811.08
 SAMPLES = ("images", "instances", "pixels")
 PIXELS = 800 * 1333  # shorter side 800, longer at most 1333: an upper bound for an image
 
+EARLIER = Path(__file__).with_name("earlier.yaml")
+
 Rows = dict[str, dict[str, float]]  # row of the paper, schedule
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """A finished study below the curves of another.
+
+    what describes it; sentences are of its report; scores {arm: {steps at a schedule's end: 0..1 of each seed}};
+    made is its command with processor and date.
+    """
+
+    name: str
+    what: str
+    sentences: tuple[str, ...]
+    metric: str
+    scores: dict[str, dict[int, list[float]]]
+    made: str
+
+    @property
+    def places(self) -> dict[int, float]:
+        """Place of each number of steps on a logarithmic axis, 0..1."""
+        steps = sorted({end for ends in self.scores.values() for end in ends})
+        first, last = log(steps[0]), log(steps[-1])
+        return {end: (log(end) - first) / (last - first) for end in steps}
+
+
+def earlier_study(name: str | None) -> Earlier | None:
+    """The study of earlier.yaml that a study names in `beside`; None without a name."""
+    return None if name is None else Earlier(name, **read_yaml(EARLIER)[name])
 
 
 @cache
