@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from record import keep
 
+from headstart.ops.memory import keep_freed_memory
 from headstart.ops.products import OneDNNLinear, weight_gradient
-from headstart.training.memory import keep_freed_memory
 
 SIZES = (  # images, channels, side
     (1, 64, 200), (1, 128, 100), (1, 256, 50), (1, 512, 25),  # R50's stages at 800 px

@@ -34,7 +34,7 @@ from torch import Tensor
 from headstart.batch import Batch
 from headstart.hardware import native_bf16, usable_cores
 from headstart.model.detector import Detector
-from headstart.training.memory import keep_freed_memory
+from headstart.ops.memory import keep_freed_memory
 
 PRODUCTS = (
     "aten::mkldnn_convolution",

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 import headstart
+from headstart.ops import memory
 from headstart.study.prepare import prepare
 from headstart.study.run import run_study
 from headstart.study.spec import parse_study
-from headstart.training import memory
 from headstart.training.rows import read_rows
 from headstart.training.run import train
 from tiny import outcome, tiny_recipe, tiny_study, without_clock

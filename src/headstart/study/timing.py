@@ -14,6 +14,7 @@ import torch
 from headstart.files import json_text, write_whole
 from headstart.model.build import build
 from headstart.model.flops import num_parameters, predict_macs
+from headstart.ops import memory
 from headstart.ops import processes as distributed
 from headstart.recipe.load import choices_of
 from headstart.recipe.recipe import AnyRecipe
@@ -25,7 +26,6 @@ from headstart.study.variants import variants_worth
 from headstart.tasks import TASKS, make_task
 from headstart.tasks.settle import mask_choice
 from headstart.tasks.task import Task, input_size
-from headstart.training import memory
 from headstart.training.loop import periods
 from headstart.training.optimizer import checkpoint_bytes, make_optimizer
 from headstart.training.pool import worker_pool

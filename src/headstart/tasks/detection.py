@@ -28,6 +28,7 @@ from headstart.metrics.voc import with_voc
 from headstart.model.detector import Detector
 from headstart.model.region_heads import peaks
 from headstart.ops import processes as distributed
+from headstart.ops.memory import FreedMemory
 from headstart.ops.processes import num_processes
 from headstart.recipe.recipe import Recipe
 from headstart.tasks.detection_images import kept_maps, train_stream, with_transform
@@ -139,14 +140,16 @@ def predict_all(
     model: Detector, images: EvalImages, device: torch.device, *, bf16: bool = False, tta: Tta | None = None
 ) -> Predictions:
     """Predictions on every image of a data set, in its own pixels and category ids; shared among processes."""
-    was_training, data, parts = model.training, images.dataset, []
+    was_training, data, parts, freed = model.training, images.dataset, [], FreedMemory()
     model.eval()
+    freed.give_back()  # by training
     for raw in images.decoded(part=distributed.rank(), parts=num_processes()):
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
             found, sizes = predict_batch(model, partial(images.make_batch, raw, device), tta)
         for slot, index in enumerate(raw.indices.tolist()):
             size = data.size(index)
             parts.append(to_original(found, sizes, slot, size, int(data.image_ids[index]), data.category_ids))
+        freed.bound()
     model.train(was_training)
     gathered = [part for share in distributed.gather(parts) for part in share]
     return concat(gathered or [empty(masks="mask" in model.kinds, num_keypoints=len(model.keypoint_mirror))])

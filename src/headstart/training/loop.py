@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from headstart.data.digests import refuse_changed
+from headstart.ops import memory
 from headstart.ops import processes as distributed
 from headstart.recipe.recipe import AnyRecipe
 from headstart.recipe.schedule import due, duration
 from headstart.tasks.task import Task
-from headstart.training import memory
 from headstart.training.averages import Average, holding, live_norms, precise_statistics
 from headstart.training.lineage import Span
 from headstart.training.optimizer import make_optimizer, part_factors, require_finite, set_rate
@@ -50,6 +50,8 @@ def run(
     """
     train, freeze, schedule, stop = recipe.train, recipe.start.freeze, span.schedule, span.stop
     eval_every, save_every = periods(recipe, task)
+    freed = memory.FreedMemory()
+    freed.give_back()  # by the run before this one in the same process
     memory.reset_peak(device)
     task.model.to(device)
     optimizer = make_optimizer(task.model, train, schedule.base_rate)
@@ -150,6 +152,7 @@ def run(
                 )
             if rows and step == stop:
                 results.get("ema", results["val"]).save(directory, step)  # evidence of the weights that are judged
+            freed.give_back()
         if rows and saves:
             clock.switch("other")
             statistics = evaluated[1] if evaluated[0] == step else {}

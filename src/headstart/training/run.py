@@ -14,6 +14,7 @@ import yaml
 
 from headstart import hardware
 from headstart.files import json_text, locked, remove_unfinished, write_whole
+from headstart.ops import memory
 from headstart.ops import processes as distributed
 from headstart.ops.processes import num_processes
 from headstart.recipe.load import Provenance, choices_of
@@ -21,7 +22,7 @@ from headstart.recipe.recipe import AnyRecipe, schedule_of, to_dict
 from headstart.tasks import make_task
 from headstart.tasks.settle import asks_for_masks, mask_choice, settle
 from headstart.tasks.task import Task
-from headstart.training import loop, memory
+from headstart.training import loop
 from headstart.training.lineage import (
     RunResult,
     Span,
