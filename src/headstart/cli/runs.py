@@ -109,10 +109,13 @@ def evaluate(
 
     Overrides such as evaluate.tta.enabled=true, device=cpu, train.precision=fp32.
     """
+    from headstart.ops.memory import keep_freed_memory
     from headstart.tasks import TASKS
     from headstart.tasks.predict import load_trained
 
     trained = load_trained(checkpoint, patch_of(overrides), weights=weights)
+    if trained.device.type == "cpu":
+        keep_freed_memory()
     _say_if_slow(trained.recipe.train.precision, trained.device.type, messages(as_json, quiet))
     if save is not None:
         refuse_overwrite([(save, checkpoint)], force=True)  # never over the checkpoint; the task knows its other inputs
