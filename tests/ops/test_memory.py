@@ -31,7 +31,7 @@ print(grown - resident())
 
 
 def returned(num):
-    """Blocks of 8 MiB given back: by freeing 32 of 64 blocks, by `bound` after `num` more of twice the size, and in the end."""
+    """Blocks of 8 MiB given back: by freeing 32 of 64, `bound` after `num` more of twice the size, and in the end."""
     command = [sys.executable, "-c", CODE.replace("SIZE", str(num))]
     return [round(int(line) / 2**23) for line in subprocess.check_output(command, text=True).split()]
 

@@ -3,12 +3,16 @@
 import pytest
 import torch
 
+from headstart.cli import console
+from headstart.cli.study_runs import plan_facts, show_plan
+from headstart.ops import memory
 from headstart.study import timing
 from headstart.study.forecast import Load
 from headstart.study.prepare import prepare
 from headstart.study.spec import parse_study
 from headstart.study.timing import kept_loads, measure_apart, measure_loads
 from headstart.tasks import make_task
+from headstart.verdict import numbers
 from tiny import tiny_recipe, tiny_study
 
 
@@ -21,6 +25,24 @@ def test_loads_are_those_of_the_recipes_however_many_measure(data_root):
             one[name].batch, one[name].num_images, one[name].num_eval_images, one[name].eval_every,
         )  # fmt: skip
         assert load.seconds_per_step > 0 and load.seconds_per_eval_image > 0 and load.seconds_to_start > 0
+        assert load.peak_bytes > 2**27  # torch alone takes as much
+
+
+@pytest.mark.parametrize(("most", "lacks"), [(10**12, ""), (6 * 10**9, ": NOT enough, expected fewer --jobs or a")])
+def test_the_plan_says_what_memory_its_segments_take(data_root, monkeypatch, capsys, tmp_path, most, lacks):
+    prepared = prepare(parse_study(tiny_study(data_root), source="tiny"), None)
+    images = dict.fromkeys(prepared.num_images, 6)
+    loads = {
+        name: Load(batch=2, num_images=images, seconds_per_step=0.5, peak_bytes=3 * 10**9 // place)
+        for place, name in enumerate(prepared.plan_arms(), start=1)
+    }
+    monkeypatch.setattr(timing, "measure_apart", lambda prepared, jobs: loads)
+    monkeypatch.setattr(memory, "limit", lambda kind: most)
+    facts = plan_facts(prepared, 2, tmp_path, keep=False)
+    assert (facts["segment_bytes"], facts["memory_bytes"]) == (3 * 10**9, most)
+    show_plan(facts, console.out)
+    line = f"memory: 3.0 GB in the timed steps and evaluation, 2 segments at a time; this machine has {numbers.memory(most)}{lacks}"
+    assert line in " ".join(capsys.readouterr().out.split())
 
 
 def test_the_first_images_are_judged_like_all(data_root):

@@ -46,11 +46,11 @@ def prepared_or_account(name: str, overrides: list[str] | None, as_json: bool, o
 def plan_facts(prepared: Any, jobs: int, directory: Path, *, keep: bool) -> dict[str, Any]:
     """Segments, totals and expected times of a study, from a few timed steps; with `keep` its directory keeps these."""
     from headstart.study.forecast import makespan, segment_rows, totals
-    from headstart.study.timing import disk_need, hardware_lines, kept_loads, measure_apart
+    from headstart.study.timing import disk_need, hardware_lines, kept_loads, measure_apart, memory_need
     from headstart.verdict.rule import looks_text
 
     loads = kept_loads(directory / "timing.json", prepared, jobs) if keep else measure_apart(prepared, jobs)
-    study, (files, need) = prepared.study, disk_need(prepared, loads)
+    study, (files, need), (peak, most) = prepared.study, disk_need(prepared, loads), memory_need(prepared, loads)
     place = directory.absolute()
     free = shutil.disk_usage(next(folder for folder in (place, *place.parents) if folder.is_dir())).free
     return {
@@ -64,6 +64,8 @@ def plan_facts(prepared: Any, jobs: int, directory: Path, *, keep: bool) -> dict
         "checkpoints": files,
         "checkpoint_bytes": need,
         "free_bytes": free,
+        "segment_bytes": peak,
+        "memory_bytes": most,
         "starts": {arm: prepared.recipes[arm][0].start.weights for arm in study.arms if not study.branch_of(arm)},
         "looks": looks_text(study.rule) if study.rule and study.rule.looks else None,
         "notes": prepared.plan.notes,
@@ -72,7 +74,7 @@ def plan_facts(prepared: Any, jobs: int, directory: Path, *, keep: bool) -> dict
 
 def show_plan(facts: dict[str, Any], on: Console) -> None:
     """Print what `plan_facts` found."""
-    from headstart.verdict.numbers import memory
+    from headstart.verdict.numbers import counted, memory
 
     for line in facts["machine"]:
         say(line, on)
@@ -101,6 +103,13 @@ def show_plan(facts: dict[str, Any], on: Console) -> None:
     files, need, free = (facts[name] for name in ("checkpoints", "checkpoint_bytes", "free_bytes"))
     lacks = "" if need < free else ": NOT enough"
     say(f"{files} checkpoints take {memory(need)} in the end; {memory(free)} are free{lacks}", on)
+    peak, most = facts["segment_bytes"], facts["memory_bytes"]
+    if peak and most:
+        lacks = "" if jobs * peak < most else ": NOT enough, expected fewer --jobs or a smaller batch"
+        say(
+            f"memory: {memory(peak)} in the timed steps and evaluation, {counted(jobs, 'segment')} at a time; this machine has {memory(most)}{lacks}",
+            on,
+        )
     starts = (f"{arm} from {weights or 'random values'}" for arm, weights in facts["starts"].items())
     say(f"starts that fit their networks: {', '.join(starts)}", on)
     if facts["looks"]:

@@ -1,4 +1,4 @@
-"""Memory of a run: its peak on the accelerator or else in this process, and the C library's reuse of freed memory."""
+"""Memory of a run: its peak and limit on its device, and the C library's reuse of what is freed."""
 
 import ctypes
 import mmap
@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from headstart import hardware
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 _MOST_GROWTH = 2**30  # bytes; returning memory after every batch made an evaluation with masks 1.7 times as long
@@ -85,3 +87,9 @@ def peak(device: torch.device) -> int | None:
 
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else 1024 * most  # getrusage(2): bytes on macOS, kibibytes on Linux
+
+
+def limit(kind: str) -> int | None:
+    """Bytes of the first GPU for the device cuda, else those that this process may fill; None where nothing tells."""
+    found = hardware.gpus() if kind == "cuda" else []
+    return found[0]["memory"] if found else hardware.memory()

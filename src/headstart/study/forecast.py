@@ -24,6 +24,7 @@ class Load:
     measured on this machine, seconds_to_start before the first step. With num_eval_images 0 nothing is evaluated, with
     eval_every 0 only the end of a run. variants is the cost of all evaluation variants of a final checkpoint, in plain
     evaluations. checkpoint_bytes are those of a checkpoint, which is saved each save_every steps (0: at the end).
+    peak_bytes is the memory that the timed steps and evaluation took, 0 where it is not known.
     """
 
     batch: int
@@ -36,6 +37,7 @@ class Load:
     seconds_to_start: float = 0.0
     checkpoint_bytes: int = 0
     save_every: int = 0
+    peak_bytes: int = 0
 
 
 def load_key(segment: Segment) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from headstart.files import json_text, write_whole
+from headstart.hardware import choose_device
 from headstart.model.build import build
 from headstart.model.flops import num_parameters, predict_macs
 from headstart.ops import memory
@@ -103,7 +104,7 @@ def _from_json(values: dict[str, Any]) -> Load:
 def measure_loads(prepared: Prepared) -> dict[str, Load]:
     """The load of every arm and pre-training, timed on this machine. Arms of the same shape are timed once."""
     loads: dict[str, Load] = {}
-    timed: dict[str, tuple[float, float, float]] = {}
+    timed: dict[str, tuple[float, float, float, int]] = {}
     for name in prepared.plan_arms():
         recipe, is_pretraining = prepared.recipes[name][0], name.startswith(PRETRAIN_PREFIX)
         # The start changes neither shapes nor costs, unless something is frozen.
@@ -113,13 +114,16 @@ def measure_loads(prepared: Prepared) -> dict[str, Load]:
         device = distributed.device(recipe.device)
         if device.type == "cpu":
             memory.keep_freed_memory()  # as the runs will
+        memory.FreedMemory().give_back()  # by the arm before
+        memory.reset_peak(device)
         since = time.perf_counter()
         task = make_task(recipe)
         start = time.perf_counter() - since
         check_start(prepared, name, task, recipe)
         if key not in timed:
-            timed[key] = (seconds_per_step(task, recipe, device), seconds_per_image(task, device), start)
-        step, image, start = timed[key]
+            step, image = seconds_per_step(task, recipe, device), seconds_per_image(task, device)
+            timed[key] = step, image, start, memory.peak(device) or 0
+        step, image, start, peak = timed[key]
         eval_every, save_every = periods(recipe, task)
         loads[name] = Load(
             batch=recipe.train.batch,
@@ -133,9 +137,16 @@ def measure_loads(prepared: Prepared) -> dict[str, Load]:
             eval_every=eval_every,
             checkpoint_bytes=checkpoint_bytes(task.model, recipe.train),
             save_every=save_every,
+            peak_bytes=peak,
             variants=0.0 if is_pretraining else variants_worth(prepared.study.also_evaluate, recipe),
         )
     return loads
+
+
+def memory_need(prepared: Prepared, loads: Mapping[str, Load]) -> tuple[int, int | None]:
+    """Bytes of the arm that takes most memory, and of memory there is; 0 and None where they are not known."""
+    most = max(loads, key=lambda name: loads[name].peak_bytes)
+    return loads[most].peak_bytes, memory.limit(choose_device(prepared.recipes[most][0].device).value)
 
 
 def disk_need(prepared: Prepared, loads: Mapping[str, Load]) -> tuple[int, int]:

@@ -14,6 +14,7 @@ from headstart.model.backbones.hourglass import DEPTHS as HOURGLASS_DEPTHS
 from headstart.model.backbones.resnet import DEPTHS, DETNET, DETNET_STRIDED
 from headstart.model.backbones.vgg import DEPTHS as VGG_DEPTHS
 from headstart.model.backbones.vgg import WIDEST
+from headstart.ops import memory
 from headstart.ops.processes import num_processes
 from headstart.recipe.dotted import flatten
 from headstart.recipe.net import DetNetPart, HourglassPart, ResNetPart, VggPart
@@ -34,8 +35,7 @@ class PartCost:
 def check_memory(recipe: AnyRecipe) -> None:
     """ValueError where a recipe's model and batch cannot fit into memory: the estimate, and the fields behind most."""
     device = hardware.choose_device(recipe.device).value
-    gpus = hardware.gpus() if device == "cuda" else []
-    limit = gpus[0]["memory"] if gpus else hardware.memory()
+    limit = memory.limit(device)
     if limit is None:
         return
     if device != "cuda" and recipe.processes > 1:  # all on this machine, each with the whole model
