@@ -107,7 +107,8 @@ def show_plan(facts: dict[str, Any], on: Console) -> None:
     if peak and most:
         lacks = "" if jobs * peak < most else ": NOT enough, expected fewer --jobs or a smaller batch"
         say(
-            f"memory: {memory(peak)} in the timed steps and evaluation, {counted(jobs, 'segment')} at a time; this machine has {memory(most)}{lacks}",
+            f"memory: {memory(peak)} in the timed steps and evaluation, {counted(jobs, 'segment')} at a time; "
+            f"this machine has {memory(most)}{lacks}",
             on,
         )
     starts = (f"{arm} from {weights or 'random values'}" for arm, weights in facts["starts"].items())
