@@ -39,7 +39,7 @@ PATIENCE = 2.0  # seconds for which a rename is tried again: Windows refuses it 
 def replacing(path: str | Path) -> Iterator[Path]:
     """Write a file under a temporary name beside `path`, renamed over it at the end, removed on an error.
 
-    So a reader never meets half a file, and several processes may write the same one. A killed process leaves its
+    Readers never see half a file, and several processes may write the same one. A killed process leaves its
     temporary file behind; `remove_unfinished` clears those of a folder. An OSError names `path`.
     """
     path = Path(path)
@@ -55,7 +55,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def named(path: str | Path) -> Iterator[None]:
-    """Name a file in every OSError inside that names none, as those of reads and writes, or its temporary file."""
+    """Name `path` in every OSError inside that names no file, as reads and writes raise, or its temporary file."""
     try:
         yield
     except OSError as error:
@@ -121,7 +121,7 @@ def is_file_name(name: str) -> bool:
 
 @contextmanager
 def locked(path: Path, *, taken: str, wait: float = 0.0) -> Iterator[None]:
-    """Hold a lock, which one process at a time does; `path` then says which. Its folder is made where it is absent.
+    """Hold a lock that one process at a time can have; `path` then names the holder. Its folder is made if absent.
 
     Waits at most `wait` seconds (math.inf: for ever) for the holder to leave, then ValueError: folder, `taken`, holder.
     The lock is the operating system's, on a hidden file beside `path`: a killed process holds nothing.
@@ -192,7 +192,7 @@ def open_regular(path: str | Path) -> BinaryIO:
     path and its kind. OSError as `open`.
     """
     _refuse_irregular(path, os.stat(path).st_mode)
-    # It may have been replaced since: opened without waiting, and asked again.
+    # The file may have been replaced since: open it without waiting, and check again.
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
     file = open(path, "rb", opener=lambda name, _: os.open(name, flags))  # noqa: SIM115
     try:

@@ -50,7 +50,7 @@ def usable_cores() -> int:
 
 
 def memory() -> int | None:
-    """Bytes of memory that this process may fill: the machine's, or its control group's; None where nothing tells."""
+    """Bytes of memory that this process may fill: the machine's, or its control group's; None where unknown."""
     if not hasattr(os, "sysconf"):
         return None
     whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -95,7 +95,7 @@ def choose_device(asked: str) -> Choice:
 
 
 def native_bf16(device: str) -> Choice:
-    """True if a kind of device computes products in bf16 itself, as far as the environment's limits let it."""
+    """Choice of True if a kind of device computes products in bf16 natively, within the environment's limits."""
     import torch
 
     if device == "cuda":
@@ -123,8 +123,8 @@ def native_bf16(device: str) -> Choice:
 def choose_precision(asked: str, device: str) -> Choice:
     """fp32 or bf16 for a recipe's `train.precision` on a kind of device: auto is bf16 exactly where it is native.
 
-    The rule looks at features alone, so that it always says the same on one machine. bf16 where it is not native is
-    timed on the spot (a second), and the reason says how much slower than fp32 it is.
+    The rule depends on features alone, so that its result is always the same on one machine. bf16 where it is not
+    native is timed (a second), and the reason says how much slower than fp32 it is.
     """
     if asked == "fp32":
         return Choice("fp32", "as given")

@@ -65,7 +65,7 @@ def read_lines(path: Path, kind: type[Record]) -> list[Record]:
 
 @contextmanager
 def collector_paused() -> Iterator[None]:
-    """No search for cycles meanwhile: what is read is millions of small objects without any, walked at each search."""
+    """Pause the garbage collector: reading makes millions of small objects without cycles, walked at each search."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -84,7 +84,7 @@ def typed(value: Any, kind: type[Record], where: str) -> Record:
 
 
 def _plain(content: bytes) -> Any:
-    """The content as plain values; None where it cannot be had."""
+    """The content as plain values; None where it is not JSON."""
     try:
         return msgspec.json.decode(content)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -92,7 +92,7 @@ def _plain(content: bytes) -> Any:
 
 
 def _fault(error: msgspec.ValidationError, value: Any, kind: Any) -> str:
-    """ "field = value: expected X" of data that msgspec refused; without the value where its place is not told."""
+    """ "field = value: expected X" of data that msgspec refused; without the value where its place is unknown."""
     found = _FAULT.fullmatch(str(error))
     reason, place = found["reason"], (found["place"] or "").removeprefix(".")
     if named := _NAMED.fullmatch(reason):

@@ -14,7 +14,7 @@ MAX_LOG_SCALE = math.log(1000.0 / 16)
 
 
 def area(boxes: Tensor) -> Tensor:
-    """Areas [...] of boxes [...,4]; a box turned inside out counts as zero in each direction."""
+    """Areas [...] of boxes [...,4]; a negative width or height counts as zero."""
     size = (boxes[..., 2:] - boxes[..., :2]).clamp_(min=0)
     return size[..., 0] * size[..., 1]
 
@@ -48,7 +48,7 @@ def _centre_form(boxes: Tensor) -> tuple[Tensor, Tensor]:
 
 @constant
 def _on_device(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Numbers on a device, kept: a GPU finishes all its work before a new tensor of Python numbers is copied to it."""
+    """Cached constants on a device: a copy of Python numbers to a GPU waits until all its queued work is done."""
     return torch.tensor(values, dtype=dtype, device=device)
 
 

@@ -1,7 +1,7 @@
 """Fixed tensor shapes: cached constants of a shape, and the one place where an eager CPU drops unused slots.
 
-On a GPU and in a traced graph, shapes never depend on the data. An eager CPU pays for empty slots and nothing for a
-host synchronisation, so it counts the slots in use and drops the others. Dropped slots carry zero weight.
+On a GPU and in a traced graph, shapes never depend on the data. On an eager CPU empty slots cost time and a host
+synchronisation costs nothing, so unused slots are dropped. Dropped slots carry zero weight.
 """
 
 from collections.abc import Callable
@@ -19,8 +19,8 @@ CACHE_SIZE = 64  # entries a function: a recipe has a few buckets, each with a f
 def constant(make: Callable[Arguments, Constant]) -> Callable[Arguments, Constant]:
     """Decorator that caches the tensors of a function of hashable arguments; callers must not modify them.
 
-    A graph that is being traced computes its own; tensors of a fake mode are not kept, because they hold no values.
-    Made outside inference mode whatever the caller is in, since training may ask for the same tensor later.
+    A traced graph computes its own tensors; those of a fake mode are not cached, because they hold no values. Tensors
+    are made outside inference mode, since training may use them later.
     """
 
     def fresh(*args: Arguments.args) -> Constant:
@@ -46,7 +46,7 @@ def _static(tensor: Tensor) -> bool:
 
 
 def used_length(valid: Tensor) -> int:
-    """Leading slots of valid [B,G] that any row uses, at least 1; all of them where shapes are fixed."""
+    """Number of leading slots of valid [B,G] that any row uses, at least 1; all of them where shapes are fixed."""
     if _static(valid):
         return valid.shape[1]
     used = valid.any(dim=0)
@@ -57,7 +57,8 @@ def pool_slots(flags: Tensor, capacity: int, priority: Tensor) -> tuple[Tensor, 
     """Choose up to `capacity` of the flagged entries of flags [N]: (index [S], chosen [S] bool).
 
     S is the capacity, or on an eager CPU the number of flagged entries when that is smaller (0 when there are none).
-    When more are flagged than fit, those of lowest priority [N] (uniform in [0,1)) are dropped, which favours none.
+    When more are flagged than fit, those of lowest priority [N] are dropped: a uniform random choice for priorities
+    that are uniform in [0,1).
     """
     capacity = min(capacity, flags.shape[0])
     if not _static(flags):

@@ -20,7 +20,7 @@ def keep_freed_memory() -> None:
 
     By default each large tensor is a mapping of its own, which the system fills with zeros page by page at every step.
     Keeping them saves a tenth of a step at 800 px, and raises the memory peak by as much (docs/performance.md). Small
-    objects that live on between freed tensors split what is kept: see `FreedMemory`.
+    objects between freed tensors fragment the memory that is kept: see `FreedMemory`.
     """
     if mallopt := _of_glibc("mallopt"):
         mallopt(_M_MMAP_MAX, 0)
@@ -28,10 +28,10 @@ def keep_freed_memory() -> None:
 
 
 class FreedMemory:
-    """Freed memory of this process, returned to the system by `bound` each time work has grown it by a GiB.
+    """Freed memory of this process, returned to the system by `bound` each time the process has grown by a GiB.
 
-    An evaluation keeps small results of each batch between large freed tensors, whose place then fits no other: without
-    this the process grows by gigabytes, and stays as large. Nothing happens where the C library is not glibc.
+    An evaluation keeps small results of each batch between large freed tensors, so the gaps fit no later tensor: the
+    process would grow by gigabytes and stay as large. Nothing happens where the C library is not glibc.
     """
 
     def __init__(self) -> None:
@@ -60,7 +60,7 @@ def _of_glibc(name: str) -> Any:
 
 
 def reset_peak(device: torch.device) -> None:
-    """Reset the peak; where the system cannot, the peak of a process is that since its start."""
+    """Reset the peak memory of a device; on a CPU without /proc it remains the peak since the process started."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
@@ -90,6 +90,6 @@ def peak(device: torch.device) -> int | None:
 
 
 def limit(kind: str) -> int | None:
-    """Bytes of the first GPU for the device cuda, else those that this process may fill; None where nothing tells."""
+    """Bytes of the first GPU for the device cuda, else those that this process may fill; None where unknown."""
     found = hardware.gpus() if kind == "cuda" else []
     return found[0]["memory"] if found else hardware.memory()

@@ -48,11 +48,11 @@ def _nms_sequential(boxes: Tensor, valid: Tensor, threshold: float) -> Tensor:
 
 
 def nms_fixed_point(boxes: Tensor, valid: Tensor, threshold: float, *, max_rounds: int | None = None) -> Tensor:
-    """The same without data-dependent shapes or host synchronisation.
+    """`nms` without data-dependent shapes or host synchronisation.
 
     Greedy survival is the unique solution of keep[j] = not any(i < j: keep[i] and IoU(i, j) > threshold); iterating the
     right side from all-true fixes at least one more entry a round (each row looks at better rows only). By default a
-    static graph spends MAX_ROUNDS, and an eager CPU goes on until two rounds agree, which makes the answer certain.
+    static graph runs MAX_ROUNDS rounds; an eager CPU runs until two rounds agree, which makes the result exact.
     """
     return _solve(_suppresses(boxes, threshold), valid, max_rounds)
 
@@ -66,8 +66,8 @@ def _better(num: int, device: torch.device) -> Tensor:
 def _suppresses(boxes: Tensor, threshold: float) -> Tensor:
     """1 where the row is better than the column and overlaps it too much, [P,N,N] of the boxes' type.
 
-    All in the overlaps' own memory: as bool, triangle and float one after another it takes twice as long as the
-    overlaps themselves (8 x 128 boxes, one thread).
+    Computed in place in the memory of the overlaps. Separate bool, triangle and float tensors take twice as long as
+    the overlaps themselves (8 x 128 boxes, one thread).
     """
     return iou(boxes, boxes).gt_(threshold).mul_(_better(boxes.shape[1], boxes.device))
 

@@ -22,8 +22,8 @@ SILENCE = 600.0
 def start_processes(asked: str) -> None:
     """Join the group that torchrun announced in the environment, for work on the device of a recipe.
 
-    Nothing to do for a single process. ValueError for a device that is not there. Whoever waits for another process
-    longer than SILENCE fails.
+    Does nothing for a single process. A process that waits for another longer than SILENCE fails. ValueError for a
+    device that is not there.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
         own = device(asked)
@@ -56,7 +56,7 @@ def barrier() -> None:
 def device(asked: str) -> torch.device:
     """The device of this process for a recipe's `device` (auto, cpu, cuda, mps): of several CUDA GPUs its own.
 
-    ValueError for one that is not there.
+    ValueError for a device that is not there.
     """
     kind = choose_device(asked).value
     return torch.device(kind, int(os.environ.get("LOCAL_RANK", "0"))) if kind == "cuda" else torch.device(kind)
@@ -82,7 +82,7 @@ def share_buffers(model: nn.Module) -> None:
 
 
 def is_shared(tensor: Tensor) -> bool:
-    """True if a reduction of a tensor spans processes: there are several, and it is not on the meta device."""
+    """True if a reduction of a tensor spans processes: there are several, and the tensor is not on the meta device."""
     return num_processes() > 1 and not tensor.is_meta
 
 

@@ -1,6 +1,6 @@
 """Matrix products that are faster on this processor: dense layers, and the weights' gradient of 3x3 convolutions.
 
-On processors with AVX-512 that are not Intel's, MKL computes with AVX2: oneDNN takes half of its time there
+On processors with AVX-512 that are not Intel's, MKL computes with AVX2, and oneDNN takes half as long
 (docs/performance.md). In channels-last memory and without AVX-512, oneDNN takes 1.4 to 7 times as long as nine products
 for the gradient of a convolution's weights on large maps.
 """
@@ -33,7 +33,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def goes_to_onednn(x: Tensor, weight: Tensor) -> bool:
-    """True if `linear` of x [...,C] with weight [C',C] is computed by oneDNN, as it is faster there."""
+    """True if `linear` of x [...,C] with weight [C',C] is computed by oneDNN, where that is faster."""
     return (
         x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
@@ -61,7 +61,7 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 class OneDNNLinear(torch.autograd.Function):
-    """oneDNN reads transposed operands as they lie: no copies."""
+    """Dense layer by oneDNN, which reads transposed operands without copying them."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -64,8 +64,9 @@ def as_table(features: list[Tensor]) -> Tensor:
 def _level_constants(
     shapes: tuple[tuple[int, int, int], ...], strides: tuple[float, ...], dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Of L levels of (images, height, width): cells a pixel [L], (width, height) [L,2], cells of an image [L] and the
-    level's first row in the table [L]. Constant for a bucket, hence cached.
+    """Constants of L levels of (images, height, width), cached for each bucket.
+
+    Cells per pixel [L], (width, height) [L,2], cells of an image [L], and the level's first row in the table [L].
     """
     starts = [0]
     for images, height, width in shapes:
@@ -96,18 +97,18 @@ def _taps(features, boxes, image, level, strides, size, aligned) -> tuple[Tensor
 
 
 def _each(values: Tensor) -> Tensor:
-    """[R,S,16] from [R,S,4], every entry four times."""
+    """Entries of [R,S,4] repeated one by one (aaaabbbb…): [R,S,16]."""
     return values.unsqueeze(3).expand(-1, -1, -1, 4).reshape(*values.shape[:2], 16)
 
 
 def _tiled(values: Tensor) -> Tensor:
-    """[R,S,16] from [R,S,4], all entries four times over."""
+    """Entries of [R,S,4] repeated as a block (abcdabcd…): [R,S,16]."""
     return values.unsqueeze(2).expand(-1, -1, 4, -1).reshape(*values.shape[:2], 16)
 
 
 @constant
 def _positions(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Where the samples [S*2] of a region lie, as shares of its extent."""
+    """Positions [S*2] of a region's samples, as shares of its extent."""
     return (torch.arange(size * SAMPLES, device=device, dtype=dtype) + 0.5) / (size * SAMPLES)
 
 
@@ -174,7 +175,7 @@ def transpose(rows: Tensor, weights: Tensor, num_rows: int) -> tuple[Tensor, Ten
 
 
 def _transpose_by_counting(rows: Tensor, weights: Tensor, num_rows: int) -> tuple[Tensor, Tensor, Tensor]:
-    """By scipy's counting sort, which is one pass: 1 ns a tap where torch's sort of int32 takes 26 (measured)."""
+    """`transpose` by scipy's counting sort, in one pass: 1 ns a tap; torch's sort of int32 takes 26 (measured)."""
     bags = np.arange(0, rows.numel() + 1, rows.shape[1], dtype=np.int32)
     by_bag = csr_array((weights.numpy().ravel(), rows.numpy().ravel(), bags), shape=(rows.shape[0], num_rows))
     by_row = by_bag.tocsc()
@@ -185,7 +186,7 @@ def _transpose_by_counting(rows: Tensor, weights: Tensor, num_rows: int) -> tupl
 def _surroundings(
     shapes: tuple[tuple[int, int], ...], radius: int, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """For every cell of maps of the given (height, width): constants of a bucket, hence cached.
+    """Constants of every cell of maps of the given (height, width), cached for each bucket.
 
     Cells before its level [A], cells of its level [A], the cells around it counted within the level [A,S,S] (0 beyond
     the border), and which of these are inside [A,S,S].
