@@ -74,11 +74,11 @@ RUNG_FIELDS = frozenset({*NONE, SIZE, "input.jitter.crop"})
 
 
 def rung(name: object, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields {dotted name: value} that a rung of the ladder sets in a recipe of these `values`, which have none.
+    """Fields {dotted name: value} that a rung of the ladder sets; `values` are the recipe's fields without a rung.
 
-    input.short is the largest size there, or shares of it under `scale`. The fixed crop is the recipe's own, or has
-    the area of short x long pixels (1024 for 800 x 1333). ValueError for a name that is no rung; sizes that are none
-    are left to the recipe's own check.
+    input.short is the largest size in `values`, or shares of it under `scale`. The fixed crop is the recipe's own, or
+    has the area of short x long pixels (1024 for 800 x 1333). ValueError for a name that is no rung. Invalid sizes are
+    left to the recipe's own check.
     """
     if not isinstance(name, str) or name not in LADDER:
         raise ValueError(f"augment: {reprlib.repr(name)} is unknown, expected one of {', '.join(LADDER)}")

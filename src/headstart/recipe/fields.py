@@ -1,7 +1,7 @@
 """Sections of recipes that tasks share, and the types of their fields with their ranges.
 
-Numbers are strict and finite: text, true and false are none. The bounds lie far outside of real use; they refuse what
-would hang, overflow or change nothing.
+Numbers are strict and finite: text, true and false are refused. The bounds lie far outside real use; they refuse
+values that would hang, overflow or change nothing.
 """
 
 import re
@@ -25,7 +25,7 @@ def real(*, ge: float | None = None, gt: float | None = None, le: float | None =
 
 
 def _taken_by(parse: Callable[[Any], object]) -> BeforeValidator:
-    """Keeps a value that `parse` takes; of its refusal the field and the value are left to `validate`."""
+    """Validator that accepts what `parse` accepts; its error holds only what was expected, `validate` adds the rest."""
 
     def check(value: object) -> object:
         try:

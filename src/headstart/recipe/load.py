@@ -116,9 +116,9 @@ def _plain(patch: dict[str, Any], source: str) -> dict[str, Any]:
 
 
 def settle(recipe: AnyRecipe, origins: Provenance | None = None) -> tuple[AnyRecipe, Provenance]:
-    """The recipe with `train.precision: auto` replaced by what it is on this machine, and origins that say so.
+    """The recipe with `train.precision: auto` replaced by this machine's choice, and origins that name the reason.
 
-    Digests, rows and comparisons are of settled recipes. ValueError where `auto` hangs on a device that is not there.
+    Digests, rows and comparisons are of settled recipes. ValueError where `auto` needs a device that is not there.
     """
     origins = Provenance(origins or {})
     if recipe.train.precision != "auto":
@@ -147,14 +147,14 @@ def stored_recipe(values: dict[str, Any], source: str, overrides: dict[str, Any]
 
 
 def _leave_images(values: dict[str, Any], origins: Provenance, patch: dict[str, Any], base: str) -> None:
-    """A patch with data of its own does not inherit the image folder of the base recipe's."""
+    """Clear the base recipe's image folder where a patch has data of its own."""
     for field in ("data.train", "data.val"):
         if field in patch and origins.get(f"{field}_images") == base:
             values[f"{field}_images"] = None
 
 
 def _replace_backbone(values: dict[str, Any], origins: Provenance, patch: dict[str, Any]) -> None:
-    """A patch that names another kind of backbone replaces the whole section, not just the fields it shares."""
+    """Remove all backbone fields where a patch names another kind of backbone, not only those that it sets."""
     kind = patch.get("model.backbone.kind")
     if kind is not None and kind != values.get("model.backbone.kind"):
         for key in [key for key in values if key.startswith("model.backbone.")]:

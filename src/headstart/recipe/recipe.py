@@ -1,4 +1,4 @@
-"""Recipes: everything a run is, as data. Frozen, complete, comparable, hashable.
+"""Recipes: all settings of a run as data, frozen, complete, comparable and hashable.
 
 Every value is in `recipes/base.yaml` (or `base_classify.yaml`, `base_segment.yaml`), which comments each field;
 `load.py` makes recipes from files, arms and overrides. Nothing below `build` and `task` functions knows recipes.
@@ -187,7 +187,7 @@ class SegmentRecipe(AnyRecipe):
 
 
 def _require_unchanged_features(recipe: AnyRecipe, required: dict[str, Any]) -> None:
-    """ValueError where features cannot be kept: the backbone moves, or a field {name: value} changes its input."""
+    """ValueError where features cannot be kept: the backbone trains, or a field {name: value} changes its input."""
     values = flatten(to_dict(recipe))
     for field, expected in {"start.freeze": "backbone", **required}.items() if values["data.cache_features"] else ():
         if values[field] != expected:

@@ -85,7 +85,7 @@ def read_yaml(path: Path | str, text: str | None = None) -> dict[str, Any]:
 
 
 def parse_yaml(text: str, source: str) -> Any:
-    """The value of a YAML text; ValueError, naming the source, for one that is none or too large."""
+    """The value of a YAML text; ValueError, naming the source, for text that is not YAML or too large."""
     try:
         _check(text)
         return yaml.load(text, Loader=_Loader)
@@ -147,7 +147,7 @@ def _check(text: str) -> None:
 
 
 def _with(around: tuple[str | None, int, int], values: int, levels: int) -> tuple[str | None, int, int]:
-    """An open collection with one more value in it, of so many values and levels."""
+    """An open collection (anchor, values, levels) with a value added that has `values` and `levels` of its own."""
     return around[0], around[1] + values, max(around[2], levels + 1)
 
 
