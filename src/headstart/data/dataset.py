@@ -153,7 +153,7 @@ def gather(first: np.ndarray, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def index_of(known: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Index of each id in `known` (int64, different, any order), and bool: whether it is there at all."""
+    """Index of each id in `known` (int64, different, any order), and bool: True for an id that is in `known`."""
     if not len(known):
         return np.zeros(len(ids), np.int64), np.zeros(len(ids), bool)
     order = np.argsort(known, kind="stable")

@@ -20,7 +20,7 @@ ABSENT = "absent"  # the digest of a file that is not there
 
 
 class FileState(NamedTuple):
-    """Bytes, times in ns and number of a file, and the first half of the SHA-256 of its content, hex.
+    """Size in bytes, times in ns and inode number of a file, and the first half of its content's SHA-256 in hex.
 
     `modified` can be set at will, as copying tools do; `changed` cannot on POSIX, and a replaced file has another
     `number`.
@@ -47,11 +47,11 @@ class Content:
         return self.images | self.labels
 
     def plus(self, other: "Content") -> "Content":
-        """Both, the digests one after the other."""
+        """Content of both; the digests are concatenated."""
         return Content(self.digest + other.digest, self.images | other.images, self.labels | other.labels)
 
     def shared_with(self, other: "Content") -> tuple[str, ...]:
-        """Paths of this one's images whose bytes are those of an image of the other."""
+        """Paths of the images here whose bytes equal those of an image in `other`."""
         known = {state.digest for state in other.images.values()} - {ABSENT}
         return tuple(path for path, state in self.images.items() if state.digest in known)
 
@@ -80,7 +80,7 @@ def file_states(folder: Path, names: Sequence[str], *, rehash: bool = False) -> 
 
     Reading 15,000 small images takes seconds and COCO's a minute: digests are kept in the user's cache folder, and used
     while a file's size, times and number stay the same. With `rehash` every file is read, which also finds content that
-    changed under all of these, as on a failing disk.
+    changed although these did not, as on a failing disk.
     """
     root = os.fsencode(os.path.abspath(folder))
     path = cache_folder() / f"images-{hashlib.sha256(root).hexdigest()[:16]}.json"
@@ -119,7 +119,7 @@ def refuse_changed(files: Mapping[str, FileState]) -> None:
 def cache_folder() -> Path:
     """Folder for what can be made again: $XDG_CACHE_HOME/headstart, by default below ~/.cache.
 
-    Where there is no home, as for a container's user id without an account: one in which nothing can be written.
+    Without a home, as for a container's user id without an account: a folder in which nothing can be written.
     """
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "headstart"

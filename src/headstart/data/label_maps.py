@@ -110,8 +110,8 @@ class InstanceLabels:
     """Label maps made of annotated instances ("things as stuff"): a class is the union of its objects.
 
     Where objects overlap the smaller one has the pixel, of equal ones the later; pixels of none are the background, the
-    last class. A crowd is an object like any other. Inside the box of an object without a segmentation, what no other
-    object has is unknown. ValueError if no object has a segmentation.
+    last class. A crowd is an object like any other. In the box of an object without a segmentation, pixels that no
+    other object has are unknown. ValueError if no object has a segmentation.
     """
 
     def __init__(self, dataset: Dataset):
@@ -135,7 +135,7 @@ class InstanceLabels:
         return Content(hashlib.sha256(b"instances" + images.digest.encode()).hexdigest(), images.images)
 
     def check(self, num_workers: int) -> None:
-        """Nothing to do: instances were checked when they were read."""
+        """Do nothing: instances were checked when they were read."""
 
     def __call__(self, index: int) -> np.ndarray:
         """Labels int16 [H,W] of image `index` (not id)."""

@@ -50,7 +50,7 @@ class Objects:
 
 
 def in_window(boxes: np.ndarray, view: View) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes [n,4] cut to what a view shows, and whether enough of each is left, bool [n]."""
+    """Boxes [n,4] cut to the window of a view, and bool [n]: True where both sides are longer than MIN_SIDE."""
     cut = np.clip(boxes, [view.place[1], view.place[0]] * 2, [view.end[1], view.end[0]] * 2)
     return cut, ((cut[:, 2:] - cut[:, :2]) > MIN_SIDE).all(axis=1)
 

@@ -194,7 +194,7 @@ def make_batch(
 class EvalImages:
     """Evaluation images: each once, unaugmented, in batches of one bucket, at any requested size.
 
-    maps: gives what stands for the images, which are not decoded then; at the evaluation's size only.
+    maps: gives backbone maps in place of images, which are then not decoded; at the evaluation's size only.
     """
 
     def __init__(

@@ -23,7 +23,7 @@ PIXEL_CENTRE = 0.5
 class Targets:
     """Ground truth by image: boxes cut to the image, mask frames over the cut boxes, keypoints at pixel centres.
 
-    max_objects: objects an image beyond which the rest is left out (None: all). copies: images whose objects a batch
+    max_objects: most objects of an image, the rest being left out (None: all). copies: images whose objects a batch
     slot may show together (2 under copy-paste, 4 in a mosaic).
     """
 

@@ -21,7 +21,7 @@ PASTED = 4  # the part of a slot that is pasted: a mosaic has the parts 0 to 3
 class TrainStream:
     """Batches of a training run by step; errors as in `Stream`.
 
-    maps: gives what stands for the images, which are not decoded then. repeat_threshold: see `repeat_factors`.
+    maps: gives backbone maps in place of images, which are then not decoded. repeat_threshold: see `repeat_factors`.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class TrainStream:
         return [(i, self.augmentation.view(*size(i), generator, quadrant)) for quadrant, i in shown]
 
     def _image(self, index: int, slot: int, part: int) -> np.ndarray:
-        """The decoded image [h,w,C] of a part of a slot, after one's own transform."""
+        """The decoded image [h,w,C] of a part of a slot, after the user's transform."""
         image, transform = self.stream.images(index), self.augmentation.transform
         if transform is None:
             return image

@@ -65,8 +65,8 @@ def stack_images(
 ) -> Tensor:
     """Images [h,w,C] in 0..255 as a float batch [B,C,H,W]: resized (bilinear, antialiased), normalised, zero-padded.
 
-    slots: the place 0..B-1 in the batch of each image, where several share one; None: one image each. colours: changes
-    of their colours before the normalisation, one a place, or none.
+    slots: place 0..B-1 in the batch of each image, where several share one; None: one image each. colours: change of
+    colours of each place before the normalisation, or none.
 
     In memory the channels come last, as decoders give them and convolutions take them. Rows of pixels are normalised as
     rows of numbers, because a loop over three channels at a time is slow.
@@ -136,7 +136,7 @@ def move_frames(frames: np.ndarray, view: View) -> np.ndarray:
 
 
 def _scale(original: tuple[int, int], view: View) -> np.ndarray:
-    """(x, y) pixels of the whole resized image a pixel of the original."""
+    """(x, y) pixels of the whole resized image per pixel of the original."""
     height, width = view.whole or view.window
     return np.array([width / original[1], height / original[0]])
 

@@ -63,7 +63,7 @@ def _shortest(values: Iterable[float], least: int, is_same: Callable[..., bool])
 def write_voc(splits: Splits, out: Path) -> list[str]:
     """Write annotations, pictures and lists of the splits into a new folder; notes on what VOC has no form for.
 
-    Corners have the fewest decimals that are read back as the same box, bit for bit where there are. Crowds become
+    Corners have the fewest decimals that read back as the same box bit for bit, or 17 where none do. Crowds become
     difficult objects. Names of pictures are those of their files; where these clash, with their folders and split.
     ValueError for names that XML cannot hold, pictures whose names clash all the same, and missing ones.
     """
@@ -124,7 +124,7 @@ def _add(parent: ElementTree.Element, tag: str, text: str) -> None:
 
 
 def _corners(box: np.ndarray) -> list[str]:
-    """VOC's corners, that count from 1 and are inclusive, that the reader makes the same box of."""
+    """VOC's corners, counted from 1 and inclusive, from which the reader restores the same box."""
     x1, y1, x2, y2 = box.tolist()
 
     def is_same(left: float, top: float, right: float, bottom: float) -> bool:
@@ -147,7 +147,7 @@ def write_yolo(splits: Splits, out: Path) -> list[str]:
     """Write data.yaml, pictures and labels into a new folder; notes on what YOLO has no form for.
 
     An object of one polygon is that polygon, any other its box; crowds and difficult objects are left out. Numbers have
-    the fewest decimals, six or more, that are read back as the same boxes and polygons, bit for bit where there are.
+    the fewest decimals, six or more, that read back as the same boxes and polygons bit for bit, or 17 where none do.
     ValueError for splits but train, val and test, unequal classes, two pictures with one label file, and missing ones.
     """
     (first, one), *others = splits.items()
@@ -189,13 +189,13 @@ def _rows(data: Dataset, image: int) -> Iterator[str]:
 
 
 def _polygon(points: np.ndarray, width: int, height: int) -> list[str]:
-    """Fractions of the image, x and y in turn, that the reader makes the same pixels of."""
+    """Fractions of the image, x and y in turn, from which the reader restores the same pixels."""
     sides, pixels = np.tile((width, height), len(points)), points.ravel()
     return _shortest(pixels / sides, DECIMALS, lambda *found: bool((np.array(found) * sides == pixels).all()))
 
 
 def _box(box: np.ndarray, width: int, height: int) -> list[str]:
-    """Centre and size as fractions of the image, that the reader makes the same corners of."""
+    """Centre and size as fractions of the image, from which the reader restores the same corners."""
     x1, y1, x2, y2 = box.tolist()
 
     def is_same(cx: float, cy: float, w: float, h: float) -> bool:

@@ -1,6 +1,6 @@
 """Random colours of training images: brightness, contrast, saturation and lighting as CornerNet has them, and hue.
 
-What is drawn is a few numbers, a function of the slot; images change on the device that trains.
+Only a few numbers are drawn, as a function of the slot; pixels are changed on the training device.
 """
 
 from dataclasses import dataclass
@@ -44,7 +44,7 @@ class ColourJitter:
     hue: float = 0.0
 
     def draw(self, generator: np.random.Generator) -> Colour:
-        """A random change; always draws as many numbers."""
+        """A random change; always draws the same number of random numbers."""
         reach = {"brightness": self.brightness, "contrast": self.contrast, "saturation": self.saturation}
         drawn = dict(zip(reach, generator.uniform(-1, 1, 3).tolist()))
         order = [list(reach)[place] for place in generator.permutation(3).tolist()]
@@ -58,7 +58,7 @@ class ColourJitter:
 def recolour(pixels: Tensor, colour: Colour) -> Tensor:
     """RGB pixels [h,w,3] in 0..255 with other colours; not cut to 0..255, as in the released code.
 
-    Grey is that of the pixels as they come, for all factors (the released code's order of work).
+    Grey is computed once from the input pixels, for all factors, as in the released code.
     """
     red, green, blue = pixels.unbind(2)
     grey = (GREY[0] * red + GREY[1] * green + GREY[2] * blue).unsqueeze(2)

@@ -1,4 +1,4 @@
-"""One's own transform of training images: a pure function MODULE:FUNCTION of pixels and a random generator."""
+"""User-defined transform of training images: a pure function MODULE:FUNCTION of pixels and a random generator."""
 
 import importlib
 import os
@@ -70,7 +70,7 @@ class Transform:
 
 
 def load_transform(name: str) -> Transform:
-    """Import MODULE:FUNCTION, which runs the module's code; ValueError naming it where it cannot be had."""
+    """Import MODULE:FUNCTION, which runs the module's code; ValueError naming MODULE:FUNCTION if that fails."""
     path, (module_name, _, function_name) = source_of(name), name.partition(":")
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # as `python -m` has it, for the module and for those beside it

@@ -59,8 +59,8 @@ class Crop:
 def draw_crop(height: int, width: int, crop: Crop, flip: float, generator: np.random.Generator) -> View:
     """Random view under CornerNet's crop. Always draws four numbers.
 
-    What lies in the image is at the top left of the view, as in all views; the released code leaves it where it lies in
-    the square, between zeros.
+    The part of the square inside the image is at the top left of the view, as in all views; the released code keeps its
+    place in the square, padded with zeros.
     """
     place, *centre, coin = generator.random(4).tolist()
     scale = crop.scales[int(place * len(crop.scales))]
@@ -132,7 +132,7 @@ class Augmentation:
 
     def view(self, height: int, width: int, generator: np.random.Generator, quadrant: Quadrant | None = None) -> View:
         """Random view of an image of this size, in a quadrant of a mosaic if one is given."""
-        # Drawn where they are asked for only: the views of recipes without them stay those that they were.
+        # Drawn only where enabled, so that views of recipes without flips and turns stay the same.
         upside_down = self.flip_vertical > 0 and bool(generator.random() < self.flip_vertical)
         turn = (int(generator.integers(4)) if self.quarter_turns else 0) + 2 * upside_down
         if self.jitter is not None:
@@ -147,7 +147,7 @@ class Augmentation:
         return replace(view, size=size, flip=view.flip != upside_down, turn=turn % 4, place=place)
 
     def mosaic_of(self, num_images: int, generator: np.random.Generator) -> list[tuple[Quadrant, int]]:
-        """Quadrants of a mosaic, and the images in all but the first, each of `num_images` as likely; or none."""
+        """Quadrants of a mosaic, each with a uniformly drawn image index, -1 for the first; [] without a mosaic."""
         if self.jitter is None or generator.random() >= self.mosaic:
             return []
         others = generator.integers(num_images, size=3).tolist()

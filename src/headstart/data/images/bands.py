@@ -36,7 +36,7 @@ def too_large(path: str | Path, found: str) -> ValueError:
 
 
 def check_channels(path: str | Path, found: int, channels: int | None, hint: str = "") -> None:
-    """Refuse a file that has not the channels of the recipe; None takes any."""
+    """Refuse a file whose number of channels is not the recipe's; None accepts any."""
     if channels not in (None, found):
         raise Refused(f"{path}: {found} channel{'s' * (found > 1)}: expected {channels} (input.channels){hint}")
 
@@ -55,7 +55,7 @@ def read_array(file: BinaryIO, path: str | Path, channels: int | None) -> np.nda
 
 
 def array_header(file: BinaryIO, path: str | Path) -> tuple[tuple[int, int, int], np.dtype, str]:
-    """Shape [H, W, C], dtype and memory order of an .npy file, which nothing in it can make run as code."""
+    """Shape [H, W, C], dtype and memory order of an .npy file; nothing in the file is executed."""
     try:
         version = np.lib.format.read_magic(file)
         readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}

@@ -33,7 +33,7 @@ class Source:
 
     @classmethod
     def parse(cls, path: str | Path, image_dir: str | Path | None = None, split: str | None = None) -> "Source":
-        """The place that PATH or, where there is no such file, PATH:SPLIT names."""
+        """Location given as PATH or, where there is no such file, as PATH:SPLIT."""
         given, folder = str(path), None if image_dir is None else Path(image_dir)
         if split is None and not os.path.exists(given) and ":" in given:
             head, _, tail = given.rpartition(":")

@@ -32,7 +32,7 @@ class _Content(Struct, Generic[Segmentation]):
     categories: list[coco_records.CategoryRecord]
 
 
-_MOST = 2**35  # bytes of a file where nothing tells the memory, into which it must fit: train2017 has half a GiB
+_MOST = 2**35  # bytes of a file where the memory, into which it must fit, is unknown: train2017 has half a GiB
 # A file's segmentations stay text until they become numbers of one flat array: COCO's 40 million coordinates would
 # otherwise take 1.5 GiB as Python's.
 _decoded = msgspec.json.Decoder(_Content[Raw]).decode

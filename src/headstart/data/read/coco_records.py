@@ -37,7 +37,7 @@ class ImageRecord(Struct, gc=False):
 
 
 class CategoryRecord(Struct, gc=False):
-    """One of `categories`. Names of keypoints and skeleton are checked by `keypoint_names` and the reader."""
+    """One of `categories`. Names of keypoints are checked by `category_faults`, these and skeleton by the reader."""
 
     id: Id
     name: Text
