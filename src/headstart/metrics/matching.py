@@ -21,7 +21,7 @@ class Groups:
     """Detections sorted by (image, class, falling score), annotations by (image, class), both stable.
 
     The `max_detections` best of each image and class are kept (on equal scores the first given).
-    Images are in ascending order of their ids, as in pycocotools (it decides ties between scores); `image` is still
+    Images are in ascending order of their ids, as in pycocotools (which decides ties between scores); `image` is still
     the index in the data set. A group is one (image, class); gt_begin:gt_end is the range of sorted annotations in a
     detection's group. ValueError for an image or category id that the data set does not hold, or a value that is not
     finite.

@@ -46,7 +46,7 @@ def measure(
 
     across_classes: pairs join different classes (matters for the speed of masks only).
     Areas are a detection's own box, mask, or box around its keypoints. Raises ValueError for an unknown kind and for
-    predictions that do not hold it.
+    predictions without this kind.
     """
     ignored = dataset.crowd | dataset.difficult
     if kind == "box":

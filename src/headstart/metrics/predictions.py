@@ -73,7 +73,7 @@ class Predictions:
     def rows(self) -> list[dict[str, Any]]:
         """COCO results: one object a detection.
 
-        A box survives the way to [x, y, width, height] and back to within one rounding of x + width.
+        A box that is read back from [x, y, width, height] equals the original to within one rounding of x + width.
         """
         extents = np.concatenate([self.boxes[:, :2], self.boxes[:, 2:] - self.boxes[:, :2]], axis=1)
         columns = (self.image_ids.tolist(), self.category_ids.tolist(), extents.tolist(), self.scores.tolist())

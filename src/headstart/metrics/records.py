@@ -79,8 +79,8 @@ class Records:
 class Curves:
     """Records prepared once for many weightings of the images.
 
-    Along a curve, true positives that follow each other directly form a steep: precision only rises within it, so that
-    its end stands for all of it. Q counts the steeps of all curves.
+    Along a curve, true positives that follow each other directly form a streak: precision only rises within one, so
+    that its end stands for the whole streak. Q counts the streaks of all curves.
     """
 
     def __init__(self, records: Records):
@@ -99,11 +99,11 @@ class Curves:
         # Image of every true positive, intp [P], by (threshold, label, falling score); range of each curve [S + 1].
         self.tp_image = records.image[place].astype(np.intp)
         self.tp_first = np.searchsorted(curve, every)
-        # Last true positive of each steep, intp [Q], its place among the detections; steeps of each curve [S + 1].
+        # Last true positive of each streak, intp [Q], its place among the detections; streaks of each curve [S + 1].
         self.last_tp = np.flatnonzero((np.diff(place, append=-1) != 1) | (np.diff(curve, append=-1) != 0))
         self.place = place[self.last_tp]
         self.first = np.searchsorted(curve[self.last_tp], every)
-        # Image of every ignored detection; how many are before the end of each steep [Q], and before each curve [S].
+        # Image of every ignored detection; how many are before the end of each streak [Q], and before each curve [S].
         self.skip_image = records.image[skip % num_detections].astype(np.intp)
         self.skip_upto = np.searchsorted(skip, (level * num_detections + place)[self.last_tp])
         self.skip_first = np.searchsorted(skip, starts.ravel())
@@ -121,7 +121,7 @@ class Curves:
         reached, table_first = _recalls_reached(num_gt)
         recalls = reached[hits + np.repeat(np.tile(table_first, self.num_thresholds), sizes)]
         starts = self.first[:-1][sizes > 0]
-        new = np.diff(recalls, prepend=0)  # recalls reached within this steep, which all read its precision
+        new = np.diff(recalls, prepend=0)  # recalls reached within this streak, which all read its precision
         new[starts] = recalls[starts]
         sums = np.zeros(len(sizes))
         sums[sizes > 0] = np.add.reduceat(precision * new, starts) if len(starts) else 0
@@ -130,7 +130,7 @@ class Curves:
         return result
 
     def _interpolated(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """At the end of each steep, [Q]: true positives of its curve so far, and the best precision from there on."""
+        """True positives of its curve up to the end of each streak [Q], and the best precision from there on [Q]."""
         sizes = np.diff(self.first)
         running, hits_at = _running(weights[self.image]), _running(weights[self.tp_image])
         hits = hits_at[1:][self.last_tp] - np.repeat(hits_at[self.tp_first[:-1]], sizes)
@@ -216,5 +216,5 @@ def bootstrap_ap(paired: Sequence[Records], *, num_resamples: int, generator: np
     def resample(weights: np.ndarray) -> list[list[float]]:
         return [list(mean_precisions(run.average_precisions(weights)).values()) for run in prepared]
 
-    with ThreadPoolExecutor(usable_cores()) as pool:  # NumPy leaves the lock within its long loops
+    with ThreadPoolExecutor(usable_cores()) as pool:  # NumPy releases the GIL in its long loops
         return np.array(list(pool.map(resample, drawn))).reshape(num_resamples, len(prepared), 3)

@@ -80,7 +80,7 @@ def _completed(
 
 
 def _means(parts: Iterable[tuple[Tensor | None, Tensor | None]]) -> tuple[Tensor | None, Tensor | None]:
-    """Means over all parts, None where the parts are; one part is enough for a detector of boxes only."""
+    """Means over all parts, None where the parts are None; one part is enough for a detector of boxes only."""
     totals, count = (None, None), 0
     for part in parts:
         totals = part if count == 0 else tuple(None if a is None else a + b for a, b in zip(totals, part))

@@ -178,7 +178,7 @@ class Detector(nn.Module):
 
     @torch.no_grad()
     def find(self, features: list[Tensor], sizes: Tensor) -> Detections:
-        """Detections without masks."""
+        """Detections without masks and heat maps."""
         logits, deltas = self.rpn.predict(features)
         proposals, valid = self.rpn.decode(logits, deltas, self.rpn.anchors(features), sizes, self.rpn.test_limits)
         outputs = cascade_predict(self.box_heads, features, proposals, valid, sizes)

@@ -59,8 +59,8 @@ class BatchNorm(nn.BatchNorm2d):
     def normalise(self, x: Tensor, weight: Tensor | None, *, shared: bool = False) -> Tensor:
         """Normalise by weighted moments, with `shared` those of all processes.
 
-        Running statistics have the unbiased variance as torch's. No real sample anywhere leaves them as they are, and x
-        unscaled around its (zero) mean.
+        Running statistics have the unbiased variance, as torch's. Without any real sample they stay as they are, and
+        mean and variance count as 0.
         """
         values = at_least_float32(x)
         weight = values.new_ones(x.shape[0]) if weight is None else weight.to(values.dtype)
@@ -88,11 +88,10 @@ class BatchNorm(nn.BatchNorm2d):
 
 
 class SyncBatchNorm(BatchNorm):
-    """BatchNorm over the joined batch of all processes, by one differentiable all-reduce of (sum, sum of squares,
-    count).
+    """BatchNorm over the joined batch of all processes.
 
-    torch's own module refuses CPU tensors when distributed; this one runs on gloo, and a process without any sample
-    takes part with a count of zero.
+    One differentiable all-reduce adds up (sum, sum of squares, count). torch's own module refuses CPU tensors when
+    distributed; this one runs on gloo, and a process without any sample takes part with a count of zero.
     """
 
     def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:

@@ -21,8 +21,7 @@ SAMPLES = 2  # a cell and direction, when a target is cut out of the box frame
 
 
 def sample_frames(frames: Tensor, gt_boxes: Tensor, boxes: Tensor, size: int) -> Tensor:
-    """Mask targets [S,T,T] of regions `boxes` [S,4], cut from frames [S,M,M] that cover `gt_boxes` [S,4] (all in
-    pixels).
+    """Mask targets [S,T,T] of regions `boxes` [S,4], cut from frames [S,M,M] over `gt_boxes` [S,4], all in pixels.
 
     The frame is sampled bilinearly with zeros outside, 2x2 samples a cell, and thresholded at one half. Written as two
     small matrix products, because the weights are separable.
@@ -68,10 +67,10 @@ class MaskHead(nn.Module):
         return at_least_float32(logits.permute(0, 1, 3, 2, 4).reshape(num, 2 * height, 2 * width))
 
     def _deconvolve(self, x: Tensor) -> Tensor:
-        """The 2x2 transposed convolution of x [S,C,H,W] as one matrix product: [S,H,W,2,2,C'], four cells a cell.
+        """The 2x2 transposed convolution of x [S,C,H,W] as one matrix product: [S,H,W,2,2,C'].
 
-        Its strides do not overlap, so every cell is mapped alone; the last layer is 1x1, so cells need not be put in
-        their places before it. oneDNN's takes more than twice as long backward.
+        Outputs of neighbouring cells do not overlap, so each cell is mapped by itself. The last layer is 1x1, so cells
+        need not be put in order before it. oneDNN's transposed convolution takes more than twice as long backward.
         """
         weight = self.deconv.weight.permute(2, 3, 1, 0).flatten(0, 2)
         cells = linear(x.permute(0, 2, 3, 1).flatten(0, 2), weight, self.deconv.bias.repeat(4))

@@ -177,7 +177,7 @@ class RegionPooler:
     aligned: bool = True
 
     def __call__(self, features: list[Tensor], boxes: Tensor, image: Tensor) -> Tensor:
-        """[R,C,S,S] from features P2.. [B,C,H_l,W_l], boxes [R,4] pixels, image [R] index into the batch."""
+        """Features [R,C,S,S] from maps P2.. [B,C,H_l,W_l], boxes [R,4] pixels, image [R] index into the batch."""
         boxes = boxes.nan_to_num(0.0)  # of a diverged net: report its loss, not an index error
         low = self.strides[0].bit_length() - 1
         level = assign_levels(
@@ -206,8 +206,9 @@ class RegionConvs(nn.ModuleList):
         self.pooler, self.channels = pooler, widths[-1]
 
     def forward(self, features: list[Tensor], boxes: Tensor, image: Tensor, valid: Tensor) -> Tensor:
-        """[R,C,S,S] of boxes [R,4] in pixels; image [R] index into the batch; `valid` [R] keeps padding out of batch
-        statistics.
+        """Features [R,C,S,S] of boxes [R,4] in pixels.
+
+        image [R] index into the batch; valid [R] keeps padding out of batch statistics.
         """
         x, weight = self.pooler(features, boxes, image), valid.float()
         for conv in self:
@@ -216,5 +217,5 @@ class RegionConvs(nn.ModuleList):
 
 
 def image_index(boxes: Tensor) -> Tensor:
-    """For boxes [B,R,4]: the image [B*R] each belongs to."""
+    """Index [B*R] of the image to which each of boxes [B,R,4] belongs."""
     return torch.arange(boxes.shape[0], device=boxes.device).repeat_interleave(boxes.shape[1])

@@ -57,7 +57,7 @@ class ProposalLimits:
 
 
 class Rpn(nn.Module):
-    """Shared 3x3 convolution(s) and two 1x1 outputs on every level; `anchor_sizes` of each, equally many."""
+    """Shared 3x3 convolution(s) and two 1x1 outputs on every level; `anchor_sizes` lists each level's, equally many."""
 
     initialiser = "N(0, 0.01)"
 

@@ -138,8 +138,8 @@ def build_detnet(
 ) -> ResNet:
     """DetNet (Li et al. 2018) by its depth (59) or by its blocks a stage: a ResNet whose last two stages stay at 16.
 
-    Those keep the fourth stage's channels (256 in the bottleneck, 1024 out), which is the reading of the paper that has
-    its 4.8 GFLOPs.
+    Those keep the fourth stage's channels (256 in the bottleneck, 1024 out), the reading of the paper that gives its
+    4.8 GFLOPs.
     """
     return ResNet(
         by_depth(depth, DETNET, "five block counts"),

@@ -17,7 +17,7 @@ class Vgg(nn.Module):
 
     `depth`: 11, 13, 16, 19, or the convolutions a stage; `width` channels of the first stage. The pooling after the
     last stage is left to the heads (RoIAlign; the classifier's own pooling), as in Fast R-CNN. MSRA initialisation by
-    fan-in: without a norm nothing else keeps the features at the size of the input (He et al. 2015, eq. 10).
+    fan-in: without a norm nothing else keeps the features at the scale of the input (He et al. 2015, eq. 10).
     """
 
     strides = (16,)
