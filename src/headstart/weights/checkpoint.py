@@ -56,7 +56,7 @@ def load(path: Path | str) -> dict[str, Any]:
     """A checkpoint's content, on the CPU. Never executes code: anything but tensors and plain data is refused.
 
     Of an export (.safetensors): the model, recipe, classes and step, without the optimizer's state.
-    DamagedError for a file that is not as it was written. Any other ValueError says nothing against its content: it is
+    DamagedError for a file that is not as it was written. Any other ValueError is not about its content: the file is
     absent, cannot be read now, is of a newer format, or lies in the directory of another run or under another step.
     """
     path = Path(path)
@@ -145,7 +145,7 @@ def _check_place(path: Path, state: dict[str, Any]) -> None:
 def is_there(path: Path) -> bool:
     """True for a checkpoint that is not torn at its end; its bytes are not compared with their digest.
 
-    So a thousand finished runs are found in a moment. ValueError for a file that is there but cannot be read.
+    This keeps the search through a thousand finished runs short. ValueError for an existing file that cannot be read.
     """
     try:
         with path.open("rb") as file:
@@ -178,9 +178,9 @@ def _load_export(path: Path) -> dict[str, Any]:
 
 
 def point_latest(directory: Path) -> None:
-    """Let `latest` beside a run directory lead to it: a link, or where the system makes none a file with its name.
+    """Point `latest` beside a run directory to it: a link, or where the system makes none a file with its name.
 
-    A folder or a file of that name that is something else stays.
+    Any other folder or file of that name stays.
     """
     latest = directory.with_name(LATEST)
     if os.path.lexists(latest) and not latest.is_symlink() and followed(latest) == latest:

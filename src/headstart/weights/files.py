@@ -32,7 +32,7 @@ SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".pkl")
 NESTS = ("model", "state_dict", "model_state_dict", "blobs")
 WRAPPERS = ("module.", "_orig_mod.")  # added by DistributedDataParallel and torch.compile
 MOST_HEADER = 2**24  # bytes of a .safetensors header: a tensor takes about 100, and the largest nets have thousands
-_MOST_PICKLE = 2**35  # bytes of a pickle where nothing tells the memory, into which it must fit
+_MOST_PICKLE = 2**35  # bytes of a pickle where the memory, into which it must fit, is unknown
 COUNTER = ".num_batches_tracked"  # BatchNorm's, which no computation of ours reads: not a weight, never accounted for
 DIGEST = "headstart.digest"  # the key in our .safetensors files; foreign ones have none
 _SEAL_TEXT = "headstart checkpoint, format {:02d}, SHA-256 of all before: {}"
@@ -224,8 +224,8 @@ def write_seal(file: BinaryIO, number: int) -> None:
 def check_seal(path: Path, file: BinaryIO) -> int | None:
     """Format in the seal of an open file; None for a file without one.
 
-    DamagedError where the bytes are not those that were sealed. A bit that flips in the seal is found too, because
-    both the length before it and its text announce it.
+    DamagedError where the bytes are not those that were sealed. A flipped bit in the seal itself is found too, because
+    both the length before it and its text mark a seal.
     """
     end = file.seek(0, os.SEEK_END)
     length, text = _end(file, end)
@@ -245,7 +245,7 @@ def ends_whole(file: BinaryIO) -> bool:
 
 
 def _end(file: BinaryIO, end: int) -> tuple[bytes, bytes]:
-    """Where a seal would be: the length of the comment, and the comment."""
+    """Length and text of the archive's comment, where a seal would be."""
     file.seek(max(0, end - _SEAL_SIZE - len(_SEAL_LENGTH)))
     tail = file.read()
     return tail[: len(_SEAL_LENGTH)], tail[len(_SEAL_LENGTH) :]

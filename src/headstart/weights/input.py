@@ -85,7 +85,7 @@ def adapt_stem(
     """Adapt the convolution `first` of RGB weights to the model's number of channels C, in `tensors`; what was done.
 
     mean: each channel gets the mean over RGB times 3 / C, so that a normalised image whose channels are all equal has
-    the same response as before; weights that have taken deviations in (std 1) are scaled to ImageNet's first.
+    the same response as before; weights that include the deviations (std 1) are first scaled to ImageNet's.
     random: the convolution keeps its initial values. Returns {our name: description}. ValueError for weights that are
     not RGB, and for a backbone without a single first convolution.
     """
@@ -125,6 +125,6 @@ IMAGENET = InputSpec((123.675, 116.28, 103.53), (58.395, 57.12, 57.375), "rgb")
 DETECTRON = InputSpec((102.9801, 115.9465, 122.7717), (1.0, 1.0, 1.0), "bgr")
 # Detectron2's defaults: MODEL.PIXEL_MEAN, PIXEL_STD, INPUT.FORMAT.
 DETECTRON2 = InputSpec((103.53, 116.28, 123.675), (1.0, 1.0, 1.0), "bgr")
-# Values of Detectron2 for its ResNeXts (MODEL.PIXEL_STD of the X_101_32x8d configurations): their first convolution has
-# not taken the deviations in.
+# Values of Detectron2 for its ResNeXts (MODEL.PIXEL_STD of the X_101_32x8d configurations): their first convolution
+# does not include the deviations.
 DETECTRON2_GROUPED = InputSpec(DETECTRON2.mean, (57.375, 57.12, 58.395), "bgr")

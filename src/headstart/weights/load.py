@@ -80,7 +80,8 @@ def load_weights(
     first convolution is converted (exactly, borders included); a different mean cannot be, and is left to the audit.
     stem: "mean" or "random" adapts RGB weights to another number of channels, which `input` normalises (`adapt_stem`).
     A detector of another number of classes keeps its initial class predictors. ValueError, before anything is copied,
-    where the account is not clean; with strict=False what fits is copied and the report tells the rest.
+    for tensors that are missing, unknown or of another shape; with strict=False those that fit are copied, and the
+    report lists the others.
     """
     own, layout = named_tensors(model), layout_of(file)
     # Take the layout of timm where the file holds the tensors of the model's own timm net, whatever its names resemble.
@@ -104,7 +105,7 @@ def load_weights(
 
 
 def convert_weights(file: WeightFile, path: str | Path, *, input: InputSpec | None = None) -> Names:
-    """Write another project's file under our names to .safetensors; what found no place is in the names returned.
+    """Write another project's file under our names to .safetensors; the returned names list what has no place in ours.
 
     `input` says how its images were normalised, where the file does not or is wrong. ValueError where neither tells,
     for Detectron's folded BatchNorm, which only makes sense in the model that it is loaded into, and for MSRA ResNets.
@@ -133,7 +134,7 @@ def _is_timm(model: nn.Module) -> bool:
 
 
 def _first_conv(model: nn.Module) -> str:
-    """Name of the weight that sees the image; "" where it cannot take a factor in."""
+    """Name of the weight that sees the image; "" where there is no single one that can be rescaled."""
     own = named_tensors(model)
     names = (f"backbone.{backbone_of(model).first_conv}",) if _is_timm(model) else FIRST_CONVS
     return next((name for name in names if name in own), "")
@@ -142,7 +143,7 @@ def _first_conv(model: nn.Module) -> str:
 def _account(
     model: nn.Module, file: WeightFile, layout: str, scope: str, stem: str | None, source: InputSpec | None
 ) -> tuple[dict[str, Tensor], LoadReport]:
-    """Tensors by our name and in our layout, and what would be loaded of them."""
+    """Tensors by our name and in our layout, and a report of those that would be loaded."""
     own, expected = named_tensors(model), expected_names(model, scope)
     names, net = our_names(file, layout), backbone_of(model)
     if _is_timm(model):
@@ -181,7 +182,7 @@ def _account(
 
 
 def _sort_out(names: Names, own: dict[str, Tensor], tensors: dict[str, Tensor], expected: Iterable[str]) -> Names:
-    """Names that are not expected become left out (another part, a counter, a zero bias before a norm) or unknown."""
+    """Sort unexpected names into left out (another part, a zero bias before a norm) and unknown; drop counters."""
     expected = set(expected)
     parts = {name.split(".")[0] for name in expected}
     found, left_out, unknown = {}, list(names.left_out), list(names.unknown)

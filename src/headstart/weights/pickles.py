@@ -68,7 +68,7 @@ class Array:
 
 
 class PickleReader:
-    """Reads pickles of one file of `most` bytes: all arrays together take no more, and what is copied hardly so."""
+    """Reader of the pickles of a file of `most` bytes, which bound all arrays together; copies may take twice these."""
 
     def __init__(
         self, most: int, names: Mapping[tuple[str, str], Any] | None = None,
@@ -98,7 +98,7 @@ class PickleReader:
             raise ValueError("arrays of more bytes than the file holds")
 
     def load(self, file: BinaryIO) -> Any:
-        """The next pickle of a file. RefusedNameError for a foreign name; anything else for what is damaged."""
+        """The next pickle of a file. RefusedNameError for a foreign name; other exceptions for damaged content."""
         stack: list[Any] = []
         marks: list[list[Any]] = []
         memo: dict[int, Any] = {}
@@ -214,7 +214,7 @@ class PickleReader:
 
 
 def checked_view(values: Tensor, offset: Any, size: Any, stride: Any) -> Tensor:
-    """A view of stored elements [n]; ValueError unless it lies in them, and has no more elements than they are."""
+    """A view of stored elements [n]; ValueError unless the view lies in them and has at most n elements."""
     numbers = [offset, *size, *stride]
     if not all(map(_is_size, numbers)) or len(size) != len(stride):
         raise ValueError("a tensor with a size, strides or a place that are none")
@@ -243,7 +243,7 @@ def _mapping(pairs: Iterable = ()) -> dict:
 
 
 def _pairs(items: list) -> dict:
-    """A dict of keys and values in turn. Keys are texts and numbers: nested tuples may take for ever to be hashed."""
+    """A dict of keys and values in turn. Keys are texts and numbers: hashing nested tuples may take unbounded time."""
     keys = items[0::2]
     for key in keys:
         plain = key is None or type(key) in (str, bytes, bool, float) or (type(key) is int and abs(key) < 2**63)

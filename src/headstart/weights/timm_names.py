@@ -25,7 +25,7 @@ _AROUND = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", 
 
 
 def timm_key(name: str) -> str:
-    """A name as it is the same in a timm classifier and in the feature net, which writes "stages_0" for "stages.0"."""
+    """Key of a name, equal in a timm classifier and in its feature net, which writes "stages_0" for "stages.0"."""
     return re.sub(r"^(backbone_)?(body_)*(model_)?", "", name.replace(".", "_"))
 
 

@@ -25,7 +25,7 @@ class StandIn(dict):
         self.arguments = arguments
 
     def keep_state(self, state: Any) -> None:
-        """The attributes that the pickle gives it."""
+        """Keep the attributes that the pickle gives the object."""
         if isinstance(state, dict):
             self.update(state)
 

@@ -168,7 +168,7 @@ def training_of(hash: str) -> Training | None:
 
 
 def find_installed(known: PublicFile) -> Path | None:
-    """The weight file of an installed package, by its list of files; None without it. Nothing of it is imported."""
+    """The weight file of a package, by its list of files; None if it is not installed. The package is not imported."""
     package = known.location.partition("==")[0]
     try:
         listed = metadata.distribution(package).files or []
@@ -194,7 +194,7 @@ def find_on_disk(known: PublicFile) -> Path | None:
 
 
 def hash_in(name: str) -> str:
-    """The first digits of its sha256 in the name of one of torchvision's files; "" without them."""
+    """First digits of the sha256, in which the name of a torchvision file ends; "" without them."""
     match = re.search(r"-([0-9a-f]{8,})\.pth$", name)
     return match[1] if match else ""
 
