@@ -39,7 +39,7 @@ class Images:
 
     @torch.no_grad()
     def features(self, model: Classifier, device: torch.device, *, bf16: bool = False) -> Tensor:
-        """Pooled features [N,W] under a frozen backbone in its final state, computed when first asked for, and kept.
+        """Pooled features [N,W] under a frozen backbone in its final state, computed at the first call and kept.
 
         They equal those that training would compute at every step, because such a recipe has no augmentation.
         """

@@ -56,10 +56,10 @@ def train_stream(recipe: Recipe, data: Dataset, maps: MapsOf | None = None) -> T
 
 
 class KeptMaps:
-    """Maps of images under a frozen backbone by image and view, computed when first asked for, and kept.
+    """Maps of images under a frozen backbone by image and view, computed at the first request and kept.
 
-    Each image passes the backbone alone, so its maps do not depend on the batch or on the order of the images. In a
-    batch the same sums may be rounded otherwise. The backbone must be in its final state.
+    Each image passes the backbone alone, so its maps do not depend on the batch or on the order of the images, which
+    may change the rounding of sums. The backbone must be in its final state.
     """
 
     def __init__(self, backbone: Backbone, dataset: Dataset, spec: InputSpec, *, bf16: bool):

@@ -130,7 +130,7 @@ def difference(expected: dict[str, Tensor], found: dict[str, Tensor]) -> str:
 
 
 def _near(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray], name: str, tolerance: float) -> np.ndarray:
-    """Which of ours [n] agree with which of theirs [n] in one field: bool [n,n]; all where there is no such field."""
+    """Agreement of ours [n] with theirs [n] in one field, bool [n,n]; all True where there is no such field."""
     num = len(ours["scores"])
     if name not in ours:
         return np.ones((num, num), dtype=bool)

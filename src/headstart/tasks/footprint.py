@@ -33,7 +33,7 @@ class PartCost:
 
 
 def check_memory(recipe: AnyRecipe) -> None:
-    """ValueError where a recipe's model and batch cannot fit into memory: the estimate, and the fields behind most."""
+    """ValueError where a recipe's model and batch cannot fit into memory, with the estimate and its main fields."""
     device = hardware.choose_device(recipe.device).value
     limit = memory.limit(device)
     if limit is None:
@@ -57,7 +57,7 @@ def check_memory(recipe: AnyRecipe) -> None:
 
 
 def costs(recipe: AnyRecipe) -> list[PartCost]:
-    """Costs of the parts of a recipe's model, a model of one class."""
+    """Costs of the parts of a recipe's model, counted for one class."""
     if isinstance(recipe, Recipe) and recipe.input.jitter.enabled:
         side, field = recipe.input.jitter.crop, "input.jitter.crop"
     elif isinstance(recipe, Recipe) and recipe.input.crop.enabled:
@@ -80,7 +80,7 @@ Map = tuple[int, int]  # channels, stride
 
 
 def _backbone(recipe: AnyRecipe, area: int, field: str) -> tuple[list[Map], list[PartCost]]:
-    """Maps of the backbone, and its cost; that of timm's is not known, and counts as none."""
+    """Maps of the backbone, and its cost; a timm backbone counts as none, because its cost is not known."""
     part = recipe.model.backbone
     if part.kind == "timm":
         return [], []

@@ -11,7 +11,7 @@ MASKS = "model.mask.enabled"
 
 
 def settle(recipe: AnyRecipe, origins: Provenance | None = None) -> tuple[AnyRecipe, Provenance]:
-    """The recipe with every `auto` replaced by what it is on this machine and these data, and origins that say so.
+    """The recipe with every `auto` replaced by the choice of this machine and these data, and origins that name it.
 
     All training images decide, whatever the fraction. ValueError for data that cannot be read, and for a recipe that
     needs masks where the data have none.

@@ -150,7 +150,7 @@ def make_model(recipe: AnyRecipe, num_classes: int, *keypoints: Any) -> Any:
 def take_fraction(recipe: AnyRecipe, data: Dataset, most: int | None = None) -> Dataset:
     """The recipe's fraction of a data set, in the data set's order.
 
-    most: only the first so many images of the nested order, which every larger fraction has too.
+    most: number of images to take, the first of the nested order, which every larger fraction has too.
     """
     if recipe.data.fraction == 1.0 and most is None:
         return data
@@ -161,13 +161,13 @@ def take_fraction(recipe: AnyRecipe, data: Dataset, most: int | None = None) -> 
 def require_images(*sets: Dataset) -> None:
     """ValueError naming the first image of the data sets whose file is not there."""
     for data in sets:
-        known: dict[str, set[str]] = {}  # names by folder: one question for all files of a folder
+        known: dict[str, set[str]] = {}  # names by folder, each listed once
         for i, name in enumerate(data.file_names):
             folder, _, file = name.rpartition("/")
             if folder not in known:
                 path = data.image_dir / folder
                 known[folder] = set(os.listdir(path)) if path.is_dir() else set()
-            # Asked again by its path where the file system does not mind the case or form of a name.
+            # Looked up by its path too: some file systems ignore the case or the Unicode form of a name.
             if file not in known[folder] and not data.image_path(i).is_file():
                 raise ValueError(
                     f"{data.path}: {name!r} is not in {data.image_dir}, expected every image that it lists"
@@ -175,7 +175,7 @@ def require_images(*sets: Dataset) -> None:
 
 
 def reading(recipe: AnyRecipe) -> Reading:
-    """State how this process reads its part of a recipe's training images."""
+    """Settings with which this process reads its part of a recipe's training images."""
     data = recipe.data
     return Reading(recipe.train.batch, recipe.seed, data.cache, data.num_workers, rank(), num_processes())
 

@@ -1,4 +1,4 @@
-"""Lineages: the part of one that a run is, its digest, finished runs found again, and trunks reused.
+"""Lineages of runs: span and digest of a run, the search for finished runs, and the reuse of trunks.
 
 A trunk keeps checkpoints where schedules of a whole number of base lengths would leave it (`Span.marks`). A study
 planned again with another schedule continues from the last of them before its own cut.
@@ -133,7 +133,7 @@ def load_checked(path: Path) -> dict[str, Any]:
 def check_end(path: Path, weights: dict[str, Any]) -> None:
     """DamagedError where the end row of a checkpoint's run has another hash than these weights of it.
 
-    Nothing is asked of a checkpoint that no end row names, nor of weights outside a run directory.
+    A checkpoint that no end row names, and weights outside a run directory, are not checked.
     """
     path = path.absolute()
     run = path.parent.parent
@@ -236,7 +236,7 @@ def _rows(run: Path, begin: int, step: int) -> list[Row] | None:
 
 
 def _facts(directory: Path) -> RunFacts | None:
-    """The facts of a run; None where there are none, or torn ones: the study that the run belongs to names these."""
+    """The facts of a run; None where absent or torn: torn ones are reported by the study that the run belongs to."""
     try:
         return read_json(directory / SEGMENT_FILE, RunFacts)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Many calls on a pool of processes of this machine, which die with their parent."""
+"""Many calls on a pool of processes of this machine, which end with their parent."""
 
 import multiprocessing
 import os
@@ -70,7 +70,7 @@ def _kill(pool: ProcessPoolExecutor) -> None:
 
 
 def _begin(writer: Any, turn: Any, threads: int | None) -> None:
-    """Start a pool's worker: signs of life and warnings go to the parent, with whom it ends."""
+    """Start a pool's worker, which sends signs of life and warnings to the parent and ends with it."""
 
     def tell(kind: str, content: Any) -> None:
         with turn:
@@ -91,7 +91,7 @@ def _begin(writer: Any, turn: Any, threads: int | None) -> None:
 def _listening(
     reader: Any, hear: Callable[..., None] | None, lose: Callable[[int, float], None], silence: float
 ) -> Iterator[None]:
-    """Pass the workers' messages to `hear` in this process, and warn as they do; `lose` hears of one that is silent."""
+    """Pass the workers' messages to `hear` and repeat their warnings; call `lose` for a worker that has gone silent."""
     signs, (ending, end) = Signs(), multiprocessing.Pipe(duplex=False)
 
     def take() -> None:

@@ -1,4 +1,4 @@
-"""One run: a directory with everything it was, did and made."""
+"""One run: a recipe trained in its own directory, with its recipe, audit, environment, rows and checkpoints."""
 
 import os
 import platform
@@ -108,7 +108,7 @@ def train(
     for field, choice in chosen.items() if say else ():
         say(choice.line(field))
     with only_process(directory, wait):
-        finished = distributed.gather(find_result(directory, span.stop, whole=True))[0]  # by whom was waited for
+        finished = distributed.gather(find_result(directory, span.stop, whole=True))[0]  # by the process waited for
         if finished is not None:
             return finished
         if span.is_trunk:
@@ -122,7 +122,7 @@ def train(
             _write_facts(directory, recipe, task, device, found, facts, provenance)
         for line in (*task.notes, *factor_lines(task.model, recipe.train)) if say else ():
             say(line)
-        if task.overlap and label is None and distributed.is_writer():  # a study has its own word on it
+        if task.overlap and label is None and distributed.is_writer():  # a study reports it itself
             part = f"{len(task.overlap):,} of {task.num_eval_images:,} validation images are training images too"
             (say or warnings.warn)(f"{part} (first: {task.overlap[0]}): their scores say nothing of new images")
         logged = Logged(directory, to_dict(recipe), start.step if start.source == "checkpoint" else None)

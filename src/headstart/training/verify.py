@@ -91,7 +91,7 @@ def _state(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _environment(directory: Path) -> Environment | None:
-    """Environment that a run wrote; ValueError for a run of several processes, on which its sums depend."""
+    """Environment that a run wrote; ValueError for a run of several processes, on whose number sums depend."""
     path = directory / ENVIRONMENT_FILE
     environment = read_json(path, Environment) if path.exists() else None
     if environment and environment.processes != 1:
@@ -127,7 +127,7 @@ def _row_differences(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> li
 
 
 def state_differences(old: Any, new: Any, name: str = "") -> list[str]:
-    """Where two checkpoints' contents differ in any bit, by dotted name."""
+    """Dotted names of the values in which two checkpoints' contents differ in any bit."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = dict.fromkeys([*old, *new])
         return [line for key in keys for line in state_differences(old.get(key), new.get(key), f"{name}.{key}")]

@@ -1,4 +1,4 @@
-"""One job shared by several processes of this machine, which die with their parent."""
+"""One job shared by several processes of this machine, which end with their parent."""
 
 import multiprocessing
 import os
@@ -22,7 +22,7 @@ BEAT = 1.0  # seconds between two signs of life of a process
 class Signs:
     """Seconds since the last sign of life of each process, from its first one on.
 
-    Before that it is starting, which takes as long as its imports.
+    Before its first sign a process is starting, which takes as long as its imports.
     """
 
     def __init__(self):
@@ -34,7 +34,7 @@ class Signs:
         self.quiet[process] = 0.0
 
     def pass_time(self) -> None:
-        """Add the time since the last call, at most two beats: while this process was stopped it could not hear."""
+        """Add the time since the last call, at most two beats: while it was stopped, this process received no signs."""
         now = time.monotonic()
         self.quiet = {each: seconds + min(now - self.since, 2 * BEAT) for each, seconds in self.quiet.items()}
         self.since = now
@@ -78,9 +78,9 @@ def run_processes(
 
 
 def forking() -> multiprocessing.context.BaseContext:
-    """Processes forked from one clean process that has imported everything, where the system can.
+    """Context whose processes are forked from one clean process with all imports, where the system can.
 
-    So they share what the imports take, 0.4 GB each otherwise. A fork of this process would inherit its threads' locks.
+    They share the memory of the imports, else 0.4 GB each. A fork of this process would inherit its threads' locks.
     """
     can_fork = "forkserver" in multiprocessing.get_all_start_methods()  # not on Windows
     context = multiprocessing.get_context("forkserver" if can_fork else "spawn")
@@ -163,7 +163,7 @@ def _enter(
 
 
 def live(tell: Callable[[str, int], None], number: int) -> None:
-    """Tell of a sign of life of this process now, before work that may stop it at once, and then at each beat."""
+    """Send a sign of life of this process now, before work that may stop it at once, and then at each beat."""
 
     def beat() -> None:
         with suppress(OSError):  # the parent has gone
