@@ -86,7 +86,8 @@ def type_of(model: type[BaseModel], path: str) -> str:
 def _words(annotation: Any, bounds: Sequence[Any] = ()) -> str:
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Annotated:
-        return _words(arguments[0], [bound for given in arguments[1:] for bound in _bounds_in(given)])
+        given = (each.metadata if isinstance(each, FieldInfo) else [each] for each in arguments[1:])
+        return _words(arguments[0], [bound for own in given for bound in own])
     if origin is typing.Literal:
         return " or ".join(f"`{argument}`" for argument in arguments)
     if origin in (types.UnionType, typing.Union):
@@ -97,10 +98,6 @@ def _words(annotation: Any, bounds: Sequence[Any] = ()) -> str:
         )
     kind = {"int": "whole number", "float": "number", "str": "text", "bool": "true or false", "NoneType": "null"}
     return kind[annotation.__name__] + (_range(bounds) if annotation in (int, float) else "")
-
-
-def _bounds_in(given: Any) -> list[Any]:
-    return given.metadata if isinstance(given, FieldInfo) else [given]
 
 
 def _range(bounds: Sequence[Any]) -> str:
