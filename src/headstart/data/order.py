@@ -128,10 +128,10 @@ class Order:
     def _epoch(self, group: int, epoch: int) -> np.ndarray:
         """Places in a group of the images of an epoch, in their order."""
         generator = slot_generator(self.seed, 2, group, epoch)
-        if self.repeats is None:
-            return generator.permutation(len(self.groups[group]))
-        # Systematic sampling: of a factor of 1.3 every epoch has 1 or 2, and the length of an epoch is always the same.
         shuffled = generator.permutation(len(self.groups[group]))
+        if self.repeats is None:
+            return shuffled
+        # Systematic sampling: of a factor of 1.3 every epoch has 1 or 2, and the length of an epoch is always the same.
         ends = np.cumsum(self.repeats[self.groups[group][shuffled]])
         length = self.lengths[group]
         drawn = np.searchsorted(ends, (np.arange(length) + generator.random()) * (ends[-1] / length), side="right")
