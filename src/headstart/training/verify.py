@@ -76,11 +76,13 @@ def verify(run: str | Path, device: str | None = None) -> Verification:
     with tempfile.TemporaryDirectory() as folder:
         out, keep = Path(folder), {"recipe": {}}
         again = loop.run(task, recipe, part, out, start, device=own, keep=keep)
-        new_rows, new = read_rows(Path(folder) / "rows.jsonl"), checkpoint.load(again)
+        new_rows, new = read_rows(out / "rows.jsonl"), checkpoint.load(again)
     old_rows = _compared(read_rows(directory / "rows.jsonl"), start.step, stop)
     new_rows = _compared(new_rows, start.step, stop)
     old, new = (_state(content) for content in (kept, new))
-    differences = [*_row_differences(old_rows, new_rows), *state_differences(old, new)]
+    differences = [f"{a['kind']} row of step {a['step']}" for a, b in zip(old_rows, new_rows) if a != b]
+    differences += [f"{len(old_rows)} rows are now {len(new_rows)}"] if len(old_rows) != len(new_rows) else []
+    differences += state_differences(old, new)
     return Verification(directory, start.step, stop, len(old_rows), _num_tensors(old), tuple(differences))
 
 
@@ -119,11 +121,6 @@ def _stretch_start(
 
 def _compared(rows: list[Row], start: int, stop: int) -> list[dict[str, Any]]:
     return [{key: value for key, value in row.items() if key != "seconds"} for row in work_rows(rows, start, stop)]
-
-
-def _row_differences(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[str]:
-    found = [f"{a['kind']} row of step {a['step']}" for a, b in zip(old, new) if a != b]
-    return found + ([f"{len(old)} rows are now {len(new)}"] if len(old) != len(new) else [])
 
 
 def state_differences(old: Any, new: Any, name: str = "") -> list[str]:
