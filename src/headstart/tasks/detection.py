@@ -29,7 +29,6 @@ from headstart.model.detector import Detector
 from headstart.model.region_heads import peaks
 from headstart.ops import processes as distributed
 from headstart.ops.memory import FreedMemory
-from headstart.ops.processes import num_processes
 from headstart.recipe.recipe import Recipe
 from headstart.tasks.detection_images import kept_maps, train_stream, with_transform
 from headstart.tasks.task import (
@@ -143,7 +142,7 @@ def predict_all(
     was_training, data, parts, freed = model.training, images.dataset, [], FreedMemory()
     model.eval()
     freed.give_back()  # by training
-    for raw in images.decoded(part=distributed.rank(), parts=num_processes()):
+    for raw in images.decoded(part=distributed.rank(), parts=distributed.num_processes()):
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
             found, sizes = predict_batch(model, partial(images.make_batch, raw, device), tta)
         for slot, index in enumerate(raw.indices.tolist()):

@@ -18,7 +18,6 @@ from headstart.metrics.pixels import PixelRecords, class_ious, count_pixels, pix
 from headstart.model.build import input_spec
 from headstart.model.semantic_head import Segmenter
 from headstart.ops import processes as distributed
-from headstart.ops.processes import num_processes
 from headstart.recipe.recipe import SegmentRecipe
 from headstart.tasks.draw import colour_of
 from headstart.tasks.task import (
@@ -113,7 +112,7 @@ def count_all(
     was_training, data = model.training, images.dataset
     model.eval()
     parts: list[tuple[int, np.ndarray]] = []
-    for indices, batch, sizes in images.batches(device, part=distributed.rank(), parts=num_processes()):
+    for indices, batch, sizes in images.batches(device, part=distributed.rank(), parts=distributed.num_processes()):
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
             logits = model.predict(batch)
         for index, one, size in zip(indices.tolist(), logits, sizes.tolist()):

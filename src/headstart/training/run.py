@@ -42,7 +42,6 @@ from headstart.training.workers import Send, run_processes
 from headstart.version import __version__
 from headstart.weights import checkpoint
 from headstart.weights.audits.record import Audit
-from headstart.weights.checkpoint import cost_of
 
 PATIENCE = 5.0  # seconds that a run waits for a killed process to leave its directory
 
@@ -198,7 +197,7 @@ def _write_facts(
         "classes": task.classes,
         "fingerprint": task.fingerprint,
     }
-    facts |= {"overlap": len(task.overlap), "weights_cost": cost_of(recipe.start.weights) if found else None}
+    facts |= {"overlap": len(task.overlap), "weights_cost": checkpoint.cost_of(recipe.start.weights) if found else None}
     write_whole(directory / "recipe.yaml", origins + yaml.safe_dump(to_dict(recipe), sort_keys=False))
     write_whole(directory / "image_ids.txt", "".join(f"{image_id}\n" for image_id in task.image_ids))
     write_whole(directory / ENVIRONMENT_FILE, json_text(environment(device), indent=1))
