@@ -42,9 +42,8 @@ class _Counter(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         operation = func._overloadpacket
-        if (
-            operation == torch.ops.aten.convolution_backward
-        ):  # torch's formula counts grouped ones as if they were whole
+        # torch's formula of a convolution's gradients counts grouped ones as if they were whole.
+        if operation == torch.ops.aten.convolution_backward:
             grad, x, weight, transposed, wanted = *args[:3], args[7], args[10]
             self.flops += sum(wanted[:2]) * conv_flop_count(x.shape, weight.shape, grad.shape, transposed)
         elif operation in flop_registry and operation not in _LEFT_OUT:
