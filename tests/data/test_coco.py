@@ -153,12 +153,6 @@ def test_degenerate_boxes_are_left_out_and_noted(tmp_path):
     np.testing.assert_array_equal(d.polygons(0)[1].ravel(), [2, 2, 5, 2, 5, 5, 2, 5])
 
 
-def test_difficult_annotations_on_request(tmp_path):
-    d = coco.read(save(tmp_path, document()), keep_difficult=False)
-    assert 4 not in d.annotation_ids and d.num_annotations == 4
-    assert d.notes == ("1 annotation marked difficult left out: id 4",)
-
-
 def test_no_annotations_at_all(tmp_path):
     d = coco.read(save(tmp_path, document() | {"annotations": []}))
     assert d.num_annotations == 0 and d.boxes.shape == (0, 4) and d.first.tolist() == [0] * 5

@@ -40,14 +40,14 @@ _decoded_segmentation = msgspec.json.Decoder(coco_records.Polygons).decode
 _converted_segmentation = partial(msgspec.convert, type=coco_records.Polygons)
 
 
-def read(path: str | Path, image_dir: str | Path | None = None, *, keep_difficult: bool = True) -> Dataset:
+def read(path: str | Path, image_dir: str | Path | None = None) -> Dataset:
     """A COCO JSON file, checked.
 
     Category ids may have gaps, any order, and start at 0. Images without annotations stay, as negatives. Missing
     iscrowd counts as 0, missing area is the segmentation's, else the box's; annotations without a positive, finite
-    width and height are left out, and difficult ones unless keep_difficult: all this is in notes. Without image_dir the
-    images are looked for beside the file, in images/, and where COCO has them (annotations/instances_NAME.json ->
-    NAME/). ValueError, one line naming file, record, field, value and expectation, for anything else that is wrong.
+    width and height are left out: all this is in notes. Without image_dir the images are looked for beside the file, in
+    images/, and where COCO has them (annotations/instances_NAME.json -> NAME/). ValueError, one line naming file,
+    record, field, value and expectation, for anything else that is wrong.
     """
     path = Path(path)
     raw = _bytes(path)
@@ -57,22 +57,20 @@ def read(path: str | Path, image_dir: str | Path | None = None, *, keep_difficul
                 content = _decoded(raw)
                 if may_repeat(raw, (content.images, content.annotations, content.categories)):
                     refuse_repeated(path, raw)
-                return _assemble(content, _decoded_segmentation, path, image_dir, keep_difficult)
+                return _assemble(content, _decoded_segmentation, path, image_dir)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, json.JSONDecodeError, Faulty):
             pass  # parsed whole, a record can be named; and NaN, which JSON does not have, is understood
-        found = from_document(_parse(path, raw), path, image_dir, keep_difficult=keep_difficult)
+        found = from_document(_parse(path, raw), path, image_dir)
         refuse_repeated(path, raw)
         return found
 
 
-def from_document(
-    document: dict, path: str | Path, image_dir: str | Path | None = None, *, keep_difficult: bool = True
-) -> Dataset:
+def from_document(document: dict, path: str | Path, image_dir: str | Path | None = None) -> Dataset:
     """A parsed COCO document (lists images, annotations, categories) as read."""
     check_document(path, document)
     try:
         content = msgspec.convert(document, _Content[Any])
-        return _assemble(content, _converted_segmentation, path, image_dir, keep_difficult)
+        return _assemble(content, _converted_segmentation, path, image_dir)
     except UnicodeEncodeError:
         raise ValueError(f"{path}: the name of a field holds half a surrogate pair, expected text") from None
     except (msgspec.ValidationError, RecursionError, Faulty) as error:
@@ -130,12 +128,11 @@ def _parse(path: Path, raw: bytes) -> Any:
 
 
 def _assemble(
-    content: _Content, parsed: Callable[[Any], list | dict | None], path: str | Path, image_dir: str | Path | None,
-    keep_difficult: bool,
-) -> Dataset:  # fmt: skip
+    content: _Content, parsed: Callable[[Any], list | dict | None], path: str | Path, image_dir: str | Path | None
+) -> Dataset:
     notes: list[str] = []
     columns = coco_columns.images(path, content.images) | coco_columns.categories(path, content.categories, notes)
-    columns |= coco_columns.annotations(path, content.annotations, parsed, columns, notes, keep_difficult)
+    columns |= coco_columns.annotations(path, content.annotations, parsed, columns, notes)
     if image_dir is None:
         image_dir = _find_image_dir(Path(path), columns["file_names"][0])
     return Dataset(path=str(path), image_dir=Path(image_dir), notes=tuple(notes), **columns)

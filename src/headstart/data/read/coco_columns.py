@@ -68,7 +68,7 @@ def categories(path: Any, records: list[CategoryRecord], notes: list[str]) -> di
 
 def annotations(
     path: Any, records: list[AnnotationRecord], parsed: Callable[[Any], list | dict | None], known: dict[str, Any],
-    notes: list[str], keep_difficult: bool,
+    notes: list[str],
 ) -> dict[str, Any]:  # fmt: skip
     """All per-annotation columns, sorted by image; `known` holds the columns of images and categories.
 
@@ -86,9 +86,6 @@ def annotations(
 
     keep = np.isfinite(xywh).all(1) & (xywh[:, 2:] > 0).all(1)
     _note(notes, ids[~keep], "without a positive width and height left out")
-    if not keep_difficult:
-        _note(notes, ids[keep & difficult], "marked difficult left out")
-        keep &= ~difficult
     order = np.argsort(image, kind="stable")
     order = order[keep[order]]
     records = [records[n] for n in order]
