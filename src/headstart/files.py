@@ -145,7 +145,7 @@ def locked(path: Path, *, taken: str, wait: float = 0.0) -> Iterator[None]:
 def plain(value: Any, *, digits: int | None = None) -> Any:
     """JSON's own values at any depth: null for NaN and infinity, a number for a scalar of NumPy or torch.
 
-    With `digits` floats keep so many significant ones.
+    With `digits` floats are rounded to that many significant digits.
     """
     if not isinstance(value, float):  # asked first: nearly all values are
         if isinstance(value, dict):
@@ -206,7 +206,7 @@ def open_regular(path: str | Path) -> BinaryIO:
 def read_regular(path: str | Path, *, most: int) -> bytes:
     """The bytes of a regular file.
 
-    ValueError naming the path if it is none, larger than `most` bytes, or of another size than its folder says.
+    ValueError naming the path if it is no regular file, has more than `most` bytes, or changes while it is read.
     """
     with named(path), open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size

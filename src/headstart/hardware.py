@@ -75,7 +75,7 @@ def features() -> tuple[str, ...]:
 
 
 def choose_device(asked: str) -> Choice:
-    """The kind of device (cpu, cuda, mps) of a recipe's `device`; ValueError for one that is not there.
+    """The kind of device (cpu, cuda, mps) of a recipe's `device`; ValueError for a kind that is not there.
 
     auto is a CUDA GPU, else the CPU. Apple's GPU (mps) is taken only when asked for: it has not been tried.
     """

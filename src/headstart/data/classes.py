@@ -14,8 +14,8 @@ from headstart.data.dataset import Dataset
 def rename_classes(data: Dataset, names: Mapping[str, str], dropped: Collection[str] = ()) -> Dataset:
     """A data set with classes renamed {old: new} or dropped with their objects; classes of one new name become one.
 
-    A class keeps its id, the lowest of those that become one. Images without objects stay. ValueError for a class that
-    is not there, an empty name, and where no class is left.
+    A class keeps its id; classes that become one keep the lowest. Images without objects stay. ValueError for a class
+    that is not there, an empty name, and where no class is left.
     """
     for name in (*names, *dropped):
         if name not in data.class_names:

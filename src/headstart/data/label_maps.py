@@ -60,8 +60,8 @@ class PixelLabels:
     def check(self, num_workers: int) -> None:
         """Read all maps once, in `num_workers` threads.
 
-        ValueError naming the file for one that is missing, of another size or mode than expected, or that holds a value
-        which is neither a category id nor in `ignore`.
+        ValueError naming the file for a map that is missing, of another size or mode than expected, or that holds a
+        value which is neither a category id nor in `ignore`.
         """
         with ThreadPoolExecutor(max(num_workers, 1)) as pool:
             for _ in pool.map(self._check, range(self.dataset.num_images)):

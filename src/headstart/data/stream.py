@@ -151,7 +151,7 @@ class Stream:
 
 
 def prefetch(work: Callable[[int], T], items: range, num_workers: int) -> Iterator[T]:
-    """work(item) of each item in order, computed ahead by threads; without workers computed when asked for."""
+    """work(item) of each item in order, computed ahead by threads; without workers computed on demand."""
     if num_workers == 0:
         yield from map(work, items)
         return

@@ -15,8 +15,8 @@ from headstart.data.views import View, move_boxes, move_frames, move_keypoints
 
 SLOT_MULTIPLE = 4  # ground-truth slots are rounded up to this
 # COCO's keypoints are pixel indices, boxes and polygons continuous coordinates: the centre of pixel i is at i + 0.5
-# (Detectron2 shifts on the way in and back on the way out, as we do; torchvision never does, and is half a pixel off
-# where it mirrors an image).
+# (Detectron2 adds 0.5 when it reads and subtracts it when it writes, as here; torchvision does not, and is half a pixel
+# off in mirrored images).
 PIXEL_CENTRE = 0.5
 
 

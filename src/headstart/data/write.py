@@ -34,7 +34,7 @@ def open_splits(path: str, image_dir: Path | None, split: str | None) -> dict[st
 
 
 def _new_folder(out: Path) -> Path:
-    """A folder to write into; ValueError for one that holds anything."""
+    """A new or empty folder to write into; ValueError for a file, or a folder that holds anything."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out}: exists already; expected the name of a new folder")
     out.mkdir(parents=True, exist_ok=True)

@@ -51,7 +51,7 @@ def evaluate(
 ) -> Evaluation:
     """Compare predictions with all annotations of a data set, by COCO's rules.
 
-    max_detections: the best so many detections of each image and class take part (keypoints: always 20, as in COCO).
+    max_detections: number of detections of each image and class that take part, the best (keypoints: 20, as in COCO).
     sigmas: spread of each keypoint, in units of the square root of the area; COCO's own by default for its 17.
     Crowd annotations are ignored and may be taken by any number of detections, the overlap being the covered share of
     the detection. Difficult annotations (VOC) are ignored too, but like any other are taken only once, by their IoU.

@@ -44,7 +44,7 @@ def even_odd(
 
 
 def areas(coords: np.ndarray, first: np.ndarray) -> np.ndarray:
-    """Areas float64 [P] of P polygons by the shoelace formula; one that crosses itself counts parts against each other.
+    """Areas float64 [P] of P polygons by the shoelace formula, in which parts of a self-crossing polygon may cancel.
 
     coords float64 [Q], x and y in turn; polygon p has coords[first[p]:first[p + 1]], at least one point.
     """

@@ -157,7 +157,7 @@ def due(step: int, every: int, total: int) -> bool:
     """True if periodic work falls on `step` finished updates: each `every` steps and always at the end.
 
     Never at step 0, where nothing has been done; `every` = 0 means at the end only.
-    A segment that stops before its total passes its own stop as `total` if it wants the work there.
+    A segment that stops before its total passes its own stop as `total` to have the work done there.
     """
     return step == total or (every > 0 and step > 0 and step % every == 0)
 

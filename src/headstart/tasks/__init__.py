@@ -104,7 +104,7 @@ METRIC_KINDS = {kind: metrics for row in TASKS.values() for kind, metrics in row
 
 
 def make_task(recipe: AnyRecipe) -> Any:
-    """Model and data of a recipe, ready for the loop: a `task.Task`; ValueError for one that cannot fit into memory."""
+    """Model and data of a recipe, ready for the loop: a `task.Task`; ValueError if it cannot fit into memory."""
     from headstart.tasks.footprint import check_memory
 
     check_memory(recipe)

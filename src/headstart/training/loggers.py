@@ -40,7 +40,7 @@ def refuse_missing(names: Sequence[str]) -> None:
 def open_loggers(names: Sequence[str], run: Logged) -> Iterator[Callable[[Row], None]]:
     """A function that sends a row to all loggers; a logger that fails is named in a warning and gets no more.
 
-    ValueError for one that cannot be opened.
+    ValueError for a logger that cannot be opened.
     """
     with ExitStack() as stack:
         sends = {}

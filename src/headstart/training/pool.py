@@ -37,7 +37,7 @@ def send(*content: Any) -> None:
 def worker_pool(
     jobs: int, hear: Callable[..., None] | None = None, *, threads: int | None = None, silence: float = SILENCE
 ) -> Iterator[ProcessPoolExecutor]:
-    """A pool of processes. An error inside the context ends them at once; their warnings are given here.
+    """A pool of processes, ended at once by an error inside the context; their warnings are repeated here.
 
     ChildProcessError where one is killed, and where one has given no sign of life for `silence` seconds.
     """

@@ -38,7 +38,7 @@ class Row(TypedDict, total=False):
     stop: int
     device: str
     precision: Literal["fp32", "bf16"]
-    # eval: of validation or training images; of averaged weights, or by its absence of the live ones
+    # eval: validation or training images; "ema" for averaged weights, absent for the live ones
     split: Literal["val", "train"]
     weights: Literal["ema"]
     images: int

@@ -45,7 +45,7 @@ def prepare_run(
 def start_point(directory: Path, *, branch: Path | None, weights: str | None) -> checkpoint.StartPoint:
     """Own checkpoint > given branch point > given weights > random, in that order.
 
-    A damaged checkpoint, and one that counts on rows that are missing, give way to the one before; `note` says so.
+    A checkpoint that is damaged, or counts on rows that are missing, is skipped for the one before; `note` names it.
     ValueError where all are damaged, and where one cannot be read now or is of a newer format: then nothing changes.
     """
     problems, damaged, steps = [], 0, checkpoint.steps_saved(directory)

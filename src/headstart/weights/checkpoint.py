@@ -118,7 +118,7 @@ def _content(path: Path, file: BinaryIO, sealed: bool) -> Any:
         raise DamagedError(
             f"{path}: holds objects other than tensors and plain data, which could execute code when loaded; refused"
         ) from None
-    except Exception as error:  # the restricted unpickler stumbles over foreign bytes in many ways
+    except Exception as error:  # the restricted unpickler fails on foreign bytes in many ways
         if isinstance(error, OSError) and error.errno != errno.EINVAL:  # torch seeks to before a torn file
             raise
         if sealed:  # then its bytes are right, and memory or this version of torch is not

@@ -195,7 +195,7 @@ def _norm(file: WeightFile, backbone: dict[str, Any]) -> dict[str, Any]:
 
 
 def _model(file: WeightFile) -> dict[str, Any]:
-    """The model section of the recipe in a headstart file; empty where there is none that names its network."""
+    """The model section of the recipe in a headstart file; empty without one that names its network."""
     model = file.recipe.get("model")
     named = isinstance(model, dict) and {"backbone", "norm", "norm_groups"} <= model.keys()
     backbone = model["backbone"] if named else None

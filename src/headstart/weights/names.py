@@ -210,7 +210,7 @@ def to_our_rows(name: str, tensor: Tensor, layout: str) -> Tensor:
 def input_of(file: WeightFile, layout: str) -> InputSpec | None:
     """Input normalisation of a file: stated in it, else that of its layout's project, else None.
 
-    A bare ResNet or VGG counts as an ImageNet classifier of torchvision or timm; of other timm nets the net knows more.
+    A bare ResNet or VGG counts as an ImageNet classifier of torchvision or timm; other timm nets state their own input.
     """
     published = training_of(file.hash)
     own = file.input or parse_input_spec(published and published.input)

@@ -1,4 +1,4 @@
-"""Files of data sets: texts and walks through folders, both bounded, whose errors name file and line; and pictures."""
+"""Files of data sets: bounded reading of texts and folders, with errors that name file and line; and pictures."""
 
 import math
 import os

@@ -105,7 +105,7 @@ def _child(folder: Path, *names: str) -> Path | None:
 
 
 def _xml_files(root: Path) -> tuple[list[Path], tuple[str, ...]]:
-    """The annotation files of a folder, sorted; a note on XML files beside them that are none."""
+    """The annotation files of a folder, sorted, and a note on other XML files beside them."""
     usual = _child(root, "annotations", "annotation", "xml", "xmls")
     direct = sorted(path for path in usual.iterdir() if path.suffix.lower() == ".xml") if usual else []
     if direct:

@@ -163,7 +163,7 @@ def _single(index: int, *, seed: int, split: str, size: int, num_classes: int) -
 
 def _jpeg(image: Image8) -> bytes:
     stream = io.BytesIO()
-    # Full colour resolution, because small objects live in few pixels.
+    # Full colour resolution, because small objects cover few pixels.
     Image.fromarray(image).save(stream, "JPEG", quality=JPEG_QUALITY, subsampling=0)
     return stream.getvalue()
 
@@ -216,7 +216,7 @@ def _is_missing(file: Path, content: bytes) -> bool:
 
 
 def _each(function: Callable, num: int, processes: int, progress: Progress | None) -> Iterator:
-    """The results of function(0) ... function(num - 1), in order, over so many processes.
+    """The results of function(0) ... function(num - 1), in order, computed by this number of processes.
 
     On Linux processes are forked, which starts at once and needs no `__main__` guard; they use only NumPy and Pillow.
     """

@@ -26,7 +26,7 @@ DETNET_STRIDED = 3  # its stages that are ResNet's
 class ResidualBlock(nn.Module):
     """A residual block: two 3x3 convolutions (basic), or 1x1, 3x3, 1x1 (bottleneck, stride on the 3x3).
 
-    `dilation` spreads every 3x3; `project` puts a 1x1 convolution on the shortcut where shapes would not ask for one.
+    `dilation` spreads every 3x3; `project` puts a 1x1 convolution on the shortcut where shapes do not require one.
     """
 
     def __init__(

@@ -17,7 +17,7 @@ from headstart.weights.names import input_of, layout_of
 # Weights of n elements that have nothing in common correlate by about 1 / sqrt(n): five times that, and at least 0.1,
 # as trained kernels of equal shape share some structure.
 _DEVIATIONS, _LEAST = 5.0, 0.1
-_FEWEST = 100  # elements of a tensor whose correlation says something
+_FEWEST = 100  # elements of a tensor from which on its correlation means something
 _MEAN, _VARIANCE = re.compile(r".*running_mean"), re.compile(r".*running_var")
 
 

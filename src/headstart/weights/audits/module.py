@@ -119,7 +119,7 @@ def _unseeded(first: Mapping[str, Tensor], other: Mapping[str, Tensor], loaded: 
 
 
 def part_of(names: Iterable[str]) -> Callable[[str], str]:
-    """The part that a tensor's name belongs to: as many of its first components as tell at least two parts apart."""
+    """Function from a tensor's name to its part: the fewest first components that tell at least two parts apart."""
     names = list(names)
     depth = next(
         (

@@ -114,7 +114,7 @@ def find_file(name: str) -> PublicFile:
 
 
 def find_training(name: str, field: str = "public weights") -> Training:
-    """Documented training by its name or that of one of its files.
+    """Documented training by its name or the name of one of its files.
 
     ValueError naming `field`: an unknown name, with the nearest one, or a training of unpublished length.
     """

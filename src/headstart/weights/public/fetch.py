@@ -85,7 +85,7 @@ def _published_md5(url: str) -> str:
 
 
 def _from_hub(known: PublicFile, path: Path | None) -> tuple[Path, str, str]:
-    """Through Hugging Face's client, where timm's weights live; the hub's etag of a large file is its sha256."""
+    """Through Hugging Face's client, for timm's weights; the hub's etag of a large file is its sha256."""
     import huggingface_hub
 
     etag = huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(known.location, HUB_FILE)).etag or ""
