@@ -92,6 +92,9 @@ def test_a_check_names_every_map_that_does_not_fit(tmp_path):
     line = doctor.check({"train": data}, labels=labels).lines()[0]
     assert line.endswith("a.png: 3 pixels have the value 31, which is no category id of "
                          f"{data.path} (the nearest is 30) and not in data.ignore")  # fmt: skip
+    for value in (300, -1):
+        (problem,) = doctor.check({"train": data}, labels=labels, ignore=(value,)).of("error")
+        assert problem.message == f"data.ignore: {value}: expected values of 8-bit maps, 0 to 255"
     assert codes(labels=labels, ignore=(7,)) == [("labels", str(tmp_path / "maps"))]
 
 

@@ -138,6 +138,10 @@ def test_wrong_split_files_are_named(twins, tmp_path, monkeypatch, capsys):
     content = json.loads(out.read_text())
     for change, expected in (
         ({"splits": {"train": ["none.png"]}}, r"splits\.train: 'none\.png': no such image in"),
+        (
+            {"splits": {"train": 2 * content["splits"]["train"][:1]}},
+            r"splits\.train: '[^']+' is given twice, expected each image once",
+        ),
         ({"data": "split.json"}, r"data = 'split\.json': is a split file too"),
         ({"headstart_split": 2}, r"headstart_split = 2: expected 1"),
         ({"seed": "x"}, r"split\.json: .*seed"),

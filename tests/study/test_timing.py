@@ -41,8 +41,8 @@ def test_the_plan_says_what_memory_its_segments_take(data_root, monkeypatch, cap
     facts = plan_facts(prepared, 2, tmp_path, keep=False)
     assert (facts["segment_bytes"], facts["memory_bytes"]) == (3 * 10**9, most)
     show_plan(facts, console.out)
-    line = f"memory: 3.0 GB in the timed steps and evaluation, 2 segments at a time; this machine has {numbers.memory(most)}{lacks}"
-    assert line in " ".join(capsys.readouterr().out.split())
+    line = "memory: 3.0 GB in the timed steps and evaluation, 2 segments at a time; this machine has "
+    assert f"{line}{numbers.memory(most)}{lacks}" in " ".join(capsys.readouterr().out.split())
 
 
 def test_the_first_images_are_judged_like_all(data_root):

@@ -1,6 +1,7 @@
 """A segmentation model from label maps and from instances to mIoU: trained, judged, evaluated again, drawn."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,16 @@ from cli_call import call
 from headstart.batch import IGNORE_LABEL
 from headstart.data.shapes.write import generate
 from headstart.metrics.pixels import PixelRecords, pixel_metrics
-from headstart.tasks.segmentation import label_maps, pixel_stream, training_pixels
+from headstart.tasks.draw import colour_of
+from headstart.tasks.predict import load_trained
+from headstart.tasks.segmentation import (
+    draw_labels,
+    evaluate_files,
+    label_maps,
+    pixel_stream,
+    save_labels,
+    training_pixels,
+)
 from headstart.training.rows import read_rows
 from headstart.training.run import train
 from headstart.training.verify import verify
@@ -84,6 +94,32 @@ def test_predicted_label_maps_give_the_same_score(finished, scenes, monkeypatch,
         assert found.shape == truth.shape and (tmp_path / "predictions" / f"{path.stem}.png").is_file()
         right, seen = right + (found == truth).sum(), seen + truth.size
     assert right / seen == pytest.approx(finished.metrics["semantic"]["accuracy"], abs=1e-3)
+
+
+def test_evaluation_reads_no_training_file(finished, scenes, tmp_path):
+    trained = load_trained(finished.directory)
+    moved = trained.recipe.data.model_copy(update={"train": str(tmp_path / "gone.json")})
+    there = replace(trained, recipe=trained.recipe.model_copy(update={"data": moved}))
+    given = (None, None, None, None, None)
+    assert evaluate_files(there, *given).metrics == evaluate_files(trained, *given).metrics
+    with pytest.raises(ValueError, match=r"gone\.json"):
+        evaluate_files(there, "train", *given[1:])
+
+
+def test_only_the_background_is_left_as_it_is(tmp_path):
+    ids, grey = np.array([[0, 1], [2, 2]]), np.full((2, 2, 3), 100, np.uint8)
+    for background in (0, 2, None):
+        tinted = np.asarray(draw_labels(grey, ids, background=background)) != grey
+        assert (tinted.any(axis=2) == (ids != background)).all()
+        save_labels(ids, tmp_path / "a.png", background=background)
+        picture = Image.open(tmp_path / "a.png")
+        assert (np.asarray(picture) == ids).all()
+        black = (np.asarray(picture.convert("RGB")) == 0).all(axis=2)
+        assert (black == (ids == background)).all()
+    for number in (-9, 2**16):
+        with pytest.raises(ValueError, match=rf"a\.png: class id {number}: a PNG holds ids from 0 to 65,535"):
+            save_labels(np.array([[0, number]]), tmp_path / "a.png")
+    assert len({colour_of(number) for number in range(-20, 20)}) == 40
 
 
 def test_instances_train_and_their_labels_are_nearly_the_maps(scenes, tmp_path):

@@ -125,6 +125,12 @@ def test_timm_file_comes_through_the_hub_client(tmp_path, published, monkeypatch
     etag.etag = "0" * 64
     with pytest.raises(ValueError, match="expected 0000000000000000; removed"):
         download("timm/resnet50_gn.a1h_in1k", tmp_path / "other.safetensors")
+    link = tmp_path / "snapshot.safetensors"  # as the client's cache has it
+    link.symlink_to(published)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda repository, file: str(link))
+    with pytest.raises(ValueError, match="expected 0000000000000000; removed"):
+        download("timm/resnet50_gn.a1h_in1k")
+    assert not link.is_symlink() and not published.exists()
 
 
 def test_weights_by_name_come_from_the_cache_of_their_client(tmp_path, published, monkeypatch):

@@ -77,7 +77,8 @@ def check(
         list[Path] | None, typer.Option(help="Folder of label maps (PNG) of each data set, in the same order.")
     ] = None,
     ignore: Annotated[
-        list[int] | None, typer.Option(help="Value of label maps to ignore; may be repeated (default: 255).")
+        list[int] | None,
+        typer.Option(min=0, max=255, help="Value of label maps to ignore; may be repeated (default: 255)."),
     ] = None,
     fix: Annotated[
         Path | None, typer.Option(help="Write a copy without unusable entries here; one data set only.")

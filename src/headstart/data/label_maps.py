@@ -36,6 +36,8 @@ class PixelLabels:
     def __init__(self, dataset: Dataset, folder: str | Path, *, ignore: Sequence[int]):
         self.dataset, self.folder, self.ignore = dataset, Path(folder), tuple(sorted(ignore))
         self.class_ids, self.class_names = tuple(dataset.category_ids.tolist()), dataset.class_names
+        if outside := [value for value in self.ignore if not 0 <= value <= 255]:
+            raise ValueError(f"data.ignore: {outside[0]}: expected values of 8-bit maps, 0 to 255")
         if both := sorted(set(ignore) & set(self.class_ids)):
             raise ValueError(f"data.ignore: {both[0]} is a category of {dataset.path}; expected values that are none")
         if outside := [c for c in self.class_ids if not 0 <= c <= 255]:

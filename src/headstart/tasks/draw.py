@@ -34,8 +34,8 @@ class Shape:
 
 
 def colour_of(category: int) -> tuple[int, int, int]:
-    """A stable colour for a category id or index >= 0: the palette, then saturated hues."""
-    if category < len(PALETTE):
+    """A stable colour for a category id or index: the palette from 0 on, saturated hues beyond it and below 0."""
+    if 0 <= category < len(PALETTE):
         return PALETTE[category]
     red, green, blue = colorsys.hsv_to_rgb((category * _GOLDEN) % 1.0, 0.75, 0.95)
     return round(red * 255), round(green * 255), round(blue * 255)

@@ -33,6 +33,7 @@ from headstart.tasks.task import (
     take_fraction,
 )
 
+MOST_ID = 2**16 - 1  # of a 16-bit PNG
 LABEL_SHARE = 0.5  # of colour in a picture of labels: enough to see, little enough to see through
 
 
@@ -187,8 +188,8 @@ def evaluate_files(
     if data in (None, "train"):
         if labels is not None or images is not None:
             raise ValueError("--images, --labels: given without --data; expected the COCO JSON that they belong to")
-        own = (training_pixels(recipe), recipe.data.train_labels)
-        maps = label_maps(*own, recipe) if data else validation_pixels(recipe)
+        train = label_maps(training_pixels(recipe), recipe.data.train_labels, recipe) if data else None
+        maps = train or validation_pixels(recipe)
     else:
         maps = label_maps(read(data, images), labels, recipe)
     maps.check(recipe.data.num_workers)
@@ -202,33 +203,39 @@ def predict_files(
 
     score has no effect: every pixel has a class.
     """
+    named = dict(zip(trained.class_names, trained.category_ids, strict=True))
+    # As data.label_maps.InstanceLabels names it, or a user's label maps.
+    background = named.get("none" if trained.class_names[-1] == "none" else "background")
     for path in files:
         pixels = trained.pixels(path)
         ids = predict_labels(trained, pixels)
-        save_labels(ids, out / f"{path.stem}-labels.png")
-        draw_labels(pixels, ids).save(out / f"{path.stem}.png")
+        save_labels(ids, out / f"{path.stem}-labels.png", background=background)
+        draw_labels(pixels, ids, background=background).save(out / f"{path.stem}.png")
         advance()
     return {"label maps": len(files)}
 
 
-def save_labels(ids: np.ndarray, path: str | Path) -> None:
-    """Write class ids [H,W] as the values of a PNG: with a palette up to 255, else as 16-bit grey."""
-    if ids.max() > 255:
+def save_labels(ids: np.ndarray, path: str | Path, *, background: int | None = 0) -> None:
+    """Write class ids [H,W] as the values of a PNG: with a palette up to 255, else as 16-bit grey.
+
+    The background's id, if any, is black in the palette. ValueError for an id that a PNG cannot hold.
+    """
+    low, high = int(ids.min()), int(ids.max())
+    if low < 0 or high > MOST_ID:
+        raise ValueError(f"{path}: class id {low if low < 0 else high}: a PNG holds ids from 0 to {MOST_ID:,}")
+    if high > 255:
         Image.fromarray(ids.astype(np.uint16)).save(path)
         return
+    colours = [(0, 0, 0) if number == background else colour_of(number) for number in range(256)]
     picture = Image.fromarray(ids.astype(np.uint8)).convert("P")
-    picture.putpalette([value for number in range(256) for value in _colour(number)])
+    picture.putpalette([value for colour in colours for value in colour])
     picture.save(path)
 
 
-def draw_labels(image: np.ndarray, ids: np.ndarray) -> Image.Image:
-    """Picture of an image [H,W,C] with each pixel tinted in the colour of its class; id 0 is not tinted."""
+def draw_labels(image: np.ndarray, ids: np.ndarray, *, background: int | None = 0) -> Image.Image:
+    """Picture of an image [H,W,C], each pixel tinted in the colour of its class but for the background's, if any."""
     image = as_rgb(image)
     numbers, place = np.unique(ids, return_inverse=True)
-    colours = np.array([_colour(number) for number in numbers.tolist()])[place.reshape(ids.shape)]
+    colours = np.array([colour_of(number) for number in numbers.tolist()])[place.reshape(ids.shape)]
     mixed = image * (1 - LABEL_SHARE) + colours * LABEL_SHARE
-    return Image.fromarray(np.where((ids == 0)[..., None], image, mixed).clip(0, 255).astype(np.uint8))
-
-
-def _colour(number: int) -> tuple[int, int, int]:
-    return (0, 0, 0) if number == 0 else colour_of(number)
+    return Image.fromarray(np.where((ids == background)[..., None], image, mixed).clip(0, 255).astype(np.uint8))

@@ -4,6 +4,7 @@ A split file has the images of each split of a data set of any format, by name; 
 """
 
 import os
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -230,11 +231,13 @@ def write_split_file(
 
 
 def take_split(dataset: Dataset, path: Path, content: SplitFile, split: str | None) -> Dataset:
-    """The images of a split, in the data set's order; ValueError for an unknown split or image."""
+    """The images of a split, in the data set's order; ValueError for an unknown split or image, and one given twice."""
     if split not in content.splits:
         raise ValueError(f"{path}: split = {split!r}: expected one of {list(content.splits)} (as {path}:train)")
     place = {name: i for i, name in enumerate(dataset.file_names)}
     unknown = [name for name in content.splits[split] if name not in place]
     if unknown:
         raise ValueError(f"{path}: splits.{split}: {unknown[0]!r}: no such image in {dataset.path}")
+    if twice := [name for name, count in Counter(content.splits[split]).items() if count > 1]:
+        raise ValueError(f"{path}: splits.{split}: {twice[0]!r} is given twice, expected each image once")
     return dataset.take(sorted(place[name] for name in content.splits[split]))

