@@ -90,7 +90,7 @@ class StartCost:
 
     @property
     def share(self) -> Cost:
-        """Of one use."""
+        """Cost of one use."""
         return self.whole * (1 / self.uses)
 
 
@@ -101,7 +101,7 @@ def seen(images: float, *, instances_per_image: float, pixels_per_image: float) 
 
 
 def public_cost(training: Training) -> Cost:
-    """Samples seen until public weights existed, those of the weights that they began with included."""
+    """Samples seen in making public weights, including those of the weights that they started from."""
     own = seen(training.inputs, instances_per_image=training.instances, pixels_per_image=training.pixels)
     return own if training.after is None else own + public_cost(training.after)
 
@@ -174,8 +174,8 @@ def cell_costs(
 def study_costs(folder: StudyFolder) -> tuple[dict[str, CellCost], dict[str, StartCost]]:
     """Costs of all finished cells by cell, and pre-training costs by arm.
 
-    Pre-training is measured where the study did it, documented where it starts from public weights, and read from
-    the checkpoint of another run; else it is unknown.
+    The cost of pre-training is measured where the study did it, and documented for public weights. For weights of
+    another run of headstart it is what that run counted. Otherwise it is unknown.
     """
     segments = folder.plan.segments
     costs = segment_costs(segments, {name: run.rows for name, run in folder.runs.items()})

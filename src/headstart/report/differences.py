@@ -1,7 +1,6 @@
 """Differences between the arms of a study: of their recipes (plan.json), and of the models and data of their runs.
 
-Models and data are compared by the files of each arm's first run: parameters and norms, trained parts, digest of the
-data.
+Models and data are compared by the first run of each arm: number of parameters, norms, trained parts, data digest.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from headstart.study.results import Run, StudyFolder
 from headstart.training.stored import AUDIT_FILE, SEGMENT_FILE, RunFacts
 from headstart.weights.audits.record import Audit
 
-# Fields that an arm must declare for its runs to differ in these, by the beginning of a declared field.
+# For each property in which runs may differ: beginnings of the fields that an arm must declare for it.
 PARAMETERS, TRAINED, NORM, DATA = "parameters", "trained parameters", "norm", "content of the data"
 EFFORT = ("trials", "steps", "note")
 _DECLARED_BY = {
@@ -29,7 +28,7 @@ def difference_rows(folder: StudyFolder) -> list[dict[str, Any]]:
 
 
 def starts_differ(folder: StudyFolder) -> bool:
-    """True if the study compares starts; one of precision, or of a recipe with itself, does not."""
+    """True if arms differ in a field of the start; in a study of precision, or of a recipe with itself, none does."""
     return any(str(row["field"]).startswith("start.") for row in folder.differences)
 
 
@@ -53,8 +52,8 @@ def undeclared(folder: StudyFolder) -> tuple[str, ...]:
 def measured(folder: StudyFolder) -> list[dict[str, Any]]:
     """Properties of an audited run of each arm, a row a property; none before two arms have begun.
 
-    The runs are of one seed, the first that all these arms have begun, as each seed may have images of its own
-    (data.fraction_seed); without such a seed the data are not compared.
+    The runs are of one seed, the first that all these arms have begun. Each seed may have images of its own
+    (data.fraction_seed): without a common seed the data are not compared.
     """
     begun = {arm: own for arm in folder.arms if (own := _audited(folder, arm))}
     if len(begun) < 2:
