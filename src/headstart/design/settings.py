@@ -1,4 +1,4 @@
-"""Settings of a study by the statistics of its images and boxes, each with its reason, and the study file as text."""
+"""Settings of a study from the statistics of its images and boxes, with reasons, and the study file as text."""
 
 import json
 import textwrap
@@ -32,7 +32,7 @@ WIDTH = 100  # characters of a comment line in a study file
 
 @dataclass(frozen=True)
 class Setting:
-    """One field of the study with its value and the reason for it; an empty reason: said by the field before it."""
+    """One field of the study with its value and reason; an empty reason is stated by the field before."""
 
     field: str
     value: Any
@@ -129,7 +129,7 @@ def _usual_side(train: Dataset) -> float:
 
 
 def _input_sizes(train: Dataset, short: int, reason: str) -> list[Setting]:
-    """Sizes of the input at a shorter side: the longer one takes nine images of ten whole, up to twice the shorter."""
+    """Input sizes at a shorter side; the longer side fits nine images of ten, up to twice the shorter."""
     shorter, longer = np.minimum(train.heights, train.widths), np.maximum(train.heights, train.widths)
     long = 32 * ceil(short * min(2.0, float(np.quantile(longer / shorter, 0.9))) / 32)
     return [
