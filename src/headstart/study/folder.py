@@ -210,7 +210,7 @@ def write_study(
         "differences": list(differences),
         "data": data,
         "overrides": dict(overrides or {}),
-        "looks": _looks(directory) if (directory / PLAN_FILE).exists() else [],
+        "looks": msgspec.to_builtins(read_plan(directory).looks) if (directory / PLAN_FILE).exists() else [],
     }
     study = yaml.safe_dump(dict(settings), sort_keys=False)
     is_same = (directory / STUDY_FILE).exists() and _holds(directory / STUDY_FILE, study)
@@ -256,14 +256,10 @@ def note_look(directory: Path, look: Look) -> None:
         plan = read_plan(directory)
         if look not in [replace(known, date=look.date) for known in plan.looks]:
             content = read_json(directory / PLAN_FILE, dict[str, Any])
-            content |= {"format": FORMAT, "looks": [*_looks(directory), msgspec.to_builtins(look)]}
+            content |= {"format": FORMAT, "looks": msgspec.to_builtins([*plan.looks, look])}
             write_whole(directory / PLAN_FILE, json_text(content, indent=1))
 
 
 def plan_lock(directory: Path) -> AbstractContextManager[None]:
     """Lock for writing plan.json, waiting for its turn: tasks of a cluster may end at the same time."""
     return locked(directory / "plan.lock", taken="the plan is being written", wait=inf)
-
-
-def _looks(directory: Path) -> list[dict[str, Any]]:
-    return [msgspec.to_builtins(look) for look in read_plan(directory).looks]
