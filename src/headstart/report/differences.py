@@ -60,10 +60,11 @@ def measured(folder: StudyFolder) -> list[dict[str, Any]]:
         return []
     shared = [seed for seed in folder.seeds if all(seed in own for own in begun.values())]
     facts = {arm: _facts_of(*own[shared[0] if shared else min(own)]) for arm, own in begun.items()}
-    rows = []
+    rows, given = [], {name for arm in folder.arms for name in folder.study.patch_of(arm)}
     for field in dict.fromkeys(field for own in facts.values() for field in own if shared or field != DATA):
         values = {arm: str(own.get(field, "none")) for arm, own in facts.items()}
-        rows.append({"field": field, "values": values, "declared": _is_declared(folder, field)})
+        declared = any(f"{name}.".startswith(f"{own}.") for name in given for own in _DECLARED_BY[field])
+        rows.append({"field": field, "values": values, "declared": declared})
     return rows
 
 
@@ -89,8 +90,3 @@ def _facts_of(run: Run, audit: Audit) -> dict[str, str]:
     if segment and segment.fingerprint:
         facts[DATA] = f"{segment.fingerprint[:12]} ({segment.num_images} images)"
     return facts
-
-
-def _is_declared(folder: StudyFolder, field: str) -> bool:
-    fields = {name for arm in folder.arms for name in folder.study.patch_of(arm)}
-    return any(f"{name}.".startswith(f"{own}.") for name in fields for own in _DECLARED_BY[field])
