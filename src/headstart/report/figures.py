@@ -38,8 +38,9 @@ def curve_figure(facts: Facts, stretches: Sequence[Stretch]) -> Figure:
         for stretch, x, y in ends:
             colour = colours[stretch.arm]
             axes.plot(x, y, "o", color=colour, markersize=3.5)
-            lowest = _is_lowest(stretch, stretches, name)
-            plots.text(axes, x, y, stretch.schedule, (3, -3 if lowest else 3), 7, "left", color=colour)
+            others = [s for s in stretches if s.schedule == stretch.schedule and s.arm != stretch.arm]
+            is_lowest = others and all(stretch.means[name][-1] < s.means[name][-1] for s in others)
+            plots.text(axes, x, y, stretch.schedule, (3, -3 if is_lowest else 3), 7, "left", color=colour)
         _frame_steps(axes, facts, stretches, metric_name(name))
         plots.key(axes, colours, "lower right")
     return figure
@@ -150,12 +151,6 @@ def _sample_bars(counts: Mapping[str, Sequence[tuple[str, float, float, str, str
         plots.frame(axes, "", "hatched: pre-training" if axes is panels[1] else "", names=[label for label, *_ in bars])
         axes.set_title(f"{effort} seen", fontsize=9, y=TITLE)
     return figure
-
-
-def _is_lowest(stretch: Stretch, stretches: Sequence[Stretch], name: str) -> bool:
-    """True if a stretch ends below every other arm's of the same schedule: its label then goes below."""
-    others = [s for s in stretches if s.schedule == stretch.schedule and s.arm != stretch.arm]
-    return bool(others) and all(stretch.means[name][-1] < other.means[name][-1] for other in others)
 
 
 def _frame_steps(axes: Axes, facts: Facts, stretches: Sequence[Stretch], label: str) -> None:
