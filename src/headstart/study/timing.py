@@ -77,7 +77,10 @@ def kept_loads(path: Path, prepared: Prepared, jobs: int) -> dict[str, Load]:
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
         if kept["asked"] == _asked(prepared, jobs):
-            return {name: _from_json(values) for name, values in kept["loads"].items()}
+            return {
+                name: Load(**own | {"num_images": {float(key): number for key, number in own["num_images"].items()}})
+                for name, own in kept["loads"].items()
+            }
     except (OSError, ValueError, KeyError, TypeError):
         pass  # not there, torn by a kill, or of another version: measure
     loads = measure_apart(prepared, jobs)
@@ -95,10 +98,6 @@ def keep_loads(path: Path, prepared: Prepared, jobs: int, loads: Mapping[str, Lo
 def _asked(prepared: Prepared, jobs: int) -> list[Any]:
     asked = [prepared.study.model_dump_json(), repr(prepared.overrides), repr(prepared.num_images), jobs]
     return [*asked, platform.node(), torch.__version__]
-
-
-def _from_json(values: dict[str, Any]) -> Load:
-    return Load(**values | {"num_images": {float(key): number for key, number in values["num_images"].items()}})
 
 
 def measure_loads(prepared: Prepared) -> dict[str, Load]:
