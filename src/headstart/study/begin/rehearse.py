@@ -104,8 +104,8 @@ def same_pictures(task: Task) -> tuple[str, ...]:
     if len(train) + len(val) > MOST_DECODED:
         return ()
     with ThreadPoolExecutor(usable_cores()) as pool:
-        known, found = (list(pool.map(_pixels, paths)) for paths in (train, val))
-    return tuple(path for path, digest in zip(val, found) if digest and digest in set(known))
+        known, found = set(pool.map(_pixels, train)), list(pool.map(_pixels, val))
+    return tuple(path for path, digest in zip(val, found) if digest and digest in known)
 
 
 def refuse_overlap(prepared: Prepared, shared: tuple[str, ...]) -> None:
