@@ -109,8 +109,8 @@ def public_cost(training: Training) -> Cost:
 def counters(rows: Sequence[Mapping[str, Any]], *, since: Cost | None = None) -> Cost:
     """Cumulative counters at the end of a run's rows: the last value of each.
 
-    A run without counters is where it began, at `since`, the counters of the segment it continues. Operations are
-    those of training, gradients included; nan where rows count images but no operations.
+    A run without counters has those of `since`, the end of the segment that it continues. Operations are those of
+    training, gradients included; nan where rows count images but no operations.
     """
     found: dict[str, float] = {}
     for row in reversed(rows):
@@ -147,7 +147,7 @@ def cell_costs(
     public: Mapping[str, Cost] | None = None,
     uses: Mapping[str, float] | None = None,
 ) -> tuple[CellCost, ...]:
-    """Costs of all cells: a tail and the trunk that it descends from.
+    """Costs of all cells, each of a tail and the trunk that it descends from.
 
     public: cost of public weights by arm; uses: declared number of uses of an arm's pre-training (default 1).
     """

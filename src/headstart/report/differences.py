@@ -28,7 +28,7 @@ def difference_rows(folder: StudyFolder) -> list[dict[str, Any]]:
 
 
 def starts_differ(folder: StudyFolder) -> bool:
-    """True if arms differ in a field of the start; in a study of precision, or of a recipe with itself, none does."""
+    """True if the arms differ in a field of the start, unlike those of a study of precision."""
     return any(str(row["field"]).startswith("start.") for row in folder.differences)
 
 

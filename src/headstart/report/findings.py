@@ -27,8 +27,8 @@ from headstart.verdict.numbers import counted, fraction_name, span
 from headstart.verdict.verdict import Verdict, judge
 
 FEWER = ("seeds", "open", "spread", "rising")  # obstacles that matter less than too few images
-LATER = ("seeds", "open", "spread")  # obstacles with which it is also asked whether an arm still rises
-# Obstacles with which curves say nothing: crossings of arms that learnt nothing, or of other data.
+LATER = ("seeds", "open", "spread")  # obstacles to which a still rising arm is added
+# Obstacles under which curves carry no information: an arm learnt nothing, or the data differ.
 BLIND = ("floor", "images", "collapsed", "undeclared", "unaudited", "overlap")
 
 

@@ -1,8 +1,8 @@
 """A study's folder: study.yaml and plan.json, written and read here, and its results as one object.
 
 plan.json holds cells, segments, each with its directory and whether it is finished, and the looks that were made.
-A running study appends changes of segments to segments.jsonl. Readers apply them to plan.json, and the next whole
-plan.json replaces them.
+A running study appends changes of segments to segments.jsonl. Readers apply them to plan.json, and the next write of
+plan.json replaces the file.
 """
 
 from __future__ import annotations

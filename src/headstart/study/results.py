@@ -87,7 +87,7 @@ class Run:
         return NAN if row is None else metric_of(row, name)
 
     def place(self, folder: Path) -> str | None:
-        """The directory relative to the study's folder; None for one that has not begun."""
+        """The directory relative to the study's folder; None before the run has begun."""
         return None if self.directory is None else Path(os.path.relpath(self.directory, folder)).as_posix()
 
     @property

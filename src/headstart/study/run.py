@@ -110,7 +110,10 @@ def run_segment(
     done: Mapping[str, RunResult],
     progress: Progress | None = None,
 ) -> RunResult:
-    """Run one segment whose parent and weights are in `done`, or find it finished."""
+    """Run one segment whose parent and weights are in `done`, or find it finished.
+
+    A finished tail is then evaluated by the missing variants of the study.
+    """
     recipe, origins, span = segment_run(prepared, segment, done)
     report = None if progress is None else (lambda step, values: progress(segment, step, values))
     out = segments_folder(prepared, directory)

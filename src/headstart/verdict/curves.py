@@ -62,6 +62,7 @@ class Crossover:
 
     @property
     def indicative(self) -> bool:
+        """True below two seeds, which give no interval."""
         return self.num_seeds < 2
 
 
@@ -85,6 +86,7 @@ class Overfit:
 
     @property
     def indicative(self) -> bool:
+        """True below two seeds, which give no interval."""
         return self.num_seeds < 2
 
 

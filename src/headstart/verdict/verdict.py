@@ -57,6 +57,7 @@ class Verdict:
 
     @property
     def num_seeds(self) -> int:
+        """Seeds with a score in both arms."""
         return len(self.differences)
 
     def against(self, obstacle: Obstacle) -> Verdict:

@@ -52,6 +52,7 @@ class StartWorth:
 
     @property
     def indicative(self) -> bool:
+        """True below two seeds, which give no interval."""
         return self.num_seeds < 2
 
     def is_open(self, images: int) -> bool:
