@@ -70,13 +70,12 @@ def segment_rows(plan: Plan, loads: Mapping[str, Load]) -> list[dict[str, Any]]:
             "segment": segment.name,
             **{name: getattr(segment, name) for name in _COLUMNS},
             "cells": len(users[segment.name]),
-            **_work(segment.steps, segment.fraction, loads[load_key(segment)]),
-            "seconds": expected_seconds(
-                segment.start, segment.stop, loads[load_key(segment)], is_trunk=segment.kind == "trunk"
-            )
-            + (variant_seconds(loads[load_key(segment)]) if segment.kind == "tail" else 0.0),
+            **_work(segment.steps, segment.fraction, load),
+            "seconds": expected_seconds(segment.start, segment.stop, load, is_trunk=segment.kind == "trunk")
+            + (variant_seconds(load) if segment.kind == "tail" else 0.0),
         }
         for segment in plan.segments
+        for load in [loads[load_key(segment)]]
     ]
 
 
