@@ -48,9 +48,7 @@ def next_step(facts: Facts, verdict: Verdict | None, obstacle: Obstacle) -> Next
     None without a rule or a second arm, for too few images, and where more seeds will not decide.
     """
     folder, every = facts.folder, _seconds(facts)
-    if folder.rule is None or folder.headline_cell is None:
-        return None
-    if obstacle.code == "images":
+    if folder.rule is None or folder.headline_cell is None or obstacle.code == "images":
         return None
     if obstacle.code == "unfinished":
         return _run(facts, "run the missing segments", (), _missing_seconds(facts))
