@@ -87,12 +87,7 @@ def box_settings(train: Dataset, *, side: int | None = None, on_gpu: bool) -> li
         reason = f"height / width of boxes is {low:.2g} to {high:.2g} (5 to 95 %)"
         found.append(Setting("model.rpn.ratios", [0.25, 0.5, 1.0, 2.0, 4.0], reason))
     found.append(Setting("model.mask.enabled", *train.has_masks()))
-    found += _keypoint_settings(len(train.keypoint_names))
-    batch = 4 if train.num_images < 64 else 8
-    found.append(
-        Setting("train.batch", batch, "of few images" if batch == 4 else "the recipe's; the rate was chosen for it")
-    )
-    return found
+    return [*found, *_keypoint_settings(len(train.keypoint_names)), _batch(train)]
 
 
 def pixel_settings(train: Dataset, *, side: int | None = None, on_gpu: bool) -> list[Setting]:
@@ -100,10 +95,9 @@ def pixel_settings(train: Dataset, *, side: int | None = None, on_gpu: bool) -> 
     usual = _usual_side(train)
     most = min(MOST_ON_GPU if on_gpu else MOST_ON_CPU, max(SIDES[0], usual))
     short = side or max(size for size in SIDES if size <= most)
-    batch = 4 if train.num_images < 64 else 8
     return [
         *_input_sizes(train, short, f"images have {usual:.0f} px (median); label maps are compared at their own size"),
-        Setting("train.batch", batch, "of few images" if batch == 4 else "the recipe's; the rate was chosen for it"),
+        _batch(train),
     ]
 
 
@@ -126,6 +120,13 @@ def class_settings(train: Dataset, *, side: int | None = None, on_gpu: bool) -> 
 def _usual_side(train: Dataset) -> float:
     """The median of the shorter sides, in pixels."""
     return float(np.median(np.minimum(train.heights, train.widths)))
+
+
+def _batch(train: Dataset) -> Setting:
+    """Images in a step for boxes or label maps."""
+    if train.num_images < 64:
+        return Setting("train.batch", 4, "of few images")
+    return Setting("train.batch", 8, "the recipe's; the rate was chosen for it")
 
 
 def _input_sizes(train: Dataset, short: int, reason: str) -> list[Setting]:
