@@ -27,7 +27,7 @@ from headstart.verdict.numbers import counted, fraction_name, span
 from headstart.verdict.verdict import Verdict, judge
 
 FEWER = ("seeds", "open", "spread", "rising")  # obstacles that matter less than too few images
-LATER = ("seeds", "open", "spread")  # obstacles to which a still rising arm is added
+LATER = ("seeds", "open", "spread")  # obstacles under which a still rising arm is looked for too
 # Obstacles under which curves carry no information: an arm learnt nothing, or the data differ.
 BLIND = ("floor", "images", "collapsed", "undeclared", "unaudited", "overlap")
 
