@@ -200,7 +200,7 @@ def default_jobs(prepared: Prepared) -> int:
 
 
 def check_threads(prepared: Prepared) -> None:
-    """ValueError for recipes on a CPU without a fixed number of threads, which changes the last bits of sums."""
+    """ValueError for recipes on a CPU without a number of threads: the last bits of sums depend on that number."""
     for recipe in prepared.asked.values():
         if recipe.train.threads is None and choose_device(recipe.device).value == "cpu":
             raise ValueError(
