@@ -95,7 +95,7 @@ class Study:
 
 
 def _run_aloud(prepared: Prepared, out: Path, jobs: int) -> Path:
-    """Run what is missing of a study and print its progress, by steps; the study's directory."""
+    """Run what is missing of a study and print progress by steps; returns the study's directory."""
     plan, lines = prepared.plan, ProgressLines(f"study {prepared.study.name}")
     work = WorkDone({segment.name: float(segment.steps) for segment in plan.segments})
 
@@ -111,10 +111,10 @@ def _run_aloud(prepared: Prepared, out: Path, jobs: int) -> Path:
 
 
 def looks_of(prepared: Prepared, directory: Path) -> Iterator[Prepared]:
-    """The study up to each look of its rule in turn, while the look before it was open; without looks the whole study.
+    """Yield the study up to each look of its rule, while the look before was open; the whole study without looks.
 
-    Run each part and write its report (`report_of`) before the next is asked for: `directory` then says how it ended.
-    A look that ends in an obstacle which more seeds do not remove is the last one too.
+    Run each part and write its report (`report_of`) before requesting the next: `directory` must hold the outcome. A
+    look that ends in an obstacle which more seeds do not remove is the last one.
     """
     study = prepared.study
     for count in study.rule.looks if study.rule else ():
@@ -126,7 +126,7 @@ def looks_of(prepared: Prepared, directory: Path) -> Iterator[Prepared]:
 
 
 def report_of(directory: Path) -> Path:
-    """The report of a study's directory, written anew unless it is that of what is there."""
+    """Path of the report of a study's directory, written anew unless it is current."""
     return directory / "report.html" if is_current(directory) else build_report(directory)
 
 

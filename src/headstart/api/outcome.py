@@ -10,6 +10,7 @@ from headstart.study.folder import read_study_folder
 from headstart.study.results import StudyFolder
 from headstart.typed_json import read_json
 from headstart.verdict.numbers import metric_name, points, score
+from headstart.verdict.words import ONE_SEED
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class ScoreDifference:
     def interval(self) -> str:
         """The interval in points, in words."""
         if self.low is None or self.high is None:
-            return "1 seed, no interval"
+            return ONE_SEED
         return f"{100 * self.level:.3g} % interval {points(self.low)} to {points(self.high)}, {self.num_seeds} seeds"
 
 

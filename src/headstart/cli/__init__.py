@@ -103,6 +103,6 @@ def main() -> None:
 
 
 def _one_line(found: threading.ExceptHookArgs) -> None:
-    """Say nothing of a thread's disk error: TensorBoard's writer raises it in this thread too."""
+    """Ignore a disk error of a thread: TensorBoard's writer raises it in the main thread too."""
     if not isinstance(found.exc_value, OSError):
         threading.__excepthook__(found)

@@ -21,10 +21,10 @@ out = Console(soft_wrap=True)
 OUTPUT = "standard output"
 err = Console(stderr=True, soft_wrap=True)
 _silent = Console(quiet=True)
-# Characters that a terminal obeys: control codes (ECMA-48), line separators, changes of direction (UAX 9), and
-# halves of pairs, which no encoding has.
+# Characters that control a terminal: control codes (ECMA-48), line separators, changes of direction (UAX 9); and
+# surrogates, which cannot be encoded.
 _OBEYED = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-# torch's allocator; the dynamic loader, thrice; oneDNN, whose only words for it these are; Python's threads.
+# Messages of torch's allocator (1), the dynamic loader (3), oneDNN (2) and Python's threads (1).
 _NO_MEMORY = (
     "can't allocate memory",
     "cannot allocate memory",
@@ -97,7 +97,7 @@ def cause_of(error: OSError) -> str:
 
 
 def lack_of_memory(error: BaseException) -> str:
-    """The line of an error, of torch, oneDNN, the loader or threads, that says that memory is gone; else ""."""
+    """The line of an error of torch, oneDNN, the loader or threads that states a lack of memory; else ""."""
     lines = str(error).splitlines() or [type(error).__name__]
     if type(error).__name__ == "OutOfMemoryError":
         return lines[0]
@@ -106,7 +106,7 @@ def lack_of_memory(error: BaseException) -> str:
 
 
 def messages(as_json: bool, quiet: bool = False) -> Console:
-    """The console of what is not the result: the error stream beside JSON, none with --quiet."""
+    """The console for messages: standard output, the error stream beside JSON, none with --quiet."""
     return _silent if quiet else err if as_json else out
 
 
@@ -179,9 +179,9 @@ def resolved(recipe: str, overrides: list[str] | None) -> tuple[Any, Any]:
 
 @contextmanager
 def progress(name: str, total: float | None = None, *, quiet: bool = False) -> Iterator[Callable[..., None]]:
-    """update(completed, note, found) of a bar with an ETA on the error stream; without a terminal lines.
+    """Yield update(completed, note, found) of a bar with an ETA on the error stream; without a terminal, of lines.
 
-    total: that of `completed`; None: it is in percent. found: the part of `completed` that was done before.
+    total: the value of `completed` at the end; None: 100 percent. found: the part of `completed` that was done before.
     """
     if quiet:
         yield lambda completed, note="", found=0.0: None

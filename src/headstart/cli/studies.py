@@ -1,4 +1,4 @@
-"""Verbs about studies, and the one that goes from a data set to a report: it designs a study, shows it, and runs it."""
+"""Verbs about studies, and `ask`, which designs, shows and runs a study for a data set."""
 
 import sys
 import textwrap

@@ -17,7 +17,7 @@ def prepared_study(name: str, overrides: list[str] | None) -> Any:
 
 
 def prepared_or_account(name: str, overrides: list[str] | None, as_json: bool, out: Path | None = None) -> Any:
-    """A study with its plan; None for one that only counts samples: these are printed, and written below `out`."""
+    """A study with its plan; None for a study that only counts samples, which are printed and written below `out`."""
     from headstart.files import write_csv
     from headstart.report.references import SAMPLES, account
     from headstart.study.prepare import arm_recipe, prepare
@@ -44,7 +44,7 @@ def prepared_or_account(name: str, overrides: list[str] | None, as_json: bool, o
 
 
 def plan_facts(prepared: Any, jobs: int, directory: Path, *, keep: bool) -> dict[str, Any]:
-    """Segments, totals and expected times of a study, from a few timed steps; with `keep` its directory keeps these."""
+    """Segments, totals and expected times of a study, from a few timed steps; `keep` stores these in `directory`."""
     from headstart.study.forecast import makespan, segment_rows, totals
     from headstart.study.timing import disk_need, hardware_lines, kept_loads, measure_apart, memory_need
     from headstart.verdict.rule import looks_text
@@ -122,7 +122,7 @@ def show_plan(facts: dict[str, Any], on: Console) -> None:
 def run_prepared(
     prepared: Any, out: Path, jobs: int | None, cluster: Any = None, *, on: Console, quiet: bool, rehash: bool = False
 ) -> Path:
-    """Print the plan, unless all is done, and run it under a progress bar; the study's directory."""
+    """Print the plan, unless all is done, and run it under a progress bar; returns the study's directory."""
     from headstart.study.folder import is_finished
     from headstart.study.forecast import WorkDone
     from headstart.study.run import default_jobs, run_study

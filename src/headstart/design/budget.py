@@ -8,9 +8,9 @@ from headstart.study.plan import Plan
 from headstart.verdict.earned import ImageCounts, points_up
 from headstart.verdict.rule import Rule, smallest_difference
 
-# Steps below which a plan of so many seeds is not made. 300 steps of 8 images: an ImageNet arm on BCCD was at
-# 48.2 of its final 49.6 points there (docs/results.md). More steps are worth more than a fourth and fifth seed, as
-# scratch arms still rise at 420; and amounts of data come last.
+# Seeds, a quarter of the data or not, and the least steps of such a plan. At 300 steps of 8 images an ImageNet arm on
+# BCCD was at 48.2 of its final 49.6 points (docs/results.md). More steps are worth more than a fourth and fifth seed,
+# as scratch arms still rise at 420. A second amount of data comes last.
 TRIED: tuple[tuple[int, bool, int], ...] = ((5, True, 3000), (5, False, 1500), (3, False, 300), (1, False, 0))
 MOST_STEPS, LEAST_STEPS = 20_000, 60
 RESERVE = 0.1  # of the time, for the report and steps that are slower than those timed
@@ -32,10 +32,10 @@ class Budget:
 def fit(
     plan_of: Callable[[int, bool], Plan], loads: Mapping[str, Load], *, steps: int, seconds: float, jobs: int
 ) -> Budget:
-    """The first of TRIED whose longest schedule has its least number of steps in the seconds.
+    """The first of TRIED whose longest schedule reaches its least number of steps in the seconds.
 
-    plan_of(seeds, quarter): the study at `steps` steps. Times are linear in the steps, as evaluations are so many a
-    schedule. The last of TRIED has no least number: its steps may be too few, even 0.
+    plan_of(seeds, quarter): the study at `steps` steps. Times are linear in the steps, as the number of evaluations of
+    a schedule is fixed. The last of TRIED has no least number: its steps may be too few, even 0.
     """
     available, idle = seconds * (1 - RESERVE), {k: replace(load, seconds_per_step=0.0) for k, load in loads.items()}
     for seeds, quarter, least in TRIED:

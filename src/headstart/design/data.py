@@ -16,16 +16,16 @@ from headstart.design.pixels import find_maps, open_pixels, write_split
 
 SHARE = 0.2  # of the images for validation: the usual 80/20 (Ultralytics' autosplit: 90/10)
 SHARE_OF_FEW, FEW = 1 / 3, 100  # of fewer images: a fifth of them would tell nothing
-HARMLESS = ("box-degenerate",)  # errors of single boxes that readers leave out by themselves
+HARMLESS = ("box-degenerate",)  # errors of single boxes, which readers leave out
 
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Found:
-    """Training and validation images with the places that recipes name; how says in a few words where they are from.
+    """Training and validation images with the places that recipes name; how: their origin in a few words.
 
-    labels: folders of label maps, and ignored: their values that stand for unknown pixels, of the kind "pixels".
+    Of the kind "pixels", labels are folders of label maps, and ignored their values for unknown pixels.
     """
 
     kind: str
@@ -41,11 +41,11 @@ def find_data(
     paths: Sequence[str | Path], directory: Path, *, images: Sequence[Path] = (), labels: Sequence[Path] = (),
     fix: bool = False, groups: str | None = None, say: Say,
 ) -> Found:  # fmt: skip
-    """Training and validation set of one or two paths, checked: what is written for them goes into `directory`.
+    """Training and validation set of one or two paths, checked; files written for them go into `directory`.
 
     One path: its splits train and val (else test), or a division that keeps near-duplicates together. ValueError for
-    errors in the data, which `say` has listed; with `fix` a clean copy is written instead, and validation pictures that
-    are training pictures leave.
+    errors in the data, which `say` has listed. With `fix` a clean copy is written instead, without validation pictures
+    that are training pictures.
     """
     if not 1 <= len(paths) <= 2 or len(images) > len(paths):
         raise ValueError(f"{len(paths)} data sets, {len(images)} image folders: expected one or two, and one each")

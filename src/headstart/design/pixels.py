@@ -61,8 +61,8 @@ def find_maps(root: Path) -> dict[str, tuple[Path, Path]]:
 def open_pixels(places: Sequence[tuple[Source, Path]], root: Path) -> tuple[list[Pixels], tuple[int, ...]]:
     """Splits from their (COCO file or folder of pictures, folder of label maps), and the values that are ignored.
 
-    Classes are those of the COCO file, or of a file of NAMES in `root`, or the values of all maps. ValueError for
-    pictures without maps, and maps that cannot be read.
+    Classes are those of the COCO file, else MASK where the values are its own. Otherwise they are those of a file of
+    NAMES in `root`, or the values of all maps. ValueError for pictures without maps, and maps that cannot be read.
     """
     described = [None if os.path.isdir(s.path) else coco.read(s.path, s.image_dir) for s, _ in places]
     values = [_values_of(source.path, labels, data) for (source, labels), data in zip(places, described)]
@@ -81,7 +81,7 @@ def open_pixels(places: Sequence[tuple[Source, Path]], root: Path) -> tuple[list
 
 
 def write_split(pixels: Pixels, indices: np.ndarray, file: Path) -> Source:
-    """Write some pictures of a split as a COCO file of images and categories; its place."""
+    """Write the pictures of these indices as a COCO file of images and categories; returns its place."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.unlink(missing_ok=True)
     coco.write(pixels.dataset.take(indices), file)
@@ -131,7 +131,7 @@ def _values_of(images: Path, labels: Path, data: Dataset | None) -> dict[str, li
 
 
 def _dataset(folder: Path, values: dict[str, list[int]], classes: dict[int, str]) -> Dataset:
-    """A data set with a box as large as the picture for each class in it, by which pictures are divided evenly."""
+    """A data set with a box as large as the picture for each class in it, used to divide pictures evenly."""
     records: list[dict] = []
     boxes: list[dict] = []
     for number, (name, own) in enumerate(values.items(), 1):

@@ -37,9 +37,9 @@ from headstart.verdict.numbers import counted, span
 from headstart.verdict.rule import Rule
 
 TIMED_STEPS = 300  # at 2x, of the study whose steps are timed, and the least of three seeds (budget.TRIED)
-SMALLER = 3  # of the sides tried, by which the input may be smaller than the objects ask for
+SMALLER = 3  # of the sides tried, by which the input may be smaller than the objects need
 FEWEST_SEEDS = 3
-MARGIN = 0.02  # two points: of single studies on real images less is not told apart (docs/results.md)
+MARGIN = 0.02  # two points: single studies on real images do not resolve less (docs/results.md)
 
 Say = Callable[[str], None]
 
@@ -86,16 +86,16 @@ class Proposal:
 
 
 def study_name(question: Question) -> str:
-    """Name of the study of a question: that of its folder or file."""
+    """Name of the study of a question: "ask-" and the name of its folder or file."""
     first = Source.parse(question.data[0]).path.absolute()
     stem = first.stem if first.is_file() else first.name
     return f"ask-{re.sub(r'[^A-Za-z0-9_.+-]', '-', stem)[:40].strip('-') or 'data'}"
 
 
 def is_begun(question: Question, directory: Path) -> bool:
-    """True if a study of this question's data has begun in a directory, so that it is to be continued.
+    """True if a study of this question's data has begun in `directory` and can be continued.
 
-    ValueError where one of other data has.
+    ValueError if a study of other data has begun there.
     """
     if not (directory / PLAN_FILE).exists() or not (directory / STUDY_FILE).exists():
         return False
@@ -225,7 +225,7 @@ def _head(question: Question, budget: Budget, jobs: int, said: Sequence[str]) ->
 
 
 def _with_quarter(loads: dict[str, Load]) -> dict[str, Load]:
-    """Loads that know a quarter of the images too: a step takes as long."""
+    """Loads with a quarter of the images added to num_images: a step takes as long."""
     return {
         name: replace(load, num_images={0.25: round(load.num_images[1.0] / 4), **load.num_images})
         for name, load in loads.items()
@@ -238,7 +238,7 @@ def _side(settings: Sequence[Setting]) -> int:
 
 
 def _smaller(side: int, sides: Sequence[int], steps: float) -> int | None:
-    """A shorter side at which the steps of a seed would be enough if times were as pixels: at most SMALLER below."""
+    """A shorter side, at most SMALLER below, at which a seed's steps suffice if time is proportional to pixels."""
     lower = sorted((one for one in sides if one < side), reverse=True)[:SMALLER]
     enough = [one for one in lower if steps * (side / one) ** 2 >= TIMED_STEPS]
     return next(iter(enough or lower[-1:]), None)

@@ -1,4 +1,4 @@
-"""Settings of a study by the statistics of its images and boxes, each with its reason, and the study file as text."""
+"""Settings of a study from the statistics of its images and boxes, with reasons, and the study file as text."""
 
 import json
 import textwrap
@@ -32,7 +32,7 @@ WIDTH = 100  # characters of a comment line in a study file
 
 @dataclass(frozen=True)
 class Setting:
-    """One field of the study with its value and the reason for it; an empty reason: said by the field before it."""
+    """One field of the study with its value and reason; an empty reason is stated by the field before."""
 
     field: str
     value: Any
@@ -87,12 +87,7 @@ def box_settings(train: Dataset, *, side: int | None = None, on_gpu: bool) -> li
         reason = f"height / width of boxes is {low:.2g} to {high:.2g} (5 to 95 %)"
         found.append(Setting("model.rpn.ratios", [0.25, 0.5, 1.0, 2.0, 4.0], reason))
     found.append(Setting("model.mask.enabled", *train.has_masks()))
-    found += _keypoint_settings(len(train.keypoint_names))
-    batch = 4 if train.num_images < 64 else 8
-    found.append(
-        Setting("train.batch", batch, "of few images" if batch == 4 else "the recipe's; the rate was chosen for it")
-    )
-    return found
+    return [*found, *_keypoint_settings(len(train.keypoint_names)), _batch(train)]
 
 
 def pixel_settings(train: Dataset, *, side: int | None = None, on_gpu: bool) -> list[Setting]:
@@ -100,10 +95,9 @@ def pixel_settings(train: Dataset, *, side: int | None = None, on_gpu: bool) -> 
     usual = _usual_side(train)
     most = min(MOST_ON_GPU if on_gpu else MOST_ON_CPU, max(SIDES[0], usual))
     short = side or max(size for size in SIDES if size <= most)
-    batch = 4 if train.num_images < 64 else 8
     return [
         *_input_sizes(train, short, f"images have {usual:.0f} px (median); label maps are compared at their own size"),
-        Setting("train.batch", batch, "of few images" if batch == 4 else "the recipe's; the rate was chosen for it"),
+        _batch(train),
     ]
 
 
@@ -128,8 +122,15 @@ def _usual_side(train: Dataset) -> float:
     return float(np.median(np.minimum(train.heights, train.widths)))
 
 
+def _batch(train: Dataset) -> Setting:
+    """Images in a step for boxes or label maps."""
+    if train.num_images < 64:
+        return Setting("train.batch", 4, "of few images")
+    return Setting("train.batch", 8, "the recipe's; the rate was chosen for it")
+
+
 def _input_sizes(train: Dataset, short: int, reason: str) -> list[Setting]:
-    """Sizes of the input at a shorter side: the longer one takes nine images of ten whole, up to twice the shorter."""
+    """Input sizes at a shorter side; the longer side fits nine images of ten, up to twice the shorter."""
     shorter, longer = np.minimum(train.heights, train.widths), np.maximum(train.heights, train.widths)
     long = 32 * ceil(short * min(2.0, float(np.quantile(longer / shorter, 0.9))) / 32)
     return [

@@ -33,9 +33,9 @@ class Starts:
 def choose_starts(given: list[str], recipe: str = "small") -> Starts:
     """Arms of random values and of each start given: a name of `weights list` or a file, all of one network.
 
-    recipe: the shipped one that the study patches. ImageNet's weights of the extra `imagenet` are the arm without any,
-    and one more where they are installed and the files given have their network. ValueError for weights that are not
-    here, a network that is not known, and starts of two networks.
+    recipe: the shipped one that the study patches. Without a start the arm has ImageNet's weights of the extra
+    `imagenet`. They are one more arm where they are installed and the given starts have their network. ValueError for
+    weights that are not here, a network that is not known, and starts of two networks.
     """
     names = list(dict.fromkeys(given or [DEFAULT]))
     fits = {name: _fit(name, recipe) for name in names}
@@ -66,7 +66,7 @@ def _fit(start: str, recipe: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """The patch of an arm that begins with weights, and the recipe fields of the network that they fit."""
     known = public_files().get(start)
     if known is None and not Path(start).is_file() and Path(start).suffix not in SUFFIXES:
-        find_file(start)  # the nearest name
+        find_file(start)  # ValueError with the nearest name
     weights = start if known is not None else Path(start).absolute().as_posix()
     file = open_weights(weights)
     fields = net_fields(file)

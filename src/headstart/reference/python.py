@@ -12,7 +12,7 @@ from headstart.tasks.predict import ImagePrediction
 from headstart.tasks.task import Trained
 from headstart.training.lineage import RunResult
 
-RETURNED = (RunResult, Trained, Evaluation, ImagePrediction, ScoreDifference)  # what public functions give back
+RETURNED = (RunResult, Trained, Evaluation, ImagePrediction, ScoreDifference)  # results of public functions
 HEAD = """# Python reference
 
 Made by `make docs` from signatures and docstrings; a test keeps it in step. The

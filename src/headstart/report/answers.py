@@ -1,6 +1,7 @@
 """Answers to a reader's questions: curves.py applied to the cells of a study.
 
-Points of curves are the ends of schedules: points inside a run depend on where its learning rate dropped. S seeds.
+Points of curves are the ends of schedules: points inside a run depend on where its learning rate dropped.
+Letters: S seeds.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def find_answers(
 ) -> list[Answer]:
     """Answers to all questions that the finished cells can answer; none with a single arm.
 
-    blind: the curves say nothing, as of arms that learnt nothing; then only verdicts on cells, and costs.
+    blind: curves carry no information, as of arms that learnt nothing. Only verdicts on cells and costs are then given.
     """
     folder, answers = facts.folder, []
     if not folder.baseline or not folder.fractions:
@@ -118,7 +119,7 @@ def _level(folder: StudyFolder) -> float:
 
 
 def _margin(folder: StudyFolder) -> float:
-    """The one margin of all answers: the rule's; without a rule none."""
+    """The margin of all answers: the rule's, or 0 without a rule."""
     return folder.rule.margin if folder.rule else 0.0
 
 

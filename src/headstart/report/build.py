@@ -1,7 +1,7 @@
 """The report of a study: one report.html that stands alone; figures, tables and report.json beside it.
 
-It reads files only (study.yaml, plan.json, rows and facts of runs), never a model, and may be made of a study that has
-not begun, is running, or is finished. The look that a report of a finished study is, is noted in plan.json.
+Only files are read (study.yaml, plan.json, rows and facts of runs), never a model. The study may not have begun, be
+running, or be finished. The report of a finished study is a look, which plan.json notes.
 """
 
 from __future__ import annotations

@@ -90,7 +90,7 @@ class StartCost:
 
     @property
     def share(self) -> Cost:
-        """Of one use."""
+        """Cost of one use."""
         return self.whole * (1 / self.uses)
 
 
@@ -101,7 +101,7 @@ def seen(images: float, *, instances_per_image: float, pixels_per_image: float) 
 
 
 def public_cost(training: Training) -> Cost:
-    """Samples seen until public weights existed, those of the weights that they began with included."""
+    """Samples seen in making public weights, including those of the weights that they started from."""
     own = seen(training.inputs, instances_per_image=training.instances, pixels_per_image=training.pixels)
     return own if training.after is None else own + public_cost(training.after)
 
@@ -109,8 +109,8 @@ def public_cost(training: Training) -> Cost:
 def counters(rows: Sequence[Mapping[str, Any]], *, since: Cost | None = None) -> Cost:
     """Cumulative counters at the end of a run's rows: the last value of each.
 
-    A run without counters is where it began, at `since`, the counters of the segment it continues. Operations are
-    those of training, gradients included; nan where rows count images but no operations.
+    A run without counters has those of `since`, the end of the segment that it continues. Operations are those of
+    training, gradients included; nan where rows count images but no operations.
     """
     found: dict[str, float] = {}
     for row in reversed(rows):
@@ -147,7 +147,7 @@ def cell_costs(
     public: Mapping[str, Cost] | None = None,
     uses: Mapping[str, float] | None = None,
 ) -> tuple[CellCost, ...]:
-    """Costs of all cells: a tail and the trunk that it descends from.
+    """Costs of all cells, each of a tail and the trunk that it descends from.
 
     public: cost of public weights by arm; uses: declared number of uses of an arm's pre-training (default 1).
     """
@@ -174,8 +174,8 @@ def cell_costs(
 def study_costs(folder: StudyFolder) -> tuple[dict[str, CellCost], dict[str, StartCost]]:
     """Costs of all finished cells by cell, and pre-training costs by arm.
 
-    Pre-training is measured where the study did it, documented where it starts from public weights, and read from
-    the checkpoint of another run; else it is unknown.
+    The cost of pre-training is measured where the study did it, and documented for public weights. For weights of
+    another run of headstart it is what that run counted. Otherwise it is unknown.
     """
     segments = folder.plan.segments
     costs = segment_costs(segments, {name: run.rows for name, run in folder.runs.items()})

@@ -1,7 +1,6 @@
 """Differences between the arms of a study: of their recipes (plan.json), and of the models and data of their runs.
 
-Models and data are compared by the files of each arm's first run: parameters and norms, trained parts, digest of the
-data.
+Models and data are compared by the first run of each arm: number of parameters, norms, trained parts, data digest.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from headstart.study.results import Run, StudyFolder
 from headstart.training.stored import AUDIT_FILE, SEGMENT_FILE, RunFacts
 from headstart.weights.audits.record import Audit
 
-# Fields that an arm must declare for its runs to differ in these, by the beginning of a declared field.
+# For each property in which runs may differ: beginnings of the fields that an arm must declare for it.
 PARAMETERS, TRAINED, NORM, DATA = "parameters", "trained parameters", "norm", "content of the data"
 EFFORT = ("trials", "steps", "note")
 _DECLARED_BY = {
@@ -29,7 +28,7 @@ def difference_rows(folder: StudyFolder) -> list[dict[str, Any]]:
 
 
 def starts_differ(folder: StudyFolder) -> bool:
-    """True if the study compares starts; one of precision, or of a recipe with itself, does not."""
+    """True if the arms differ in a field of the start, unlike those of a study of precision."""
     return any(str(row["field"]).startswith("start.") for row in folder.differences)
 
 
@@ -53,18 +52,19 @@ def undeclared(folder: StudyFolder) -> tuple[str, ...]:
 def measured(folder: StudyFolder) -> list[dict[str, Any]]:
     """Properties of an audited run of each arm, a row a property; none before two arms have begun.
 
-    The runs are of one seed, the first that all these arms have begun, as each seed may have images of its own
-    (data.fraction_seed); without such a seed the data are not compared.
+    The runs are of one seed, the first that all these arms have begun. Each seed may have images of its own
+    (data.fraction_seed): without a common seed the data are not compared.
     """
     begun = {arm: own for arm in folder.arms if (own := _audited(folder, arm))}
     if len(begun) < 2:
         return []
     shared = [seed for seed in folder.seeds if all(seed in own for own in begun.values())]
     facts = {arm: _facts_of(*own[shared[0] if shared else min(own)]) for arm, own in begun.items()}
-    rows = []
+    rows, given = [], {name for arm in folder.arms for name in folder.study.patch_of(arm)}
     for field in dict.fromkeys(field for own in facts.values() for field in own if shared or field != DATA):
         values = {arm: str(own.get(field, "none")) for arm, own in facts.items()}
-        rows.append({"field": field, "values": values, "declared": _is_declared(folder, field)})
+        declared = any(f"{name}.".startswith(f"{own}.") for name in given for own in _DECLARED_BY[field])
+        rows.append({"field": field, "values": values, "declared": declared})
     return rows
 
 
@@ -90,8 +90,3 @@ def _facts_of(run: Run, audit: Audit) -> dict[str, str]:
     if segment and segment.fingerprint:
         facts[DATA] = f"{segment.fingerprint[:12]} ({segment.num_images} images)"
     return facts
-
-
-def _is_declared(folder: StudyFolder, field: str) -> bool:
-    fields = {name for arm in folder.arms for name in folder.study.patch_of(arm)}
-    return any(f"{name}.".startswith(f"{own}.") for name in fields for own in _DECLARED_BY[field])

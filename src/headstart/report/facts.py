@@ -180,7 +180,7 @@ class Facts:
 
     @cached_property
     def errors(self) -> list[Row]:
-        """One row a finished cell, kind and error type: how many, AP50 gained by fixing all of them, AP50."""
+        """One row a finished cell, kind and error type: count, AP50 gained by fixing all of them, AP50."""
         rows = []
         for cell in self.folder.plan.cells:
             for kind, found in self.folder.tail(cell).errors.items():

@@ -38,8 +38,9 @@ def curve_figure(facts: Facts, stretches: Sequence[Stretch]) -> Figure:
         for stretch, x, y in ends:
             colour = colours[stretch.arm]
             axes.plot(x, y, "o", color=colour, markersize=3.5)
-            lowest = _is_lowest(stretch, stretches, name)
-            plots.text(axes, x, y, stretch.schedule, (3, -3 if lowest else 3), 7, "left", color=colour)
+            others = [s for s in stretches if s.schedule == stretch.schedule and s.arm != stretch.arm]
+            is_lowest = others and all(stretch.means[name][-1] < s.means[name][-1] for s in others)
+            plots.text(axes, x, y, stretch.schedule, (3, -3 if is_lowest else 3), 7, "left", color=colour)
         _frame_steps(axes, facts, stretches, metric_name(name))
         plots.key(axes, colours, "lower right")
     return figure
@@ -81,7 +82,7 @@ def error_figure(facts: Facts, tables: Mapping[str, Sequence[ErrorRow]]) -> Figu
 
 
 def cost_figure(facts: Facts, costs: Sequence[tuple[str, str, Cost, Cost]]) -> Figure:
-    """Images, instances and pixels seen (the paper's figure 2); of each bar arm, label, training and pre-training."""
+    """Images, instances and pixels seen (the paper's figure 2); costs: (arm, label, training, pre-training) a bar."""
     colours, bars = arm_colours(facts.folder), {}
     for effort in SAMPLES:
         parts = [(getattr(before, effort), getattr(own, effort)) for _, _, own, before in costs]
@@ -120,7 +121,7 @@ def fraction_figure(facts: Facts, rows: Sequence[Row]) -> Figure:
 
 
 def _score_figure(facts: Facts, columns: Sequence[tuple[str, str, str, float]], width: float, label: str) -> Figure:
-    """Bars of both arms; of each pair its label, metric, schedule and fraction. Dashes are single seeds."""
+    """Bars of both arms; columns: label, metric, schedule and fraction of each pair. Dashes are single seeds."""
     folder = facts.folder
     colours = {arm: arm_colours(folder)[arm] for arm in (folder.baseline, folder.candidate)}
     figure, (axes,) = plots.panels(1, width=max(3.2, width * len(columns)), height=2.9)
@@ -137,7 +138,7 @@ def _score_figure(facts: Facts, columns: Sequence[tuple[str, str, str, float]], 
 
 
 def _sample_bars(counts: Mapping[str, Sequence[tuple[str, float, float, str, str]]]) -> Figure:
-    """A panel a count; of each bar its label, hatched part, plain part on it, colour, and the text above it."""
+    """One panel for each count; a bar is (label, hatched part, plain part above it, colour, text on top)."""
     figure, panels = plots.panels(len(counts), width=2.4, height=2.9)
     for axes, (effort, bars) in zip(panels, counts.items()):
         for place, (_, before, own, colour, _) in enumerate(bars):
@@ -150,12 +151,6 @@ def _sample_bars(counts: Mapping[str, Sequence[tuple[str, float, float, str, str
         plots.frame(axes, "", "hatched: pre-training" if axes is panels[1] else "", names=[label for label, *_ in bars])
         axes.set_title(f"{effort} seen", fontsize=9, y=TITLE)
     return figure
-
-
-def _is_lowest(stretch: Stretch, stretches: Sequence[Stretch], name: str) -> bool:
-    """True if a schedule ends below that of every other arm, so that labels do not cover each other."""
-    others = [s for s in stretches if s.schedule == stretch.schedule and s.arm != stretch.arm]
-    return bool(others) and all(stretch.means[name][-1] < other.means[name][-1] for other in others)
 
 
 def _frame_steps(axes: Axes, facts: Facts, stretches: Sequence[Stretch], label: str) -> None:

@@ -27,8 +27,8 @@ from headstart.verdict.numbers import counted, fraction_name, span
 from headstart.verdict.verdict import Verdict, judge
 
 FEWER = ("seeds", "open", "spread", "rising")  # obstacles that matter less than too few images
-LATER = ("seeds", "open", "spread")  # obstacles with which it is also asked whether an arm still rises
-# Obstacles with which curves say nothing: crossings of arms that learnt nothing, or of other data.
+LATER = ("seeds", "open", "spread")  # obstacles under which a still rising arm is looked for too
+# Obstacles under which curves carry no information: an arm learnt nothing, or the data differ.
 BLIND = ("floor", "images", "collapsed", "undeclared", "unaudited", "overlap")
 
 
@@ -36,10 +36,10 @@ BLIND = ("floor", "images", "collapsed", "undeclared", "unaudited", "overlap")
 class Findings:
     """Title and text of the headline, the verdicts and answers.
 
-    state: "decided", or the code of the obstacle to a conclusion. answer, sure and until: what is said, how certain it
-    is, and what to use until there is a conclusion. winner: the arm that the title begins with. steps: what to do next,
-    the first towards an answer. looks: those made before, and `look`, the present one of a finished study. saved: seeds
-    that a decision at an early look makes needless, and their seconds.
+    state: "decided", or the code of the obstacle to a conclusion. answer: the outcome in words. sure: its certainty.
+    until: what to use before there is a conclusion. winner: the arm that the title begins with. steps: next steps,
+    the first towards an answer. look: the present look of a finished study. looks: all looks, the present one included.
+    saved: seeds that a decision at an early look makes needless, and their seconds.
     """
 
     state: str
@@ -124,7 +124,7 @@ def find(facts: Facts) -> Findings:
 
 
 def _look(folder: StudyFolder, verdict: Verdict) -> Look:
-    """The look that a verdict on the headline's cell is, with the date of the first time that it was made."""
+    """The look of a verdict on the headline's cell, with the date on which it was first made."""
     schedule, fraction = folder.headline_cell
     code = verdict.obstacle and verdict.obstacle.code
     own = Look(date.today(), schedule, fraction, folder.seeds, folder.rule.alpha, verdict.outcome, code)
@@ -146,7 +146,7 @@ def _judge(
     images: ImageCounts | None,
     resampled: tuple[np.ndarray, int] | None = None,
 ) -> Verdict:
-    """The verdict on one cell: none for images too few to tell, nor for the last schedule while an arm still rises."""
+    """The verdict on one cell, withheld for too few images and, at the last schedule, while an arm still rises."""
     folder, rule = facts.folder, facts.folder.rule
     scores = [folder.scores(rule.metric, arm, schedule, fraction) for arm in (rule.baseline, rule.candidate)]
     where = f"at {schedule} with {fraction_name(fraction, folder.num_images.get(fraction))}"
@@ -180,9 +180,9 @@ def _num_classes(facts: Facts) -> int | None:
 def _headline(
     facts: Facts, against: Obstacle | None, images: ImageCounts | None
 ) -> tuple[Verdict | None, np.ndarray | None, str]:
-    """Verdict on the headline's cell of a finished study, its difference on resampled test images float [S, R].
+    """Verdict on the headline's cell of a finished study, and its difference on resampled test images, float [S, R].
 
-    The text says why these are not known, if they are not.
+    None for either that is not known. The text is the error of match records that cannot be used, else empty.
     """
     folder, resampled, problem = facts.folder, None, ""
     if not folder.is_finished or folder.rule is None or folder.headline_cell is None:

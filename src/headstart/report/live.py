@@ -1,7 +1,7 @@
 """A page that follows a running study: its progress, rewritten every few seconds; it reloads itself from the disk.
 
-No server and no network: a browser opens the file. It ends with the study, with a link to the report. Progress comes
-from the rows and their files' times alone.
+No server and no network: a browser opens the file. Updates end with the study, with a link to the report. Progress is
+read from the rows and the times of their files alone.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class SegmentProgress:
 
     @property
     def share(self) -> float:
-        """Of its own steps, 0..1."""
+        """Share of its own steps that is done, 0..1."""
         return (self.step - self.segment.start) / self.segment.steps if self.segment.steps else 1.0
 
 
@@ -90,7 +90,7 @@ def watch(study_dir: str | Path, *, every: float = 10.0, wait: Callable[[float],
 
 
 def write_live(facts: Facts, pictures: list[tuple[str, str]], *, every: float, report: Path | None) -> Path:
-    """Write live.html; with a report it links to it."""
+    """Write live.html, with a link to the report if there is one; returns its path."""
     text = (
         templates()
         .get_template("live.html.j2")
@@ -113,8 +113,8 @@ def write_live(facts: Facts, pictures: list[tuple[str, str]], *, every: float, r
 def study_progress(folder: StudyFolder, now: float | None = None) -> StudyProgress:
     """Progress at the time `now` (of time.time(), by default this moment).
 
-    A segment that has not begun is expected to take the pace of the most similar ones: same arm and fraction, same arm,
-    any. As many segments at a time are expected as run now.
+    A segment that has not begun is expected at the mean pace of similar ones: same arm and fraction, else same arm,
+    else any. As many segments at a time are expected as run now.
     """
     now = time.time() if now is None else now
     paces = {name: pace for name, run in folder.runs.items() if (pace := _pace(run)) is not None}

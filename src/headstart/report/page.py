@@ -1,6 +1,6 @@
-"""The page of a report: sections rendered into one HTML file that loads nothing.
+"""The page of a report: sections rendered into one HTML file that loads no other.
 
-Templates escape all text that comes from a study; the script gets its data as JSON that cannot end its element.
+Templates escape all text that comes from a study. The script gets its data as JSON that cannot close its element.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Section:
     """One section of a report: what it adds to page, script, figures, report.json and tables/.
 
     name is that of its template, sections/NAME.html.j2; link its words in the contents (None: has no entry).
-    context holds the template's own variables, data those of the script, figures functions by file name, summary
+    context holds the template's own variables, data those of the script. figures are functions by file name, summary
     fields of report.json, tables rows by file name.
     """
 
@@ -66,7 +66,7 @@ class Section:
 
 
 def render(facts: Facts, findings: Findings, sections: Sequence[Section]) -> str:
-    """The whole page."""
+    """The whole page as HTML."""
     folder = facts.folder
     common = {
         "folder": folder,
@@ -105,7 +105,7 @@ def render(facts: Facts, findings: Findings, sections: Sequence[Section]) -> str
 
 
 def _differences(facts: Facts) -> dict[str, Any]:
-    """Show differences in templates: the interval, whether it excludes the margin, and a note on both."""
+    """Variables for differences in templates: the interval, a test that it excludes the margin, and a note."""
     rule, seeds = facts.folder.rule, facts.folder.seeds
     level, margin = (rule.look_level, rule.margin) if rule else (DEFAULT_LEVEL, 0.0)
 
@@ -160,7 +160,7 @@ def arms_data(facts: Facts) -> list[dict[str, str]]:
 
 
 def _darker(colour: str) -> str:
-    """A colour mixed with the ink of a light page, so that text in it has a contrast of 4.5 (WCAG AA)."""
+    """A colour mixed with the ink of a light page, for text with a contrast of 4.5 (WCAG AA)."""
     parts = [(int(colour[n : n + 2], 16), int(INK[n : n + 2], 16)) for n in (1, 3, 5)]
     return "#" + "".join(f"{round(TEXT_SHARE * own + (1 - TEXT_SHARE) * ink):02x}" for own, ink in parts)
 
@@ -175,6 +175,6 @@ def script_json(value: Any) -> str:
 
 @cache
 def packed_plotly() -> str:
-    """plotly.js as the installed package ships it, by gzip and in base64; the page's script unpacks it."""
+    """plotly.js of the installed package, compressed by gzip, in base64; the page's script unpacks it."""
     source = (Path(plotly.__file__).parent / "package_data" / "plotly.min.js").read_bytes()
     return base64.b64encode(gzip.compress(source, mtime=0)).decode()

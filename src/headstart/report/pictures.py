@@ -34,7 +34,7 @@ _LONGEST_NAME = 24
 
 @dataclass(frozen=True)
 class Panel:
-    """One picture: title (an arm, or "annotated"), data URI, size in pixels, and the same in words."""
+    """One picture: title (an arm, or "annotated"), data URI, size in pixels, and its shapes in words."""
 
     title: str
     picture: str
@@ -69,8 +69,8 @@ def pictures(facts: Facts, findings: Findings) -> Section:
 def make_gallery(folder: StudyFolder) -> Gallery:
     """The images on which the two arms of the question differ most, in both directions, at the headline cell.
 
-    They are chosen by F1 (detections with a score of at least 0.5, averaged over COCO's IoU thresholds), the same
-    number for either side: extremes, not an average. Unfinished runs or absent images give a note.
+    They are chosen by F1 of detections with a score of at least 0.5, averaged over COCO's IoU thresholds. Each arm
+    leads on at most PER_SIDE of them: extremes, not an average. Unfinished runs or absent images give a note.
     """
     found = _runs(folder)
     if found is None:
@@ -97,7 +97,7 @@ def _file(run: Run, name: str, ending: str) -> Path:
 
 
 def _validation_data(folder: StudyFolder, run: Run) -> Dataset:
-    """The validation data of a run; relative paths hold where the study was run, which may be further up."""
+    """The validation data of a run; relative paths are tried from the working directory, then from parent folders."""
     recipe = run.recipe
     if recipe is None or recipe.task != "detection":
         raise ValueError(f"{run.directory}: no recipe.yaml of a detector, which names the validation data")
@@ -176,7 +176,7 @@ def _annotated_shapes(dataset: Dataset, annotated: list[int]) -> list[Shape]:
 def _predicted_shapes(
     dataset: Dataset, i: int, found: Predictions, overlap: Overlap, annotated: list[int]
 ) -> list[Shape]:
-    """The detections of image index i, best first; dashed where one takes no annotation of its class."""
+    """The detections of image index i, best first; dashed without an annotation of its class."""
     chosen = np.flatnonzero((found.image_ids == dataset.image_ids[i]) & (found.scores >= MIN_SCORE))
     chosen = chosen[np.argsort(-found.scores[chosen], kind="stable")][:MOST_SHAPES]
     labels = np.searchsorted(dataset.category_ids, found.category_ids[chosen])

@@ -1,6 +1,6 @@
 """Elements of the figures: panels, frames with grid and numbers, bars, keys, and files as SVG and PNG.
 
-Ticks, legends and annotations are drawn as plain lines and texts: matplotlib's own take half of the time of a figure.
+Ticks, legends and annotations are plain lines and texts: matplotlib's own take half of the time of a figure.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def write_figures(figures: Mapping[str, Callable[[], Figure]], directory: Path) 
 
 
 def panels(num: int, *, width: float, height: float) -> tuple[Figure, Sequence[Axes]]:
-    """Panels side by side, each of this size in inches; margins are fixed: a layout engine takes most of the time."""
+    """Panels side by side, each of this size in inches; margins are fixed, as a layout engine is slow."""
     figure = Figure((width * num, height))
     inner = width - LEFT - RIGHT, height - BOTTOM - TOP
     boxes = [((n * width + LEFT) / width / num, BOTTOM / height) for n in range(num)]
@@ -70,7 +70,7 @@ def panels(num: int, *, width: float, height: float) -> tuple[Figure, Sequence[A
 
 
 def lines(axes: Axes, lines: Sequence[tuple[Sequence[float], Sequence[float]]], factor: float, **style: object) -> None:
-    """All lines of one style as one with gaps: a line each takes long to draw."""
+    """Draw all lines of one style as a single line with gaps, which is faster than a line each."""
     x = [value for xs, _ in lines for value in (*xs, np.nan)]
     y = [factor * value for _, ys in lines for value in (*ys, np.nan)]
     axes.plot(x, y, **{"linewidth": 1.3} | style)
@@ -83,7 +83,7 @@ def grouped_bars(
     text_size: float,
     seeds: Mapping[str, Sequence[np.ndarray]] | None = None,
 ) -> None:
-    """Bars of all arms side by side with their heights above them; dashes for the values of single seeds."""
+    """Draw bars of all arms side by side with their heights above them, and dashes for single seeds."""
     width, places = 0.8 / len(means), {}
     for n, arm in enumerate(means):
         places[arm] = np.arange(len(means[arm])) + (n - (len(means) - 1) / 2) * width
@@ -100,7 +100,7 @@ def grouped_bars(
 
 
 def frame(axes: Axes, y_label: str, x_label: str = "", *, names: Sequence[str] = ()) -> None:
-    """Grid, numbers and labels for the final limits of the axes; names stand at 0, 1, ... instead of numbers."""
+    """Draw grid, numbers and labels for the final limits of the axes; names replace the numbers 0, 1, ..."""
     count = EngFormatter(sep="")
     (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
     numbers = _ticks(low, high)
@@ -140,7 +140,7 @@ def text(
     ha: str = "center",
     **style: str,
 ) -> None:
-    """Text near a point of the axes, whose limits are final; the offset is in points, its sign the side."""
+    """Draw text near a point of axes whose limits are final; the offset is in points, its sign the side."""
     spans = np.array([np.ptp(axes.get_xlim()), np.ptp(axes.get_ylim())])
     dx, dy = np.array(offset) * spans / _points(axes)
     va = {1: "bottom", 0: "center", -1: "top"}[int(np.sign(offset[1]))]
@@ -148,7 +148,7 @@ def text(
 
 
 def key(axes: Axes, colours: Mapping[str, str], place: str) -> None:
-    """Names in their colours: in a corner below each other, or above the panel side by side."""
+    """Draw names in their colours, below each other in a corner or side by side above the panel."""
     line = 12 / _points(axes)[1]
     for n, (name, colour) in enumerate(colours.items()):
         text = name if colour == GREY else f"■ {name}"
@@ -161,7 +161,7 @@ def key(axes: Axes, colours: Mapping[str, str], place: str) -> None:
 
 
 def _png(pixels: np.ndarray) -> bytes:
-    """uint8 [H,W,3] as PNG without row filters: Pillow, which tries four a row, takes three times as long."""
+    """PNG of uint8 [H,W,3], without row filters: Pillow tries four a row and takes three times as long."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))

@@ -1,4 +1,4 @@
-"""Results that a study is shown beside: the paper's (paper.yaml), its count of samples, and an earlier study's.
+"""Results shown beside those of a study: the paper's (paper.yaml), its count of samples, and an earlier study's.
 
 earlier.yaml is written by benchmarks/studies.py from docs/results/studies and that study's own report.
 """
@@ -31,8 +31,8 @@ Rows = dict[str, dict[str, float]]  # row of the paper, schedule
 class Earlier:
     """A finished study below the curves of another.
 
-    what describes it; sentences are of its report; scores {arm: {steps at a schedule's end: 0..1 of each seed}};
-    made is its command with processor and date.
+    what: its description. sentences: those of its report. scores {arm: {steps at a schedule's end: 0..1 of each seed}}.
+    made: its command, processor and date.
     """
 
     name: str
@@ -76,8 +76,8 @@ def table_1() -> dict[str, Rows]:
 def sample_figure() -> dict[str, tuple[float, float]]:
     """Images, instances and pixels seen: (pre-training and fine-tuning, scratch), the bars of the paper's figure 2.
 
-    The recipe that gives its bars: ImageNet 100 times, 2x against 6x of 16 images a step, 7 instances and 800 x 1333
-    pixels an image.
+    The paper's counts follow from ImageNet 100 times, then 2x, against 6x. A step has 16 images, an image 7 instances
+    and 800 x 1333 pixels.
     """
     tuned, scratch = (seen(16 * steps, instances_per_image=7, pixels_per_image=PIXELS) for steps in (180_000, 540_000))
     tuned += public_cost(find_training("rethinking-imagenet"))

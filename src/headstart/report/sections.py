@@ -1,4 +1,4 @@
-"""The sections of a report that are pivots of the facts, in the order of the page; pictures have their own file."""
+"""Sections of a report that are pivots of the facts, in the order of the page."""
 
 from __future__ import annotations
 
@@ -212,7 +212,7 @@ def _efforts(cost: Cost) -> dict[str, float]:
 
 
 def _audits(facts: Facts) -> list[Row]:
-    """The audit of each arm and pre-training: that of the first run which has one, and the runs that differ from it."""
+    """One audit for each arm and pre-training, that of its first run, with the runs whose audit differs."""
     found: dict[str, list[tuple[Run, Audit]]] = {}
     for run in facts.folder.runs.values():
         if content := run.fact(AUDIT_FILE, Audit):
@@ -254,7 +254,7 @@ def _tiles(facts: Facts, findings: Findings) -> list[Tile]:
 
 
 def _lead_tile(label: str, found: Verdict, when: str) -> Tile:
-    """An arm is named as ahead only where the rule decided so; every difference has its interval, or none."""
+    """The tile of a comparison; an arm is named as ahead only where the rule decided so."""
     text = difference_text(found)
     if found.obstacle:
         return Tile(label, "no answer", minus(f"{found.obstacle.title}; difference {text}"))

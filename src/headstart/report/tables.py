@@ -31,7 +31,7 @@ class Number:
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a table: of an arm, of the gap of an arm to the baseline, or of the paper."""
+    """One line of a table: of an arm, of its gap to the baseline, or of the paper."""
 
     kind: str
     label: str
@@ -40,7 +40,7 @@ class Line:
 
 @dataclass(frozen=True)
 class MetricLines:
-    """All lines of one metric; columns belong to the table that it is part of."""
+    """All lines of one metric; the columns are those of its table."""
 
     name: str
     lines: tuple[Line, ...]
@@ -58,7 +58,7 @@ class ScheduleTable:
 
 @dataclass(frozen=True)
 class ErrorRow:
-    """One error type in all arms: AP50 gained by fixing it, and how many; gap: candidate's gain minus baseline's."""
+    """One error type in all arms: AP50 gained by fixing it, and its count; gap: candidate's gain minus baseline's."""
 
     name: str
     meaning: str
@@ -180,7 +180,7 @@ def cost_lines(facts: Facts) -> list[Row]:
 def class_tables(folder: StudyFolder) -> dict[str, list[Row]]:
     """By kind: AP of each class at the headline cell in both arms, the candidate's largest lead first.
 
-    Undefined ones come last.
+    Classes without a gap come last.
     """
     if folder.headline_cell is None:
         return {}
@@ -214,7 +214,7 @@ def size_table(facts: Facts) -> list[Row]:
 
 
 def error_tables(folder: StudyFolder) -> dict[str, list[ErrorRow]]:
-    """For boxes and masks, as far as they are known, one row an error type at the headline cell."""
+    """By kind, boxes and masks where counted: one row for each error type at the headline cell."""
     if folder.headline_cell is None:
         return {}
     runs = {arm: folder.ends(arm, *folder.headline_cell) for arm in folder.arms}

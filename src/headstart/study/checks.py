@@ -59,7 +59,7 @@ def flat_patch(where: str, patch: Mapping[str, Any], *, allowed: Collection[str]
 
 
 def check_schedules(chosen: Iterable[tuple[str, str, tuple[str, ...]]], num_seeds: int) -> None:
-    """ValueError for schedules (arm, amount of data, names) that are none, not known, given twice, or too many."""
+    """ValueError for schedules (arm, amount of data, names) that are missing, unknown, given twice, or too many."""
     num_cells = 0
     for arm, amount, names in chosen:
         if not names:
@@ -80,7 +80,7 @@ def _length(name: str, where: str) -> tuple[Fraction, str]:
 
 
 def check_public(weights: Mapping[str, object]) -> None:
-    """ValueError for an arm with documented public weights whose {arm: start.weights} are none, or the study's own."""
+    """ValueError for arms with documented public weights whose start.weights are missing or made by the study."""
     for arm, name in weights.items():
         if name is None or str(name).startswith(PRETRAIN_PREFIX):
             raise ValueError(
@@ -90,7 +90,7 @@ def check_public(weights: Mapping[str, object]) -> None:
 
 
 def check_lengths(schedules: Mapping[str, Schedule], source: str) -> None:
-    """ValueError for two schedules of as many steps, such as 2x and 2.01x of a short base: their runs are the same."""
+    """ValueError for two schedules of equally many steps, such as 2x and 2.01x of a short base."""
     known: dict[int, str] = {}
     for name, schedule in schedules.items():
         if (same := known.setdefault(schedule.total, name)) != name:
@@ -133,7 +133,7 @@ class Branch:
 
 
 def check_branch(arms: Arms, arm: str, *, share: bool) -> None:
-    """ValueError for a branch that could not begin, or that would be its parent; other arms pass."""
+    """ValueError for a branch that could not begin, or that changes nothing of its parent; other arms pass."""
     given = [key for key in BRANCH_KEYS if key in arms[arm]]
     if not given:
         return

@@ -1,8 +1,8 @@
 """A study's folder: study.yaml and plan.json, written and read here, and its results as one object.
 
 plan.json holds cells, segments, each with its directory and whether it is finished, and the looks that were made.
-While a study runs, changes of segments are appended to segments.jsonl, which readers put on top and the next whole
-plan.json replaces.
+A running study appends changes of segments to segments.jsonl. Readers apply them to plan.json, and the next write of
+plan.json replaces the file.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from headstart.verdict.looks import Look
 from headstart.version import __version__
 
 STUDY_FILE, PLAN_FILE, CHANGES_FILE = "study.yaml", "plan.json", "segments.jsonl"
-FORMAT = 2  # of all files of a study's folder; plan.json states it, and those written before it did not; 1: no looks
+FORMAT = 2  # of a study's folder, stated by plan.json; a plan.json without it is of format 1, which had no looks
 OPEN = ("open", "spread")  # obstacles to a conclusion that more seeds may remove
 
 
@@ -76,7 +76,7 @@ class PlanFile(Struct, forbid_unknown_fields=True, kw_only=True):
 
     @property
     def is_open(self) -> bool:
-        """True if the latest look at the seeds of the plan came to no conclusion, and more seeds may change that."""
+        """True if the latest look at the plan's seeds reached no conclusion and more seeds may change that."""
         seeds = {cell.seed for cell in self.cells}
         own = [look for look in self.looks if seeds == set(look.seeds)]
         return bool(own) and own[-1].obstacle in OPEN
@@ -146,9 +146,9 @@ def is_finished(directory: Path, plan: Plan) -> bool:
 
 
 def inputs_digest(directory: Path) -> str:
-    """SHA-256 of what a report is made of: study.yaml, the plan, the files of all runs that have begun; the version."""
+    """SHA-256 of what a report is made of: version, study.yaml, plan, and files of all runs that have begun."""
     study, plan = read_yaml(directory / STUDY_FILE), read_plan(directory)
-    plan.looks.clear()  # they say what reports found in all the rest
+    plan.looks.clear()  # reports make them from all the rest
     digest = hashlib.sha256(f"{__version__} {study}".encode() + msgspec.json.encode(plan))
     names = ("rows.jsonl", VARIANTS_FILE, SEGMENT_FILE, ENVIRONMENT_FILE, AUDIT_FILE, "recipe.yaml")
     begun = [(directory / entry.directory, entry.stop) for entry in plan.segments if entry.directory]
@@ -164,7 +164,7 @@ def inputs_digest(directory: Path) -> str:
 
 
 def is_current(directory: Path) -> bool:
-    """True if the report in a study's folder was made from what is there now, by content: clocks have no say."""
+    """True if the report in a study's folder was made from its present content; file times do not count."""
     summary = directory / "report.json"
     if not summary.exists() or not (directory / "report.html").exists() or not (directory / PLAN_FILE).exists():
         return False
@@ -190,10 +190,10 @@ def write_study(
 ) -> None:
     """Write plan.json and study.yaml whole; a file with the same content keeps its time.
 
-    A study.yaml of the same study stays, with its comments. ValueError for another one without a plan.json beside it,
-    which was not written here. The looks of an earlier plan.json are kept.
-    settings are the study's fields, data the paths of the validation data, overrides the patch on every recipe; begun
-    and finished are the directories of segments by name. A segment that has not begun has none.
+    A study.yaml of the same study stays, with its comments. ValueError for the study.yaml of another study without a
+    plan.json beside it, which no study wrote. The looks of an earlier plan.json are kept.
+    settings are the study's fields, data the paths of the validation data, overrides the patch on every recipe. begun
+    and finished give the directories of segments by name; other segments have none.
     """
     directory.mkdir(parents=True, exist_ok=True)
     found = {**(begun or {}), **(finished or {})}
@@ -210,7 +210,7 @@ def write_study(
         "differences": list(differences),
         "data": data,
         "overrides": dict(overrides or {}),
-        "looks": _looks(directory) if (directory / PLAN_FILE).exists() else [],
+        "looks": msgspec.to_builtins(read_plan(directory).looks) if (directory / PLAN_FILE).exists() else [],
     }
     study = yaml.safe_dump(dict(settings), sort_keys=False)
     is_same = (directory / STUDY_FILE).exists() and _holds(directory / STUDY_FILE, study)
@@ -230,9 +230,9 @@ def write_study(
 
 
 def _holds(path: Path, study: str) -> bool:
-    """True if a study file is the study of this text."""
+    """True if a study file describes the same study as this text."""
     with named(path):
-        content = path.read_bytes()  # once: what cannot be read must not count as another study
+        content = path.read_bytes()  # read once: an unreadable file must not count as another study
     if content == study.encode():
         return True
     try:
@@ -243,7 +243,7 @@ def _holds(path: Path, study: str) -> bool:
 
 
 def note_segment(directory: Path, name: str, place: Path, *, finished: bool) -> None:
-    """Append that a segment has begun in a directory, or is finished there: readers see it at once."""
+    """Append to segments.jsonl that a segment has begun in a directory, or is finished there."""
     change = {"name": name, "directory": Path(os.path.relpath(place, directory)).as_posix(), "finished": finished}
     path = directory / CHANGES_FILE
     with named(path), path.open("a", encoding="utf-8", newline="\n") as file:
@@ -251,19 +251,15 @@ def note_segment(directory: Path, name: str, place: Path, *, finished: bool) -> 
 
 
 def note_look(directory: Path, look: Look) -> None:
-    """Add a look to plan.json, unless it is there, whatever its date."""
+    """Add a look to plan.json, unless plan.json holds one that is equal but for the date."""
     with plan_lock(directory):
         plan = read_plan(directory)
         if look not in [replace(known, date=look.date) for known in plan.looks]:
             content = read_json(directory / PLAN_FILE, dict[str, Any])
-            content |= {"format": FORMAT, "looks": [*_looks(directory), msgspec.to_builtins(look)]}
+            content |= {"format": FORMAT, "looks": msgspec.to_builtins([*plan.looks, look])}
             write_whole(directory / PLAN_FILE, json_text(content, indent=1))
 
 
 def plan_lock(directory: Path) -> AbstractContextManager[None]:
-    """Wait for one's turn to write plan.json: the tasks of a cluster may end at the same time."""
+    """Lock for writing plan.json, waiting for its turn: tasks of a cluster may end at the same time."""
     return locked(directory / "plan.lock", taken="the plan is being written", wait=inf)
-
-
-def _looks(directory: Path) -> list[dict[str, Any]]:
-    return [msgspec.to_builtins(look) for look in read_plan(directory).looks]

@@ -52,7 +52,7 @@ def num_evaluations(start: int, stop: int, every: int, *, at_end: bool = True) -
 
 
 def expected_seconds(start: int, stop: int, load: Load, *, is_trunk: bool = False) -> float:
-    """Seconds of the steps start..stop in one run, its start and its evaluations; a trunk's end has none."""
+    """Seconds of the steps start..stop in one run, its start and its evaluations; a trunk's end is not evaluated."""
     evaluated = num_evaluations(start, stop, load.eval_every, at_end=not is_trunk) * load.num_eval_images
     return load.seconds_to_start + (stop - start) * load.seconds_per_step + evaluated * load.seconds_per_eval_image
 
@@ -63,25 +63,24 @@ def variant_seconds(load: Load) -> float:
 
 
 def segment_rows(plan: Plan, loads: Mapping[str, Load]) -> list[dict[str, Any]]:
-    """One row a segment, in the order of the plan, with the number of cells that need it; loads by `load_key`."""
+    """One row for each segment, in the order of the plan, with the number of its cells; loads by `load_key`."""
     users = plan.cells_of()
     return [
         {
             "segment": segment.name,
             **{name: getattr(segment, name) for name in _COLUMNS},
             "cells": len(users[segment.name]),
-            **_work(segment.steps, segment.fraction, loads[load_key(segment)]),
-            "seconds": expected_seconds(
-                segment.start, segment.stop, loads[load_key(segment)], is_trunk=segment.kind == "trunk"
-            )
-            + (variant_seconds(loads[load_key(segment)]) if segment.kind == "tail" else 0.0),
+            **_work(segment.steps, segment.fraction, load),
+            "seconds": expected_seconds(segment.start, segment.stop, load, is_trunk=segment.kind == "trunk")
+            + (variant_seconds(load) if segment.kind == "tail" else 0.0),
         }
         for segment in plan.segments
+        for load in [loads[load_key(segment)]]
     ]
 
 
 def cell_rows(plan: Plan, loads: Mapping[str, Load]) -> list[dict[str, Any]]:
-    """One row a cell as if it were run alone, pre-training left out; a branch has its parent's load before it."""
+    """One row for each cell as if run alone, without pre-training; steps before a branch have its parent's load."""
     by_name = {segment.name: segment for segment in plan.segments}
     return [
         {
@@ -134,9 +133,9 @@ def makespan(plan: Plan, loads: Mapping[str, Load], jobs: int) -> float:
 
 
 def time_to_finish(plan: Plan, seconds: Mapping[str, float], jobs: int) -> float:
-    """Seconds until all is done, given those of each segment, each beginning when what it needs is there.
+    """Seconds until the whole plan is done, given the seconds of each segment and `jobs` segments at a time.
 
-    Segments begin in the order of the plan, as `study run` begins them; a finished one takes 0 seconds.
+    Segments begin in the order of the plan, each after those it needs, as in `study run`. A finished one takes 0 s.
     """
     assert jobs >= 1
     waiting, ends, running, now = list(plan.segments), {}, [], 0.0
@@ -152,14 +151,14 @@ def time_to_finish(plan: Plan, seconds: Mapping[str, float], jobs: int) -> float
 
 
 class WorkDone:
-    """Share of a study's expected seconds that is done, in percent, and how much of it was done before this run."""
+    """Share of a study's expected seconds that is done, in percent, and the part done before this run."""
 
     def __init__(self, seconds: Mapping[str, float]):
         self.seconds, self.shares = dict(seconds), dict.fromkeys(seconds, 0.0)
         self.first: dict[str, float] = {}  # shares that an earlier run had done
 
     def update(self, segment: str, share: float, *, found: bool = False) -> tuple[float, float]:
-        """Percent of the whole study, now that `share` (0..1) of a segment is done, and of it the percent found done.
+        """Record `share` (0..1) of a segment as done; returns the study's percent done, and the percent found done.
 
         A segment counts as found up to its first share, unless that is its end, which `found` tells apart.
         """

@@ -1,8 +1,8 @@
 """Plans of studies: cells, and segments with shared trunks, in the order in which they run.
 
-While the learning rate is constant the length of a schedule changes nothing, so the schedules of one arm, fraction and
-seed share one trunk up to the first drop of each. A cell is then the trunk up to there plus its own tail, bit for bit
-the same as a run of its own. An arm that is a branch of another leaves that one's trunk and ends in tails of its own.
+While the learning rate is constant the length of a schedule changes nothing. The schedules of one arm, fraction and
+seed therefore share one trunk up to the first drop of each. A cell is the trunk up to there plus its own tail, bit for
+bit the same as a run of its own. A branch leaves the trunk of another arm and ends in tails of its own.
 Pure: no files, no model.
 """
 
@@ -67,7 +67,7 @@ class Segment(Struct, frozen=True, forbid_unknown_fields=True):
 class Plan:
     """Segments in an order in which each comes after what it needs, and the cells they make up.
 
-    notes lists settings without effect. Step counts leave pre-training out, which has its own.
+    notes lists settings without effect. Step counts leave out pre-training, which `steps_pretrain` counts.
     """
 
     segments: tuple[Segment, ...]
@@ -131,8 +131,8 @@ def expand(
     Numbers of images must be shares by now (`StudySpec.on`).
     arm_schedules replaces `schedules` for arms whose patch changes rate, warm-up or base length. branch_steps are the
     steps that each branch runs by itself.
-    Seed by seed, so that one whole seed is soon there: its pre-training, then by fraction and arm, branches after the
-    arms that they leave.
+    Segments are ordered by seed, so that one whole seed finishes early. Within a seed pre-training comes first, then
+    fractions and arms, branches after the arms that they leave.
     Raises ValueError naming the field for schedules that are missing or that cannot share a trunk when asked to.
     """
     assert all(entry.fraction is not None for entry in study.fractions), study.fractions
@@ -180,7 +180,7 @@ def _pretraining(study: StudySpec, seed: int, steps: Mapping[str, int], known: C
 def _trunk(
     study: StudySpec, arm: str, fraction: float, seed: int, cuts: Mapping[str, Mapping[str, int]]
 ) -> list[Segment]:
-    """The trunk of an arm in parts: one ends wherever a schedule of it first drops or a branch leaves it."""
+    """The trunk of an arm in parts, which end where a schedule first drops or a branch leaves."""
     if study.branch_of(arm):
         return []
     branches = [child for child in study.arms if (branch := study.branch_of(child)) and branch.parent == arm]
@@ -218,7 +218,7 @@ def _names(trunk: list[Segment], stop: int) -> tuple[str, ...]:
 
 
 def _order(segment: Segment) -> tuple[int, bool, int]:
-    """A tail follows the part of the trunk that it leaves, so that the first schedule is soon there."""
+    """Sort key: a tail follows the part of the trunk that it leaves, so that the first schedule finishes early."""
     is_tail = segment.kind == "tail"
     return (segment.start if is_tail else segment.stop, is_tail, segment.stop)
 
@@ -256,7 +256,7 @@ def _check_branch_point(
 
 
 def _drops(schedules: Mapping[str, Schedule]) -> dict[str, int]:
-    """The first drop of each schedule, where it leaves the trunk. Refuses schedules that part before that."""
+    """First drop of each schedule, where it leaves the trunk; ValueError for schedules that differ before."""
     ordered = sorted(schedules.items(), key=lambda item: item[1].first_drop)
     for name, schedule in ordered:
         if not schedule.drops:

@@ -35,9 +35,9 @@ MOST_MARKS = 8  # checkpoints that a trunk keeps for schedules planned later: a 
 class Prepared:
     """A study with its plan, and the recipes, schedules and data that the plan rests on.
 
-    recipes {arm or "pretrain:NAME": (recipe, origin of each value)}, with every `auto` settled on this machine; asked
-    are the same recipes as written; schedules {arm: {name: Schedule}}; num_images {fraction: images}, pretrain_images
-    {pre-training: {fraction: images}}; differences are rows of `difference_sheet`; overrides are the command line's
+    recipes {arm or "pretrain:NAME": (recipe, origin of each value)} have every `auto` settled on this machine. asked
+    are the same recipes as written. schedules {arm: {name: Schedule}}; num_images {fraction: images}; pretrain_images
+    {pre-training: {fraction: images}}. differences are rows of `difference_sheet`. overrides are the command line's
     patch on every recipe.
     """
 
@@ -128,7 +128,7 @@ def arm_recipe(study: StudySpec, arm: str, overrides: Patch) -> Resolved:
 def pretrain_recipe(study: StudySpec, name: str, overrides: Patch) -> Resolved:
     """The resolved recipe of a pre-training, as `arm_recipe`; ValueError for one that starts from another.
 
-    A recipe of its own takes fields of the machine only from the overrides; the study's recipe takes all, below `set`.
+    An own recipe takes only MACHINE fields of the overrides; the study's recipe takes all, but `set` prevails.
     """
     entry, label = study.pretrain[name], ("segment", {"name": f"pretrain-{name}"})
     if entry.recipe is None:
@@ -167,7 +167,7 @@ def segment_recipe(prepared: Prepared, segment: Segment, weights: Path | None = 
 def segment_run(
     prepared: Prepared, segment: Segment, done: Mapping[str, RunResult]
 ) -> tuple[AnyRecipe, Provenance, Span]:
-    """The recipe of a segment, the origin of its values, and its part of the lineage; its needs are in `done`."""
+    """The recipe of a segment, the origin of its values, and its span; `done` holds the segments that it needs."""
     weights = done[segment.weights_from].checkpoint if segment.weights_from else None
     recipe, origins = segment_recipe(prepared, segment, weights)
     parent = done[segment.parent].checkpoint if segment.parent else None
@@ -186,13 +186,13 @@ def segment_run(
 
 
 def difference_sheet(study: StudySpec, recipes: Mapping[str, AnyRecipe]) -> list[dict[str, Any]]:
-    """Rows of fields in which the arms' recipes differ: the field, its value by arm, and whether an arm declares it."""
+    """Rows of fields in which the arms' recipes differ: the field, its values by arm, and if an arm declares it."""
     rows: list[dict[str, Any]] = []
     branches = {arm: study.branch_of(arm) for arm in study.arms}
     if any(branches.values()):  # a difference that no field of a recipe states
         values = {arm: branch and f"{branch.parent}, until the last {branch.last}" for arm, branch in branches.items()}
         rows.append({"field": "branch_of", "values": values, "declared": True})
-    if study.tuning:  # nought for an arm of which the study states none
+    if study.tuning:  # 0 for an arm of which the study states none
         efforts = {arm: study.tuning.get(arm, Tuning(trials=0, steps=0)) for arm in study.arms}
         for name in ("trials", "steps", "note"):
             values = {arm: getattr(own, name) for arm, own in efforts.items()}
@@ -218,7 +218,7 @@ def refuse_undeclared(prepared: Prepared) -> None:
 
 
 def rehash(prepared: Prepared) -> None:
-    """Read every image of a study's data anew, so that its segments are those of what is there now."""
+    """Read every image of a study's data anew, so that segments are found by its present content."""
     most, done = max(prepared.num_images), set()
     for name, (recipe, _) in prepared.recipes.items():
         if not name.startswith(PRETRAIN_PREFIX):

@@ -55,8 +55,8 @@ def ray_calls(cluster: Cluster, study: str) -> Iterator[Callable[..., Future[Any
     """A function that submits a call `work(prepared, segment, ...)` as a Ray task; the first error stops the rest.
 
     The cluster is the one that Ray finds (RAY_ADDRESS), else this machine. The machine of a segment, and how often it
-    is started again, do not change its result. ValueError where Ray is not installed, where no machine has what a task
-    asks for, and for a segment whose workers were lost more often than `retries`.
+    is started again, do not change its result. ValueError where Ray is not installed or no machine has the resources of
+    a task, and for a segment that lost its workers more than `retries` times.
     """
     with _connected(cluster) as ray:
         task = ray.remote(num_cpus=cluster.cpus, num_gpus=cluster.gpus, max_retries=cluster.retries)(_work)
@@ -78,7 +78,7 @@ def ray_calls(cluster: Cluster, study: str) -> Iterator[Callable[..., Future[Any
                 f"({type(error).__name__}); the same command continues at the last checkpoint"
             ) from None
         finally:
-            for reference in started:  # nothing where all are finished
+            for reference in started:  # no effect on finished ones
                 ray.cancel(reference, force=True)
 
 
@@ -86,7 +86,7 @@ def ray_calls(cluster: Cluster, study: str) -> Iterator[Callable[..., Future[Any
 def _connected(cluster: Cluster) -> Iterator[Any]:
     """Ray, connected to a cluster that can run these tasks; disconnected at the end."""
     _require_ray()
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing here reaches for the network by itself
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no use of the network without being asked
     import ray
 
     own = not ray.is_initialized()
@@ -125,7 +125,7 @@ def _work(folder: str, gpus: int, name: str, work: Callable[..., Any], *given: A
         return work(*given)
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    # what torchrun does, for a function
+    # as torchrun, but for a function
     config = LaunchConfig(1, 1, gpus, run_id=name, rdzv_backend="c10d", rdzv_endpoint="localhost:0")
     return elastic_launch(config, _one_of_several)(work, *given)[0]
 

@@ -87,7 +87,7 @@ class Run:
         return NAN if row is None else metric_of(row, name)
 
     def place(self, folder: Path) -> str | None:
-        """The directory relative to the study's folder; None for one that has not begun."""
+        """The directory relative to the study's folder; None before the run has begun."""
         return None if self.directory is None else Path(os.path.relpath(self.directory, folder)).as_posix()
 
     @property
@@ -116,8 +116,8 @@ class Run:
 class StudyFolder:
     """A study's results: study.yaml, its plan, and one Run a segment, by segment name.
 
-    num_images are training images by fraction; differences are the rows of the difference sheet, each with field,
-    values by arm, and declared; overrides are the command line's patch on every recipe; looks those made before.
+    num_images are training images by fraction. differences are rows of the difference sheet: field, values by arm, and
+    declared. overrides are the command line's patch on every recipe. looks are those made before.
     """
 
     path: Path
@@ -206,8 +206,8 @@ class StudyFolder:
     def common_schedules(self, fraction: float) -> tuple[str, ...]:
         """Schedules that both arms of the question have at a fraction, shortest first; none with a single arm.
 
-        Arms without a common one are compared at the longest that each has: "9x against 6x", the
-        candidate's first. `own_schedule` takes such a name apart.
+        Arms without a common schedule are compared at the longest of each: "9x against 6x", the
+        candidate's first. `own_schedule` splits such a name.
         """
         if not self.baseline:
             return ()
@@ -265,5 +265,5 @@ def metric_of(row: Mapping[str, Any], metric: str) -> float:
 
 
 def read_variants(directory: Path) -> list[Row]:
-    """Rows of the variants that the final checkpoint of a run was evaluated by; none where there is no such file."""
+    """Evaluation variants of a run's final checkpoint, a row a variant; empty without variants.jsonl."""
     return read_rows(directory / VARIANTS_FILE, "variant", "patch")

@@ -1,4 +1,4 @@
-"""Run what is missing of a study, on this machine or a cluster; or one segment of it, as a cluster's task does."""
+"""Run the missing segments of a study on this machine or a cluster, or one segment as a cluster's task."""
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -42,11 +42,12 @@ def run_study(
 ) -> Path:
     """Run every segment that is not finished, `jobs` at a time here, or on a `cluster`; returns the study's directory.
 
-    `progress` is called at every step (on a cluster never), `finished` with the name of every segment that is finished,
-    and True where it was found so. Kill it anywhere and call it again: finished segments are found by their digest,
-    begun ones continue at their last checkpoint, and those with a damaged file, which `say` names, run again. Segments
-    that another study trains in the same folder are waited for. The first error stops the segments that are running.
-    With `rehash` the final checkpoint of every finished segment is read whole, else only those that are used.
+    `progress` is called at every step, every 10 steps with several jobs, and never on a cluster. `finished` is called
+    with the name of every finished segment, and True where an earlier call had finished it. A killed call can be
+    repeated: finished segments are found by their digest, begun ones continue at their last checkpoint. Segments with a
+    damaged file, which `say` names, run again. Segments that another study trains in the same folder are waited for.
+    The first error stops the segments that are running. With `rehash` the final checkpoint of every finished segment is
+    read whole, else only those that are used.
     """
     if jobs > 1 or (cluster and not cluster.gpus):
         check_threads(prepared)
@@ -109,7 +110,10 @@ def run_segment(
     done: Mapping[str, RunResult],
     progress: Progress | None = None,
 ) -> RunResult:
-    """Run one segment whose parent and weights are in `done`, or find it finished."""
+    """Run one segment whose parent and weights are in `done`, or find it finished.
+
+    A finished tail is then evaluated by the missing variants of the study.
+    """
     recipe, origins, span = segment_run(prepared, segment, done)
     report = None if progress is None else (lambda step, values: progress(segment, step, values))
     out = segments_folder(prepared, directory)
@@ -124,8 +128,8 @@ def run_segment(
 def run_named(prepared: Prepared, name: str, out: str | Path = "runs") -> RunResult:
     """Run one segment of a study by its name, as a task of a cluster does, or find it finished.
 
-    Other segments may run at the same time; those that this one needs must be finished. ValueError says which is not,
-    and for an unknown name which is nearest. Under torchrun it joins the other processes.
+    Other segments may run at the same time; those that this one needs must be finished. ValueError names one that is
+    not, or the name nearest to an unknown one. Under torchrun the call joins the other processes.
     """
     directory = Path(out) / prepared.study.name
     prepared = with_kept_seeds(prepared, directory)
@@ -157,8 +161,8 @@ def find_segments(
     """The finished segments and the directories of those only begun, by name, found by digest; no model is built.
 
     A tail is finished when all variants of the study have been evaluated too. `segments` (all by default) come after
-    what they need. With `whole` the checkpoints that missing segments begin from are read, and with `every` those of
-    all finished ones: a segment whose checkpoint is damaged is not finished, and `say` names the file.
+    what they need. `whole` reads the checkpoints that missing segments begin from, `every` those of all finished
+    segments. A segment whose checkpoint is damaged is not finished; `say` names the file.
     """
     finder, done, begun = finder or Finder(), {}, {}
     out, variants = segments_folder(prepared, directory), prepared.study.also_evaluate
@@ -196,7 +200,7 @@ def default_jobs(prepared: Prepared) -> int:
 
 
 def check_threads(prepared: Prepared) -> None:
-    """ValueError where the number of jobs would change results: sums on a CPU depend on the threads that share them."""
+    """ValueError for recipes on a CPU without a number of threads: the last bits of sums depend on that number."""
     for recipe in prepared.asked.values():
         if recipe.train.threads is None and choose_device(recipe.device).value == "cpu":
             raise ValueError(
@@ -206,7 +210,7 @@ def check_threads(prepared: Prepared) -> None:
 
 
 def refuse_auto(prepared: Prepared) -> None:
-    """ValueError where the machines of a cluster would settle the precision of segments, each by its own hardware."""
+    """ValueError for precision `auto`, which each machine of a cluster would settle by its own hardware."""
     for name, recipe in prepared.asked.items():
         if recipe.train.precision == "auto":
             raise ValueError(
@@ -216,7 +220,7 @@ def refuse_auto(prepared: Prepared) -> None:
 
 
 def lock(directory: Path) -> AbstractContextManager[None]:
-    """Only one process runs a study at a time; ValueError says who does. A killed process holds nothing."""
+    """Lock a study for this process; ValueError names the process that runs it. A killed process holds no lock."""
     return locked(directory / "lock", taken="this study is being run")
 
 
@@ -239,7 +243,7 @@ def _note(directory: Path, segment: Segment, place: Path, *, finished: bool) -> 
 
 
 def _update_plan(prepared: Prepared, directory: Path, begun: dict[str, Path]) -> None:
-    """Write plan.json as the study is now, with other processes at work on it; `begun` has no directories yet."""
+    """Write plan.json from the present files, while other processes run; `begun` adds segments without files yet."""
     if distributed.is_writer():
         done, known = find_segments(prepared, directory)
         _write(prepared, directory, done, begun | known)

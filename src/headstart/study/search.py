@@ -1,7 +1,7 @@
 """A search over a recipe's values on one arm, as the paper tuned its small-data recipes on the pre-trained arm.
 
-Every combination of the grid is one trial: an arm of a study of its own, run by the same segments, so that a search
-is stopped, continued and extended like any study. What is picked comes with its effort, for the study that uses it.
+Each combination of the grid is one trial: an arm of a separate study. A search is therefore stopped, continued and
+extended like any study. The picked values are written with the tuning effort, for the study that uses them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from headstart.verdict.numbers import metric_name, score
 
 @dataclass(frozen=True)
 class Trial:
-    """One combination {dotted field: value}, its steps, and the metric at its end in 0..1 (nan: not there)."""
+    """One combination {dotted field: value}, its steps, and the metric at its end in 0..1 (nan: not measured yet)."""
 
     name: str
     values: dict[str, Any]
@@ -31,7 +31,10 @@ class Trial:
 
 
 def trial_study(study: StudySpec) -> StudySpec:
-    """The study of a search: one arm a combination of the grid, at one schedule, amount of data and seed."""
+    """The study of a search: one arm a combination of the grid, at one schedule, amount of data and seed.
+
+    ValueError for a study without `search`.
+    """
     search = study.search
     if search is None:
         raise ValueError(f"study {study.name}: has no search, expected a key such as search: {{arm: …, grid: …}}")
@@ -60,7 +63,7 @@ def combinations(study: StudySpec) -> dict[str, dict[str, Any]]:
 
 
 def trials_of(study: StudySpec, folder: StudyFolder) -> list[Trial]:
-    """The trials of a search with what they reached so far, in the order of the grid."""
+    """Trials of a search with their scores so far, in the order of the grid."""
     (fraction,), found = folder.fractions, []
     for name, values in combinations(study).items():
         reached = folder.scores(study.search.metric, name, study.search.schedule, fraction)[0]
@@ -77,7 +80,10 @@ def best_of(trials: list[Trial]) -> Trial:
 
 
 def write_tuned(study: StudySpec, trials: list[Trial], directory: Path) -> Path:
-    """search.json with all trials; tuned.yaml with the patch that was picked and the effort, to be put into a study."""
+    """Write search.json (all trials) and tuned.yaml (picked patch and effort, for a study); returns the latter's path.
+
+    ValueError unless every trial has a score.
+    """
     picked, search = best_of(trials), study.search
     effort = {
         "trials": len(trials),

@@ -24,7 +24,7 @@ PaperTable = Literal[
 ]  # fmt: skip
 EarlierStudy = Literal["bccd"]
 PRETRAIN_PREFIX = "pretrain:"  # "start.weights: pretrain:NAME" means the result of this study's own pre-training
-MOST = 1000  # arms, schedules, fractions and seeds each: verdicts advise no more seeds either (verdict.MOST_SEEDS)
+MOST = 1000  # arms, schedules, fractions and seeds each: verdicts advise no more seeds either (rule.MOST_SEEDS)
 
 
 def check_names(given: Collection[object], known: Collection[str], what: str) -> None:
@@ -122,15 +122,15 @@ class DataFraction(StudySection):
 
     @property
     def rounded(self) -> float | str:
-        """The amount as `plan.lineage_name` has it: equal ones would share the names of their runs."""
+        """The amount with the digits of `plan.lineage_name`: runs of equal rounded amounts would share a name."""
         return self.amount if self.fraction is None else float(f"{self.fraction:.6g}")
 
 
 class Pretraining(StudySection):
     """A pre-training of this study; arms take its weights with `start.weights: pretrain:NAME`.
 
-    recipe: any recipe; without one, the study's own with its `set` and the command line's overrides. It is repeated for
-    each fraction and seed of its arms, except for those that `set` states (`data.fraction`, `seed`).
+    recipe: any recipe; by default the study's own with its `set` and the command line's overrides. The pre-training is
+    repeated for each fraction and seed of its arms, unless `set` states them (`data.fraction`, `seed`).
     uses: the number of trainings over which its cost is amortised.
     """
 
@@ -145,7 +145,7 @@ class Pretraining(StudySection):
         return frozenset(("data.fraction", "seed")) - flatten(self.set).keys()
 
     def place(self, name: str, fraction: float, seed: int) -> tuple[str, float, int]:
-        """Segment name, fraction and seed of the pre-training for an arm's; 1 and 0 for what does not follow."""
+        """Name, fraction and seed of the segment for an arm's fraction and seed; 1 and 0 for those not followed."""
         parts, follows = [f"pretrain-{name}"], self.follows
         parts += [f"f{fraction:.6g}"] if "data.fraction" in follows else []
         parts += [f"s{seed}"] if "seed" in follows else []
@@ -153,7 +153,7 @@ class Pretraining(StudySection):
 
 
 class PublicStart(StudySection):
-    """The documented public weights that an arm starts from (a name in weights/public.yaml), and for how many uses."""
+    """Documented public weights of an arm: a name in weights/public.yaml, and the uses that share their cost."""
 
     section = "public_weights"
     name: Text
@@ -170,7 +170,7 @@ class Tuning(StudySection):
 
 
 class Account(StudySection):
-    """Samples of an image of the training set, for a study that counts what its arms would see and trains nothing."""
+    """Size and averages of the training set, for a study that counts samples and trains nothing."""
 
     section = "account"
     num_images: Images
@@ -204,7 +204,7 @@ _PATHS = (*_SETS, ".start.weights")
 
 
 def with_places(patch: Mapping[str, Any], folder: Path, prefix: str = "") -> dict[str, Any]:
-    """A study's mapping in which paths that are not in the working directory, but in `folder`, lead there."""
+    """A study's mapping in which paths absent from the working directory but present in `folder` point there."""
     made: dict[str, Any] = {}
     for key, value in patch.items():
         name = f"{prefix}.{key}"

@@ -1,4 +1,4 @@
-"""A study as job arrays of Slurm: one array a level of the segment graph, one task a segment, one submit script."""
+"""A study as Slurm job arrays: one array for each level of the segment graph, one task for each segment."""
 
 import re
 import shlex
@@ -45,9 +45,9 @@ def write_jobs(prepared: Prepared, study: str, overrides: Sequence[str], out: st
     """Write `slurm/` into the study's directory: level-N.sh (an array), report.sh, and submit.sh, which chains them.
 
     `study` and `overrides` are the words of the command line, which every task repeats. A level begins when the one
-    before has succeeded. Finished segments are left out, so that after a failure or a time limit the same call writes
-    what is still to do; a task that was begun continues at its last checkpoint. ValueError where nothing is left, for
-    control characters anywhere, and for a folder whose name an #SBATCH line cannot quote.
+    before has succeeded. Finished segments are left out: after a failure or a time limit the same call writes the rest.
+    A task that has begun continues at its last checkpoint. ValueError where nothing is left, for control characters
+    anywhere, and for a folder whose name an #SBATCH line cannot quote.
     """
     _check_words(study, overrides, out, job)
     if not job.gpus:
@@ -90,7 +90,7 @@ def write_jobs(prepared: Prepared, study: str, overrides: Sequence[str], out: st
 def levels_of(segments: Sequence[Segment], done: set[str]) -> tuple[tuple[str, ...], ...]:
     """Names of the segments that are missing, each in the first level after all that it needs."""
     level: dict[str, int] = {}
-    for segment in segments:  # in an order in which each comes after what it needs
+    for segment in segments:  # each comes after those that it needs
         if segment.name not in done:
             level[segment.name] = max((level[name] + 1 for name in segment.needs if name in level), default=0)
     return tuple(
@@ -112,7 +112,7 @@ def _check_words(study: str, overrides: Sequence[str], out: str | Path, job: Job
 
 
 def _submit(folder: Path, num_levels: int) -> str:
-    """Each array after the one before it; --parsable prints the job's number, and its cluster after a semicolon."""
+    """Text of submit.sh, each array after the one before; --parsable prints the job's number, and ;CLUSTER if any."""
     lines = ["#!/bin/bash", "set -euo pipefail", f"cd {shlex.quote(str(folder.resolve()))}"]
     scripts = [*(f"level-{number}.sh" for number in range(num_levels)), "report.sh"]
     for number, script in enumerate(scripts):
@@ -122,7 +122,7 @@ def _submit(folder: Path, num_levels: int) -> str:
 
 
 def _header(name: str, folder: Path, options: Sequence[str], log: str) -> str:
-    """The first lines of a job: its name, its log beside it (%% stands for %), the folder in which it was written."""
+    """First lines of a job: its name, its log in `folder` (%% stands for %), and the current directory."""
     place = str(folder.resolve()).replace("%", "%%")
     lines = [f"--job-name={name}", f'--output="{place}/{log}"', *options]
     begin = "".join(f"#SBATCH {line}\n" for line in lines)

@@ -51,18 +51,18 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")  # names become parts of
 class StudySpec(StudySection):
     """A paired comparison: arms, schedules, fractions and seeds, and the rule written before the first run.
 
-    arms are patches on the recipe, by dotted field. An arm with `branch_of: ARM` and `last: DURATION` continues that
-    arm's trunk for the last DURATION of each schedule, with its own patch on top. schedules are names such as "2x", the
-    same for all arms or a list an arm. fractions keep the given order. seeds N means 0..N-1; of a rule with looks they
-    are those of one look, the last by default. `share: false` runs every cell from its own start.
+    arms are patches on the recipe, by dotted field. An arm with `branch_of: ARM` and `last: DURATION` is a branch: it
+    continues that arm's trunk for the last DURATION of each schedule, with its own patch on top. schedules are names
+    such as "2x", the same for all arms or a list an arm. fractions keep the given order. seeds N means 0..N-1; under a
+    rule with looks they are those of one look, the last by default. `share: false` runs every cell from its own start.
     also_evaluate {variant: patch} evaluates every final checkpoint again under each patch; "VARIANT:METRIC" is then a
     metric. search is the grid of `headstart study search`.
-    public_weights gives, by arm, the documented cost of weights made elsewhere; tuning, by arm, the effort spent on its
-    settings (reported, no part of the verdict). `runs` names a folder beside the study's own for its segments: studies
-    with the same folder share equal segments. `small` replaces whole fields at size small (`sized`).
-    `paper` puts that table of the paper into the report's schedule table, `beside` the curves of an earlier study below
-    its own. A study with `account` trains nothing: the
-    samples that its arms would see are counted. allow_overlap runs it on validation images that are training images.
+    public_weights gives, by arm, the documented cost of weights made elsewhere. tuning gives, by arm, the effort spent
+    on its settings, which is reported and no part of the verdict. `runs` names a folder beside the study's own for its
+    segments: studies with the same folder share equal segments. `small` replaces whole fields at size small (`sized`).
+    `paper` adds that table of the paper to the report's schedule table. `beside` shows the curves of an earlier study
+    below the study's own. A study with `account` trains nothing: the samples that its arms would see are counted.
+    allow_overlap accepts validation images that are training images.
     Raises ValueError (one line of it through `parse_study`) for anything that could not run or not be decided.
     """
 
@@ -138,7 +138,7 @@ class StudySpec(StudySection):
         return self
 
     def on(self, num_images: int) -> StudySpec:
-        """The study on a training set of so many images: every number of images becomes the share that it is.
+        """The study on a training set of `num_images`: numbers of images become shares.
 
         ValueError for more images than there are, and for two equal shares.
         """
@@ -199,7 +199,7 @@ def parse_study(data: Mapping[str, Any], *, source: str) -> StudySpec:
 def read_study(name: str | Path, *, size: object = None, changes: Mapping[str, Any] | None = None) -> StudySpec:
     """The study of a shipped name or a YAML file, at a size (`sized`) and with fields changed (`changed`).
 
-    Raises ValueError, naming the file, for what cannot be read, a key given twice, or a study that could not run.
+    ValueError, naming the file, for what cannot be read, a key given twice, or a study that could not run.
     """
     source = str(find(str(name), "studies"))
     data = sized(with_places(read_yaml(source), Path(source).parent), size, source=source)
@@ -207,9 +207,9 @@ def read_study(name: str | Path, *, size: object = None, changes: Mapping[str, A
 
 
 def define_study(name: str | Path, overrides: Mapping[str, Any] | None = None) -> tuple[StudySpec, dict[str, Any]]:
-    """The study with the overrides that are its own, and those left for its recipes; no data is read.
+    """The study with its own overrides applied, and the overrides left for its recipes; no data is read.
 
-    Its own are `size`, STUDY_FIELDS, and fields of its arms, its pre-trainings and its rule.
+    Its own overrides are `size`, STUDY_FIELDS, and fields of its arms, its pre-trainings and its rule.
     """
     patch = dict(overrides or {})
     own = {
@@ -238,7 +238,10 @@ def sized(data: Mapping[str, Any], size: object, *, source: str) -> dict[str, An
 
 
 def changed(data: Mapping[str, Any], changes: Mapping[str, Any], *, source: str) -> dict[str, Any]:
-    """A study's mapping with fields of its own changed: "seeds", "arms.NAME.FIELD", "pretrain.NAME.FIELD"."""
+    """A study's mapping with fields of its own changed: "seeds", "arms.NAME.FIELD", "pretrain.NAME.FIELD".
+
+    ValueError for an unknown NAME or a missing FIELD.
+    """
     data = dict(data)
     for key, value in changes.items():
         section, _, field = key.partition(".")

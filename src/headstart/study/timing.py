@@ -33,13 +33,13 @@ from headstart.training.pool import worker_pool
 from headstart.weights.checkpoint import KEPT
 from headstart.weights.freeze import freeze, set_train_mode
 
-WARM_UP, TIMED = 2, 10  # steps; the first two pay for caches and memory
+WARM_UP, TIMED = 2, 10  # steps; the first two also fill caches and allocate memory
 EVALUATED = 128  # images at most
 _SECONDS = ("seconds_per_step", "seconds_per_eval_image", "seconds_to_start")
 
 
 def hardware_lines(prepared: Prepared) -> list[str]:
-    """Choices on this machine for the recipes of a study, with reasons: one line a field, or one for each value."""
+    """Choices on this machine for the recipes of a study, with reasons: one line for each value of a field."""
     asked = {
         name: choices_of(recipe) | mask_choice(recipe, *prepared.recipes[name])
         for name, recipe in prepared.asked.items()
@@ -56,9 +56,9 @@ def hardware_lines(prepared: Prepared) -> list[str]:
 
 
 def measure_apart(prepared: Prepared, jobs: int = 1) -> dict[str, Load]:
-    """`measure_loads` in processes of their own, which give their memory back before the study begins.
+    """Means of `measure_loads` over `jobs` processes, which free their memory before the study begins.
 
-    As many measure at a time as segments will run: they share caches and memory, and slow one another. The means.
+    As many processes measure at a time as segments will run, because these share caches and memory.
     """
     refuse_missing_weights(prepared)
     with worker_pool(jobs) as pool:
@@ -70,14 +70,17 @@ def measure_apart(prepared: Prepared, jobs: int = 1) -> dict[str, Load]:
 
 
 def kept_loads(path: Path, prepared: Prepared, jobs: int) -> dict[str, Load]:
-    """The loads that an earlier call of the same study measured on this machine; else measured now, and kept.
+    """Loads that an earlier call of the same study measured on this machine; else they are measured now and kept.
 
-    So a study that continues is not timed again.
+    A study that continues is not timed again.
     """
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
         if kept["asked"] == _asked(prepared, jobs):
-            return {name: _from_json(values) for name, values in kept["loads"].items()}
+            return {
+                name: Load(**own | {"num_images": {float(key): number for key, number in own["num_images"].items()}})
+                for name, own in kept["loads"].items()
+            }
     except (OSError, ValueError, KeyError, TypeError):
         pass  # not there, torn by a kill, or of another version: measure
     loads = measure_apart(prepared, jobs)
@@ -95,10 +98,6 @@ def keep_loads(path: Path, prepared: Prepared, jobs: int, loads: Mapping[str, Lo
 def _asked(prepared: Prepared, jobs: int) -> list[Any]:
     asked = [prepared.study.model_dump_json(), repr(prepared.overrides), repr(prepared.num_images), jobs]
     return [*asked, platform.node(), torch.__version__]
-
-
-def _from_json(values: dict[str, Any]) -> Load:
-    return Load(**values | {"num_images": {float(key): number for key, number in values["num_images"].items()}})
 
 
 def measure_loads(prepared: Prepared) -> dict[str, Load]:
@@ -144,7 +143,7 @@ def measure_loads(prepared: Prepared) -> dict[str, Load]:
 
 
 def memory_need(prepared: Prepared, loads: Mapping[str, Load]) -> tuple[int, int | None]:
-    """Bytes of the arm that takes most memory, and of memory there is; 0 and None where they are not known."""
+    """Bytes of the arm that takes most memory, and bytes of memory there are; 0 and None where unknown."""
     most = max(loads, key=lambda name: loads[name].peak_bytes)
     return loads[most].peak_bytes, memory.limit(choose_device(prepared.recipes[most][0].device).value)
 
@@ -195,9 +194,9 @@ def seconds_per_step(task: Task, recipe: AnyRecipe, device: torch.device) -> flo
 
 
 def seconds_per_image(task: Task, device: torch.device) -> float:
-    """Seconds of an evaluation, by its images.
+    """Seconds of an evaluation for each image.
 
-    A random model finds more than a trained one, so this is on the high side.
+    A random model finds more than a trained one, so the estimate is high.
     """
     num = min(task.num_eval_images, EVALUATED) if task.evaluate_first else task.num_eval_images
     since = time.perf_counter()

@@ -67,7 +67,7 @@ def missing_variants(variants: Variants, directory: Path) -> list[str]:
 
 
 def evaluate_variants(variants: Variants, directory: Path, checkpoint: Path) -> None:
-    """Evaluate a finished run's last checkpoint by every missing variant; a row is there whole or not at all."""
+    """Evaluate a finished run's last checkpoint by every missing variant; each row is written atomically."""
     weights = judged_weights(read_rows(directory / "rows.jsonl"))
     for name in missing_variants(variants, directory):
         patch = flatten(dict(variants[name]))

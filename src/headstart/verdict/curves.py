@@ -2,7 +2,7 @@
 
 Letters: S seeds, P points of a curve. Scores in 0..1, higher is better, both arms paired by seed.
 Curves are linear between points and are not extrapolated. For verdicts the points are ends of schedules (x: total,
-score: final): points inside a run depend on where its learning rate dropped.
+score: final). Points inside a run depend on where its learning rate dropped.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class Curve:
 class Crossover:
     """Point x from which the candidate stays within `within` of the baseline or above; None beyond the budget.
 
-    low..high: all x at which the difference does not differ from -within (inverted pointwise t intervals), a confidence
-    interval of the crossing, open above where high is None. One seed gives none: indicative.
+    low..high is a confidence interval of the crossing by inverted pointwise t intervals: all x at which the difference
+    may be -within. The interval is open above where high is None. One seed gives no interval: indicative.
     """
 
     baseline: str
@@ -62,6 +62,7 @@ class Crossover:
 
     @property
     def indicative(self) -> bool:
+        """True below two seeds, which give no interval."""
         return self.num_seeds < 2
 
 
@@ -85,6 +86,7 @@ class Overfit:
 
     @property
     def indicative(self) -> bool:
+        """True below two seeds, which give no interval."""
         return self.num_seeds < 2
 
 
@@ -138,7 +140,7 @@ def crossover(baseline: Curve, candidate: Curve, *, level: float = 0.95, within:
 
 
 def falls_of(scores: np.ndarray) -> np.ndarray:
-    """Fall of each seed to its end, from the peak of the other seeds, or of its own if alone: scores [S,P] -> [S]."""
+    """Fall of each seed from the peak of the other seeds (of its own if alone) to its end: scores [S,P] -> [S]."""
     if len(scores) == 1:
         return scores.max(1) - scores[:, -1]
     peaks = [np.delete(scores, seed, 0).mean(0).argmax() for seed in range(len(scores))]
@@ -155,8 +157,8 @@ def overfit_onset(
 ) -> Overfit:
     """Peak of validation, and whether it falls from there by more than `tolerance` while training still improves.
 
-    Both curves have the same x. judged: `train` holds scores on training images; otherwise negated losses. One seed is
-    indicative, never decided.
+    judged: `train` holds scores on training images, otherwise negated losses. One seed is indicative, never decided.
+    ValueError for curves of different x.
     """
     scores, num_seeds = validation.scores, len(validation.scores)
     if not np.array_equal(train.x, validation.x):

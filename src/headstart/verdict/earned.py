@@ -1,4 +1,4 @@
-"""Conditions for stating a conclusion, to which a test on scores is blind: learnt, no longer rising, enough images.
+"""Conditions for a conclusion that a test on scores does not check: learnt, no longer rising, enough images.
 
 Letters: S seeds, P schedules. Scores in 0..1, higher is better.
 """
@@ -20,9 +20,9 @@ SAME = 1e-12  # differences of seeds that are equal but for rounding
 # Standard deviation of a difference of AP from the choice of the validation images, times the square root of their
 # number: 0.10 and 0.25 in docs/results.md, by resampling 200 images; the larger one.
 IMAGE_SPREAD = 0.25
-TOO_FEW = 0.1  # smallest difference, by the images alone, from which they are said to tell nothing
+TOO_FEW = 0.1  # shift of a difference by other images, from which the images are too few
 WANTED = 0.04  # difference for which a number of images is advised
-LEAST_SHARE = 0.1  # of all images to validate on, from which more images are divided as those (Ultralytics: 10 %)
+LEAST_SHARE = 0.1  # validation images of all, from which further images are divided likewise (Ultralytics: 10 %)
 UNTIL_THEN = (
     "until then use pre-trained weights, which few images need most, or measure on a larger set of the same kind"
 )
@@ -30,7 +30,7 @@ UNTIL_THEN = (
 
 @dataclass(frozen=True)
 class Obstacle:
-    """A reason why no conclusion is stated: its code, a few words for the title, and a clause with the numbers."""
+    """A reason why no conclusion is stated: its code, words for the title, and a clause with the numbers."""
 
     code: str
     title: str
@@ -41,7 +41,7 @@ def floor_of(rule: Rule, num_classes: int | None = None) -> float:
     """The score that an arm must exceed to have learnt something: chance plus the margin, at least a point.
 
     By the rule's own measure a score within the margin of chance is that of an untrained network. Chance is 0 for AP
-    and AR; for accuracy and mIoU 1 / num_classes (0 where their number is unknown), the score of a constant answer.
+    and AR. For accuracy and mIoU it is 1 / num_classes, the score of a constant answer, or 0 without their number.
     """
     is_accuracy = not rule.metric.rpartition(".")[2].startswith(("AP", "AR"))
     chance = 1 / num_classes if is_accuracy and num_classes else 0.0
@@ -51,8 +51,8 @@ def floor_of(rule: Rule, num_classes: int | None = None) -> float:
 def collapsed(scores: np.ndarray, floor: float, margin: float) -> np.ndarray:
     """Seeds, bool [S], that failed to train while others of their arm did.
 
-    Those at or below the floor, and those below half of the median whose lack alone moves the mean over seeds by more
-    than the margin.
+    A seed fails at or below the floor. It also fails below half of the median, if its deficit alone moves the mean over
+    seeds by more than the margin. None is marked where all of them fail.
     """
     median, num_seeds = np.median(scores), len(scores)
     outlier = (scores < COLLAPSED * median) & (median - scores > num_seeds * margin)
@@ -61,9 +61,9 @@ def collapsed(scores: np.ndarray, floor: float, margin: float) -> np.ndarray:
 
 
 def last_doubling(x: np.ndarray, scores: np.ndarray) -> float:
-    """Gain of the mean over seeds in the last doubling of x: scores [S,P] at ascending x [P]; nan with one point.
+    """Gain of the mean over seeds in the last doubling of x: scores [S,P], ascending x [P]; nan with one point.
 
-    Interpolated on a log scale; where x spans less than a doubling, the gain is scaled to one.
+    Scores are interpolated on a log scale. Where x spans less than a doubling, the gain is scaled to a doubling.
     """
     if len(x) < 2:
         return float("nan")
@@ -138,12 +138,12 @@ class ImageCounts:
 
     @property
     def are_divided(self) -> bool:
-        """True if the images to validate on are a usual part of all."""
+        """True if the images to validate on are at least LEAST_SHARE of all."""
         return self.num_val >= LEAST_SHARE * self.num_all
 
     @property
     def wanted(self) -> int:
-        """Images that tell differences of WANTED: all, divided as these, or those to validate on alone."""
+        """Images that resolve differences of WANTED: all at the present division, or those to validate on alone."""
         share = self.num_val / self.num_all if self.are_divided else 1.0
         return ceil((1.96 * IMAGE_SPREAD / WANTED) ** 2 / share / 10) * 10
 
@@ -167,7 +167,7 @@ class ImageCounts:
 
     @property
     def remedy(self) -> str:
-        """Words on what could tell."""
+        """Words on how many images would suffice."""
         return f"label about {self.wanted:,} images, for differences of {100 * WANTED:g} points; {UNTIL_THEN}"
 
 

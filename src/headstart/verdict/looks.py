@@ -1,7 +1,7 @@
 """Looks: a rule's test on the seeds so far. Error rates of several looks, and the record of those that were made.
 
-Without a true difference the test statistics of all looks depend on the noise alone, so their joint distribution is
-simulated once, at fixed random numbers. Letters: L looks, N simulated studies, n seeds at a look.
+Without a true difference the test statistics of all looks depend on the noise alone. Their joint distribution is
+therefore simulated once, at fixed random numbers. Letters: L looks, N simulated studies, n seeds at a look.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ Count = Annotated[int, Meta(ge=0)]
 
 
 class Look(Struct, frozen=True, forbid_unknown_fields=True):
-    """One look at a study: the seeds judged at a schedule and fraction, the error rate of its test, and the outcome.
+    """One look at a study: the seeds judged at a schedule and fraction, error rate of the test, and outcome.
 
-    obstacle is the code of what stood against a conclusion, None where one was stated.
+    obstacle is the code of the obstacle to a conclusion; None where a conclusion was stated.
     """
 
     date: datetime.date
@@ -81,7 +81,7 @@ def _error_rate(counts: tuple[int, ...], rates: np.ndarray, test: str, side: int
 def _t_statistics(looks: tuple[int, ...]) -> np.ndarray:
     """Statistics [L, N] of studies without a difference.
 
-    The noise is normal, by its mean and sum of squares: the cost is that of the looks, not of the seeds.
+    The normal noise is drawn as its mean and sum of squares: the cost is that of the looks, not of the seeds.
     """
     generator, num_studies = np.random.default_rng(SEED), min(STUDIES, 10 * STUDIES // len(looks))
     mean, squares, before, found = np.zeros(num_studies), np.zeros(num_studies), 0, []

@@ -1,4 +1,4 @@
-"""Decision rule of a study, fixed before the first run, the seeds that it needs, and the looks at it so far.
+"""Decision rule of a study, fixed before the first run, the seeds that it needs, and the looks so far.
 
 Scores are in 0..1; differences are candidate minus baseline.
 """
@@ -16,7 +16,7 @@ from headstart.verdict.looks import error_rate, nominal_rate
 from headstart.verdict.paired import t_power
 
 POWER = 0.8  # chance of a decision at the number of seeds advised (Cohen's convention)
-MOST_SEEDS = 1_000  # more are not advised: the mean then lies on the edge of the margin
+MOST_SEEDS = 1_000  # more are not advised: the mean is then close to the margin
 KINDS = ("equivalence", "non_inferiority", "superiority")
 SCOPES = ("converged", "schedule")
 _ORDINALS = ("First", "Second", "Third", "Fourth", "Fifth", "Sixth", "Seventh", "Eighth", "Ninth")
@@ -26,9 +26,9 @@ _ORDINALS = ("First", "Second", "Third", "Fourth", "Fifth", "Sixth", "Seventh", 
 class Rule:
     """Decision rule, fixed before the first run: metric, arms, margin (in 0..1), level and test.
 
-    kind "equivalence" tests for a difference below the margin (two one-sided tests), "non_inferiority" that the
-    candidate is not worse by more than the margin, "superiority" that one is better by more than it (0 is allowed).
-    Claims about the margin are tested one-sided at `alpha`, claims of a difference two-sided at `alpha`.
+    kind "equivalence" tests for a difference below the margin, by two one-sided tests. "non_inferiority" tests that the
+    candidate is not worse by more than the margin. "superiority" tests that one arm is better by more than the margin,
+    which may be 0. Claims about the margin are tested one-sided at `alpha`, claims of a difference two-sided.
     looks are the numbers of seeds at which the rule is applied, until it decides; none: once, at all seeds.
     scope "converged" asks about arms that have stopped rising, "schedule" about training of the given length.
     """
@@ -94,7 +94,7 @@ class Rule:
 def fewest_seeds(rule: Rule) -> int:
     """Fewest seeds with which the rule's test can reach its level.
 
-    A sign-flip p value cannot go below 2 / 2^S two-sided, 1 / 2^S for the one-sided claims about a margin.
+    A sign-flip p value is at least 2 / 2^S two-sided, and 1 / 2^S for one-sided claims about a margin.
     """
     return 2 if rule.test == "t" else max(2, ceil(log2(min(rule.sides) / rule.alpha) - 1e-9))
 
@@ -116,9 +116,9 @@ def seeds_needed(rule: Rule, mean: float, sd: float) -> int | None:
 
 
 def smallest_difference(rule: Rule, num_seeds: int, sd: float) -> float:
-    """True difference, in 0..1, that so many seeds decide with a power of 80 % if their differences have that sd.
+    """True difference, in 0..1, that `num_seeds` decide with a power of 80 % if their differences have this sd.
 
-    A claim of a difference, two-sided; beyond the margin for superiority. inf below two seeds.
+    For a two-sided claim of a difference, beyond the margin for superiority. inf below `fewest_seeds`.
     """
     if num_seeds < max(2, fewest_seeds(rule)):
         return inf
@@ -161,7 +161,7 @@ class History:
 
     @property
     def name(self) -> str:
-        """The present look among those that were not planned: "Second look"."""
+        """Name of the present look by its number: "Second look"."""
         number = len(self.looks)
         return f"{_ORDINALS[number - 1] if number <= len(_ORDINALS) else f'{number}th'} look"
 
@@ -178,7 +178,7 @@ class History:
 
     @property
     def sentence(self) -> str:
-        """The place of a look among those planned, or the true level of those that were not; empty for a single one."""
+        """The place of a planned look, or the true level of looks that were not planned; empty for a single look."""
         rule = self.rule
         if not self.is_planned:
             return (

@@ -1,9 +1,9 @@
 """Scores as curves over labelled images: rising shapes through F points, for R sets of points at once.
 
-A score is offset - a * n^-b (`PowerLaw`), S-shaped over log n (`SShape`), or its error is piecewise straight on
+A score is offset - a * n^-b (`PowerLaw`) or S-shaped over log n (`SShape`), or its error is piecewise straight on
 logarithmic axes (`Piecewise`). The shapes of a study follow from its number of points alone (`shapes`). Images [F]
-ascend, scores [R, F] are in 0..1. Of each shape `at` gives the scores [R, G] at numbers of images [G], and `reach` the
-fewest images [R] with at least the scores [R]: the smallest number that was tried or more, inf where it never has them.
+ascend, scores [R, F] are in 0..1. `at` of a shape gives the scores [R, G] at numbers of images [G]. `reach` gives the
+fewest images [R] with at least the scores [R], from the smallest number tried on; inf where the shape stays below.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 EXPONENTS = np.linspace(0, 2, 201)  # b is tried on a grid: offset and a follow by least squares
-TWO_POINTS = (0.0, -1.0, 1.0)  # b of two points, which cannot show it; -1 is straight in n
+TWO_POINTS = (0.0, -1.0, 1.0)  # b for two points, which do not determine it; -1 is straight in n
 TOPS = np.linspace(0.1, 1, 30) ** 3  # shares of the way from the highest score to 1
-_LEAST = 1e-4  # the log-odds of no score are infinite
+_LEAST = 1e-4  # the log-odds of a score of 0 are infinite
 _TOP = 1 - 1e-9  # the error of a perfect score has no logarithm
 
 
@@ -85,14 +85,14 @@ class Piecewise:
 
 @dataclass(frozen=True, eq=False)
 class Joined:
-    """Pieces through the points that were tried, and a power law beyond them, moved to the last point."""
+    """Pieces through the points that were tried, and a power law beyond them, shifted to meet the last point."""
 
     pieces: Piecewise
     beyond: PowerLaw
 
     @property
     def _last(self) -> tuple[np.ndarray, np.ndarray]:
-        """Score at the most images, [R]: by the pieces, and how far it is above the power law."""
+        """Score of the pieces at the most images, [R], and its excess over the power law, [R]."""
         end = 1 - np.exp(self.pieces.errors[:, -1])
         return end, end - self.beyond.at(self.pieces.images[-1:])[:, 0]
 
@@ -109,11 +109,11 @@ DataCurve = PowerLaw | SShape | Piecewise | Joined
 
 
 def shapes(images: np.ndarray, scores: np.ndarray) -> tuple[DataCurve, ...]:
-    """The shapes for F points, the estimate first; together they span the interval of whatever is read from them.
+    """The shapes for F points, the estimate first; the interval of a reading spans all of them.
 
-    Two points: straight in log n, straight in n, and b = 1. Three or more: pieces (Jain et al., CVPR 2023) that the
-    power law by bounded least squares continues; that power law alone; the S shape of detectors from random values; and
-    the pieces continued by their last one.
+    Two points give power laws straight in log n, straight in n, and with b = 1. Three or more give pieces (Jain et al.,
+    CVPR 2023) that a power law by bounded least squares continues. The others are that power law alone, the S shape of
+    detectors from random values, and the pieces continued by their last one.
     """
     images, scores = np.asarray(images, float), rising(np.atleast_2d(scores))
     if len(images) == 2:
@@ -135,7 +135,7 @@ def power_law(images: np.ndarray, scores: np.ndarray, *, exponents: np.ndarray =
 
 
 def s_shape(images: np.ndarray, scores: np.ndarray) -> SShape:
-    """Fit by a line through the log-odds at each top of a grid; the top with the least squares of scores."""
+    """Fit a line through the log-odds at each top of a grid, and take the top with the least squared errors."""
     scores = np.clip(scores, _LEAST, _TOP)
     highest = scores.max(1)
     tops = highest + (1 - highest) * TOPS[:, None]  # [T, R]

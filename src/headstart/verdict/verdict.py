@@ -34,8 +34,9 @@ class ImageNoise:
 class Verdict:
     """One decision and its evidence; differences are candidate minus baseline, in 0..1.
 
-    half_width belongs to the two-sided interval at the level of a look, margin_half_width to the narrower one compared
-    with the margin; both are nan for one seed. p_difference is two-sided, p_margin is that of the claim on the margin.
+    half_width is that of the two-sided interval at the level of a look. margin_half_width is that of the narrower
+    interval compared with the margin. Both are nan for one seed. p_difference is two-sided; p_margin is that of the
+    claim on the margin.
     obstacle says why the outcome is "not decidable"; it is None for every other outcome.
     """
 
@@ -56,10 +57,11 @@ class Verdict:
 
     @property
     def num_seeds(self) -> int:
+        """Seeds with a score in both arms."""
         return len(self.differences)
 
     def against(self, obstacle: Obstacle) -> Verdict:
-        """The same evidence, of which an obstacle forbids every conclusion."""
+        """The same evidence without a conclusion, which the obstacle forbids."""
         return replace(self, outcome="not decidable", obstacle=obstacle, seeds_to_decide=None)
 
     @property
@@ -81,7 +83,7 @@ class Verdict:
 
     @property
     def widths(self) -> tuple[float, float]:
-        """Half-widths of that interval over seeds and over test images; nan without a bootstrap."""
+        """Half-widths of `interval` over seeds and over test images, the latter nan without a bootstrap."""
         half, level = self.interval
         return half, float(special.ndtri((1 + level) / 2)) * (self.images.sd if self.images else float("nan"))
 
@@ -143,9 +145,10 @@ def judge(
 ) -> Verdict:
     """Verdict on one cell from the scores [S] of both arms, paired by seed; `where` names it in sentences.
 
-    Pairs with a score that is not finite are left out and counted. A conclusion is stated only where the scores do not
-    forbid it (`earned.find_obstacle`): seeds are their names (default 0..S-1), num_classes those of the data. bootstrap
-    [S, R]: differences on R resamples of the num_images test images, the same resample for both arms and all seeds.
+    Pairs with a score that is not finite are left out and counted. A conclusion is stated only where
+    `earned.find_obstacle` finds no obstacle. seeds are the names of the seeds (default 0..S-1), num_classes is that of
+    the data. bootstrap [S, R]: differences on R resamples of the num_images test images, the same for both arms and all
+    seeds.
     """
     arms = np.asarray(baseline, float), np.asarray(candidate, float)
     pairs = arms[1] - arms[0]
@@ -167,7 +170,7 @@ def judge(
         p_difference, p_margin = min(1.0, 2 * float(min(sides))), float(_p_margin(rule, differences))
     images = None
     if bootstrap is not None and num_seeds:
-        means = np.asarray(bootstrap)[used].mean(0)  # all seeds see the same resample: more do not average it away
+        means = np.asarray(bootstrap)[used].mean(0)  # the same resample for all seeds: more do not average it away
         low, high = np.quantile(means, [rule.alpha / 2, 1 - rule.alpha / 2])
         images = ImageNoise(float(means.std(ddof=1)), float(low), float(high), num_images)
     open_ = obstacle is not None and obstacle.code in ("open", "seeds")

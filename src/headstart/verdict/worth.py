@@ -19,7 +19,7 @@ from headstart.verdict.words import ONE_SEED, margin_text
 HORIZON = 2  # times the most images: beyond it extrapolated curves go wrong (Mahmood et al. 2022, Jain et al. 2023)
 LIMIT = "twice the images that were tried"  # HORIZON in words
 NUM_RESAMPLES = 1_000  # a 95 % percentile interval then rests on 25 values a side
-_PLACES = 65  # of a crossing, on a log scale: it is interpolated between them
+_PLACES = 65  # points of a log scale, between which a crossing is interpolated
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,10 @@ class Estimate:
 
 @dataclass(frozen=True)
 class StartWorth:
-    """Images that the candidate needs to come `within` of the baseline, for each number of images of it, ascending.
+    """Images that the candidate needs to come `within` of the baseline, by the baseline's number, ascending.
 
-    crossing: the images from which the candidate stays within it. Numbers are at least `least`, the fewest images
-    tried, and at most `most`, the horizon. other_images: the interval also holds for other test images.
+    crossing: the images from which the candidate stays that close. Numbers are at least `least`, the fewest images
+    tried, and at most `most`, the horizon. other_images: True if the interval also holds for other test images.
     """
 
     baseline: str
@@ -52,10 +52,11 @@ class StartWorth:
 
     @property
     def indicative(self) -> bool:
+        """True below two seeds, which give no interval."""
         return self.num_seeds < 2
 
     def is_open(self, images: int) -> bool:
-        """True if the interval holds a worth of some images, and one of none."""
+        """True if the interval holds both a positive worth and none."""
         found = self.needed[images]
         above = found.low is None or found.low > images
         return not self.indicative and not above and (found.high is None or found.high > images)
@@ -63,7 +64,7 @@ class StartWorth:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Score of an arm at the largest number of images as its other points predict it, and as it was measured."""
+    """Score of an arm at the largest number of images: predicted from its other points, and measured."""
 
     arm: str
     images: int
@@ -84,8 +85,9 @@ def start_worth(
 ) -> StartWorth:
     """Worth of the baseline's start, from the scores [S, 2, F] of baseline and candidate with F numbers of images.
 
-    resampled [S, 2, F, N]: the same scores on N resamples of the test images, which are the same ones for all. The
-    interval spans the percentiles of all shapes of `verdict.shapes`; one seed has none.
+    resampled [S, 2, F, N]: the same scores on N resamples of the test images, common to all scores. The interval spans
+    the percentiles of all shapes of `verdict.shapes`; one seed has no interval. ValueError for fewer than two numbers
+    of images, numbers that do not ascend, and scores of another shape.
     """
     numbers, scores = np.asarray(images, float), np.asarray(scores, float)
     if len(numbers) < 2 or np.any(np.diff(numbers) <= 0) or scores.shape[1:] != (2, len(numbers)):
@@ -116,9 +118,9 @@ def start_worth(
 def resampled_means(scores: np.ndarray, resampled: np.ndarray | None, number: int) -> np.ndarray:
     """Means over seeds [R, ...] as other seeds, and other test images, would move them; scores [S, ...].
 
-    Deviations of the seeds, the same seed's for all points, times normal numbers over a chi: any weighted sum of the
-    points is then spread as its t interval says. A bootstrap that draws seeds would be too narrow for three. The test
-    images add their deviations from the mean of all resamples, [S, ..., N].
+    Each resample weights the deviations of the seeds, one weight a seed for all points: normal numbers over a scaled
+    chi. Any weighted sum of the points then has the spread of its t interval. A bootstrap that draws seeds would be too
+    narrow for three. The test images add their deviations from the mean of all resamples, [S, ..., N].
     """
     generator, (num_seeds, *shape) = np.random.default_rng(0), scores.shape
     mean, free = scores.mean(0), num_seeds - 1
@@ -132,7 +134,7 @@ def resampled_means(scores: np.ndarray, resampled: np.ndarray | None, number: in
 
 
 def held_out(arms: tuple[str, str], images: Sequence[int], scores: np.ndarray) -> tuple[HeldOut, ...]:
-    """Prediction of both arms at the largest number of images by the others, scores [S, 2, F]; none below three."""
+    """Predictions of both arms at the largest number of images from the others, scores [S, 2, F]; none below F = 3."""
     if len(images) < 3:
         return ()
     numbers, means = np.asarray(images, float), np.asarray(scores, float).mean(0)
@@ -142,7 +144,7 @@ def held_out(arms: tuple[str, str], images: Sequence[int], scores: np.ndarray) -
 
 
 def worth_sentence(found: StartWorth, images: int) -> str:
-    """Worth of the start at a number of labelled images, with its interval; none is claimed unless it is shown."""
+    """Worth of the start at a number of labelled images, with its interval; open if the interval includes none."""
     needed, candidate = found.needed[images], found.candidate
     near = f"come within {margin_text(found.within)} of it" if found.within else "match it"
     head, start = f"At {images:,} labelled images", f"the {found.baseline} start is worth"
@@ -182,7 +184,7 @@ def held_out_sentence(found: tuple[HeldOut, ...]) -> str:
 
 
 def _crossing(baseline: DataCurve, candidate: DataCurve, *, images: np.ndarray, within: float) -> np.ndarray:
-    """Images [R] from which the candidate stays within the margin up to the horizon; inf where it ends below."""
+    """Images [R] from which the candidate stays within the margin up to the horizon; inf if it ends below."""
     x = np.linspace(np.log(images[0]), np.log(HORIZON * images[-1]), _PLACES)
     lead = candidate.at(np.exp(x)) - baseline.at(np.exp(x)) + within
     below, rows = lead < -1e-12, np.arange(len(lead))

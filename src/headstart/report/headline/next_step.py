@@ -43,11 +43,12 @@ class NextStep:
 
 
 def next_step(facts: Facts, verdict: Verdict | None, obstacle: Obstacle) -> NextStep | None:
-    """The step that would remove an obstacle, with its command; None where the study has no rule or no second arm."""
+    """The step that would remove an obstacle, with its command.
+
+    None without a rule or a second arm, for too few images, and where more seeds will not decide.
+    """
     folder, every = facts.folder, _seconds(facts)
-    if folder.rule is None or folder.headline_cell is None:
-        return None
-    if obstacle.code == "images":
+    if folder.rule is None or folder.headline_cell is None or obstacle.code == "images":
         return None
     if obstacle.code == "unfinished":
         return _run(facts, "run the missing segments", (), _missing_seconds(facts))
@@ -91,7 +92,7 @@ def next_step(facts: Facts, verdict: Verdict | None, obstacle: Obstacle) -> Next
 
 
 def further_steps(facts: Facts, verdict: Verdict | None, images: ImageCounts | None) -> tuple[NextStep, ...]:
-    """Steps beside the first: more images where these are few or settle less, and longer training of an arm behind."""
+    """Steps beside the first: more images where their number limits the answer, longer training of a worse arm."""
     steps = []
     if images and images.are_few:
         steps.append(_label(facts, images.more))
@@ -106,7 +107,7 @@ def further_steps(facts: Facts, verdict: Verdict | None, images: ImageCounts | N
 
 
 def _label(facts: Facts, more: str) -> NextStep:
-    """Label more images and ask again: under a new name the study that `headstart ask` made, else the same study."""
+    """Label more images and ask again: a study of `headstart ask` under a new name, any other as it is."""
     folder, asked = facts.folder, facts.folder.path / QUESTION_FILE
     again = _run(facts, f"label {more} and ask again", (), _seconds(facts))
     if not asked.is_file():
@@ -116,20 +117,20 @@ def _label(facts: Facts, more: str) -> NextStep:
 
 
 class _Asked(Struct):
-    """The part of question.json that asks again."""
+    """The words of the command in question.json."""
 
     words: list[str]
 
 
 def history_of(folder: StudyFolder, num_seeds: int) -> History:
-    """The looks at the headline's cell, the present one among them, up to one with so many seeds."""
+    """History of the looks at the headline's cell, the present one included, up to a look at `num_seeds` seeds."""
     own = [look for look in folder.looks if (look.schedule, look.fraction) == folder.headline_cell]
     made = [(len(look.seeds), look.alpha) for look in own]
     return History.of(folder.rule, [*made, (len(folder.seeds), folder.rule.alpha)], num_seeds)
 
 
 def seconds_of_seeds(facts: Facts, count: int) -> float:
-    """Seconds of so many further seeds, by those that were run."""
+    """Seconds of `count` further seeds, at the mean cost of those that were run."""
     return _seconds(facts) / len(facts.folder.seeds) * count
 
 

@@ -71,7 +71,7 @@ def still_rising(folder: StudyFolder, fraction: float) -> Obstacle | None:
 
 
 def starts_of_arm(folder: StudyFolder, arm: str) -> list[Run]:
-    """Runs of an arm that begin at step 0, or leave another arm's trunk."""
+    """Finished runs of an arm that begin at step 0, or leave another arm's trunk."""
     runs, found = folder.runs, []
     for run in runs.values():
         parent = runs.get(run.segment.parent or "")

@@ -24,9 +24,9 @@ def resampled_scores(
 ) -> tuple[np.ndarray, int] | None:
     """Scores of baseline and candidate on resampled test images, float [S, 2, C, R]; number of test images.
 
-    The same resamples for all; cells are (schedule, fraction); nan for seeds that are not finished. None where the
-    metric cannot be computed from match records, or a finished run has none. ValueError for records that do not give
-    the run's score.
+    All scores share the same resamples. cells are (schedule, fraction); nan for seeds that are not finished. None where
+    the metric cannot be computed from match records, or a finished run has no records. ValueError for records that do
+    not give the run's score.
     """
     kind, _, name = folder.metric.rpartition(".")
     reader = METRIC_KINDS[kind].records if kind in METRIC_KINDS else None

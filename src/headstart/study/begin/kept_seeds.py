@@ -1,4 +1,4 @@
-"""Finished seeds of an earlier run of the same study, which its plan and report keep: a report never gets poorer."""
+"""Finished seeds of an earlier run of the same study, which its plan and report keep."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from headstart.study.spec import parse_study
 
 
 def with_kept_seeds(prepared: Prepared, directory: Path) -> Prepared:
-    """The study with the seeds that are finished in its directory added; as it is where there are none.
+    """Add the seeds that are finished in a study's directory; returns the study unchanged where there are none.
 
-    Only seeds of the same study count: all fields but `seeds`, and the overrides, must be those of study.yaml there.
+    Only seeds of the same study count: study.yaml there has the same fields but `seeds`, plan.json the same overrides.
     """
     study = prepared.study
     if not (directory / PLAN_FILE).exists() or not (directory / STUDY_FILE).exists():
@@ -34,7 +34,7 @@ def with_kept_seeds(prepared: Prepared, directory: Path) -> Prepared:
         return prepared
     seeds = tuple(seed for seed in before.seeds if seed in (*study.seeds, *kept))
     seeds += tuple(seed for seed in study.seeds if seed not in seeds)
-    if study.rule and study.rule.looks:  # as many as a look has: those of a look that was interrupted wait for it
+    if study.rule and study.rule.looks:  # as many as a look has: seeds of an interrupted look wait for that look
         seeds = (*study.seeds, *kept)
         seeds = seeds[: max(count for count in study.rule.looks if count <= len(seeds))]
     return prepare(study.model_copy(update={"seeds": seeds}), prepared.overrides)

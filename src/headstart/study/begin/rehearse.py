@@ -28,7 +28,7 @@ from headstart.weights.freeze import freeze, set_train_mode
 from headstart.weights.load import load_weights
 from headstart.weights.public import locate
 
-MOST_DECODED = 2_000  # images whose pixels are compared, in seconds; of larger sets the bytes of the files
+MOST_DECODED = 2_000  # images of both sets whose pixels are compared, in seconds; larger sets by the bytes of files
 
 
 def refuse_missing_weights(prepared: Prepared) -> None:
@@ -45,9 +45,9 @@ def refuse_missing_weights(prepared: Prepared) -> None:
 
 
 def starts_of(prepared: Prepared, segments: Iterable[Segment], done: Mapping[str, RunResult]) -> dict[str, Path | None]:
-    """The starts to rehearse for segments that are to run: arms and pre-trainings, with weights that the study made.
+    """Starts to rehearse before `segments` run, by `load_key`, each with the checkpoint that the study made for it.
 
-    None: the weights are not made yet, or are the recipe's own.
+    None: the study has not made these weights yet, or the recipe names its own.
     """
     made = {s.arm: s.weights_from for s in prepared.plan.segments if s.kind != "pretrain" and s.weights_from in done}
     return {key: done[made[key]].checkpoint if key in made else None for key in map(load_key, segments)}
@@ -98,14 +98,14 @@ def check_start(prepared: Prepared, name: str, task: Task, recipe: AnyRecipe, we
 def same_pictures(task: Task) -> tuple[str, ...]:
     """Validation images whose pixels are those of a training image, as `headstart data check` compares them.
 
-    None for sets of more than MOST_DECODED images. Files that cannot be read are left to the reader of the data.
+    Empty for more than MOST_DECODED images in all. Files that cannot be read match nothing.
     """
     train, val = (list(content.images) for content in task.contents)
     if len(train) + len(val) > MOST_DECODED:
         return ()
     with ThreadPoolExecutor(usable_cores()) as pool:
-        known, found = (list(pool.map(_pixels, paths)) for paths in (train, val))
-    return tuple(path for path, digest in zip(val, found) if digest and digest in set(known))
+        known, found = set(pool.map(_pixels, train)), list(pool.map(_pixels, val))
+    return tuple(path for path, digest in zip(val, found) if digest and digest in known)
 
 
 def refuse_overlap(prepared: Prepared, shared: tuple[str, ...]) -> None:
