@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from cli_call import call
 from headstart.data.check import ERROR, LEVELS, NOTE, WARNING, Problem, Report, doctor
 from headstart.data.check import annotations as annotation_check
 from headstart.data.dataset import fingerprint
@@ -481,7 +482,7 @@ def test_fix_of_a_sound_file_changes_nothing(generated, tmp_path):
     assert fingerprint(coco.read(tmp_path / "copy.json")) == fingerprint(coco.read(generated / "train.json"))
 
 
-def test_fix_refuses_to_overwrite_and_what_it_cannot_mend(tmp_path, generated):
+def test_fix_refuses_to_overwrite_and_what_it_cannot_mend(tmp_path, generated, monkeypatch, capsys):
     path = _spoilt(tmp_path)
     with pytest.raises(ValueError, match=r"train\.json: exists already"):
         doctor.fix(path, path)
@@ -492,6 +493,8 @@ def test_fix_refuses_to_overwrite_and_what_it_cannot_mend(tmp_path, generated):
         doctor.fix(tmp_path / "broken.json", tmp_path / "new.json")
     with pytest.raises(ValueError, match="none of its 8 images"):
         doctor.fix(path, tmp_path / "new.json", image_dir=tmp_path / "nowhere")
+    answer = call(monkeypatch, capsys, "data", "check", generated / "train.json", path, "--fix", tmp_path / "new.json")
+    assert answer.code == 2 and "new.json: 2 data sets given, expected one" in answer.err
     assert not (tmp_path / "new.json").exists()
 
 

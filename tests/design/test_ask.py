@@ -14,6 +14,7 @@ from PIL import Image
 
 import headstart
 from cli_call import call
+from headstart.cli import studies
 from headstart.data.read import Source, coco, open_dataset
 from headstart.data.shapes.write import generate, generate_classes
 from headstart.design import propose as proposing
@@ -432,8 +433,11 @@ def test_a_folder_becomes_a_report_by_one_command(tmp_path, monkeypatch, capsys,
     assert file.read_text().startswith("# Made by `headstart ask") and yaml.safe_load(
         file.read_text()
     ) == yaml.safe_load(text)
-    again = call(monkeypatch, capsys, *words, "--yes")
-    assert again.code == 0 and "continues" in again.out and "timing steps" not in again.out
+    called = []
+    with monkeypatch.context() as patch:  # look by look, as `study run`
+        patch.setattr(studies, "run_looks", lambda *given, **options: called.append(given[0].study.name))
+        again = call(monkeypatch, capsys, *words, "--yes")
+    assert called == ["ask-cells"] and again.code == 0 and "continues" in again.out and "timing steps" not in again.out
     other = call(
         monkeypatch,
         capsys,
@@ -447,6 +451,12 @@ def test_a_folder_becomes_a_report_by_one_command(tmp_path, monkeypatch, capsys,
         out,
     )
     assert other.code == 2 and "holds a study of other data" in other.err
+    asked = out / "ask-cells" / "question.json"
+    content = asked.read_text()
+    asked.write_text("{}")
+    unknown = call(monkeypatch, capsys, *words)
+    assert unknown.code == 2 and "holds a study of other data, None: expected another --name" in unknown.err
+    asked.write_text(content)
     start = [str(tmp_path / "small.pth")]
     again = headstart.ask(cells, hours=0.1, out=out, start=start, quiet=True)
     assert again.report == out / "ask-cells" / "report.html"

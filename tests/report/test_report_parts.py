@@ -9,7 +9,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from headstart.data.read import open_dataset, write_split_file
+from headstart.data.shapes.write import generate
 from headstart.report import build as report
+from headstart.report import pictures
 from headstart.report.build import build_report
 from headstart.report.cost import public_cost
 from headstart.report.differences import measured, undeclared
@@ -21,6 +24,7 @@ from headstart.study.results import StudyFolder
 from headstart.verdict.numbers import large, minus
 from headstart.weights.public import find_training, trainings
 from study_folder import build_study
+from tiny import tiny_recipe
 
 
 @pytest.fixture(autouse=True)
@@ -57,6 +61,19 @@ def test_an_earlier_study_stands_below_the_curves_of_one_that_names_it(tmp_path)
     assert shown.count("<circle cx") == sum(len(seeds) for ends in earlier.scores.values() for seeds in ends.values())
     assert all(minus(sentence) in shown for sentence in earlier.sentences) and 'href="#earlier"' in text
     assert "earlier" not in summary_of(build(tmp_path / "without"))[1].split("</style>")[1]
+
+
+def test_validation_images_of_a_split_are_found_from_another_folder(tmp_path, monkeypatch):
+    generate(tmp_path / "made", 4, 2, 0, 64, processes=1)
+    places = tmp_path / "made/train.json", tmp_path / "made/train"
+    data = open_dataset(*places)
+    names = {"train": list(data.file_names[1:]), "val": list(data.file_names[:1])}
+    write_split_file(tmp_path / "parts.json", *places, None, names, seed=0, share=0.25, groups=None)
+    monkeypatch.chdir("/")
+    recipe = tiny_recipe(tmp_path, data__val="parts.json:val", data__val_images=None)
+    run = SimpleNamespace(directory=tmp_path, recipe=recipe)
+    found = pictures._validation_data(SimpleNamespace(path=tmp_path / "runs" / "study"), run)
+    assert found.file_names == data.file_names[:1]
 
 
 def test_error_types_come_from_the_files_of_the_runs(tmp_path):

@@ -54,6 +54,13 @@ def tear(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+def flip(path):
+    """Change one bit in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
 @pytest.mark.filterwarnings("ignore:.*is not a whole checkpoint")
 def test_a_torn_trunk_is_run_again_for_a_missing_tail(finished, data_root, study):
     trunk = directory_of(study, TRUNK)
@@ -66,12 +73,32 @@ def test_a_torn_trunk_is_run_again_for_a_missing_tail(finished, data_root, study
 
 
 @pytest.mark.filterwarnings("ignore:.*is not a whole checkpoint")
+def test_a_chain_of_damaged_trunks_is_run_again_for_a_missing_tail(data_root, tmp_path):
+    arms = {"arms": {"scratch": {}}, "pretrain": {}, "schedules": ["2x", "3x"]}
+    prepared = prepare(parse_study(tiny_study(data_root, **arms), source="tiny"))
+    study = run_study(prepared, tmp_path)
+    before = outcome(study)
+    last = prepared.plan.segments[-1]
+    chain = prepared.plan.ancestors(last)
+    assert len(chain) == 2 and last.kind == "tail"
+    shutil.rmtree(study / before[last.name][0])
+    for segment in chain:
+        flip(max((study / before[segment.name][0] / "checkpoints").iterdir()))
+    steps, said = {}, []
+    run_study(
+        prepared, tmp_path, say=said.append,
+        progress=lambda segment, step, values: steps.setdefault(segment.name, []).append(step),
+    )  # fmt: skip
+    assert set(steps) == {segment.name for segment in (*chain, last)} and outcome(study) == before
+    for segment in chain:
+        assert any(line.startswith(f"segment {segment.name} runs again: ") for line in said)
+
+
+@pytest.mark.filterwarnings("ignore:.*is not a whole checkpoint")
 @pytest.mark.parametrize(("segment", "step"), [(TRUNK, 5), (TAIL, 8)])
 def test_a_flipped_bit_of_a_finished_segment_is_found_by_rehash(finished, data_root, study, segment, step):
     path = directory_of(study, segment) / f"checkpoints/{step:08d}.pt"
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
+    flip(path)
     assert run_again(data_root, study) == ({}, [])
     steps, said = run_again(data_root, study, rehash=True)
     assert set(steps) == {segment} and len(said) == 1

@@ -9,7 +9,7 @@ import pytest
 from cli_call import call
 from headstart.api import looks_of, report_of
 from headstart.report import build as report
-from headstart.report import pictures
+from headstart.report import live, pictures
 from headstart.report.build import build_report
 from headstart.study import timing
 from headstart.study.folder import PlanFile, is_current, note_look, read_plan, read_study_folder
@@ -157,6 +157,20 @@ def test_a_study_that_is_stopped_in_any_look_ends_as_an_undisturbed_one(tmp_path
     ends = [summary_of(folder / "report.html") for folder in (again, whole)]
     first, second = ({k: end[k] for k in ("title", "text", "state", "looks", "comparisons")} for end in ends)
     assert first == second
+
+
+def test_a_page_that_follows_an_open_look_writes_its_report_once(tmp_path, monkeypatch):
+    path, written, waits = made_up(tmp_path, 3), [], []
+    build = live.build_report
+    monkeypatch.setattr(live, "build_report", lambda folder: written.append(folder) or build(folder))
+
+    def wait(seconds):
+        waits.append(seconds)
+        if len(waits) == 3:
+            made_up(tmp_path, 5)  # the next look, which decides
+
+    assert live.watch(path, wait=wait) == path / "report.html"
+    assert len(waits) == 3 and len(written) == 2
 
 
 def test_a_second_look_that_was_not_planned_is_told_everywhere(tmp_path, monkeypatch, capsys):

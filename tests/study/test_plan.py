@@ -396,6 +396,7 @@ def test_work_done_is_weighted_by_expected_seconds():
     work = WorkDone({"a": 10.0, "b": 30.0, "c": 0.0})
     assert [work.update("a", 0.5)[0], work.update("b", 1.0)[0], work.update("a", 1.0)[0]] == [12.5, 87.5, 100.0]
     assert work.update("b", 0.5)[0] == 62.5  # a segment that starts again
+    assert work.update("of a seed before", 1.0) == (62.5, 12.5)  # its run was damaged
 
 
 def test_what_an_earlier_run_did_does_not_shorten_the_time_left():

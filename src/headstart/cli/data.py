@@ -89,6 +89,8 @@ def check(
     from headstart.data.check import doctor
 
     named = doctor.sources(paths, images)
+    if fix is not None and len(paths) > 1:
+        raise ValueError(f"--fix {fix}: {len(paths)} data sets given, expected one")
     if labels and len(labels) > len(named):
         raise ValueError(f"labels: {len(labels)} folders for {len(named)} data sets: expected at most one each")
     report = doctor.check(named, labels=dict(zip(named, labels or ())), ignore=ignore or (255,))

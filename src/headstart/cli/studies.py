@@ -14,6 +14,7 @@ from headstart.cli.study_runs import (
     plan_facts,
     prepared_or_account,
     prepared_study,
+    run_looks,
     run_prepared,
     say_verdict,
     show_plan,
@@ -74,7 +75,6 @@ def run(
     quiet: Quiet = False,
 ) -> None:
     """Run every missing segment, look by look, then write the report. Stop it at any time; the same command resumes."""
-    from headstart.api import looks_of, report_of
     from headstart.study.prepare import refuse_undeclared
     from headstart.study.prepare import rehash as rehash_data
     from headstart.study.ray import cluster_of
@@ -86,13 +86,7 @@ def run(
     refuse_undeclared(prepared)
     if rehash:
         rehash_data(prepared)
-    for part in looks_of(prepared, out / prepared.study.name):
-        on = messages(as_json, quiet)
-        page = report_of(run_prepared(part, out, jobs, cluster, on=on, quiet=quiet, rehash=rehash))
-        if not as_json:
-            say_verdict(page)
-    if as_json:
-        say_verdict(page, as_json=True)  # of the last look alone: one document
+    run_looks(prepared, out, jobs, cluster, as_json=as_json, quiet=quiet, rehash=rehash)
 
 
 @app.command()
@@ -225,7 +219,6 @@ def ask(
     with the reason of each choice. Stop it at any time; the same command resumes.
     """
     from headstart.design.propose import Question, is_begun, propose, study_name, summary
-    from headstart.report.build import build_report
     from headstart.study.folder import STUDY_FILE
     from headstart.study.prepare import refuse_undeclared
 
@@ -252,5 +245,4 @@ def ask(
         answer(as_json, {"study": str(file), "plan": said, "command": command}, f"to run it: {command}")
         return
     refuse_undeclared(prepared)
-    page = build_report(run_prepared(prepared, out, jobs, on=on, quiet=quiet))
-    say_verdict(page, as_json=as_json)
+    run_looks(prepared, out, jobs, as_json=as_json, quiet=quiet)

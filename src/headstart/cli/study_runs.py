@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.console import Console
 
-from headstart.cli.console import answer, patch_of, print_json, progress, say, show
+from headstart.cli.console import answer, messages, patch_of, print_json, progress, say, show
 
 
 def prepared_study(name: str, overrides: list[str] | None) -> Any:
@@ -154,6 +154,28 @@ def run_prepared(
             say=lambda line: say(line, on),
             rehash=rehash,
         )
+
+
+def run_looks(
+    prepared: Any,
+    out: Path,
+    jobs: int | None,
+    cluster: Any = None,
+    *,
+    as_json: bool,
+    quiet: bool,
+    rehash: bool = False,
+) -> None:
+    """Run a study look by look, write its report after each, and print the verdict: as JSON of the last look alone."""
+    from headstart.api import looks_of, report_of
+
+    for part in looks_of(prepared, out / prepared.study.name):
+        on = messages(as_json, quiet)
+        page = report_of(run_prepared(part, out, jobs, cluster, on=on, quiet=quiet, rehash=rehash))
+        if not as_json:
+            say_verdict(page)
+    if as_json:
+        say_verdict(page, as_json=True)
 
 
 def say_verdict(page: Path, *, as_json: bool = False) -> None:

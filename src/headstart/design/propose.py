@@ -100,7 +100,7 @@ def is_begun(question: Question, directory: Path) -> bool:
     if not (directory / PLAN_FILE).exists() or not (directory / STUDY_FILE).exists():
         return False
     asked = directory / QUESTION_FILE
-    before = read_json(asked, dict[str, Any])["data"] if asked.is_file() else None
+    before = read_json(asked, dict[str, Any]).get("data") if asked.is_file() else None
     if before != _absolute(question):
         raise ValueError(f"{directory}: holds a study of other data, {before}: expected another --name")
     return True

@@ -23,7 +23,7 @@ from headstart.report.facts import Facts
 from headstart.report.figures import training_figure
 from headstart.report.page import TEMPLATES, arms_data, templates
 from headstart.report.plots import STYLE
-from headstart.study.folder import read_plan, read_study_folder
+from headstart.study.folder import is_current, read_plan, read_study_folder
 from headstart.study.forecast import time_to_finish
 from headstart.study.plan import Segment
 from headstart.study.results import Run, StudyFolder
@@ -80,7 +80,9 @@ def watch(study_dir: str | Path, *, every: float = 10.0, wait: Callable[[float],
         num_rows = sum(len(run.rows) for run in folder.runs.values())
         if drawn[0] != num_rows:  # drawing takes longer than all the rest
             drawn = num_rows, _pictures(facts)
-        report = build_report(study_dir) if folder.is_finished else None
+        report = None
+        if folder.is_finished:
+            report = folder.path / "report.html" if is_current(folder.path) else build_report(study_dir)
         if report and folder.rule and len(folder.seeds) < max(folder.rule.looks, default=0):
             report = None if read_plan(folder.path).is_open else report  # the study goes on to the next look
         write_live(facts, drawn[1], every=every, report=report)

@@ -12,7 +12,7 @@ import numpy as np
 from headstart.data import rle
 from headstart.data.dataset import Dataset
 from headstart.data.masks import annotation_mask
-from headstart.data.read import open_dataset
+from headstart.data.read import Source, open_dataset
 from headstart.metrics.overlaps import Overlap, measure
 from headstart.metrics.predictions import Predictions
 from headstart.metrics.records import Records
@@ -103,7 +103,7 @@ def _validation_data(folder: StudyFolder, run: Run) -> Dataset:
         raise ValueError(f"{run.directory}: no recipe.yaml of a detector, which names the validation data")
     data = recipe.data
     roots = [Path.cwd(), *folder.path.resolve().parents]
-    root = next((root for root in roots if (root / data.val).exists()), roots[0])
+    root = next((root for root in roots if Source.parse(root / data.val).path.exists()), roots[0])
     images = data.val_images
     return open_dataset(root / data.val, None if images is None else root / images, data.val_split)
 

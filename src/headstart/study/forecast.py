@@ -160,10 +160,12 @@ class WorkDone:
     def update(self, segment: str, share: float, *, found: bool = False) -> tuple[float, float]:
         """Record `share` (0..1) of a segment as done; returns the study's percent done, and the percent found done.
 
-        A segment counts as found up to its first share, unless that is its end, which `found` tells apart.
+        A segment counts as found up to its first share, unless that is its end, which `found` tells apart. One that was
+        not expected, such as a damaged run of an earlier seed, counts nothing.
         """
-        self.shares[segment] = share
-        self.first.setdefault(segment, share if found or share < 1 else 0.0)
+        if segment in self.seconds:
+            self.shares[segment] = share
+            self.first.setdefault(segment, share if found or share < 1 else 0.0)
         return self._percent(self.shares), self._percent(self.first)
 
     def _percent(self, shares: Mapping[str, float]) -> float:

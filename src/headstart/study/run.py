@@ -180,12 +180,13 @@ def find_segments(
             elif place.is_dir():
                 begun[segment.name] = place
     missing = [segment for segment in listed if segment.name not in done] if whole else []
-    stops = {segment.name: segment.stop for segment in listed}
-    for segment in reversed(missing):  # a damaged parent is missing itself, and needs its own
-        parent = segment.parent
-        if parent in done and find_result(done[parent].directory, stops[parent], whole=True) is None:
-            say(f"segment {parent} runs again: {fault_of(done[parent].directory, stops[parent])}")
+    by_name = {segment.name: segment for segment in listed}
+    while missing:
+        parent = missing.pop().parent
+        if parent in done and find_result(done[parent].directory, by_name[parent].stop, whole=True) is None:
+            say(f"segment {parent} runs again: {fault_of(done[parent].directory, by_name[parent].stop)}")
             begun[parent] = done.pop(parent).directory
+            missing.append(by_name[parent])  # needs its own parent
     return done, begun
 
 
