@@ -18,7 +18,8 @@ LEAST = 0.01  # a point: less comes from single boxes that are right by luck (0.
 COLLAPSED = 0.5  # of the arm's median: far outside the spread of seeds that trained (at most a third of the mean)
 SAME = 1e-12  # differences of seeds that are equal but for rounding
 # Standard deviation of a difference of AP from the choice of the validation images, times the square root of their
-# number: 0.10 and 0.25 in docs/results.md, by resampling 200 images; the larger one.
+# number, by resampling: 0.05 and 0.09 in `bccd` and `demo` (docs/results.md), 0.10 and 0.25 in two studies before; the
+# largest.
 IMAGE_SPREAD = 0.25
 TOO_FEW = 0.1  # shift of a difference by other images, from which the images are too few
 WANTED = 0.04  # difference for which a number of images is advised
