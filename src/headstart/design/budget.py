@@ -14,8 +14,8 @@ from headstart.verdict.rule import Rule, smallest_difference
 TRIED: tuple[tuple[int, bool, int], ...] = ((5, True, 3000), (5, False, 1500), (3, False, 300), (1, False, 0))
 MOST_STEPS, LEAST_STEPS = 20_000, 60
 RESERVE = 0.1  # of the time, for the report and steps that are slower than those timed
-# Standard deviation over seeds of a difference of AP: 0.010 to 0.033, with a median of 0.02, at the ends of schedules of
-# the studies in docs/results/studies whose arms both have 20 AP.
+# Standard deviation over seeds of a difference of AP: 0.010 to 0.033, with a median of 0.02, where schedules end in the
+# studies of docs/results/studies whose arms both have 20 AP.
 SPREAD = 0.02
 
 
