@@ -20,7 +20,7 @@ from simulate_worth import IMAGES, LEVEL, MARGIN, NOISES, SEEDS, WORLDS, means_c
 from studies import read_kept
 
 from headstart.recipe.yaml_text import read_yaml
-from headstart.verdict.worth import crossing_sentence, held_out, start_worth, worth_sentence
+from headstart.verdict.worth import crossing_sentence, held_out, schedules_compared, start_worth, worth_sentence
 
 KEPT = ROOT / "docs" / "results" / "calibration" / "worth.json"
 BEGIN, END = "<!-- tables: python benchmarks/worth.py --page -->\n", "<!-- end of tables of worth -->\n"
@@ -96,14 +96,21 @@ def real_studies() -> dict[str, tuple[tuple[str, str], list[int], np.ndarray]]:
     for name, study in read_kept().items():
         figures = study["figures"]
         pair = tuple(dict.fromkeys(cell["arm"] for cell in figures["cells"]))[1::-1]  # scratch is named first
-        ended: dict[tuple, dict[float, float]] = {}  # by seed and arm, then fraction: the longest schedule
-        for cell in sorted(figures["cells"], key=lambda cell: cell["total"]):
-            ended.setdefault((cell["seed"], cell["arm"]), {})[cell["fraction"]] = cell["values"][str(cell["total"])]
-        shared = sorted(set.intersection(*(set(own) for (_, arm), own in ended.items() if arm in pair)))
-        seeds = [seed for seed in sorted({key[0] for key in ended}) if all((seed, arm) in ended for arm in pair)]
-        if len(shared) >= 3 and len(pair) == 2 and seeds:
-            scores = np.array([[[ended[seed, arm][f] for f in shared] for arm in pair] for seed in seeds])
-            found[f"the study `{name}`"] = (pair, [figures["images"][str(fraction)] for fraction in shared], scores)
+        cells = sorted((cell for cell in figures["cells"] if cell["arm"] in pair), key=lambda cell: cell["total"])
+        ended = {(c["seed"], c["arm"], c["fraction"], c["schedule"]): c["values"][str(c["total"])] for c in cells}
+        tried: dict[float, dict[str, set]] = {}  # by fraction and schedule, shortest first: arms
+        for cell in cells:
+            tried.setdefault(cell["fraction"], {}).setdefault(cell["schedule"], set()).add(cell["arm"])
+        common = {f: [name for name, own in tried[f].items() if own == set(pair)] for f in sorted(tried)}
+        shared = [fraction for fraction, names in common.items() if names]
+        if len(shared) < 3 or len(pair) != 2:
+            continue
+        used = list(zip(shared, schedules_compared([common[fraction] for fraction in shared])))
+        every = [[(seed, arm, *cell) for arm in pair for cell in used] for seed in sorted({key[0] for key in ended})]
+        scores = [[ended[key] for key in keys] for keys in every if all(key in ended for key in keys)]
+        if scores:
+            images = [figures["images"][str(fraction)] for fraction in shared]
+            found[f"the study `{name}`"] = (pair, images, np.reshape(scores, (-1, 2, len(shared))))
     return found
 
 

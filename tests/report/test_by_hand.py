@@ -114,7 +114,15 @@ def test_what_the_start_is_worth_in_images(found):
     summary, rows = found
     images = sorted({float(row["train_images"]) for row in rows})
     fractions = sorted({float(row["fraction"]) for row in rows})
-    ends = {arm: np.stack([column(rows, arm, f)[1][:, -1] for f in fractions], 1) for arm in (BASE, OWN)}
+    tried = [column(rows, arm, f)[0].tolist() for f in fractions for arm in (BASE, OWN)]
+    shared = max(set.intersection(*map(set, tried)))  # the longest that every number of images has
+    assert shared < max(map(max, tried))
+
+    def at_shared(arm, fraction):
+        steps, scores = column(rows, arm, fraction)
+        return scores[:, steps.tolist().index(shared)]
+
+    ends = {arm: np.stack([at_shared(arm, f) for f in fractions], 1) for arm in (BASE, OWN)}
     x = np.geomspace(images[0], 2 * images[-1], 40_001)
     shapes = []  # straight in log images, which is the estimate, in images, and in their reciprocal
     for axis in (np.log, np.positive, np.reciprocal):
@@ -132,7 +140,8 @@ def test_what_the_start_is_worth_in_images(found):
             assert told[1:6] == pytest.approx(expected, rel=0.1)  # 1,000 resamples
         else:
             assert "is worth none" in at[count] and high < count
-    crossing = lines(summary, "How many labelled images")[2]
+    crossing, schedule = lines(summary, "How many labelled images")[2:]
+    assert schedule == "All this is at 3x, the longest schedule that every number of images has."
     ahead = (shapes[0][OWN] - shapes[0][BASE]).mean(0) + MARGIN
     assert numbers(crossing)[0] == pytest.approx(x[np.flatnonzero(ahead < 0)[-1]], abs=1)
 

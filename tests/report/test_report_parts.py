@@ -23,7 +23,7 @@ from headstart.study.folder import read_study_folder
 from headstart.study.results import StudyFolder
 from headstart.verdict.numbers import large, minus
 from headstart.weights.public import find_training, trainings
-from study_folder import build_study
+from study_folder import box_ap, build_study
 from tiny import tiny_recipe
 
 
@@ -240,6 +240,16 @@ def test_arms_without_a_common_schedule_meet_at_the_longest_of_each(tmp_path):
     scores = [folder.scores("box.AP", *pair, 1.0) for pair in (("scratch", "3x"), ("pretrained", "1x"))]
     assert summary["comparisons"][0]["mean"] == pytest.approx(float((scores[0] - scores[1]).mean()), abs=1e-6)
     assert "At 3x against 1x with" in page and "At equal" in page
+
+
+def test_the_worth_of_a_start_says_where_an_arm_has_learnt_nothing(tmp_path):
+    def ap(arm, fraction, seed, step, in_tail):
+        return 0.004 if arm == "scratch" and fraction < 1 else box_ap(arm, fraction, seed, step, in_tail)
+
+    for given, told in (({"ap": ap}, True), ({}, False)):
+        path = build(tmp_path / str(told), seeds=3, fractions=(1.0, 0.1), **given)
+        worth = answer(summary_of(path)[0], "How many labelled images")
+        assert ("With 80 images an arm has not learnt enough to compare" in worth) == told
 
 
 @pytest.mark.parametrize(

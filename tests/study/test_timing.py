@@ -1,5 +1,8 @@
 """What the forecast measures before a study runs: all of it there, and by as many processes as will work at once."""
 
+import shutil
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -7,8 +10,10 @@ from headstart.cli import console
 from headstart.cli.study_runs import plan_facts, show_plan
 from headstart.ops import memory
 from headstart.study import timing
+from headstart.study.folder import read_plan
 from headstart.study.forecast import Load
 from headstart.study.prepare import prepare
+from headstart.study.run import run_study
 from headstart.study.spec import parse_study
 from headstart.study.timing import kept_loads, measure_apart, measure_loads
 from headstart.tasks import make_task
@@ -43,6 +48,27 @@ def test_the_plan_says_what_memory_its_segments_take(data_root, monkeypatch, cap
     show_plan(facts, console.out)
     line = "memory: 3.0 GB in the timed steps and evaluation, 2 segments at a time; this machine has "
     assert f"{line}{numbers.memory(most)}{lacks}" in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_plan_of_a_study_that_goes_on_counts_what_is_left(data_root, monkeypatch, capsys, tmp_path):
+    prepared = prepare(parse_study(tiny_study(data_root), source="tiny"), None)
+    images = dict.fromkeys(prepared.num_images, 6)
+    load = Load(batch=2, num_images=images, seconds_per_step=60.0, checkpoint_bytes=10**9)
+    monkeypatch.setattr(timing, "measure_apart", lambda prepared, jobs: dict.fromkeys(prepared.plan_arms(), load))
+    before = plan_facts(prepared, 1, tmp_path / prepared.study.name, keep=False)
+    assert before["finished"] == 0 and before["seconds_left"] == before["seconds"]
+    assert before["checkpoint_bytes_left"] == before["checkpoint_bytes"]
+    directory = run_study(prepared, tmp_path)
+    last = [entry for entry in read_plan(directory).segments if entry.kind == "tail"][-1]
+    shutil.rmtree(directory / last.directory)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=before["checkpoint_bytes"] - 1))
+    facts = plan_facts(prepared, 1, directory, keep=False)
+    assert facts["finished"] == len(prepared.plan.segments) - 1 and facts["seconds"] == before["seconds"]
+    assert facts["seconds_left"] == 60 * (last.stop - last.start)
+    show_plan(facts, console.out)
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"{facts['finished']} segments are finished: about {numbers.span(facts['seconds_left'])} left" in said
+    assert f"{numbers.memory(facts['checkpoint_bytes_left'])} of it not yet written" in said and "NOT" not in said
 
 
 def test_the_first_images_are_judged_like_all(data_root):

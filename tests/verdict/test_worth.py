@@ -14,6 +14,8 @@ from headstart.verdict.worth import (
     held_out,
     held_out_sentence,
     resampled_means,
+    schedules_compared,
+    schedules_sentence,
     start_worth,
     worth_sentence,
 )
@@ -179,6 +181,29 @@ def test_the_largest_set_is_predicted_by_the_others():
         " That is 10 times the next largest set; answers go to twice."
     )
     assert held_out(ARMS, IMAGES[:2], scores[..., :2]) == ()
+
+
+@pytest.mark.parametrize(
+    ("tried", "used", "told"),
+    [
+        ((["1x", "8x"], ["1x", "8x"], ["2x", "8x"]), ["8x"] * 3, ""),
+        (
+            (["8x"], ["4x", "8x"], ["8x", "32x"]),
+            ["8x"] * 3,
+            "All this is at 8x, the longest schedule that every number",
+        ),
+        (
+            (["3x"], ["3x"], ["2x", "6x"]),
+            ["3x", "3x", "6x"],
+            "The schedules differ (3x with 29 and 73 images, 6x with 292",
+        ),
+    ],
+    ids=["equal", "longer-with-more", "none-shared"],
+)
+def test_numbers_of_images_are_compared_at_one_schedule_where_they_share_one(tried, used, told):
+    assert schedules_compared(tried) == used
+    sentence = schedules_sentence((29, 73, 292), tried)
+    assert sentence.startswith(told) and bool(sentence) == bool(told)
 
 
 def test_the_tables_of_worth_are_those_of_the_kept_figures():

@@ -44,25 +44,36 @@ def prepared_or_account(name: str, overrides: list[str] | None, as_json: bool, o
 
 
 def plan_facts(prepared: Any, jobs: int, directory: Path, *, keep: bool) -> dict[str, Any]:
-    """Segments, totals and expected times of a study, from a few timed steps; `keep` stores these in `directory`."""
-    from headstart.study.forecast import makespan, segment_rows, totals
+    """Segments, totals and expected times of a study, from a few timed steps; `keep` stores these in `directory`.
+
+    Segments that are finished there count in all figures but those named "left".
+    """
+    from headstart.study.forecast import segment_rows, time_to_finish, totals
+    from headstart.study.run import find_segments, segments_folder
     from headstart.study.timing import disk_need, hardware_lines, kept_loads, measure_apart, memory_need
     from headstart.verdict.rule import looks_text
 
     loads = kept_loads(directory / "timing.json", prepared, jobs) if keep else measure_apart(prepared, jobs)
-    study, (files, need), (peak, most) = prepared.study, disk_need(prepared, loads), memory_need(prepared, loads)
+    finished = find_segments(prepared, directory)[0] if segments_folder(prepared, directory).is_dir() else {}
+    study, (files, need, need_left) = prepared.study, disk_need(prepared, loads, finished)
+    rows, (peak, most) = segment_rows(prepared.plan, loads), memory_need(prepared, loads)
+    whole = {row["segment"]: row["seconds"] for row in rows}
+    left = whole | dict.fromkeys(finished, 0.0)
     place = directory.absolute()
     free = shutil.disk_usage(next(folder for folder in (place, *place.parents) if folder.is_dir())).free
     return {
         "study": study.name,
         "machine": hardware_lines(prepared),
-        "segments": segment_rows(prepared.plan, loads),
+        "segments": rows,
         "totals": totals(prepared.plan, loads),
         "jobs": jobs,
-        "seconds": makespan(prepared.plan, loads, jobs),
+        "seconds": time_to_finish(prepared.plan, whole, jobs),
+        "finished": len(finished),
+        "seconds_left": time_to_finish(prepared.plan, left, jobs),
         "seeds": len(study.seeds),
         "checkpoints": files,
         "checkpoint_bytes": need,
+        "checkpoint_bytes_left": need_left,
         "free_bytes": free,
         "segment_bytes": peak,
         "memory_bytes": most,
@@ -74,7 +85,7 @@ def plan_facts(prepared: Any, jobs: int, directory: Path, *, keep: bool) -> dict
 
 def show_plan(facts: dict[str, Any], on: Console) -> None:
     """Print what `plan_facts` found."""
-    from headstart.verdict.numbers import counted, memory
+    from headstart.verdict.numbers import counted, memory, span
 
     for line in facts["machine"]:
         say(line, on)
@@ -100,9 +111,13 @@ def show_plan(facts: dict[str, Any], on: Console) -> None:
         f"({seconds / 3600:.2f} hours), {jobs} segment{'s' if jobs > 1 else ''} at a time",
         on,
     )
-    files, need, free = (facts[name] for name in ("checkpoints", "checkpoint_bytes", "free_bytes"))
-    lacks = "" if need < free else ": NOT enough"
-    say(f"{files} checkpoints take {memory(need)} in the end; {memory(free)} are free{lacks}", on)
+    if facts["finished"]:
+        say(f"{facts['finished']} segments are finished: about {span(facts['seconds_left'])} left", on)
+    names = ("checkpoints", "checkpoint_bytes", "checkpoint_bytes_left", "free_bytes")
+    files, need, need_left, free = (facts[name] for name in names)
+    lacks = "" if need_left < free else ": NOT enough"
+    written = "" if need_left == need else f", {memory(need_left)} of it not yet written"
+    say(f"{files} checkpoints take {memory(need)} in the end{written}; {memory(free)} are free{lacks}", on)
     peak, most = facts["segment_bytes"], facts["memory_bytes"]
     if peak and most:
         lacks = "" if jobs * peak < most else ": NOT enough, expected fewer --jobs or a smaller batch"

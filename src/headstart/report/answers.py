@@ -22,7 +22,15 @@ from headstart.verdict.earned import Obstacle
 from headstart.verdict.numbers import TRAIN, fraction_name, large, span
 from headstart.verdict.paired import t_half_width
 from headstart.verdict.verdict import Verdict
-from headstart.verdict.worth import crossing_sentence, held_out, held_out_sentence, start_worth, worth_sentence
+from headstart.verdict.worth import (
+    crossing_sentence,
+    held_out,
+    held_out_sentence,
+    schedules_compared,
+    schedules_sentence,
+    start_worth,
+    worth_sentence,
+)
 
 DEFAULT_LEVEL = 0.95
 NUM_RESAMPLES = 200  # of the test images: their spread is needed, not the ends of an interval
@@ -86,7 +94,7 @@ def find_answers(
         for entry in [entry for entry in comparisons if entry.fraction == fraction][-1:]:
             question = f"And with {100 * fraction:g} % of the data?"
             answers.append(Answer(question, (words.outcome(entry.verdict),)))
-    return [*answers, *([] if blind else [*_worth(folder), *_overfitting(folder)]), *_price(facts)]
+    return [*answers, *([] if blind else [*_worth(folder, comparisons), *_overfitting(folder)]), *_price(facts)]
 
 
 def equal_efforts(facts: Facts, against: Obstacle | None = None) -> list[EqualEffort]:
@@ -142,13 +150,14 @@ def _complete(folder: StudyFolder, fraction: float) -> np.ndarray:
     return np.isfinite([folder.scores(folder.metric, arm, name, fraction) for arm, name in pairs]).all(0)
 
 
-def _worth(folder: StudyFolder) -> list[Answer]:
-    """Worth of the start in labelled images: the longest common schedule of every fraction, smallest first."""
+def _worth(folder: StudyFolder, comparisons: tuple[Comparison, ...]) -> list[Answer]:
+    """Worth of the start in labelled images, over all fractions, smallest first, at one schedule if they share any."""
     fractions = [f for f in reversed(folder.fractions) if f in folder.num_images and folder.common_schedules(f)]
     fractions = list({folder.num_images[f]: f for f in fractions}.values())  # of tiny sets two may be the same images
-    cells = [(folder.common_schedules(fraction)[-1], fraction) for fraction in fractions]
     if len(fractions) < 2:
         return []
+    tried = [folder.common_schedules(fraction) for fraction in fractions]
+    cells = list(zip(schedules_compared(tried), fractions))
     arms = (folder.baseline, folder.candidate)
     scores = np.stack([[folder.scores(folder.metric, arm, *cell) for cell in cells] for arm in arms]).transpose(2, 0, 1)
     used = np.all([_complete(folder, fraction) for fraction in fractions], 0)
@@ -162,6 +171,15 @@ def _worth(folder: StudyFolder) -> list[Answer]:
     images, sizes = [folder.num_images[f] for f in fractions], {"level": _level(folder), "within": _margin(folder)}
     found = start_worth(arms, images, scores[used], resampled=resampled and resampled[0][used], **sizes)
     lines = [*(worth_sentence(found, count) for count in found.needed), crossing_sentence(found)]
+    at_floor = {
+        (e.schedule, e.fraction) for e in comparisons if e.verdict.obstacle and e.verdict.obstacle.code == "floor"
+    }
+    low = [f"{folder.num_images[cell[1]]:,}" for cell in cells if cell in at_floor]
+    if low:
+        lines.append(
+            f"With {' and '.join(low)} images an arm has not learnt enough to compare: these figures are rough."
+        )
+    lines.append(schedules_sentence(images, tried))
     if predicted := held_out(arms, images, scores[used]):
         lines.append(held_out_sentence(predicted))
     return [Answer("How many labelled images is the start worth?", tuple(line for line in (*lines, problem) if line))]

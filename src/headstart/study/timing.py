@@ -3,7 +3,7 @@
 import json
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import fmean
@@ -148,9 +148,9 @@ def memory_need(prepared: Prepared, loads: Mapping[str, Load]) -> tuple[int, int
     return loads[most].peak_bytes, memory.limit(choose_device(prepared.recipes[most][0].device).value)
 
 
-def disk_need(prepared: Prepared, loads: Mapping[str, Load]) -> tuple[int, int]:
-    """Checkpoints that a finished study keeps, and their bytes."""
-    files = need = 0
+def disk_need(prepared: Prepared, loads: Mapping[str, Load], finished: Collection[str] = ()) -> tuple[int, int, int]:
+    """Checkpoints that a finished study keeps, their bytes, and the bytes that segments not `finished` will add."""
+    files = need = left = 0
     for segment in prepared.plan.segments:
         key = load_key(segment)
         marks = marks_of(prepared.recipes[key][0], prepared, segment) if segment.kind == "trunk" else ()
@@ -158,7 +158,8 @@ def disk_need(prepared: Prepared, loads: Mapping[str, Load]) -> tuple[int, int]:
         steps = sorted({*range(every * (segment.start // every + 1), segment.stop, every), *marks, segment.stop})
         kept = len({*steps[-KEPT:], *marks})
         files, need = files + kept, need + kept * loads[key].checkpoint_bytes
-    return files, need
+        left += 0 if segment.name in finished else kept * loads[key].checkpoint_bytes
+    return files, need, left
 
 
 def model_costs(recipe: AnyRecipe) -> dict[str, str]:

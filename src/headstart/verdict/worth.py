@@ -73,6 +73,12 @@ class HeldOut:
     measured: float
 
 
+def schedules_compared(tried: Sequence[Sequence[str]]) -> list[str]:
+    """The schedule of each number of images: the longest that all have, else its own longest; names shortest first."""
+    shared = [name for name in tried[0] if all(name in names for names in tried)]
+    return [shared[-1] if shared else names[-1] for names in tried]
+
+
 def start_worth(
     arms: tuple[str, str],
     images: Sequence[int],
@@ -181,6 +187,18 @@ def held_out_sentence(found: tuple[HeldOut, ...]) -> str:
     if first.images > HORIZON * first.largest_used:
         far = f" That is {first.images / first.largest_used:.3g} times the next largest set; answers go to twice."
     return f"Curves fitted without the largest set ({first.images:,} images) predicted: {told}.{far}"
+
+
+def schedules_sentence(images: Sequence[int], tried: Sequence[Sequence[str]]) -> str:
+    """The schedules behind the figures, where some number of images has a longer one; else empty."""
+    used, longest = schedules_compared(tried), [names[-1] for names in tried]
+    if used == longest and len(set(used)) == 1:
+        return ""
+    if len(set(used)) == 1:
+        return f"All this is at {used[0]}, the longest schedule that every number of images has."
+    by_name = {name: [f"{n:,}" for n, own in zip(images, used) if own == name] for name in used}
+    told = ", ".join(f"{name} with {' and '.join(numbers)} images" for name, numbers in by_name.items())
+    return f"The schedules differ ({told}): part of the gain from more images is gain from longer training."
 
 
 def _crossing(baseline: DataCurve, candidate: DataCurve, *, images: np.ndarray, within: float) -> np.ndarray:
