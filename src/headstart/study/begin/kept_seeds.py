@@ -15,12 +15,14 @@ def with_kept_seeds(prepared: Prepared, directory: Path) -> Prepared:
     """Add the seeds that are finished in a study's directory; returns the study unchanged where there are none.
 
     Only seeds of the same study count: study.yaml there has the same fields but `seeds`, plan.json the same overrides.
+    ValueError where study.yaml cannot be read.
     """
     study = prepared.study
     if not (directory / PLAN_FILE).exists() or not (directory / STUDY_FILE).exists():
         return prepared
+    content = read_yaml(directory / STUDY_FILE)
     try:
-        before = parse_study(read_yaml(directory / STUDY_FILE), source=str(directory / STUDY_FILE))
+        before = parse_study(content, source=str(directory / STUDY_FILE))
     except ValueError:
         return prepared  # of another version
     plan = read_plan(directory)
