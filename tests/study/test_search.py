@@ -28,8 +28,9 @@ def study_of(root, **changes):
 
 
 def test_every_combination_is_one_trial_of_the_arm(data_root):
-    study = study_of(data_root, search=SEARCH)
+    study = study_of(data_root, search=SEARCH, allow_overlap=True)
     trials = trial_study(study)
+    assert trials.allow_overlap and not trial_study(study_of(data_root, search=SEARCH)).allow_overlap
     values = [(0.01, (64,)), (0.01, (48, 64)), (0.02, (64,)), (0.02, (48, 64))]
     assert list(trials.arms) == ["trial01", "trial02", "trial03", "trial04"]
     plan = prepare(trials).plan

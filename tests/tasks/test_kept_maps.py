@@ -109,6 +109,10 @@ def test_a_run_on_kept_maps_resumes_to_the_same_weights_and_counts(data_root, so
         ({"start__freeze": "stage4"}, r"start\.freeze is 'stage4'.*expected start\.freeze 'backbone'"),
         ({"input__short": [48, 64]}, r"input\.short is \[48, 64\].*expected input\.short \[48\]"),
         ({"input__jitter__enabled": True}, r"input\.jitter\.enabled is True.*expected input\.jitter\.enabled False"),
+        (
+            {"model__corners__enabled": True, "model__mask__enabled": False},
+            r"cache_features: true, but model\.corners\.enabled computes from images alone; expected false",
+        ),
     ],
 )
 def test_maps_that_would_change_cannot_be_kept(data_root, changes, message):

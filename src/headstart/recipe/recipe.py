@@ -153,6 +153,10 @@ class Recipe(AnyRecipe):
         one_size = {"input.jitter.enabled": False, "input.crop.enabled": False, "input.short": [self.input.short[0]]}
         others = {"input.flip_vertical": 0.0, "input.quarter_turns": False, "input.transform": None}
         _require_unchanged_features(self, one_size | NO_COLOUR | others)
+        if self.data.cache_features and self.model.corners.enabled:
+            raise ValueError(
+                "data.cache_features: true, but model.corners.enabled computes from images alone; expected false"
+            )
         if not self.model.pyramid:
             self.train.rates.require_no_pyramid("model.pyramid false")
         if self.evaluate.keypoint_sigmas is not None and not self.model.keypoint.enabled:

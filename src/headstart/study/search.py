@@ -50,6 +50,7 @@ def trial_study(study: StudySpec) -> StudySpec:
             "seeds": [search.seed],
             "pretrain": {name: entry.model_dump() for name, entry in study.pretrain.items()},
             "share": study.share,
+            "allow_overlap": study.allow_overlap,
         },
         source=f"study {study.name}: search",
     )
