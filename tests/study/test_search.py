@@ -1,6 +1,7 @@
 """A search is a study of its own: every combination once, the best by the arm's metric, its effort in the sheet."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -9,6 +10,7 @@ from headstart.api import Study
 from headstart.recipe.load import shipped
 from headstart.study.folder import read_study_folder
 from headstart.study.prepare import prepare
+from headstart.study.results import Run
 from headstart.study.search import Trial, best_of, combinations, trial_study, trials_of, write_tuned
 from headstart.study.spec import parse_study
 from headstart.training.rows import read_rows
@@ -62,6 +64,9 @@ def test_the_best_is_picked_and_written_with_the_effort(data_root, tmp_path, mon
     best = max(trials, key=lambda trial: trial.score)
     assert tuned["set"] == best.values and tuned["tuning"]["scratch"]["trials"] == 2
     assert tuned["tuning"]["scratch"]["steps"] == 16
+    both = prepare(trial_study(study).model_copy(update={"seeds": (5, 3)})).plan  # as after a search at seed 5
+    unfinished = {segment.name: Run(segment, None, ()) for segment in both.segments}
+    assert trials_of(study, replace(folder, plan=both, runs=unfinished | folder.runs)) == trials
     before = (directory / "plan.json").stat().st_mtime_ns
     search(str(path), [], tmp_path / "runs", 1)
     assert (directory / "plan.json").stat().st_mtime_ns == before

@@ -64,10 +64,13 @@ def combinations(study: StudySpec) -> dict[str, dict[str, Any]]:
 
 
 def trials_of(study: StudySpec, folder: StudyFolder) -> list[Trial]:
-    """Trials of a search with their scores so far, in the order of the grid."""
-    (fraction,), found = folder.fractions, []
+    """Trials of a search with their scores so far at its own seed, in the order of the grid.
+
+    The folder also keeps the seeds of earlier searches.
+    """
+    (fraction,), found, place = folder.fractions, [], folder.seeds.index(study.search.seed)
     for name, values in combinations(study).items():
-        reached = folder.scores(study.search.metric, name, study.search.schedule, fraction)[0]
+        reached = folder.scores(study.search.metric, name, study.search.schedule, fraction)[place]
         found.append(Trial(name, values, folder.total(name, study.search.schedule, fraction), float(reached)))
     return found
 
