@@ -11,6 +11,7 @@ from test_transfer import interrupt_at
 import headstart.data.stream as stream_file
 import headstart.data.train_stream as train_stream_file
 import headstart.tasks.detection_images as kept_maps_file
+from headstart.hardware import Choice
 from headstart.metrics.predictions import Predictions
 from headstart.recipe.dotted import flatten
 from headstart.recipe.load import stored_recipe
@@ -121,9 +122,11 @@ def test_maps_that_would_change_cannot_be_kept(data_root, changes, message):
     assert "\n" not in str(error.value)
 
 
-def test_more_maps_than_memory_holds_are_refused(data_root, monkeypatch):
-    monkeypatch.setattr(kept_maps_file, "memory", lambda: 2**20)
-    with pytest.raises(ValueError, match=r"the maps of .*train\.json take .* or false") as error:
+@pytest.mark.parametrize(("kind", "place"), [("cpu", "this machine"), ("cuda", "the GPU")])
+def test_more_maps_than_the_device_holds_are_refused(data_root, monkeypatch, kind, place):
+    monkeypatch.setattr(kept_maps_file, "choose_device", lambda asked: Choice(kind, "for this test"))
+    monkeypatch.setattr(kept_maps_file.memory, "limit", lambda device: 2**20 if device == kind else 2**40)
+    with pytest.raises(ValueError, match=rf"the maps of .*train\.json take .* on {place}, or false") as error:
         frozen_task(data_root, kept=True)
     assert "\n" not in str(error.value)
 

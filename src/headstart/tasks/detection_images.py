@@ -13,13 +13,14 @@ from headstart.data.order import Resize, bucket_of
 from headstart.data.stream import MapsOf, Raw, decode
 from headstart.data.train_stream import TrainStream
 from headstart.data.views import View, stack_images
-from headstart.hardware import memory
+from headstart.hardware import choose_device
 from headstart.model.backbones import Backbone
 from headstart.model.build import input_spec
+from headstart.ops import memory
 from headstart.recipe.recipe import Recipe
 from headstart.tasks.task import reading
 
-MOST = 1 / 8  # share of memory for one data set: there are two, and some segments of a study run at a time
+MOST = 1 / 8  # share of a device's memory for one data set: there are two, and some segments of a study run at a time
 
 
 def augmentation_of(recipe: Recipe) -> Augmentation:
@@ -85,7 +86,7 @@ class KeptMaps:
 def kept_maps(recipe: Recipe, backbone: Backbone, data: Dataset, *, training: bool) -> KeptMaps | None:
     """Kept maps of a recipe's training or evaluation images; None where the recipe keeps none.
 
-    ValueError where they may need more than MOST of the machine's memory, at four bytes a value and the recipe's
+    ValueError where they may need more than MOST of the device's memory, at four bytes a value and the recipe's
     largest padded size.
     """
     own = recipe.input
@@ -94,10 +95,12 @@ def kept_maps(recipe: Recipe, backbone: Backbone, data: Dataset, *, training: bo
     short, long = (own.short[0], own.long) if training else (own.test_short, own.test_long)
     height, width = bucket_of(short, long, Resize(short, long))
     values = sum(c * -(-height // s) * -(-width // s) for c, s in zip(backbone.channels, backbone.strides))
-    needed, there = 4 * values * data.num_images * (2 if training and 0 < own.flip < 1 else 1), memory()
+    needed = 4 * values * data.num_images * (2 if training and 0 < own.flip < 1 else 1)
+    device = choose_device(recipe.device).value
+    there = memory.limit(device)
     if there is not None and needed > MOST * there:
         raise ValueError(
             f"data.cache_features: true, but the maps of {data.path} take {needed / 2**30:,.1f} GiB, expected at most "
-            f"{MOST * there / 2**30:,.1f} GiB on this machine, or false"
+            f"{MOST * there / 2**30:,.1f} GiB on {'the GPU' if device == 'cuda' else 'this machine'}, or false"
         )
     return KeptMaps(backbone, data, input_spec(recipe), bf16=recipe.train.bf16)
