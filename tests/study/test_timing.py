@@ -8,8 +8,10 @@ import torch
 
 from headstart.cli import console
 from headstart.cli.study_runs import plan_facts, show_plan
+from headstart.hardware import Choice
 from headstart.ops import memory
 from headstart.study import timing
+from headstart.study.begin import rehearse as rehearse_file
 from headstart.study.folder import read_plan
 from headstart.study.forecast import Load
 from headstart.study.prepare import prepare
@@ -105,3 +107,20 @@ def test_a_frozen_backbone_is_timed_frozen_and_on_kept_maps(data_root):
     assert 6 < len(calls) <= 12 and not any(calls)  # of 24: six images and their mirror images
     assert all(map(torch.equal, before, task.model.backbone.state_dict().values()))
     assert not any(parameter.requires_grad for parameter in task.model.backbone.parameters())
+
+
+def test_a_step_is_tried_and_timed_with_one_gpu_s_share_of_the_batch(data_root, monkeypatch):
+    """One process would need the memory of all GPUs for the whole batch."""
+    own = tiny_study(data_root, arms={"scratch": {}}, pretrain={})
+    own["set"] |= {"train.batch": 4, "processes": 2}
+    prepared, made = prepare(parse_study(own, source="tiny"), None), []
+    for module in (rehearse_file, timing):
+        monkeypatch.setattr(module, "make_task", lambda recipe: made.append(recipe) or make_task(recipe))
+    monkeypatch.setattr(timing, "seconds_per_step", lambda *given: 1.0)
+    monkeypatch.setattr(timing, "seconds_per_image", lambda *given: 1.0)
+    rehearse_file.rehearse(prepared, "scratch")
+    monkeypatch.setattr(rehearse_file, "choose_device", lambda asked: Choice("cuda", "for this test"))
+    rehearse_file.rehearse(prepared, "scratch")
+    rehearse_file.rehearse(prepared, "scratch", None, 4)
+    assert timing.measure_loads(prepared)["scratch"].batch == 4
+    assert [(recipe.processes, recipe.train.batch) for recipe in made] == [(2, 4), (1, 2), (1, 1), (1, 2)]

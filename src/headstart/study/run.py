@@ -75,8 +75,8 @@ def run_study(
         most = len(waiting) if cluster else jobs
         try:
             with calls if waiting else nullcontext() as call:
-                starts = starts_of(prepared, waiting, done)
-                for rehearsal in [call(rehearse, prepared, name, weights) for name, weights in starts.items()]:
+                starts, gpus = starts_of(prepared, waiting, done), cluster.gpus if cluster else 0
+                for rehearsal in [call(rehearse, prepared, name, weights, gpus) for name, weights in starts.items()]:
                     refuse_overlap(prepared, rehearsal.result())
                 while waiting or running:
                     ready = [segment for segment in waiting if segment.needs <= done.keys()]  # in the plan's order

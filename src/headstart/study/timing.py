@@ -19,7 +19,7 @@ from headstart.ops import memory
 from headstart.ops import processes as distributed
 from headstart.recipe.load import choices_of
 from headstart.recipe.recipe import AnyRecipe
-from headstart.study.begin.rehearse import check_start, refuse_missing_weights
+from headstart.study.begin.rehearse import check_start, of_one_gpu, refuse_missing_weights
 from headstart.study.forecast import Load, load_key
 from headstart.study.prepare import Prepared, marks_of
 from headstart.study.spec import PRETRAIN_PREFIX
@@ -116,7 +116,7 @@ def measure_loads(prepared: Prepared) -> dict[str, Load]:
         memory.FreedMemory().give_back()  # by the arm before
         memory.reset_peak(device)
         since = time.perf_counter()
-        task = make_task(recipe)
+        task = make_task(of_one_gpu(recipe))
         start = time.perf_counter() - since
         check_start(prepared, name, task, recipe)
         if key not in timed:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from headstart.data.images import load_image
-from headstart.hardware import usable_cores
+from headstart.hardware import choose_device, usable_cores
 from headstart.model.build import input_spec
 from headstart.ops import processes as distributed
 from headstart.recipe.recipe import AnyRecipe
@@ -53,18 +53,18 @@ def starts_of(prepared: Prepared, segments: Iterable[Segment], done: Mapping[str
     return {key: done[made[key]].checkpoint if key in made else None for key in map(load_key, segments)}
 
 
-def rehearse(prepared: Prepared, name: str, weights: Path | None = None) -> tuple[str, ...]:
+def rehearse(prepared: Prepared, name: str, weights: Path | None = None, gpus: int = 0) -> tuple[str, ...]:
     """Load, audit and train the start of an arm, or of "pretrain:NAME", for one step; nothing is written.
 
     Returns the validation images that are training images too. ValueError naming the arm for whatever is wrong. Weights
-    that a pre-training is still to make are checked by the shapes of its network alone.
+    that a pre-training is still to make are checked by the shapes of its network alone. gpus: as for `of_one_gpu`.
     """
     recipe = prepared.recipes[name][0]
     if not name.startswith(PRETRAIN_PREFIX):
         recipe = on_fraction(recipe, max(prepared.num_images))
     if recipe.train.threads is not None:
         torch.set_num_threads(recipe.train.threads)
-    task = make_task(recipe)
+    task = make_task(of_one_gpu(recipe, gpus))
     check_start(prepared, name, task, recipe, weights)
     device = distributed.device(recipe.device)
     model = task.model.to(device)
@@ -74,6 +74,18 @@ def rehearse(prepared: Prepared, name: str, weights: Path | None = None) -> tupl
     if not bool(torch.isfinite(loss)):
         raise ValueError(f"{_where(prepared, name)}: the first loss is {float(loss)}, expected a finite one")
     return task.overlap or same_pictures(task)
+
+
+def of_one_gpu(recipe: AnyRecipe, gpus: int = 0) -> AnyRecipe:
+    """A recipe with one GPU's share of its batch, where its processes, or `gpus` of a cluster, have a GPU each.
+
+    A single process that tries a step would need all of their memory for the whole batch.
+    """
+    parts = max(recipe.processes, gpus)
+    if parts == 1 or choose_device(recipe.device).value != "cuda":
+        return recipe
+    share = recipe.train.model_copy(update={"batch": max(recipe.train.batch // parts, 1)})
+    return recipe.model_copy(update={"processes": 1, "train": share})
 
 
 def check_start(prepared: Prepared, name: str, task: Task, recipe: AnyRecipe, weights: Path | None = None) -> None:
