@@ -246,8 +246,9 @@ def test_the_parent_is_what_it_is_without_a_branch(study, data_root, tmp_path):
 
 
 @pytest.mark.parametrize("fatal", [9, 11])
-def test_killed_inside_the_branch_and_run_again_gives_the_same(study, data_root, tmp_path, fatal):
+def test_killed_inside_the_branch_and_run_again_gives_the_same(study, data_root, tmp_path, fatal, monkeypatch):
     """Before its first checkpoint (at 9), and after it."""
+    monkeypatch.setattr(checkpoint, "cost_of", lambda weights: {"images": 16.0})
     shutil.copytree(study, tmp_path / study.name)
     shutil.rmtree(tmp_path / study.name / outcome(study)[LATE_NAME][0])
 
@@ -260,7 +261,9 @@ def test_killed_inside_the_branch_and_run_again_gives_the_same(study, data_root,
         run(branched(data_root), tmp_path, progress=progress)
     directory = run(branched(data_root), tmp_path)
     assert outcome(directory) == outcome(study)
-    assert json.loads((directory / outcome(directory)[LATE_NAME][0] / "audit.json").read_text())["new"] == list(NEW)
+    late = directory / outcome(directory)[LATE_NAME][0]
+    assert json.loads((late / "audit.json").read_text())["new"] == list(NEW)
+    assert json.loads((late / "segment.json").read_text())["weights_cost"] == {"images": 16.0}
 
 
 def test_a_branch_can_be_verified(study, tmp_path):

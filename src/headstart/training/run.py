@@ -118,7 +118,7 @@ def train(
         if distributed.is_writer():
             if start.note:
                 (say or warnings.warn)(start.note)
-            _write_facts(directory, recipe, task, device, found, facts, provenance)
+            _write_facts(directory, recipe, task, span, device, found, facts, provenance)
         for line in (*task.notes, *factor_lines(task.model, recipe.train)) if say else ():
             say(line)
         if task.overlap and label is None and distributed.is_writer():  # a study reports it itself
@@ -184,6 +184,7 @@ def _write_facts(
     directory: Path,
     recipe: AnyRecipe,
     task: Task,
+    span: Span,
     device: torch.device,
     found: Audit | None,
     facts: dict[str, Any],
@@ -197,7 +198,9 @@ def _write_facts(
         "classes": task.classes,
         "fingerprint": task.fingerprint,
     }
-    facts |= {"overlap": len(task.overlap), "weights_cost": checkpoint.cost_of(recipe.start.weights) if found else None}
+    is_start = span.parent is None or span.partial_restore  # of an arm; resumed or not, unlike the audit `found`
+    facts |= {"overlap": len(task.overlap)}
+    facts |= {"weights_cost": checkpoint.cost_of(recipe.start.weights) if is_start else None}
     write_whole(directory / "recipe.yaml", origins + yaml.safe_dump(to_dict(recipe), sort_keys=False))
     write_whole(directory / "image_ids.txt", "".join(f"{image_id}\n" for image_id in task.image_ids))
     write_whole(directory / ENVIRONMENT_FILE, json_text(environment(device), indent=1))
