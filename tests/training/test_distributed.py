@@ -3,10 +3,14 @@
 import shutil
 import sys
 import time
+from contextlib import ExitStack
+from math import inf
 
 import pytest
 import torch
 
+import headstart.training.run as run_file
+from headstart.files import locked
 from headstart.training.rows import line_of, read_rows
 from headstart.training.run import train
 from headstart.training.verify import verify
@@ -99,3 +103,21 @@ def test_what_torchrun_and_the_recipe_say_must_agree(data_root, tmp_path, monkey
     monkeypatch.setattr(sys.modules["headstart.training.run"], "num_processes", lambda: 4)
     with pytest.raises(ValueError, match="processes: 2, but torchrun started 4; expected one of them"):
         train(tiny_recipe(data_root, processes=2), tmp_path)
+
+
+def test_a_group_that_waits_for_another_study_is_answered_at_every_turn(tmp_path, monkeypatch):
+    """The other processes wait for the first in a collective, which would fail after ten minutes."""
+    monkeypatch.setattr(run_file, "TURN", 0.05)
+    refused, another = [], ExitStack()
+
+    def gather(value):
+        refused.append(bool(value[0]))
+        if len(refused) == 3:
+            another.close()
+        return [value]
+
+    monkeypatch.setattr(run_file.distributed, "gather", gather)
+    another.enter_context(locked(tmp_path / "lock", taken="this run is being trained"))
+    with run_file.only_process(tmp_path, inf), pytest.raises(ValueError, match="this run is being trained by process"):
+        run_file.only_process(tmp_path, 0.1).__enter__()
+    assert refused == [True, True, True, False] + [True] * (len(refused) - 4) and len(refused) > 5

@@ -119,7 +119,7 @@ def run_segment(
     out = segments_folder(prepared, directory)
     result = train(recipe, out, span=span, label=asdict(segment), provenance=origins, progress=report, wait=inf)
     variants = prepared.study.also_evaluate
-    if segment.kind == "tail" and missing_variants(variants, result.directory):
+    if segment.kind == "tail" and distributed.gather(missing_variants(variants, result.directory))[0]:
         with only_process(result.directory, inf):  # another study that shares the run may evaluate it too
             evaluate_variants(variants, result.directory, result.checkpoint)
     return result

@@ -69,7 +69,7 @@ def missing_variants(variants: Variants, directory: Path) -> list[str]:
 def evaluate_variants(variants: Variants, directory: Path, checkpoint: Path) -> None:
     """Evaluate a finished run's last checkpoint by every missing variant; each row is written atomically."""
     weights = judged_weights(read_rows(directory / "rows.jsonl"))
-    for name in missing_variants(variants, directory):
+    for name in distributed.gather(missing_variants(variants, directory))[0]:  # all processes evaluate the same
         patch = flatten(dict(variants[name]))
         since = time.perf_counter()
         trained = load_trained(checkpoint, patch, weights=weights)

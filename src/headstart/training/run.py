@@ -2,9 +2,10 @@
 
 import os
 import platform
+import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ from headstart.weights import checkpoint
 from headstart.weights.audits.record import Audit
 
 PATIENCE = 5.0  # seconds that a run waits for a killed process to leave its directory
+TURN = 60.0  # seconds between two answers of a process that waits longer; SILENCE ends a group
 
 
 def train(
@@ -171,12 +173,26 @@ def _train_in_process(send: Send, recipe: AnyRecipe, same: dict[str, Any]) -> Ru
 
 @contextmanager
 def only_process(directory: Path, wait: float = PATIENCE) -> Iterator[None]:
-    """Hold a run directory; waits up to `wait` seconds for another process, then ValueError naming the holder."""
-    if not distributed.is_writer():
-        yield
-        return
-    with locked(directory / "lock", taken="this run is being trained", wait=wait):
-        remove_unfinished(directory)
+    """Hold a run directory; waits up to `wait` seconds for another process, then ValueError naming the holder.
+
+    In a group the first process holds it. It answers the others at every TURN: they fail after SILENCE without answer.
+    """
+    deadline = time.monotonic() + wait
+    with ExitStack() as held:
+        while True:
+            left, refusal = deadline - time.monotonic(), ""
+            if distributed.is_writer():
+                turn = locked(directory / "lock", taken="this run is being trained", wait=min(max(left, 0.0), TURN))
+                try:
+                    held.enter_context(turn)
+                    remove_unfinished(directory)
+                except ValueError as error:
+                    refusal = str(error)
+            refusal, is_last = distributed.gather((refusal, left <= TURN))[0]
+            if not refusal:
+                break
+            if is_last:
+                raise ValueError(refusal)
         yield
 
 
