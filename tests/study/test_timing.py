@@ -119,8 +119,11 @@ def test_a_step_is_tried_and_timed_with_one_gpu_s_share_of_the_batch(data_root, 
     monkeypatch.setattr(timing, "seconds_per_step", lambda *given: 1.0)
     monkeypatch.setattr(timing, "seconds_per_image", lambda *given: 1.0)
     rehearse_file.rehearse(prepared, "scratch")
+    freed = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: freed.append(True))
     monkeypatch.setattr(rehearse_file, "choose_device", lambda asked: Choice("cuda", "for this test"))
     rehearse_file.rehearse(prepared, "scratch")
     rehearse_file.rehearse(prepared, "scratch", None, 4)
+    assert freed == [True, True]
     assert timing.measure_loads(prepared)["scratch"].batch == 4
     assert [(recipe.processes, recipe.train.batch) for recipe in made] == [(2, 4), (1, 2), (1, 1), (1, 2)]

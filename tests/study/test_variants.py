@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
 from headstart.recipe.dotted import flatten
 from headstart.report.facts import Facts
@@ -20,7 +21,7 @@ from schedules import make_schedules
 from tiny import CLASSIFIER, class_paths, tiny_recipe, tiny_study
 
 
-def test_ends_are_judged_in_other_ways_too(data_root, tmp_path):
+def test_ends_are_judged_in_other_ways_too(data_root, tmp_path, monkeypatch):
     """A variant is the evaluation of that checkpoint under its patch; it is made once, and read beside the plain."""
     variants = {
         "small": {"input.test_short": 48},
@@ -28,7 +29,10 @@ def test_ends_are_judged_in_other_ways_too(data_root, tmp_path):
     }
     settings = tiny_study(data_root, also_evaluate=variants, arms={"scratch": {}}, schedules=["2x"], pretrain={})
     prepared = prepare(parse_study(settings, source="tiny"))
+    freed = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: freed.append(True))
     directory = run_study(prepared, tmp_path)
+    assert len(freed) == 2  # after the rehearsal and after the variants: other processes may train on the same GPU
     folder = read_study_folder(directory)
     assert tuple(folder.study.also_evaluate) == ("small", "tta")
     run = folder.tail(folder.plan.cells[0])

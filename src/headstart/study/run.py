@@ -8,6 +8,7 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
+import torch
 from msgspec.structs import asdict
 
 from headstart.files import locked
@@ -122,6 +123,7 @@ def run_segment(
     if segment.kind == "tail" and distributed.gather(missing_variants(variants, result.directory))[0]:
         with only_process(result.directory, inf):  # another study that shares the run may evaluate it too
             evaluate_variants(variants, result.directory, result.checkpoint)
+            torch.cuda.empty_cache()  # the next segment may be trained by other processes, on the same GPU
     return result
 
 

@@ -73,6 +73,8 @@ def rehearse(prepared: Prepared, name: str, weights: Path | None = None, gpus: i
     loss.backward()
     if not bool(torch.isfinite(loss)):
         raise ValueError(f"{_where(prepared, name)}: the first loss is {float(loss)}, expected a finite one")
+    task.model.to("cpu")
+    torch.cuda.empty_cache()  # of this process: those of a segment may be others, on the same GPU
     return task.overlap or same_pictures(task)
 
 
