@@ -10,12 +10,13 @@ from headstart.cli import console
 from headstart.cli.study_runs import plan_facts, show_plan
 from headstart.hardware import Choice
 from headstart.ops import memory
+from headstart.study import run as run_file
 from headstart.study import timing
 from headstart.study.begin import rehearse as rehearse_file
 from headstart.study.folder import read_plan
 from headstart.study.forecast import Load
 from headstart.study.prepare import prepare
-from headstart.study.run import run_study
+from headstart.study.run import default_jobs, run_study
 from headstart.study.spec import parse_study
 from headstart.study.timing import kept_loads, measure_apart, measure_loads
 from headstart.tasks import make_task
@@ -127,3 +128,12 @@ def test_a_step_is_tried_and_timed_with_one_gpu_s_share_of_the_batch(data_root, 
     assert freed == [True, True]
     assert timing.measure_loads(prepared)["scratch"].batch == 4
     assert [(recipe.processes, recipe.train.batch) for recipe in made] == [(2, 4), (1, 2), (1, 1), (1, 2)]
+
+
+def test_one_segment_at_a_time_is_the_default_on_a_gpu(data_root, monkeypatch):
+    """Recipes for small nets have one thread, and all cores would share the GPU."""
+    prepared = prepare(parse_study(tiny_study(data_root), source="tiny"), None)
+    monkeypatch.setattr(run_file, "usable_cores", lambda: 16)
+    assert default_jobs(prepared) == 16
+    monkeypatch.setattr(run_file, "choose_device", lambda asked: Choice("cuda", "for this test"))
+    assert default_jobs(prepared) == 1

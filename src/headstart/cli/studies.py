@@ -25,7 +25,7 @@ Name = Annotated[str, typer.Argument(help="A shipped study or a YAML file.")]
 Out = Annotated[Path, typer.Option(help="Parent folder of study directories.")]
 Jobs = Annotated[
     int | None,
-    typer.Option(help="Segments at a time (default: one per CPU core if train.threads is 1, else 1).", min=1),
+    typer.Option(help="Segments at a time (default: one per CPU core on a CPU if train.threads is 1, else 1).", min=1),
 ]
 
 

@@ -198,8 +198,9 @@ def segments_folder(prepared: Prepared, directory: Path) -> Path:
 
 
 def default_jobs(prepared: Prepared) -> int:
-    """As many segments at a time as there are cores, where the recipe asks for one thread."""
-    return usable_cores() if prepared.first_recipe.train.threads == 1 else 1
+    """As many segments at a time as there are cores, where the recipe asks for one thread on a CPU; one on a GPU."""
+    recipe = prepared.first_recipe
+    return usable_cores() if recipe.train.threads == 1 and choose_device(recipe.device).value == "cpu" else 1
 
 
 def check_threads(prepared: Prepared) -> None:
