@@ -1,5 +1,6 @@
 """Optimizers and averages: torch's own numbers, groups by name, exact when resumed, branched, reused and verified."""
 
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -340,6 +341,27 @@ def test_averages_change_nothing_of_the_live_weights(data_root, tmp_path, monkey
 def small_net(width):
     """Two layers, of which the second has `width` outputs."""
     return nn.Sequential(nn.Linear(2, 2), nn.Linear(2, width))
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_a_restored_state_has_the_memory_layout_of_its_parameters(kind, tmp_path):
+    """Of a branch that changes train.channels_last: fused optimizers take momentum and weights in order of memory."""
+    (tmp_path / "a.pt").write_bytes(b"x")
+    parent, child = nn.Conv2d(4, 3, 3), nn.Conv2d(4, 3, 3).to(memory_format=torch.channels_last)
+    old, new = (make_optimizer(net, rule_of(kind), 0.1) for net in (parent, child))
+    images = torch.randn(2, 4, 5, 5)
+    parent(images).square().sum().backward()
+    old.step()
+    facts = {"input": {"mean": [0.0] * 4, "std": [1.0] * 4, "order": "rgb"}}
+    state = {"model": parent.state_dict(), "optimizer": deepcopy(old.state_dict()), "step": 1, "recipe": facts}
+    restored, _ = partial_restore(state, tmp_path / "a.pt", child, new)
+    child.load_state_dict(restored["model"])
+    new.load_state_dict(restored["optimizer"])
+    for net, optimizer in ((parent, old), (child, new)):
+        optimizer.zero_grad()
+        net(images).square().sum().backward()
+        optimizer.step()
+    torch.testing.assert_close(child.weight, parent.weight)
 
 
 @pytest.mark.parametrize(("before", "after"), [("adamw", "adamw"), ("sgd", "sgd"), ("sgd", "adamw"), ("adam", "sgd")])

@@ -143,13 +143,21 @@ def _places(state: dict[str, Any]) -> dict[str, int]:
 def _with_state(
     optimizer: torch.optim.Optimizer, kept: dict[str, dict[str, Tensor]], parameters: dict[str, nn.Parameter]
 ) -> dict[str, Any]:
-    """State of an optimizer with the entries `kept`.
+    """State of an optimizer with the entries `kept`, in the memory layout of the parameters.
 
-    Fused SGD needs a momentum for all parameters or for none. Adam begins afresh with a parameter that has no entry.
+    Fused optimizers walk through memory: in another layout they would give each element the momentum of another. Fused
+    SGD needs a momentum for all parameters or for none. Adam begins afresh with a parameter that has no entry.
     """
     state = optimizer.state_dict()
     places = _places(state)
-    entries = {places[name]: entry for name, entry in kept.items() if name in places}
+    entries = {
+        places[name]: {
+            slot: torch.empty_like(parameters[name]).copy_(value) if value.dim() else value
+            for slot, value in entry.items()
+        }
+        for name, entry in kept.items()
+        if name in places
+    }
     if entries and isinstance(optimizer, torch.optim.SGD):
         new = {index: name for name, index in places.items() if index not in entries}
         entries |= {index: {"momentum_buffer": torch.zeros_like(parameters[name])} for index, name in new.items()}
