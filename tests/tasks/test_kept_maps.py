@@ -90,9 +90,12 @@ def test_an_image_passes_the_backbone_once_a_view(data_root):
     assert calls == [1] * 15
 
 
-def test_a_run_on_kept_maps_resumes_to_the_same_weights_and_counts(data_root, source, tmp_path):
-    """The maps of an image do not depend on those that were computed before it."""
-    recipe = tiny_recipe(data_root, data__cache_features=True, start__weights=str(source), **FROZEN)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_run_on_kept_maps_resumes_to_the_same_weights_and_counts(data_root, source, tmp_path, precision, monkeypatch):
+    """The maps of an image do not depend on those that were computed before it; operations are counted anew."""
+    monkeypatch.setattr("headstart.tasks.task._counted", {})
+    own = {"start__weights": str(source), "train__precision": precision}
+    recipe = tiny_recipe(data_root, data__cache_features=True, **own, **FROZEN)
     straight = train(recipe, tmp_path / "a")
     with pytest.raises(KeyboardInterrupt):
         train(recipe, tmp_path / "b", progress=interrupt_at(4))

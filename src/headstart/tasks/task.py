@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -232,6 +232,8 @@ class StepFlops:
         inputs = batch.images if isinstance(batch.images, list) else [batch.images]
         shape = (self.key, *(tuple(each.shape) for each in inputs))
         if shape not in _counted:
-            ghost = batch.to("meta")
+            # Operations are counted in fp32: kept maps may be in bf16, for which losses would need autocast.
+            plain = [each.to("meta").float() for each in inputs]
+            ghost = replace(batch.to("meta"), images=plain if isinstance(batch.images, list) else plain[0])
             _counted[shape] = step_flops(self.model, lambda model: self.losses(model, ghost))
         return _counted[shape] * num_processes()
