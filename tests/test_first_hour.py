@@ -138,10 +138,17 @@ def test_a5_every_start_is_tried_before_the_first_segment(data_root, tmp_path):
     assert not list((tmp_path / "runs").rglob("rows.jsonl"))
 
 
-def test_a5_a_pretraining_of_another_network_is_found_before_it_trains(data_root, tmp_path):
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ({"model.backbone.width": 16}, "pretrain:forms: "),
+        ({"input.mean": [0.0, 0.0, 0.0]}, r"input\.mean is .*, expected \[0, 0, 0\]: the normalisation of pretrain:f"),
+    ],
+)
+def test_a5_a_pretraining_of_another_network_or_input_is_found_before_it_trains(data_root, tmp_path, other, said):
     study = tiny_study(data_root)
-    study["pretrain"]["forms"]["set"] |= {"model.backbone.width": 16}
-    with pytest.raises(ValueError, match=r"^study tiny: arm pretrained: pretrain:forms: "):
+    study["pretrain"]["forms"]["set"] |= other
+    with pytest.raises(ValueError, match=rf"^study tiny: arm pretrained: {said}"):
         run_study(prepare(parse_study(study, source="tiny")), tmp_path)
     assert not list(tmp_path.rglob("rows.jsonl"))
 

@@ -25,6 +25,7 @@ from headstart.training.lineage import RunResult
 from headstart.training.start import prepare_start
 from headstart.weights.files import WeightFile
 from headstart.weights.freeze import freeze, set_train_mode
+from headstart.weights.input import input_differences
 from headstart.weights.load import load_weights
 from headstart.weights.public import locate
 
@@ -57,7 +58,7 @@ def rehearse(prepared: Prepared, name: str, weights: Path | None = None, gpus: i
     """Load, audit and train the start of an arm, or of "pretrain:NAME", for one step; nothing is written.
 
     Returns the validation images that are training images too. ValueError naming the arm for whatever is wrong. Weights
-    that a pre-training is still to make are checked by the shapes of its network alone. gpus: as for `of_one_gpu`.
+    that a pre-training is still to make are checked by the shapes and the input of its network. gpus: see `of_one_gpu`.
     """
     recipe = prepared.recipes[name][0]
     if not name.startswith(PRETRAIN_PREFIX):
@@ -98,7 +99,10 @@ def check_start(prepared: Prepared, name: str, task: Task, recipe: AnyRecipe, we
             source = prepared.recipes[str(start.weights)][0]
             made = make_task(source).model.state_dict()
             file = WeightFile(str(start.weights), "", made, "headstart", input_spec(source))
-            load_weights(task.model, file, scope=start.kind, stem=start.stem)
+            own = input_spec(recipe)
+            report = load_weights(task.model, file, scope=start.kind, input=own, stem=start.stem)
+            for difference in input_differences(own, report.source_input):
+                raise ValueError(f"{difference}: the normalisation of {start.weights}")
         elif name.startswith(PRETRAIN_PREFIX) or prepared.study.branch_of(name) is None:
             own = start if weights is None else start.model_copy(update={"weights": str(weights)})
             prepare_start(task.model, recipe.model_copy(update={"start": own}), task.classes)
