@@ -121,3 +121,10 @@ def test_a_group_that_waits_for_another_study_is_answered_at_every_turn(tmp_path
     with run_file.only_process(tmp_path, inf), pytest.raises(ValueError, match="this run is being trained by process"):
         run_file.only_process(tmp_path, 0.1).__enter__()
     assert refused == [True, True, True, False] + [True] * (len(refused) - 4) and len(refused) > 5
+
+
+def test_the_first_process_says_whether_a_run_is_finished(data_root, tmp_path, monkeypatch):
+    """Another study may finish it between two looks, and then one process would wait for another that has returned."""
+    found = run_file.RunResult(tmp_path, tmp_path / "last.pt", {})
+    monkeypatch.setattr(run_file.distributed, "gather", lambda own: [found])
+    assert train(tiny_recipe(data_root), tmp_path) is found and not list(tmp_path.iterdir())

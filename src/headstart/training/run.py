@@ -90,7 +90,7 @@ def train(
         span = Span(schedule, schedule.total)
     weights = weights_digest(recipe.start.weights)
     directory = Path(out) / f"{recipe.name}-{run_digest(recipe, task.fingerprint, weights, span)}"
-    finished = find_result(directory, span.stop, whole=True)
+    finished = distributed.gather(find_result(directory, span.stop, whole=True))[0]  # another study may just finish it
     if finished is not None:
         return finished
     loop.periods(recipe, task)  # refuses what the loop would, before anything is written
