@@ -4,6 +4,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
+
+from headstart.ops import memory
 
 # Tensors of 8 MiB, every second one freed, as an evaluation leaves them; in a process of its own: its settings stay.
 CODE = """
@@ -40,3 +43,12 @@ def returned(num):
 def test_kept_memory_is_returned_after_growth_and_on_request():
     assert returned(8) == [0, 0, 32]  # 128 MiB more: too little growth
     assert returned(80) == [0, 32, 32]  # 1.25 GiB more
+
+
+def test_the_peak_of_a_gpu_is_reset_before_anything_is_on_it(monkeypatch):
+    """Torch answers "did you call init?" otherwise, and a timing asks first."""
+    calls = []
+    monkeypatch.setattr(torch.cuda, "init", lambda: calls.append("init"))
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: calls.append(device))
+    memory.reset_peak(torch.device("cuda", 1))
+    assert calls == ["init", torch.device("cuda", 1)]

@@ -62,6 +62,7 @@ def _of_glibc(name: str) -> Any:
 def reset_peak(device: torch.device) -> None:
     """Reset the peak memory of a device; on a CPU without /proc it remains the peak since the process started."""
     if device.type == "cuda":
+        torch.cuda.init()  # else torch refuses: a timing asks before anything is on the device
         torch.cuda.reset_peak_memory_stats(device)
         return
     try:
