@@ -401,6 +401,8 @@ def test_eval_on_other_categories_or_nothing(say, finished, data_root, tmp_path)
     )
     refused(answer, "train.json", "categories")
     refused(say("eval", finished["detector"], "--data", "nowhere.json"), "nowhere.json")
+    for option, value in (("--images", scenes["data__train_images"]), ("--split", "train")):
+        refused(say("eval", finished["detector"], option, value), "--images, --split: given without --data FILE")
 
 
 def test_verify_and_report_on_folders_that_are_none(say, tmp_path):

@@ -215,6 +215,8 @@ def evaluate_files(
     if labels is not None:
         raise ValueError("--labels: the checkpoint is a detector, which has no use for label maps; expected none")
     chosen = {None: validation_data, "train": training_data}.get(data)
+    if chosen and (images is not None or split is not None):
+        raise ValueError("--images, --split: given without --data FILE; expected the data set that they belong to")
     dataset = chosen(trained.recipe) if chosen else open_dataset(data, images, split)
     if save is not None:
         read = map(dataset.image_path, range(dataset.num_images))
