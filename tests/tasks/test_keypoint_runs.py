@@ -4,11 +4,13 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from cli_call import call
 from headstart.data.shapes.write import generate
+from headstart.tasks import make_task
 from headstart.training.rows import read_rows
 from headstart.training.run import train
 from tiny import SIDE, tiny_recipe
@@ -81,3 +83,20 @@ def test_a_checkpoint_alone_evaluates_and_draws(finished, monkeypatch, capsys, t
     wanted = [each["keypoints"] for each in written if each["image_id"] == 2]
     np.testing.assert_allclose([each["keypoints"] for each in drawn], wanted, atol=1e-3)
     assert (tmp_path / "predictions/000001.png").is_file()
+
+
+def test_operations_are_counted_for_the_number_of_keypoints(finished, tmp_path):
+    """Another data set of this process may have as many classes, and other keypoints."""
+    root, recipe, _ = finished
+    paths = {}
+    for split in ("train", "val"):
+        content = json.loads((root / f"scenes/{split}.json").read_text())
+        for category in content["categories"]:
+            category |= {"keypoints": category["keypoints"][:2], "skeleton": []} if "keypoints" in category else {}
+        for points in (a for a in content["annotations"] if "keypoints" in a):
+            points |= {"keypoints": points["keypoints"][:6], "num_keypoints": 2}
+        paths[f"data__{split}"] = str(tmp_path / f"{split}.json")
+        (tmp_path / f"{split}.json").write_text(json.dumps(content))
+    two = tiny_recipe(root, **{**ON, "evaluate__keypoint_sigmas": SIGMAS[:2]}, **paths)
+    many, few = (task.flops(next(task.batches(0, 1, torch.device("cpu")))) for task in map(make_task, (recipe, two)))
+    assert many > few

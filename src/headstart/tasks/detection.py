@@ -96,7 +96,8 @@ def make_task(recipe: Recipe) -> Task:
     notes = [*data.notes, *stream.targets.notes(), *(mirror_note(data) if keypoints and mirrors else ())]
     if num < recipe.evaluate.train_images:
         notes.append(f"evaluate.train_images: {recipe.evaluate.train_images} asked for, all {num} there are evaluated")
-    key = f"{recipe.model.model_dump_json()} {data.num_classes} {stream.targets.num_slots} {recipe.start.freeze}"
+    sizes = f"{data.num_classes} {len(data.keypoint_names)} {stream.targets.num_slots}"
+    key = f"{recipe.model.model_dump_json()} {sizes} {recipe.start.freeze}"
     return Task(
         model=model,
         batches=stream.batches,
