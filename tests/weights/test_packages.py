@@ -151,6 +151,10 @@ def test_fields_of_a_recipe_fit_the_network_of_a_file(whole):
     }  # fmt: skip
     group = net_fields(file_of(resnet(50, "group").state_dict()))
     assert (group["model.backbone.depth"], group["model.norm"], group["model.norm_groups"]) == (50, "group", 32)
+    with torch.device("meta"):
+        wide = resnet(50, group_width=128).state_dict()  # torchvision's wide_resnet50_2
+    of_wide = {name: value for name, value in net_fields(file_of(wide)).items() if "group" in name}
+    assert of_wide == {"model.backbone.groups": 1, "model.backbone.group_width": 128}
     recipe = {"model": {"backbone": {"kind": "vgg", "depth": 16}, "norm": "none", "norm_groups": 32}}
     with pytest.raises(ValueError, match=r"weights\.pth: holds a vgg, expected one of resnet, timm, detnet"):
         net_fields(file_of({"backbone.odd": torch.ones(1)}, recipe=recipe))

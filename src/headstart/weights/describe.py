@@ -249,4 +249,5 @@ def _resnet(file: WeightFile, found: dict[str, str]) -> dict[str, Any]:
     parts: dict[str, Any] = {"kind": "resnet", "depth": depth}
     parts |= {"bottleneck": bottleneck} if isinstance(depth, list) else {}
     parts |= {"width": width} if width != 64 else {}
-    return parts | ({"groups": middle // each, "group_width": each} if each < middle else {})
+    is_plain = each == middle and (middle == width or not bottleneck)  # else a ResNeXt, or a wide ResNet
+    return parts | ({} if is_plain else {"groups": middle // each, "group_width": each})
