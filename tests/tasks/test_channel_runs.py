@@ -88,6 +88,9 @@ def test_a_detector_of_four_channels_predicts_draws_and_is_evaluated(monkeypatch
     pixels = load_image(path)
     found = predict(trained, path)
     np.testing.assert_array_equal(found.boxes, predict(trained, pixels).boxes)
+    view = pixels[:, ::-1, ::-1]  # of an image of OpenCV, mirrored; read-only, as Pillow's arrays are
+    view.flags.writeable = False
+    np.testing.assert_array_equal(predict(trained, view).boxes, predict(trained, view.copy()).boxes)
     assert draw_prediction(path, found).tobytes() == draw_prediction(pixels[..., :3], found).tobytes()
     assert _panel("title", pixels, []).picture == _panel("title", pixels[..., :3], []).picture
     assert _facts(trained, (SIDE, SIDE))["images"] == [1, 4, SIDE, SIDE]

@@ -126,7 +126,7 @@ class Trained:
                 f"image: an array {image.dtype} {list(image.shape)}, expected uint8, or float32 in 0..255, "
                 f"[H,W,{channels}] (input.channels)"
             )
-        return image
+        return np.require(image, requirements=["C", "W"])  # as torch takes arrays; a view of BGR turned to RGB is none
 
     def require(self, task: str, instead: str) -> None:
         """ValueError unless the model was trained for `task`; `instead` names the functions for others."""
