@@ -16,7 +16,7 @@ from headstart.training.lineage import Span
 from headstart.training.rows import read_rows
 from headstart.training.run import train
 from headstart.training.start import start_point
-from headstart.training.verify import state_differences
+from headstart.training.verify import state_differences, verify
 from headstart.weights import checkpoint
 from headstart.weights.files import tensors_digest
 from headstart.weights.freeze import set_train_mode
@@ -155,6 +155,15 @@ def test_workers_and_periods_change_nothing_in_the_weights(data_root, tmp_path, 
 def test_threads_are_part_of_what_a_run_is(data_root):
     """Sums on a CPU depend on how many threads share them, so runs with another number of them are other runs."""
     assert digest(tiny_recipe(data_root)) != digest(tiny_recipe(data_root, train__threads=2))
+
+
+def test_threads_of_a_run_are_none_of_the_next(data_root, tmp_path):
+    """A run that names no number has the process's own, also after a pre-training that names one."""
+    before = torch.get_num_threads()
+    run = train(tiny_classifier(data_root, train__threads=before + 1), tmp_path).directory
+    assert json.loads((run / "environment.json").read_text())["threads"] == before + 1
+    assert torch.get_num_threads() == before
+    assert verify(run).differences == () and torch.get_num_threads() == before
 
 
 def test_another_seed_or_rate_changes_the_weights(data_root, tmp_path, straight):

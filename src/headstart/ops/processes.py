@@ -5,6 +5,8 @@ Without a group each function answers for a single process.
 
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -30,6 +32,23 @@ def start_processes(asked: str) -> None:
         if own.type == "cuda":
             torch.cuda.set_device(own)
         dist.init_process_group("nccl" if own.type == "cuda" else "gloo", timeout=timedelta(seconds=SILENCE))
+
+
+@contextmanager
+def threads(number: int | None) -> Iterator[None]:
+    """Compute with this number of CPU threads within the block, None: with as many as before.
+
+    The last bits of sums depend on it, so what comes after the block must not.
+    """
+    if number is None:
+        yield
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def num_processes() -> int:

@@ -108,8 +108,6 @@ def measure_loads(prepared: Prepared) -> dict[str, Load]:
         recipe, is_pretraining = prepared.recipes[name][0], name.startswith(PRETRAIN_PREFIX)
         # The start changes neither shapes nor costs, unless something is frozen.
         key = recipe.model_copy(update={"name": "", "start": None}).model_dump_json() + recipe.start.freeze
-        if recipe.train.threads is not None:
-            torch.set_num_threads(recipe.train.threads)
         device = distributed.device(recipe.device)
         if device.type == "cpu":
             memory.keep_freed_memory()  # as the runs will
@@ -120,7 +118,8 @@ def measure_loads(prepared: Prepared) -> dict[str, Load]:
         start = time.perf_counter() - since
         check_start(prepared, name, task, recipe)
         if key not in timed:
-            step, image = seconds_per_step(task, recipe, device), seconds_per_image(task, device)
+            with distributed.threads(recipe.train.threads):
+                step, image = seconds_per_step(task, recipe, device), seconds_per_image(task, device)
             timed[key] = step, image, start, memory.peak(device) or 0
         step, image, start, peak = timed[key]
         eval_every, save_every = periods(recipe, task)

@@ -73,7 +73,8 @@ def evaluate_variants(variants: Variants, directory: Path, checkpoint: Path) -> 
         patch = flatten(dict(variants[name]))
         since = time.perf_counter()
         trained = load_trained(checkpoint, patch, weights=weights)
-        result, _ = evaluate(trained, validation_data(trained.recipe))
+        with distributed.threads(trained.recipe.train.threads):
+            result, _ = evaluate(trained, validation_data(trained.recipe))
         row = Row(
             kind="eval",
             variant=name,

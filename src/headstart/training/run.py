@@ -76,8 +76,22 @@ def train(
         return _train_on_several(recipe, same, {"progress": progress, "say": say, "row": on_row})
     if recipe.processes not in (1, num_processes()):
         raise ValueError(f"processes: {recipe.processes}, but torchrun started {num_processes()}; expected one of them")
-    if recipe.train.threads is not None:
-        torch.set_num_threads(recipe.train.threads)
+    with distributed.threads(recipe.train.threads):
+        return _train_here(recipe, Path(out), span, label, provenance, progress, say, on_row, wait)
+
+
+def _train_here(
+    recipe: AnyRecipe,
+    out: Path,
+    span: Span | None,
+    label: dict[str, Any] | None,
+    provenance: Provenance | None,
+    progress: loop.Progress | None,
+    say: Callable[[str], None] | None,
+    on_row: OnRow | None,
+    wait: float,
+) -> RunResult:
+    """`train` in this process, alone or one of a group."""
     device = distributed.device(recipe.device)
     if device.type == "cpu":
         memory.keep_freed_memory()
@@ -89,7 +103,7 @@ def train(
         schedule = schedule_of(recipe, task.num_images)
         span = Span(schedule, schedule.total)
     weights = weights_digest(recipe.start.weights)
-    directory = Path(out) / f"{recipe.name}-{run_digest(recipe, task.fingerprint, weights, span)}"
+    directory = out / f"{recipe.name}-{run_digest(recipe, task.fingerprint, weights, span)}"
     finished = distributed.gather(find_result(directory, span.stop, whole=True))[0]  # another study may just finish it
     if finished is not None:
         return finished

@@ -63,7 +63,6 @@ def verify(run: str | Path, device: str | None = None) -> Verification:
     environment = _environment(directory)
     # Sums on a CPU depend on how many threads share them: use as many as the run did.
     threads, used = (environment.threads, environment.device) if environment else (None, None)
-    torch.set_num_threads(recipe.train.threads or threads or torch.get_num_threads())
     own = distributed.device(device or used or recipe.device)
     task = make_task(recipe)
     if task.fingerprint != kept["fingerprint"]:
@@ -75,7 +74,8 @@ def verify(run: str | Path, device: str | None = None) -> Verification:
     part = replace(span, stop=stop, is_trunk=span.is_trunk or stop < span.stop)
     with tempfile.TemporaryDirectory() as folder:
         out, keep = Path(folder), {"recipe": {}}
-        again = loop.run(task, recipe, part, out, start, device=own, keep=keep)
+        with distributed.threads(recipe.train.threads or threads):
+            again = loop.run(task, recipe, part, out, start, device=own, keep=keep)
         new_rows, new = read_rows(out / "rows.jsonl"), checkpoint.load(again)
     old_rows = _compared(read_rows(directory / "rows.jsonl"), start.step, stop)
     new_rows = _compared(new_rows, start.step, stop)

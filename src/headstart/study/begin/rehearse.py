@@ -63,15 +63,14 @@ def rehearse(prepared: Prepared, name: str, weights: Path | None = None, gpus: i
     recipe = prepared.recipes[name][0]
     if not name.startswith(PRETRAIN_PREFIX):
         recipe = on_fraction(recipe, max(prepared.num_images))
-    if recipe.train.threads is not None:
-        torch.set_num_threads(recipe.train.threads)
     task = make_task(of_one_gpu(recipe, gpus))
     check_start(prepared, name, task, recipe, weights)
     device = distributed.device(recipe.device)
     model = task.model.to(device)
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.train.bf16):
-        loss = sum(task.losses(model, next(iter(task.batches(0, 1, device)))).values())
-    loss.backward()
+    with distributed.threads(recipe.train.threads):
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.train.bf16):
+            loss = sum(task.losses(model, next(iter(task.batches(0, 1, device)))).values())
+        loss.backward()
     if not bool(torch.isfinite(loss)):
         raise ValueError(f"{_where(prepared, name)}: the first loss is {float(loss)}, expected a finite one")
     task.model.to("cpu")
