@@ -134,6 +134,14 @@ def test_more_maps_than_the_device_holds_are_refused(data_root, monkeypatch, kin
     assert "\n" not in str(error.value)
 
 
+def test_each_of_several_processes_keeps_the_maps_of_all_training_images(data_root, monkeypatch):
+    """12 views of 15 KiB are an eighth of 1.4 MiB."""
+    monkeypatch.setattr(kept_maps_file.memory, "limit", lambda device: 2**21)
+    frozen_task(data_root, kept=True)
+    with pytest.raises(ValueError, match=r"the maps of .*train\.json take .* on this machine, or false"):
+        frozen_task(data_root, kept=True, processes=2)
+
+
 def test_recipes_from_before_the_field_keep_their_digests(data_root):
     """Of a classifier it has been a part of the digest from the start, at any value."""
     recipe = tiny_recipe(data_root)

@@ -17,6 +17,7 @@ from headstart.hardware import choose_device
 from headstart.model.backbones import Backbone
 from headstart.model.build import input_spec
 from headstart.ops import memory
+from headstart.ops.processes import num_processes
 from headstart.recipe.recipe import Recipe
 from headstart.tasks.task import reading
 
@@ -97,6 +98,8 @@ def kept_maps(recipe: Recipe, backbone: Backbone, data: Dataset, *, training: bo
     values = sum(c * -(-height // s) * -(-width // s) for c, s in zip(backbone.channels, backbone.strides))
     needed = 4 * values * data.num_images * (2 if training and 0 < own.flip < 1 else 1)
     device = choose_device(recipe.device).value
+    if training and device != "cuda":
+        needed *= max(recipe.processes, num_processes())  # each comes to see every image
     there = memory.limit(device)
     if there is not None and needed > MOST * there:
         raise ValueError(
