@@ -76,22 +76,6 @@ def train(
         return _train_on_several(recipe, same, {"progress": progress, "say": say, "row": on_row})
     if recipe.processes not in (1, num_processes()):
         raise ValueError(f"processes: {recipe.processes}, but torchrun started {num_processes()}; expected one of them")
-    with distributed.threads(recipe.train.threads):
-        return _train_here(recipe, Path(out), span, label, provenance, progress, say, on_row, wait)
-
-
-def _train_here(
-    recipe: AnyRecipe,
-    out: Path,
-    span: Span | None,
-    label: dict[str, Any] | None,
-    provenance: Provenance | None,
-    progress: loop.Progress | None,
-    say: Callable[[str], None] | None,
-    on_row: OnRow | None,
-    wait: float,
-) -> RunResult:
-    """`train` in this process, alone or one of a group."""
     device = distributed.device(recipe.device)
     if device.type == "cpu":
         memory.keep_freed_memory()
@@ -103,7 +87,7 @@ def _train_here(
         schedule = schedule_of(recipe, task.num_images)
         span = Span(schedule, schedule.total)
     weights = weights_digest(recipe.start.weights)
-    directory = out / f"{recipe.name}-{run_digest(recipe, task.fingerprint, weights, span)}"
+    directory = Path(out) / f"{recipe.name}-{run_digest(recipe, task.fingerprint, weights, span)}"
     finished = distributed.gather(find_result(directory, span.stop, whole=True))[0]  # another study may just finish it
     if finished is not None:
         return finished
@@ -122,7 +106,7 @@ def _train_here(
     chosen = choices_of(asked) | mask_choice(asked, recipe, provenance or Provenance())
     for field, choice in chosen.items() if say else ():
         say(choice.line(field))
-    with only_process(directory, wait):
+    with distributed.threads(recipe.train.threads), only_process(directory, wait):
         finished = distributed.gather(find_result(directory, span.stop, whole=True))[0]  # by the process waited for
         if finished is not None:
             return finished
