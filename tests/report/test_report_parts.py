@@ -52,6 +52,11 @@ def answer(summary, question):
     return next((" ".join(a["lines"]) for a in every if a["question"].startswith(question)), None)
 
 
+def level(arm, fraction, seed, step, in_tail):
+    """Curves that do not rise: scratch is 5 points behind, in each seed by a little more or less."""
+    return 0.45 - (0.05 + 0.001 * seed) * (arm == "scratch")
+
+
 def test_an_earlier_study_stands_below_the_curves_of_one_that_names_it(tmp_path):
     earlier, text = earlier_study("bccd"), summary_of(build(tmp_path / "with", settings={"beside": "bccd"}))[1]
     shown = text[text.index('id="earlier"') : text.index("</section>", text.index('id="earlier"'))]
@@ -240,6 +245,12 @@ def test_arms_without_a_common_schedule_meet_at_the_longest_of_each(tmp_path):
     scores = [folder.scores("box.AP", *pair, 1.0) for pair in (("scratch", "3x"), ("pretrained", "1x"))]
     assert summary["comparisons"][0]["mean"] == pytest.approx(float((scores[0] - scores[1]).mean()), abs=1e-6)
     assert "At 3x against 1x with" in page and "At equal" in page
+
+
+@pytest.mark.parametrize(("schedules", "told"), [(("6x",), ["at the end"]), (("1x", "6x"), ["early", "at the end"])])
+def test_the_tiles_say_at_the_end_of_the_longest_schedule_alone(tmp_path, schedules, told):
+    _, page = summary_of(build(tmp_path, seeds=3, schedules=schedules, ap=level))
+    assert re.findall(r'class="note">pretrained is ahead ([a-z ]+):', page) == told
 
 
 def test_the_worth_of_a_start_says_where_an_arm_has_learnt_nothing(tmp_path):

@@ -231,10 +231,10 @@ def _tiles(facts: Facts, findings: Findings) -> list[Tile]:
     """Differences at the shortest and longest schedule and each amount of data; crossover; price of starts."""
     folder, crossing = facts.folder, findings.crossover
     most = [entry for entry in findings.comparisons if folder.fractions and entry.fraction == folder.fractions[0]]
-    tiles = [
-        _lead_tile(f"at {entry.schedule}", entry.verdict, when)
-        for entry, when in zip(most[:1] + most[1:][-1:], ("early", "at the end"))
-    ]
+    tiles = []
+    for entry in most[:1] + most[1:][-1:]:
+        when = "at the end" if (entry.schedule, entry.fraction) == folder.headline_cell else "early"
+        tiles.append(_lead_tile(f"at {entry.schedule}", entry.verdict, when))
     if crossing:
         near = f"{crossing.candidate} within {margin_text(crossing.within)} of {crossing.baseline}"
         at = f"{'from' if crossing.x == crossing.start else '≈'} {numbers.amount(crossing.x or 0)} steps"
