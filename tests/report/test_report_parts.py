@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shlex
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -273,3 +274,17 @@ def test_the_page_asks_what_the_study_asks(tmp_path, field, question):
     _, text = summary_of(path)
     asked = text.partition('class="eyebrow">')[2].partition("\n")[0]
     assert asked == question
+
+
+def next_of(path):
+    """Words of the first step, the changes of its command, and its seconds."""
+    step = summary_of(path)[0]["next_with_seconds"][0]
+    return step["sentence"], shlex.split(step["command"])[4:-2], step["seconds"]
+
+
+def test_longer_training_is_of_the_most_data_alone(tmp_path):
+    """Two amounts of data share the study's schedules."""
+    path = build(tmp_path, seeds=3, fractions=(1.0, 0.1), settings={"fractions": [1.0, 0.1]})
+    said, changes, _ = next_of(path)
+    assert said.startswith("Train twice as long, about 20 min")
+    assert changes == ["fractions=[{fraction: 1.0, schedules: [1x, 2x, 4x]}, {fraction: 0.1}]"]

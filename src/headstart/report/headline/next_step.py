@@ -169,7 +169,7 @@ def _longer(facts: Facts) -> tuple[str, float]:
     else:
         value = [*chosen, _twice(folder.schedules(fraction)[-1])]
     change = f"schedules={_inline(value)}"
-    if largest["schedules"]:
+    if largest["schedules"] or len(entries) > 1:  # other amounts of data keep their schedules
         largest["schedules"] = value
         plain = [{key: own for key, own in entry.items() if own} for entry in entries]
         change = f"fractions={_inline(plain)}"
