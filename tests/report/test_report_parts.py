@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import yaml
 
 from headstart.data.read import open_dataset, write_split_file
 from headstart.data.shapes.write import generate
@@ -288,3 +289,22 @@ def test_longer_training_is_of_the_most_data_alone(tmp_path):
     said, changes, _ = next_of(path)
     assert said.startswith("Train twice as long, about 20 min")
     assert changes == ["fractions=[{fraction: 1.0, schedules: [1x, 2x, 4x]}, {fraction: 0.1}]"]
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_half_the_learning_rate_is_half_of_each_arms_own(tmp_path, own):
+    def ap(arm, fraction, seed, step, in_tail):
+        return 0.0 if (arm, seed) == ("scratch", 1) else box_ap(arm, fraction, seed, step, in_tail)
+
+    rates = {"pretrained": 0.3, "scratch": 0.04} if own else {"pretrained": 0.04, "scratch": 0.04}
+    arms = {"pretrained": {"start.kind": "backbone", "start.weights": "pretrain:shapes"}, "scratch": {}}
+    arms["pretrained"] |= {"train.rate": 0.3} if own else {}
+    path = build(tmp_path, seeds=3, ap=ap, settings={"arms": arms})
+    for arm, rate in rates.items():
+        for file in path.glob(f"segments/{arm}-*/recipe.yaml"):
+            recipe = yaml.safe_load(file.read_text())
+            file.write_text(yaml.safe_dump(recipe | {"train": recipe["train"] | {"rate": rate}}))
+    said, changes, _ = next_of(path)
+    assert said.startswith("Train at half the learning rate")
+    told = [f"arms.{arm}.train.rate={rate / 2:g}" for arm, rate in rates.items()]
+    assert changes == (told if own else ["train.rate=0.02"])

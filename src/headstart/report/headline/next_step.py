@@ -78,7 +78,7 @@ def next_step(facts: Facts, verdict: Verdict | None, obstacle: Obstacle) -> Next
         return _run(facts, what, (change, *changes), time)
     run = next((run for arm in folder.arms for run in starts_of_arm(folder, arm) if run.recipe), None)
     if obstacle.code == "collapsed" and run is not None:
-        return _run(facts, "train at half the learning rate", (f"train.rate={run.recipe.train.rate / 2:g}",), every)
+        return _run(facts, "train at half the learning rate", _half_rates(folder), every)
     if obstacle.code == "overlap" and run is not None:
         data = run.recipe.data
         sets = [f"{data.train}", f"{data.val}"]
@@ -162,6 +162,15 @@ def _longer(facts: Facts) -> tuple[str, float]:
     """The change that adds schedules of twice the longest to the largest amount of data, and its seconds."""
     folder, fraction = facts.folder, facts.folder.fractions[0]
     entries = [entry.model_dump(mode="json") for entry in folder.study.fractions]
+def _half_rates(folder: StudyFolder) -> tuple[str, ...]:
+    """The changes that halve the learning rate of every arm, in each arm where one has a rate of its own."""
+    runs = {arm: next((run for run in starts_of_arm(folder, arm) if run.recipe), None) for arm in folder.arms}
+    rates = {arm: run.recipe.train.rate / 2 for arm, run in runs.items() if run}
+    if "train.rate" in folder.overrides or not any("train.rate" in folder.study.patch_of(arm) for arm in folder.arms):
+        return (f"train.rate={next(iter(rates.values())):g}",)
+    return tuple(f"arms.{arm}.train.rate={rate:g}" for arm, rate in rates.items())
+
+
     largest = next(entry for entry in entries if entry["fraction"] == fraction)
     chosen = largest["schedules"] or folder.study.schedules
     if isinstance(chosen, dict):
