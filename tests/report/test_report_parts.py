@@ -308,3 +308,14 @@ def test_half_the_learning_rate_is_half_of_each_arms_own(tmp_path, own):
     assert said.startswith("Train at half the learning rate")
     told = [f"arms.{arm}.train.rate={rate / 2:g}" for arm, rate in rates.items()]
     assert changes == (told if own else ["train.rate=0.02"])
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_further_seeds_cost_the_pretraining_that_each_of_them_has(tmp_path, own):
+    settings = {"pretrain": {"shapes": {"recipe": "demo_pretrain", "set": {} if own else {"seed": 0}}}}
+    path = build(tmp_path, seeds=1, settings=settings, ap=level)
+    said, _, seconds = next_of(path)
+    way = "whole_as_spent" if own else "as_spent"
+    names = [f"{way}.seconds_{kind}" for kind in ("train", "eval", "other")]
+    spent = sum(float(row[name]) for row in table(path, "cells") for name in names)
+    assert said.startswith("Add 2 seeds") and seconds == pytest.approx(2 * spent, rel=1e-4)

@@ -197,9 +197,11 @@ def _twice(name: str) -> str:
 
 def _seconds(facts: Facts) -> float:
     """Seconds of all finished cells as spent, pre-training included where each seed has its own."""
-    own = len([s for s in facts.folder.plan.segments if s.kind == "pretrain"]) > 1
+    study = facts.folder.study
+    entries = {arm: study.pretrain.get(study.pretraining_of(arm) or "") for arm in facts.folder.arms}
+    repeated = {arm for arm, entry in entries.items() if entry and "seed" in entry.follows}
     costs = [cost for every in facts.costs.values() for cost in every]
-    spent = [(cost.whole_as_spent if own else cost.as_spent).seconds for cost in costs]
+    spent = [(cost.whole_as_spent if cost.cell.arm in repeated else cost.as_spent).seconds for cost in costs]
     return float(sum(spent)) if spent else nan
 
 
