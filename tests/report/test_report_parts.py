@@ -319,3 +319,9 @@ def test_further_seeds_cost_the_pretraining_that_each_of_them_has(tmp_path, own)
     names = [f"{way}.seconds_{kind}" for kind in ("train", "eval", "other")]
     spent = sum(float(row[name]) for row in table(path, "cells") for name in names)
     assert said.startswith("Add 2 seeds") and seconds == pytest.approx(2 * spent, rel=1e-4)
+
+
+def test_no_step_is_told_where_a_metric_has_no_value(tmp_path):
+    rule = {"metric": "box.APl", "baseline": "pretrained", "candidate": "scratch", "margin": 0.01}
+    summary, _ = summary_of(build(tmp_path, seeds=3, settings={"rule": rule}))
+    assert (summary["state"], summary["next"]) == ("scores", [])

@@ -45,10 +45,10 @@ class NextStep:
 def next_step(facts: Facts, verdict: Verdict | None, obstacle: Obstacle) -> NextStep | None:
     """The step that would remove an obstacle, with its command.
 
-    None without a rule or a second arm, for too few images, and where more seeds will not decide.
+    None without a rule or a second arm, for too few images, without scores, and where more seeds will not decide.
     """
     folder, every = facts.folder, _seconds(facts)
-    if folder.rule is None or folder.headline_cell is None or obstacle.code == "images":
+    if folder.rule is None or folder.headline_cell is None or obstacle.code in ("images", "scores"):
         return None
     if obstacle.code == "unfinished":
         return _run(facts, "run the missing segments", (), _missing_seconds(facts))
