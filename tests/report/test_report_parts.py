@@ -325,3 +325,13 @@ def test_no_step_is_told_where_a_metric_has_no_value(tmp_path):
     rule = {"metric": "box.APl", "baseline": "pretrained", "candidate": "scratch", "margin": 0.01}
     summary, _ = summary_of(build(tmp_path, seeds=3, settings={"rule": rule}))
     assert (summary["state"], summary["next"]) == ("scores", [])
+
+
+def test_shared_pictures_are_looked_for_in_the_splits_of_the_run(tmp_path):
+    path = build(tmp_path, seeds=3, stored={"overlap": 5})
+    data = {"train": "d/voc", "train_images": None, "train_split": "trainval"}
+    data |= {"val": "d/voc", "val_images": None, "val_split": "test"}
+    for file in path.glob("segments/*/recipe.yaml"):
+        file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | {"data": data}))
+    command = summary_of(path)[0]["next_with_seconds"][0]["command"]
+    assert command == "headstart data check d/voc:trainval d/voc:test"

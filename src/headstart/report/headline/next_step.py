@@ -81,9 +81,13 @@ def next_step(facts: Facts, verdict: Verdict | None, obstacle: Obstacle) -> Next
         return _run(facts, "train at half the learning rate", _half_rates(folder), every)
     if obstacle.code == "overlap" and run is not None:
         data = run.recipe.data
-        sets = [f"{data.train}", f"{data.val}"]
-        images = [getattr(data, name, None) for name in ("train_images", "val_images")]
-        words = ["headstart", "data", "check", *sets, *(w for i in images if i for w in ("--images", str(i)))]
+        words = ["headstart", "data", "check"]
+        for part in ("train", "val"):
+            split = getattr(data, f"{part}_split", None)
+            words.append(f"{getattr(data, part)}" + (f":{split}" if split else ""))
+        for kind in ("images", "labels"):
+            folders = [getattr(data, f"{part}_{kind}", None) for part in ("train", "val")]
+            words += [word for place in folders if place for word in (f"--{kind}", str(place))]
         return NextStep(
             "remove the shared pictures from one of the two sets and run the study again", (), shlex.join(words), every
         )
@@ -158,10 +162,6 @@ def _seeds(seeds: Sequence[int], wanted: int) -> str:
     return _inline([*seeds, *new[: wanted - len(seeds)]])
 
 
-def _longer(facts: Facts) -> tuple[str, float]:
-    """The change that adds schedules of twice the longest to the largest amount of data, and its seconds."""
-    folder, fraction = facts.folder, facts.folder.fractions[0]
-    entries = [entry.model_dump(mode="json") for entry in folder.study.fractions]
 def _half_rates(folder: StudyFolder) -> tuple[str, ...]:
     """The changes that halve the learning rate of every arm, in each arm where one has a rate of its own."""
     runs = {arm: next((run for run in starts_of_arm(folder, arm) if run.recipe), None) for arm in folder.arms}
@@ -171,6 +171,10 @@ def _half_rates(folder: StudyFolder) -> tuple[str, ...]:
     return tuple(f"arms.{arm}.train.rate={rate:g}" for arm, rate in rates.items())
 
 
+def _longer(facts: Facts) -> tuple[str, float]:
+    """The change that adds schedules of twice the longest to the largest amount of data, and its seconds."""
+    folder, fraction = facts.folder, facts.folder.fractions[0]
+    entries = [entry.model_dump(mode="json") for entry in folder.study.fractions]
     largest = next(entry for entry in entries if entry["fraction"] == fraction)
     chosen = largest["schedules"] or folder.study.schedules
     if isinstance(chosen, dict):
