@@ -45,6 +45,7 @@ def test_a_result_says_what_the_report_says(tmp_path):
     assert repr(found).startswith("StudyResult(demo: 'scratch ends ahead', scratch minus pretrained: +2.7 points")
     shown = found._repr_html_()
     assert all(part in shown for part in (found.headline, escape(found.text), "<th>scratch</th>", str(found.report)))
+    assert shown.index("seed</th><th>0</th><th>1</th><th>2</th></tr>") > 0  # as in rows and on the page
     page = found.page(height=500)._repr_html_()
     assert page.startswith('<iframe srcdoc="') and "height:500px" in page and page.count('"') == 4
 

@@ -75,8 +75,7 @@ class StudyResult:
             f"<tr><th>{escape(arm)}</th>{''.join(f'<td>{value}</td>' for value in values)}</tr>"
             for arm, values in ends.items()
         )
-        seeds = max((len(values) for values in ends.values()), default=0)
-        heads = "".join(f"<th>{number + 1}</th>" for number in range(seeds))
+        heads = "".join(f"<th>{seed}</th>" for seed in dict.fromkeys(row["seed"] for row in self.rows))
         parts = [
             f"<h3>{escape(self.study)}: {escape(self.headline)}</h3><p>{escape(self.text)}</p>",
             f"<table><tr><th>{escape(metric_name(self.metric))}, seed</th>{heads}</tr>{lines}</table>" if lines else "",
