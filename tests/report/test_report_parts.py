@@ -255,6 +255,21 @@ def test_the_tiles_say_at_the_end_of_the_longest_schedule_alone(tmp_path, schedu
     assert re.findall(r'class="note">pretrained is ahead ([a-z ]+):', page) == told
 
 
+@pytest.mark.parametrize(("kind", "main", "of_class"), [("semantic", "mIoU", "IoU"), ("class", "top1", "top1")])
+def test_tables_of_classes_name_their_metric(tmp_path, kind, main, of_class):
+    rule = {"metric": "top1" if main == "top1" else f"{kind}.{main}", "baseline": "pretrained", "candidate": "scratch"}
+    path = build(tmp_path, seeds=3, settings={"rule": rule | {"margin": 0.01}})
+    for file in path.glob("segments/*/rows.jsonl"):
+        rows = [json.loads(line) for line in file.open()]
+        for row in rows:
+            if box := row.get("metrics", {}).get("box"):
+                row["metrics"] = {kind: {main: box["AP"]}}
+                row["per_class"] = {kind: {n: {of_class: own["AP"]} for n, own in row["per_class"]["box"].items()}}
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    _, page = summary_of(path)
+    assert re.findall(r"<h3>([^<]* by class)</h3>", page) == [f"{kind.capitalize()} {of_class} by class"]
+
+
 def test_the_worth_of_a_start_says_where_an_arm_has_learnt_nothing(tmp_path):
     def ap(arm, fraction, seed, step, in_tail):
         return 0.004 if arm == "scratch" and fraction < 1 else box_ap(arm, fraction, seed, step, in_tail)

@@ -16,6 +16,7 @@ from headstart.report.findings import Findings
 from headstart.report.page import Section
 from headstart.report.references import SOURCE, earlier_study, sample_figure, table_1
 from headstart.study.results import Run
+from headstart.tasks import METRIC_KINDS
 from headstart.training.stored import AUDIT_FILE, ENVIRONMENT_FILE, Environment
 from headstart.verdict import numbers
 from headstart.verdict.numbers import metric_name, minus
@@ -145,11 +146,12 @@ def cost(facts: Facts, findings: Findings) -> Section:
 
 
 def classes(facts: Facts, findings: Findings) -> Section:
-    """AP of both arms by class and by size of objects."""
+    """Scores of both arms by class, and AP by size of objects."""
     found, sizes, rule = tables.class_tables(facts.folder), tables.size_table(facts), facts.folder.rule
     gaps = [abs(row["gap"].mean) for rows in (sizes, *found.values()) for row in rows if row["gap"]]
     widest = max([rule.margin if rule else 0.01, *gaps])  # of all tables, so that a bar means the same in each
-    return Section("classes", "Classes", context={"classes": found, "sizes": sizes, "widest": widest})
+    names = {kind: metric_name(f"{kind}.{METRIC_KINDS[kind].per_class}") for kind in found}
+    return Section("classes", "Classes", context={"classes": found, "names": names, "sizes": sizes, "widest": widest})
 
 
 def mistakes(facts: Facts, findings: Findings) -> Section:
