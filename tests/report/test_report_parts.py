@@ -281,13 +281,18 @@ def test_the_worth_of_a_start_says_where_an_arm_has_learnt_nothing(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("field", "question"),
-    [("start.kind", "Do you need the head start?"), ("train.precision", "pretrained or scratch?")],
+    ("field", "other", "question"),
+    [
+        ("start.kind", {}, "Do you need the head start?"),
+        ("train.precision", {}, "pretrained or scratch?"),
+        ("start.kind", {"third": {"train.rate": 0.01}}, "pretrained or scratch?"),  # of the third alone
+    ],
 )
-def test_the_page_asks_what_the_study_asks(tmp_path, field, question):
-    values = {"scratch": "a", "pretrained": "b"}
-    path = build(tmp_path, seeds=1, differences=[{"field": field, "values": values, "declared": True}])
-    _, text = summary_of(path)
+def test_the_page_asks_what_the_study_asks(tmp_path, field, other, question):
+    values = {"scratch": "a", "pretrained": "a" if other else "b"} | dict.fromkeys(other, "b")
+    arms = {"pretrained": {"start.kind": "backbone", "start.weights": "pretrain:shapes"}, "scratch": {}} | other
+    differences = [{"field": field, "values": values, "declared": True}]
+    _, text = summary_of(build(tmp_path, seeds=1, settings={"arms": arms}, differences=differences))
     asked = text.partition('class="eyebrow">')[2].partition("\n")[0]
     assert asked == question
 

@@ -28,8 +28,9 @@ def difference_rows(folder: StudyFolder) -> list[dict[str, Any]]:
 
 
 def starts_differ(folder: StudyFolder) -> bool:
-    """True if the arms differ in a field of the start, unlike those of a study of precision."""
-    return any(str(row["field"]).startswith("start.") for row in folder.differences)
+    """True if the two arms of the question differ in a field of the start, unlike those of a study of precision."""
+    starts = [row["values"] for row in folder.differences if str(row["field"]).startswith("start.")]
+    return any(values.get(folder.baseline) != values.get(folder.candidate) for values in starts)
 
 
 def compared(folder: StudyFolder) -> list[dict[str, Any]]:

@@ -38,7 +38,8 @@ class Tile:
 def verdict(facts: Facts, findings: Findings) -> Section:
     """The question, the verdict by its rule, and the main numbers."""
     folder = facts.folder
-    question = "Do you need the head start?" if starts_differ(folder) else f"{' or '.join(folder.arms)}?"
+    asked = [arm for arm in folder.arms if arm in (folder.baseline, folder.candidate)] or folder.arms
+    question = "Do you need the head start?" if starts_differ(folder) else f"{' or '.join(asked)}?"
     rule = rule_sentence(folder.rule) if folder.rule else None
     averaged = {run.segment.arm for run in folder.runs.values() if run.weights == "ema"}.intersection(folder.arms)
     context = {"question": question, "rule": rule, "tiles": _tiles(facts, findings), "averaged": sorted(averaged)}
