@@ -246,6 +246,8 @@ def test_crossovers_that_are_not_there():
     never = crossover(high, low)
     assert never.x is None and "a does not come level with b in the 270,000 steps tried" in sentence(never)
     assert crossover(low, high).x == 180_000 and "from the first point" in sentence(crossover(low, high))
+    ahead_first = crossover(high, steps_curve("a", [0.45, 0.3], num_seeds=3))
+    assert "a does not stay level with b up to the end of the 270,000 steps tried" in sentence(ahead_first)
     back = crossover(steps_curve("b", [0.4] * 4), steps_curve("a", [0.3, 0.41, 0.39, 0.41]))
     assert back.x == pytest.approx(405_000)  # the first crossing does not last
     single = crossover(steps_curve("b", [0.4, 0.4], num_seeds=1), steps_curve("a", [0.3, 0.5], num_seeds=1))

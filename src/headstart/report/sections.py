@@ -242,7 +242,7 @@ def _tiles(facts: Facts, findings: Findings) -> list[Tile]:
         near = f"{crossing.candidate} within {margin_text(crossing.within)} of {crossing.baseline}"
         at = f"{'from' if crossing.x == crossing.start else '≈'} {numbers.amount(crossing.x or 0)} steps"
         label = near if crossing.within else f"{crossing.candidate} catches up"
-        value = "not yet" if crossing.x is None else at
+        value = at if crossing.x is not None else "not at the end" if crossing.reached else "not yet"
         tiles.append(Tile(label, value, crossing_interval(crossing)))
     for fraction in folder.fractions[1:]:
         for entry in [entry for entry in findings.comparisons if entry.fraction == fraction][-1:]:

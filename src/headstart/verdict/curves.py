@@ -47,6 +47,7 @@ class Crossover:
 
     low..high is a confidence interval of the crossing by inverted pointwise t intervals: all x at which the difference
     may be -within. The interval is open above where high is None. One seed gives no interval: indicative.
+    reached: True if the candidate comes that close anywhere, also if it falls back by the end.
     """
 
     baseline: str
@@ -56,6 +57,7 @@ class Crossover:
     start: float
     budget: float
     within: float
+    reached: bool
     x: float | None
     low: float | None
     high: float | None
@@ -133,6 +135,7 @@ def crossover(baseline: Curve, candidate: Curve, *, level: float = 0.95, within:
         start=float(grid[0]),
         budget=float(grid[-1]),
         within=within,
+        reached=bool((mean >= 0).any()),
         x=_stays_up_from(grid, mean),
         low=_first_up(grid, mean + half) if known else None,
         high=_stays_up_from(grid, mean - half) if known else None,

@@ -114,7 +114,8 @@ def _crossover(found: Crossover) -> str:
     near = f"within {margin_text(found.within)} of" if found.within else "level with"
     if found.x is None:
         budget = f"the {amount(found.budget)} steps tried"
-        claim = f"{found.candidate} does not come {near} {found.baseline} in {budget}"
+        never, fell_back = f"come {near} {found.baseline} in", f"stay {near} {found.baseline} up to the end of"
+        claim = f"{found.candidate} does not {fell_back if found.reached else never} {budget}"
     elif found.x == found.start:
         first = f"the first point ({amount(found.start)})"
         claim = f"{found.candidate} is {near} {found.baseline} or ahead from {first}"
