@@ -14,11 +14,12 @@ import yaml
 from headstart.data.read import open_dataset, write_split_file
 from headstart.data.shapes.write import generate
 from headstart.report import build as report
-from headstart.report import pictures
+from headstart.report import pictures, plots, sections
 from headstart.report.build import build_report
 from headstart.report.cost import public_cost
 from headstart.report.differences import measured, undeclared
 from headstart.report.facts import ERROR_TYPES, Facts
+from headstart.report.findings import find
 from headstart.report.references import earlier_study
 from headstart.report.tables import error_tables
 from headstart.study.folder import read_study_folder
@@ -278,6 +279,15 @@ def test_the_worth_of_a_start_says_where_an_arm_has_learnt_nothing(tmp_path):
         path = build(tmp_path / str(told), seeds=3, fractions=(1.0, 0.1), **given)
         worth = answer(summary_of(path)[0], "How many labelled images")
         assert ("With 80 images an arm has not learnt enough to compare" in worth) == told
+
+
+def test_bars_are_drawn_of_what_is_known_alone(tmp_path):
+    """Of a study whose large amount of data is still to run, and of an arm without a value."""
+    facts = Facts(read_study_folder(build(tmp_path, seeds=2, schedules=("1x",), fractions=(0.1, 1.0), num_begun=5)))
+    assert sections.data(facts, find(facts)).figures == {}
+    _, (axes,) = plots.panels(1, width=3.0, height=2.0)
+    plots.grouped_bars(axes, {"a": [1.0, np.nan], "b": [2.0, 3.0]}, {"a": "#8e3b8c", "b": "#d55e00"}, 7)
+    assert [text.get_text() for text in axes.texts] == ["1.0", "2.0", "3.0", "■ a", "■ b"]
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from headstart.report.facts import Facts, Row, Stretch
 from headstart.report.plots import GREY, RANDOM_COLOURS, TITLE, WEIGHTS_COLOURS, arm_colours
 from headstart.report.references import SAMPLES, sample_figure
 from headstart.report.tables import ErrorRow
+from headstart.study.results import NAN
 from headstart.verdict.numbers import TRAIN, fraction_name, metric_name
 from headstart.weights.public import find_training
 
@@ -73,7 +74,7 @@ def error_figure(facts: Facts, tables: Mapping[str, Sequence[ErrorRow]]) -> Figu
     colours = arm_colours(facts.folder)
     for axes, (kind, rows) in zip(panels, tables.items()):
         means = {
-            arm: [100 * value.mean if value else 0.0 for value in [row.gains.get(arm) for row in rows]]
+            arm: [100 * value.mean if value else NAN for value in [row.gains.get(arm) for row in rows]]
             for arm in colours
         }
         plots.grouped_bars(axes, means, colours, 6)
@@ -130,7 +131,7 @@ def _score_figure(facts: Facts, columns: Sequence[tuple[str, str, str, float]], 
         for arm in colours
     }
     means = {
-        arm: [np.nanmean(values) if np.isfinite(values).any() else 0.0 for values in own] for arm, own in scores.items()
+        arm: [np.nanmean(values) if np.isfinite(values).any() else NAN for values in own] for arm, own in scores.items()
     }
     plots.grouped_bars(axes, means, colours, 7, scores)
     plots.frame(axes, label, names=[name for name, *_ in columns])

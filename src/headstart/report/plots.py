@@ -8,6 +8,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from math import isfinite
 from pathlib import Path
 
 import matplotlib
@@ -83,7 +84,7 @@ def grouped_bars(
     text_size: float,
     seeds: Mapping[str, Sequence[np.ndarray]] | None = None,
 ) -> None:
-    """Draw bars of all arms side by side with their heights above them, and dashes for single seeds."""
+    """Draw bars of all arms side by side with their heights above them, and dashes for single seeds; nothing at nan."""
     width, places = 0.8 / len(means), {}
     for n, arm in enumerate(means):
         places[arm] = np.arange(len(means[arm])) + (n - (len(means) - 1) / 2) * width
@@ -95,7 +96,8 @@ def grouped_bars(
     axes.set_ylim(axes.get_ylim())
     for arm, own in means.items():
         for x, mean in zip(places[arm], own):
-            text(axes, x, mean, f"{mean:.1f}", (0, 1), text_size)
+            if isfinite(mean):
+                text(axes, x, mean, f"{mean:.1f}", (0, 1), text_size)
     key(axes, colours, "above")
 
 

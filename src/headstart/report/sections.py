@@ -103,7 +103,8 @@ def data(facts: Facts, findings: Findings) -> Section:
         if number and row["images"]
     ]
     known, several = [row for row in rows if row["gap"]], len({point["images"] for point in points}) > 1
-    drawn = {"metrics": partial(figures.metric_figure, facts)} if known else {}
+    is_there = known and known[0]["fraction"] == facts.folder.fractions[0]  # the cell of the headline
+    drawn = {"metrics": partial(figures.metric_figure, facts)} if is_there else {}
     if len(known) > 1:
         drawn["fractions"] = partial(figures.fraction_figure, facts, known)
     return Section("data", "Data", context={"rows": rows, "several": several}, data={"few": points}, figures=drawn)
