@@ -14,9 +14,9 @@ import yaml
 from headstart.data.read import open_dataset, write_split_file
 from headstart.data.shapes.write import generate
 from headstart.report import build as report
-from headstart.report import pictures, plots, sections
+from headstart.report import figures, pictures, plots, sections
 from headstart.report.build import build_report
-from headstart.report.cost import public_cost
+from headstart.report.cost import Cost, public_cost
 from headstart.report.differences import measured, undeclared
 from headstart.report.facts import ERROR_TYPES, Facts
 from headstart.report.findings import find
@@ -288,6 +288,9 @@ def test_bars_are_drawn_of_what_is_known_alone(tmp_path):
     _, (axes,) = plots.panels(1, width=3.0, height=2.0)
     plots.grouped_bars(axes, {"a": [1.0, np.nan], "b": [2.0, 3.0]}, {"a": "#8e3b8c", "b": "#d55e00"}, 7)
     assert [text.get_text() for text in axes.texts] == ["1.0", "2.0", "3.0", "■ a", "■ b"]
+    unknown, known = Cost(images=np.nan, instances=np.nan, pixels=np.nan), Cost(images=8, instances=16, pixels=32)
+    (first, *_) = figures.cost_figure(facts, [("pretrained", "pretrained 1x", known, unknown)]).axes
+    assert [bar.get_height() for bar in first.patches] == [0, 8] and "+ ?" in [text.get_text() for text in first.texts]
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,10 @@ def cost_figure(facts: Facts, costs: Sequence[tuple[str, str, Cost, Cost]]) -> F
     colours, bars = arm_colours(facts.folder), {}
     for effort in SAMPLES:
         parts = [(getattr(before, effort), getattr(own, effort)) for _, _, own, before in costs]
-        bars[effort] = [(label, *part, colours[arm], "") for (arm, label, *_), part in zip(costs, parts)]
+        bars[effort] = [
+            (label, np.nan_to_num(before), own, colours[arm], "+ ?" if np.isnan(before) else "")
+            for (arm, label, *_), (before, own) in zip(costs, parts)
+        ]
     return _sample_bars(bars)
 
 

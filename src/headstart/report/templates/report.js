@@ -222,7 +222,7 @@
           if (amount > 0) track.append(part);
         }
         row.append(track);
-        if (c.before[effort] === null) row.append(element("span", "not known for public weights", { class: "key" }));
+        if (c.before[effort] === null) row.append(element("span", "pre-training not known", { class: "key" }));
         if (c.before[effort] > 0) row.append(element("span", `${show(c.before[effort])} of it pre-training (hatched)`, { class: "key" }));
         block.append(row);
       }
