@@ -289,6 +289,9 @@ def test_bars_are_drawn_of_what_is_known_alone(tmp_path):
     plots.grouped_bars(axes, {"a": [1.0, np.nan], "b": [2.0, 3.0]}, {"a": "#8e3b8c", "b": "#d55e00"}, 7)
     assert [text.get_text() for text in axes.texts] == ["1.0", "2.0", "3.0", "■ a", "■ b"]
     unknown, known = Cost(images=np.nan, instances=np.nan, pixels=np.nan), Cost(images=8, instances=16, pixels=32)
+    arms = {"pretrained": {"start.kind": "backbone", "start.weights": "w.pt"}, "scratch": {}}
+    facts = Facts(read_study_folder(build(tmp_path / "weights", settings={"arms": arms, "pretrain": {}})))
+    assert np.isnan(sections.curves(facts, find(facts)).data["pretraining"]["pretrained"]["images"])
     (first, *_) = figures.cost_figure(facts, [("pretrained", "pretrained 1x", known, unknown)]).axes
     assert [bar.get_height() for bar in first.patches] == [0, 8] and "+ ?" in [text.get_text() for text in first.texts]
 

@@ -50,6 +50,7 @@ class Cost:
 
 
 COUNTERS = tuple(f.name for f in fields(Cost))
+UNKNOWN = Cost(**dict.fromkeys(COUNTERS, nan))
 
 
 @dataclass(frozen=True)
@@ -198,8 +199,7 @@ def study_costs(folder: StudyFolder) -> tuple[dict[str, CellCost], dict[str, Sta
         if cost:  # of a run of headstart, such as `headstart pretrain`
             starts[arm] = StartCost(Cost(**cost), 1.0, "counted by the run that made the weights")
     public = {arm: start.whole for arm, start in starts.items() if start.public or arm in elsewhere}
-    unknown = Cost(**dict.fromkeys(COUNTERS, nan))
-    public |= {arm: unknown for arm in elsewhere if arm not in starts}
+    public |= {arm: UNKNOWN for arm in elsewhere if arm not in starts}
     every = cell_costs(folder.plan, costs, public=public, uses={arm: start.uses for arm, start in starts.items()})
     return {cost.cell.name: cost for cost in every if folder.tail(cost.cell).end}, starts
 

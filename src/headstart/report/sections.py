@@ -9,7 +9,7 @@ from typing import Any
 from msgspec import structs
 
 from headstart.report import figures, tables
-from headstart.report.cost import Cost
+from headstart.report.cost import UNKNOWN, Cost, outside_weights
 from headstart.report.differences import compared, difference_rows, starts_differ, tuning_rows
 from headstart.report.facts import Facts, Row, Stretch
 from headstart.report.findings import Findings
@@ -72,7 +72,8 @@ def curves(facts: Facts, findings: Findings) -> Section:
             "metric": metric_name(folder.metric),
             "stretches": [_stretch(stretch, 100) for stretch in facts.stretches],
             "losses": [_stretch(stretch, 1) for stretch in facts.losses],
-            "pretraining": {arm: _efforts(start.share) for arm, start in facts.starts.items()},
+            "pretraining": dict.fromkeys(outside_weights(folder), _efforts(UNKNOWN))
+            | {arm: _efforts(start.share) for arm, start in facts.starts.items()},
         },
         figures=drawn,
     )
@@ -103,8 +104,7 @@ def data(facts: Facts, findings: Findings) -> Section:
         if number and row["images"]
     ]
     known, several = [row for row in rows if row["gap"]], len({point["images"] for point in points}) > 1
-    is_there = known and known[0]["fraction"] == facts.folder.fractions[0]  # the cell of the headline
-    drawn = {"metrics": partial(figures.metric_figure, facts)} if is_there else {}
+    drawn = {"metrics": partial(figures.metric_figure, facts)} if rows and rows[0]["gap"] else {}  # headline's cell
     if len(known) > 1:
         drawn["fractions"] = partial(figures.fraction_figure, facts, known)
     return Section("data", "Data", context={"rows": rows, "several": several}, data={"few": points}, figures=drawn)

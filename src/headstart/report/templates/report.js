@@ -70,8 +70,9 @@
   function xOf(stretch, s) {
     const paid = data.pretraining[stretch.arm];
     const before = s.whole && paid ? paid[s.axis] : 0;
-    return stretch.x[s.axis].map((value) => (value === null ? null : value + before));
+    return stretch.x[s.axis].map((value) => (value === null || before === null ? null : value + before));
   }
+  const unpaid = (s) => (s.whole ? s.arms.filter((arm) => data.pretraining[arm] && data.pretraining[arm][s.axis] === null) : []);
   function timeUnit(traces) {
     const most = Math.max(...traces.flatMap((trace) => known(trace.x)), 0);
     return most > 7200 ? [3600, "hours"] : most > 180 ? [60, "minutes"] : [1, "seconds"];
@@ -120,6 +121,7 @@
       for (const trace of traces) trace.x = trace.x.map((value) => (value === null ? null : value / size));
       title += `, ${unit}`;
     }
+    if (unpaid(s).length) title += ` (not known: ${unpaid(s).map(escape).join(", ")})`;
     const x = { title: { text: title, standoff: 8, font: { size: 13 } }, rangemode: "tozero", tickformat: s.axis === "seconds" ? "" : "~s" };
     const y = { title: { text: metricName(s.metric) + (s.metric === "loss" ? "" : ", points"), standoff: 6, font: { size: 13 } }, rangemode: "tozero" };
     Plotly.react("curve-chart", traces, layout(x, y), config);
