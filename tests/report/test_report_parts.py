@@ -122,6 +122,17 @@ def test_where_an_arm_overfits_is_said_by_training_images_where_they_are_judged(
     assert all(float(row["train:mask.AP"]) > float(row["mask.AP"]) for row in curves) and len(curves) > 10
 
 
+def test_an_arm_overfits_beyond_the_schedules_of_the_other(tmp_path):
+    def ap(arm, fraction, seed, step, in_tail):
+        return 0.4 + 0.002 * seed + (0.1 - 0.1 * step / 900) * (arm == "scratch") + 0.00001 * step
+
+    own = {"scratch": ["1x", "2x", "6x"], "pretrained": ["1x", "2x"]}
+    path = build(tmp_path, seeds=3, ap=ap, settings={"schedules": own, "fractions": [1.0]})
+    said = answer(summary_of(path)[0], "Does longer training hurt?")
+    assert "scratch overfits from about 300 steps on: validation loses 15.2 points by the end" in said
+    assert "Validation is best at the longest schedule tried: pretrained." in said
+
+
 def test_declared_uses_share_the_price_of_weights(tmp_path):
     once = build(tmp_path / "once")
     many = build(tmp_path / "many", settings={"pretrain": {"shapes": {"recipe": "demo_pretrain", "uses": 10}}})

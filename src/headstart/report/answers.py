@@ -134,14 +134,13 @@ def _margin(folder: StudyFolder) -> float:
 def _ends(folder: StudyFolder, arm: str, fraction: float, *, x: Sequence[float] | None = None) -> Curve:
     """Scores at the ends of schedules as a curve over total steps, or over `x`."""
     x = x or [folder.total(arm, name, fraction) for name in folder.common_schedules(fraction)]
-    return Curve(arm, x, _columns(folder, folder.metric, arm, fraction))
+    scores = _columns(folder, folder.metric, arm, folder.common_schedules(fraction), fraction)
+    return Curve(arm, x, scores[_complete(folder, fraction)])
 
 
-def _columns(folder: StudyFolder, metric: str, arm: str, fraction: float) -> np.ndarray:
-    """A metric at the ends of all common schedules, float [complete seeds, schedules]."""
-    names = folder.common_schedules(fraction)
-    every = np.stack([folder.scores(metric, arm, name, fraction) for name in names], 1)
-    return every[_complete(folder, fraction)]
+def _columns(folder: StudyFolder, metric: str, arm: str, names: Sequence[str], fraction: float) -> np.ndarray:
+    """A metric at the ends of these schedules, float [seeds, schedules]."""
+    return np.stack([folder.scores(metric, arm, name, fraction) for name in names], 1)
 
 
 def _complete(folder: StudyFolder, fraction: float) -> np.ndarray:
@@ -188,20 +187,23 @@ def _worth(folder: StudyFolder, comparisons: tuple[Comparison, ...]) -> list[Ans
 def _overfitting(folder: StudyFolder) -> list[Answer]:
     """Find arms whose longer schedules lose more than the margin on validation while training still improves.
 
-    Training is the same metric on training images where the recipe evaluates them, else the training loss. Arms whose
-    validation is best at the longest schedule share one line.
+    All schedules of an arm count, also those that the other does not have. Training is the same metric on training
+    images where the recipe evaluates them, else the training loss. Arms whose validation is best at the longest
+    schedule share one line.
     """
     level, lines, best = _level(folder), [], []
     on_training = f"{TRAIN}:{folder.metric.rpartition(':')[2]}"
     for fraction in folder.fractions:
-        names = folder.common_schedules(fraction)
-        if len(names) < 2 or not _complete(folder, fraction).any():
-            continue
         place = fraction_name(fraction, folder.num_images.get(fraction)) if len(folder.fractions) > 1 else ""
         where = f"With {place}, " if place else ""
         for arm in (folder.baseline, folder.candidate):
-            validation = _ends(folder, arm, fraction)
-            seen, losses = (_columns(folder, column, arm, fraction) for column in (on_training, LOSS))
+            names = folder.schedules(fraction, arm)
+            every = [_columns(folder, column, arm, names, fraction) for column in (folder.metric, on_training, LOSS)]
+            used = np.isfinite(every[0]).all(1)
+            if len(names) < 2 or not used.any():
+                continue
+            scores, seen, losses = (values[used] for values in every)
+            validation = Curve(arm, [folder.total(arm, name, fraction) for name in names], scores)
             judged = bool(np.isfinite(seen).all())
             if judged or np.isfinite(losses).all():
                 train = Curve(arm, validation.x, seen if judged else -losses)
@@ -211,7 +213,7 @@ def _overfitting(folder: StudyFolder) -> list[Answer]:
                 else:
                     lines.append(where + words.sentence(found))
             if judged:
-                gaps = seen[:, -1] - validation.scores[:, -1]
+                gaps = seen[:, -1] - scores[:, -1]
                 size = {"mean": float(gaps.mean()), "half_width": float(t_half_width(gaps, level))}
                 lines.append(where + words.gap_sentence(arm, names[-1], **size, level=level, num_seeds=len(gaps)))
     if best:
