@@ -267,10 +267,11 @@ def test_the_tiles_say_at_the_end_of_the_longest_schedule_alone(tmp_path, schedu
     assert re.findall(r'class="note">pretrained is ahead ([a-z ]+):', page) == told
 
 
-@pytest.mark.parametrize(("kind", "main", "of_class"), [("semantic", "mIoU", "IoU"), ("class", "top1", "top1")])
-def test_tables_of_classes_name_their_metric(tmp_path, kind, main, of_class):
-    rule = {"metric": "top1" if main == "top1" else f"{kind}.{main}", "baseline": "pretrained", "candidate": "scratch"}
-    path = build(tmp_path, seeds=3, settings={"rule": rule | {"margin": 0.01}})
+def measured_by(path, kind, main, of_class):
+    """A study whose runs have one metric, in place of box AP, by which its rule decides."""
+    study = yaml.safe_load((path / "study.yaml").read_text())
+    study["rule"]["metric"] = "top1" if main == "top1" else f"{kind}.{main}"
+    (path / "study.yaml").write_text(yaml.safe_dump(study))
     for file in path.glob("segments/*/rows.jsonl"):
         rows = [json.loads(line) for line in file.open()]
         for row in rows:
@@ -278,7 +279,31 @@ def test_tables_of_classes_name_their_metric(tmp_path, kind, main, of_class):
                 row["metrics"] = {kind: {main: box["AP"]}}
                 row["per_class"] = {kind: {n: {of_class: own["AP"]} for n, own in row["per_class"]["box"].items()}}
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    _, page = summary_of(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("at_1x", "told"),
+    [((0.15, 0.15), "pretrained has learnt nothing"), ((0.45, 0.0), "seed 4 of pretrained collapsed")],
+)
+def test_equal_efforts_know_the_seeds_and_chance(tmp_path, at_1x, told):
+    """With a third of its pre-training the pre-trained arm has at 1x the cost of scratch at 2x; chance is 1 of 6."""
+
+    def ap(arm, fraction, seed, step, in_tail):
+        return at_1x[seed == 4] if arm == "pretrained" and step == 300 else 0.45 + 0.001 * seed * (arm == "scratch")
+
+    pretrain = {"shapes": {"recipe": "demo_pretrain", "set": {"seed": 0, "data.fraction": 1.0}, "uses": 3}}
+    rule = {"metric": "box.AP", "baseline": "pretrained", "candidate": "scratch", "margin": 0.01, "scope": "schedule"}
+    path = build(tmp_path, ap=ap, settings={"pretrain": pretrain, "seeds": [3, 4, 5], "rule": rule})
+    summary, _ = summary_of(measured_by(path, "class", "top1", "top1"))
+    (images, *_) = [entry for entry in summary["at_equal_effort"] if entry["effort"].startswith("images")]
+    assert images["at"] == 4800 and images["baseline"] == pytest.approx((2 * at_1x[0] + at_1x[1]) / 3)
+    assert images["obstacle"]["title"] == told
+
+
+@pytest.mark.parametrize(("kind", "main", "of_class"), [("semantic", "mIoU", "IoU"), ("class", "top1", "top1")])
+def test_tables_of_classes_name_their_metric(tmp_path, kind, main, of_class):
+    _, page = summary_of(measured_by(build(tmp_path, seeds=3), kind, main, of_class))
     assert re.findall(r"<h3>([^<]* by class)</h3>", page) == [f"{kind.capitalize()} {of_class} by class"]
 
 

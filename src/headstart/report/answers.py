@@ -114,10 +114,12 @@ def equal_efforts(facts: Facts, against: Obstacle | None = None) -> list[EqualEf
         if all(np.all(np.diff(x) > 0) and np.isfinite(x).all() for x in spent):
             ends = [_ends(folder, arm, fraction, x=x) for arm, x in zip(arms, spent)]
             curves[f"{effort}, pre-training included"] = ends
-    made = []
+    made, seeds = [], [seed for seed, used in zip(folder.seeds, _complete(folder, fraction)) if used]
     for effort, (baseline, candidate) in curves.items():
         at = min(baseline.x[-1], candidate.x[-1])
-        verdict = compare_at(folder.rule, baseline, candidate, axis=effort, obstacle=against)
+        verdict = compare_at(
+            folder.rule, baseline, candidate, axis=effort, seeds=seeds, num_classes=facts.num_classes, obstacle=against
+        )
         made.append(EqualEffort(effort, at, float(baseline.at(at).mean()), float(candidate.at(at).mean()), verdict))
     return made
 

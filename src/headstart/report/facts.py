@@ -169,6 +169,16 @@ class Facts:
         return made
 
     @cached_property
+    def num_classes(self) -> int | None:
+        """Classes of the validation data, by the classes of its evaluations; None before the first."""
+        kind = self.folder.metric.rpartition(":")[2].partition(".")[0]
+        for run in self.folder.runs.values():
+            if run.segment.kind != "pretrain" and run.evaluations:
+                per_class = run.evaluations[-1].get("per_class") or {}
+                return len(per_class.get(kind) or next(iter(per_class.values()), ())) or None
+        return None
+
+    @cached_property
     def classes(self) -> list[Row]:
         """One row a finished cell, kind and class."""
         return [

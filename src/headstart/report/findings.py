@@ -151,7 +151,7 @@ def _judge(
     scores = [folder.scores(rule.metric, arm, schedule, fraction) for arm in (rule.baseline, rule.candidate)]
     where = f"at {schedule} with {fraction_name(fraction, folder.num_images.get(fraction))}"
     bootstrap, num_images = resampled or (None, None)
-    given = {"where": where, "seeds": folder.seeds, "num_classes": _num_classes(facts)}
+    given = {"where": where, "seeds": folder.seeds, "num_classes": facts.num_classes}
     verdict = judge(rule, *scores, **given, bootstrap=bootstrap, num_images=num_images)
     if against:
         return verdict.against(against)
@@ -165,16 +165,6 @@ def _judge(
         both = [f"{getattr(verdict.obstacle, name)}, and {getattr(steep, name)}" for name in ("title", "reason")]
         steep = Obstacle("seeds and rising", *both)
     return verdict.against(steep) if steep else verdict
-
-
-def _num_classes(facts: Facts) -> int | None:
-    """Classes of the validation data, by the classes of its evaluations; None before the first."""
-    kind = facts.folder.metric.rpartition(":")[2].partition(".")[0]
-    for run in facts.folder.runs.values():
-        if run.segment.kind != "pretrain" and run.evaluations:
-            per_class = run.evaluations[-1].get("per_class") or {}
-            return len(per_class.get(kind) or next(iter(per_class.values()), ())) or None
-    return None
 
 
 def _headline(

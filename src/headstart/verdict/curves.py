@@ -7,6 +7,7 @@ score: final). Points inside a run depend on where its learning rate dropped.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -99,15 +100,18 @@ def compare_at(
     *,
     axis: str = "steps",
     at: float | None = None,
+    seeds: Sequence[int] | None = None,
+    num_classes: int | None = None,
     obstacle: Obstacle | None = None,
 ) -> Verdict:
-    """Verdict at equal x (`judge`): both curves at `at`, by default the largest x that both reach.
+    """Verdict at equal x (`judge`, with seeds and num_classes): both curves at `at`, by default the largest x of both.
 
     With total costs on the axis a pre-trained curve begins after its pre-training. Curves that do not overlap give
     "not decidable", with the reason.
     """
     x = min(baseline.x[-1], candidate.x[-1]) if at is None else at
-    verdict = judge(rule, baseline.at(x), candidate.at(x), where=f"at {amount(x)} {axis}")
+    where = f"at {amount(x)} {axis}"
+    verdict = judge(rule, baseline.at(x), candidate.at(x), where=where, seeds=seeds, num_classes=num_classes)
     outside = [curve for curve in (baseline, candidate) if not curve.x[0] <= x <= curve.x[-1]]
     if not outside:
         return verdict.against(obstacle) if obstacle else verdict
