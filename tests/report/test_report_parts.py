@@ -247,6 +247,16 @@ def test_schedules_are_in_the_order_of_the_arms_that_are_asked_about():
     assert StudyFolder.schedules(folder, 0.5) == ()
 
 
+def test_steps_and_images_a_step_are_told_where_all_arms_have_the_same(tmp_path):
+    path = build(tmp_path, differences=[{"field": "train.batch", "values": {}, "declared": True}])
+    plan = json.loads((path / "plan.json").read_text())
+    for cell in plan["cells"]:
+        cell["total"] += 150 * (cell["arm"] == "scratch" and cell["schedule"] == "1x")
+    (path / "plan.json").write_text(json.dumps(plan))
+    _, page = summary_of(path)
+    assert re.findall(r"<small>([\d,]+) steps", page) == ["600"] and "A step is" not in page
+
+
 def test_arms_without_a_common_schedule_meet_at_the_longest_of_each(tmp_path):
     """The paper holds scratch at 9x against 6x with pre-training."""
     own = {"scratch": ["2x", "3x"], "pretrained": ["1x"]}

@@ -48,7 +48,10 @@ class MetricLines:
 
 @dataclass(frozen=True)
 class ScheduleTable:
-    """All schedules of a fraction, shortest first, with their steps, and the lines of each metric over them."""
+    """All schedules of a fraction, shortest first, and the lines of each metric over them.
+
+    totals are their steps; None where the arms take different numbers.
+    """
 
     fraction: float
     schedules: tuple[str, ...]
@@ -89,9 +92,8 @@ def schedule_tables(facts: Facts) -> list[ScheduleTable]:
             MetricLines(name, (*_lines(folder, name, schedules, fraction), *_paper(folder, name, schedules, fraction)))
             for name in metrics
         ]
-        totals = tuple(
-            next((t for arm in folder.arms if (t := folder.total(arm, name, fraction))), None) for name in schedules
-        )
+        steps = [{folder.total(arm, name, fraction) for arm in folder.arms} - {None} for name in schedules]
+        totals = tuple(own.pop() if len(own) == 1 else None for own in steps)
         made.append(ScheduleTable(fraction, schedules, totals, tuple(blocks)))
     return made
 
