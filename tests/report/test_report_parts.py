@@ -173,6 +173,25 @@ def test_public_weights_are_priced_by_their_documented_recipe(tmp_path):
     assert Facts(read_study_folder(path)).starts["pretrained"].uses == 100  # a declaration wins
 
 
+@pytest.mark.parametrize("weights", ["torchvision/resnet18.imagenet1k_v1", "made/elsewhere.pth"])
+def test_what_a_pretraining_starts_from_is_in_its_price(tmp_path, weights):
+    path = build(tmp_path, seeds=2)
+    for file in path.glob("segments/pretrain-*/recipe.yaml"):
+        start = {"start": {"kind": "backbone", "weights": weights}}
+        file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | start))
+    summary, page = summary_of(path)
+    said, cells = answer(summary, "What does the start cost?"), table(path, "cells")
+    whole, alone = ({row[f"{way}.images"] for row in cells if row["arm"] == "pretrained"} for way in ("whole", "alone"))
+    if weights.startswith("made"):
+        assert "The pre-training of pretrained starts from weights made elsewhere, whose cost is unknown" in said
+        assert whole == {""} and "took" not in said
+    else:
+        images = public_cost(find_training(weights)).images + 7200
+        assert f"Pre-training of pretrained took {large(images)} images" in said
+        assert {float(w) for w in whole} == {float(a) + images for a in alone}
+        assert f"which starts from {weights}." in page
+
+
 def test_the_guide_lists_the_public_weights():
     guide = (Path(__file__).parents[2] / "docs" / "guide.md").read_text()
     table = guide.split("| name | images seen | source |\n|---|---|---|\n")[1].split("\n\n")[0]

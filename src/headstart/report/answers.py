@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isfinite
+from math import isfinite, isnan
 
 import numpy as np
 
@@ -236,12 +236,14 @@ def _price(facts: Facts) -> list[Answer]:
     for arm in arms if lines and folder.headline_cell else ():
         schedule, fraction = folder.own_schedule(arm, *folder.headline_cell), folder.headline_cell[1]
         if mean := facts.mean_costs.get((arm, schedule, fraction)):
-            training, total = _effort(mean["alone"]), _effort(mean["whole"])
+            training, total = (_effort(mean[way]) for way in ("alone", "whole"))
+            total = total if isfinite(mean["whole"].images) else "unknown"
             lines.append(f"{arm} at {schedule}: training takes {training}; total with pre-training {total}.")
-    outside = [arm for arm in outside_weights(folder) if arm in arms and arm not in facts.starts]
-    lines += [
-        f"{arm} starts from weights made elsewhere, whose cost is unknown (“?” in the tables)." for arm in outside
-    ]
+    for arm in arms:
+        start = facts.starts.get(arm)
+        if isnan(start.whole.images) if start else arm in outside_weights(folder):
+            who = f"The pre-training of {arm}" if start else arm
+            lines.append(f"{who} starts from weights made elsewhere, whose cost is unknown (“?” in the tables).")
     return [Answer("What does the start cost?", tuple(lines), from_clock=True)] if lines else []
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from headstart.study.plan import Cell, Plan, Segment
-from headstart.study.results import StudyFolder
+from headstart.study.results import Run, StudyFolder
 from headstart.training.rows import WORK
 from headstart.training.stored import SEGMENT_FILE, RunFacts
 from headstart.weights.public import Training, find_training, public_files
@@ -175,8 +175,9 @@ def cell_costs(
 def study_costs(folder: StudyFolder) -> tuple[dict[str, CellCost], dict[str, StartCost]]:
     """Costs of all finished cells by cell, and pre-training costs by arm.
 
-    The cost of pre-training is measured where the study did it, and documented for public weights. For weights of
-    another run of headstart it is what that run counted. Otherwise it is unknown.
+    The cost of pre-training is measured where the study did it, and documented for public weights, also for those that
+    a pre-training starts from. For weights of another run of headstart it is what that run counted. Otherwise it is
+    unknown.
     """
     segments = folder.plan.segments
     costs = segment_costs(segments, {name: run.rows for name, run in folder.runs.items()})
@@ -185,10 +186,11 @@ def study_costs(folder: StudyFolder) -> tuple[dict[str, CellCost], dict[str, Sta
         if segment.kind != "pretrain" and segment.weights_from:
             made.setdefault(segment.arm, segment.weights_from)
     entries = {segment.name: segment.arm for segment in segments if segment.kind == "pretrain"}
-    starts = {}
+    starts, before = {}, {arm: _before(folder.runs[name]) for arm, name in made.items()}
     for arm, name in made.items():
-        entry = folder.study.pretrain.get(entries[name])
-        starts[arm] = StartCost(costs[name], entry.uses if entry else 1.0, f"measured in {name}")
+        entry, (weights, cost) = folder.study.pretrain.get(entries[name]), before[arm]
+        source = f"measured in {name}{f', which starts from {weights}' if weights else ''}"
+        starts[arm] = StartCost(costs[name] + cost, entry.uses if entry else 1.0, source)
     for arm, (name, uses) in _public_weights(folder).items():
         training = find_training(name)
         starts[arm] = StartCost(public_cost(training), uses, training.source, name)
@@ -199,9 +201,22 @@ def study_costs(folder: StudyFolder) -> tuple[dict[str, CellCost], dict[str, Sta
         if cost:  # of a run of headstart, such as `headstart pretrain`
             starts[arm] = StartCost(Cost(**cost), 1.0, "counted by the run that made the weights")
     public = {arm: start.whole for arm, start in starts.items() if start.public or arm in elsewhere}
-    public |= {arm: UNKNOWN for arm in elsewhere if arm not in starts}
+    public |= {arm: UNKNOWN for arm in elsewhere if arm not in starts} | {
+        arm: cost for arm, (_, cost) in before.items()
+    }
     every = cell_costs(folder.plan, costs, public=public, uses={arm: start.uses for arm, start in starts.items()})
     return {cost.cell.name: cost for cost in every if folder.tail(cost.cell).end}, starts
+
+
+def _before(run: Run) -> tuple[str | None, Cost]:
+    """Weights that a pre-training of the study starts from, and their cost; None and nothing for a random start."""
+    start = run.recipe.start if run.recipe else None
+    if start is None or start.weights is None:
+        return None, Cost()
+    stored, public = run.fact(SEGMENT_FILE, RunFacts), public_files().get(start.weights)
+    if public and public.training.images_seen is not None:
+        return start.weights, public_cost(public.training)
+    return start.weights, Cost(**stored.weights_cost) if stored and stored.weights_cost else UNKNOWN
 
 
 def _public_weights(folder: StudyFolder) -> dict[str, tuple[str, float]]:

@@ -249,7 +249,7 @@ def _tiles(facts: Facts, findings: Findings) -> list[Tile]:
         for entry in [entry for entry in findings.comparisons if entry.fraction == fraction][-1:]:
             tiles.append(_lead_tile(f"{numbers.share(fraction)} of the data", entry.verdict, f"at {entry.schedule}"))
     for arm, start in facts.starts.items():
-        if start.whole.images:
+        if start.whole.images > 0:
             took = "public weights" if start.public else f"{numbers.span(start.whole.seconds)} of pre-training"
             shared = "counted to one use" if start.uses == 1 else f"amortised over {start.uses:,g} uses"
             images = f"{numbers.large(start.whole.images)} images"
