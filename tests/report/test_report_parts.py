@@ -13,6 +13,7 @@ import yaml
 
 from headstart.data.read import open_dataset, write_split_file
 from headstart.data.shapes.write import generate
+from headstart.metrics.records import Records
 from headstart.report import build as report
 from headstart.report import figures, pictures, plots, sections
 from headstart.report.build import build_report
@@ -20,6 +21,7 @@ from headstart.report.cost import Cost, public_cost
 from headstart.report.differences import measured, undeclared
 from headstart.report.facts import ERROR_TYPES, Facts
 from headstart.report.findings import find
+from headstart.report.headline import resampled
 from headstart.report.references import earlier_study
 from headstart.report.tables import error_tables
 from headstart.study.folder import read_study_folder
@@ -289,6 +291,19 @@ def test_arms_without_a_common_schedule_meet_at_the_longest_of_each(tmp_path):
     assert summary["comparisons"][0]["mean"] == pytest.approx(float((scores[0] - scores[1]).mean()), abs=1e-6)
     assert "At 3x against 1x with" in page and "At equal" in page
     assert page.count("the longest of each") == 2  # in what the page says of its scores and headline
+
+
+def test_resamples_without_an_annotation_are_left_out(tmp_path):
+    """Of three validation images one is annotated: 8 of 27 resamples miss it."""
+    records = [np.array([image], dtype) for image, dtype in ((0, np.int32), (0, np.int16))]
+    detection = {"image": records[0], "label": records[1], "score": np.array([0.9]), "matched": np.ones((1, 10), bool)}
+    annotation = {"gt_image": records[0], "gt_label": records[1], "gt_count": np.array([1], np.int32)}
+    own = Records(np.arange(3), np.arange(1), **detection, ignored=np.zeros((1, 10), bool), **annotation)
+    path = build(tmp_path, seeds=3, ap=lambda arm, fraction, seed, step, in_tail: 1.0)
+    for file in path.glob("segments/*/rows.jsonl"):
+        own.save(file.with_name(f"records-box-{file.parent.name.split('-')[-2]}.npz"))
+    differences, _ = resampled.resampled_differences(read_study_folder(path), "2x", 1.0)
+    assert 600 < differences.shape[1] < 800 and np.array_equal(differences, np.zeros_like(differences))
 
 
 @pytest.mark.parametrize(("schedules", "told"), [(("6x",), ["at the end"]), (("1x", "6x"), ["early", "at the end"])])

@@ -24,9 +24,9 @@ def resampled_scores(
 ) -> tuple[np.ndarray, int] | None:
     """Scores of baseline and candidate on resampled test images, float [S, 2, C, R]; number of test images.
 
-    All scores share the same resamples. cells are (schedule, fraction); nan for seeds that are not finished. None where
-    the metric cannot be computed from match records, or a finished run has no records. ValueError for records that do
-    not give the run's score.
+    All scores share the same resamples; R leaves out those without an annotation, which have no score. cells are
+    (schedule, fraction); nan for seeds that are not finished. None where the metric cannot be computed from match
+    records, or a finished run has no records. ValueError for records that do not give the run's score.
     """
     kind, _, name = folder.metric.rpartition(".")
     reader = METRIC_KINDS[kind].records if kind in METRIC_KINDS else None
@@ -38,8 +38,10 @@ def resampled_scores(
     if not records or None in records:
         return None
     resampled = reader.bootstrap(records, num_resamples=number, generator=np.random.default_rng(0))
-    scores = np.full((len(used), 2, len(cells), number), NAN)
-    scores[used] = resampled[:, :, reader.columns.index(name)].T.reshape(-1, 2, len(cells), number)
+    resampled = resampled[:, :, reader.columns.index(name)]
+    resampled = resampled[np.isfinite(resampled).all(1)]
+    scores = np.full((len(used), 2, len(cells), len(resampled)), NAN)
+    scores[used] = resampled.T.reshape(-1, 2, len(cells), len(resampled))
     return scores, len(records[0].image_ids)
 
 
