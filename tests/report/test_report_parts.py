@@ -408,6 +408,20 @@ def test_longer_training_is_of_the_most_data_alone(tmp_path):
     assert changes == ["fractions=[{fraction: 1.0, schedules: [1x, 2x, 4x]}, {fraction: 0.1}]"]
 
 
+@pytest.mark.parametrize(
+    ("scratch", "longer"),
+    [
+        (["2x"], "{pretrained: [1x, 2x], scratch: [4x]}"),
+        (["1x", "2x"], "{pretrained: [1x, 2x], scratch: [1x, 2x, 4x]}"),
+    ],
+)
+def test_longer_arms_are_compared_as_before(tmp_path, scratch, longer):
+    """At 2x against 1x, then 4x against 2x and not both at 2x; or at 1x, then both at 2x."""
+    settings = {"schedules": {"pretrained": ["1x"], "scratch": scratch}, "fractions": [1.0]}
+    said, changes, _ = next_of(build(tmp_path, seeds=3, settings=settings))
+    assert said.startswith("Train twice as long") and changes == [f"schedules={longer}"]
+
+
 @pytest.mark.parametrize("own", [False, True])
 def test_half_the_learning_rate_is_half_of_each_arms_own(tmp_path, own):
     def ap(arm, fraction, seed, step, in_tail):

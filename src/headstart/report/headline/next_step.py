@@ -178,7 +178,10 @@ def _longer(facts: Facts) -> tuple[str, float]:
     largest = next(entry for entry in entries if entry["fraction"] == fraction)
     chosen = largest["schedules"] or folder.study.schedules
     if isinstance(chosen, dict):
-        value: Any = {arm: [*names, _twice(folder.schedules(fraction, arm)[-1])] for arm, names in chosen.items()}
+        last = {arm: _twice(folder.schedules(fraction, arm)[-1]) for arm in chosen}
+        # Arms without a common schedule are compared at the longest of each: a common one would be compared instead.
+        left_out = set() if folder.schedules(fraction, folder.baseline, folder.candidate) else set(last.values())
+        value: Any = {arm: [*(n for n in names if n not in left_out), last[arm]] for arm, names in chosen.items()}
     else:
         value = [*chosen, _twice(folder.schedules(fraction)[-1])]
     change = f"schedules={_inline(value)}"
