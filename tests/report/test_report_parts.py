@@ -377,6 +377,16 @@ def test_bars_are_drawn_of_what_is_known_alone(tmp_path):
     assert [bar.get_height() for bar in first.patches] == [0, 8] and "+ ?" in [text.get_text() for text in first.texts]
 
 
+def test_a_gap_has_the_colour_of_the_arm_that_leads(tmp_path):
+    def ap(arm, fraction, seed, step, in_tail):
+        return {"pretrained": 0.3, "scratch": 0.2, "third": 0.4}[arm] + 0.001 * seed * (arm == "third")
+
+    arms = {"pretrained": {"start.kind": "backbone", "start.weights": "pretrain:shapes"}, "scratch": {}, "third": {}}
+    _, page = summary_of(build(tmp_path, seeds=3, schedules=("1x",), ap=ap, settings={"arms": arms}))
+    gaps = re.findall(r'data-kind="gap" data-arm="(\w+)".*?--own: var\(--text(\d)\)', page)
+    assert set(gaps) == {("scratch", "0"), ("third", "2")}
+
+
 @pytest.mark.parametrize(
     ("field", "other", "question"),
     [
