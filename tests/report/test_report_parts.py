@@ -469,10 +469,12 @@ def test_no_step_is_told_where_a_metric_has_no_value(tmp_path):
 
 
 def test_shared_pictures_are_looked_for_in_the_splits_of_the_run(tmp_path):
-    path = build(tmp_path, seeds=3, stored={"overlap": 5})
+    path = build(tmp_path, seeds=3, stored={"overlap": 1})
     data = {"train": "d/voc", "train_images": None, "train_split": "trainval"}
     data |= {"val": "d/voc", "val_images": None, "val_split": "test"}
     for file in path.glob("segments/*/recipe.yaml"):
         file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | {"data": data}))
-    command = summary_of(path)[0]["next_with_seconds"][0]["command"]
+    summary, _ = summary_of(path)
+    command = summary["next_with_seconds"][0]["command"]
+    assert "validation images share 1 picture, so" in summary["text"]
     assert command == "headstart data check d/voc:trainval d/voc:test"

@@ -37,7 +37,7 @@ def void(folder: StudyFolder) -> Obstacle | None:
     stored = [run.fact(SEGMENT_FILE, RunFacts) for runs in starts.values() for run in runs]
     shared = [own.overlap for own in stored if own]
     if any(shared) or folder.study.allow_overlap:
-        pictures = f"{max(shared):,} pictures" if any(shared) else "pictures"
+        pictures = counted(max(shared), "picture") if any(shared) else "pictures"
         allowed = " (the study file says allow_overlap: true)" if folder.study.allow_overlap else ""
         reason = f"training and validation images share {pictures}{allowed}, so scores say little of new images"
         return Obstacle("overlap", "training and validation images share pictures", reason)
