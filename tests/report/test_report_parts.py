@@ -347,9 +347,16 @@ def test_equal_efforts_know_the_seeds_and_chance(tmp_path, at_1x, told):
 
 
 @pytest.mark.parametrize(("kind", "main", "of_class"), [("semantic", "mIoU", "IoU"), ("class", "top1", "top1")])
-def test_tables_of_classes_name_their_metric(tmp_path, kind, main, of_class):
-    _, page = summary_of(measured_by(build(tmp_path, seeds=3), kind, main, of_class))
+def test_the_metric_of_a_study_without_boxes_is_there_and_named(tmp_path, kind, main, of_class):
+    path = measured_by(build(tmp_path, seeds=3), kind, main, of_class)
+    _, page = summary_of(path)
     assert re.findall(r"<h3>([^<]* by class)</h3>", page) == [f"{kind.capitalize()} {of_class} by class"]
+    assert page.count('class="by-rule"') == 1 and f'<option value="{kind}.{main}" selected>' in page
+    scores = re.findall(r'seed \d</span></th>\s*<td class="num">([^<]*)<', page)
+    assert scores == [f"{100 * float(row[f'{kind}.{main}']):.1f}" for row in table(path, "cells")]
+    facts = Facts(read_study_folder(path))
+    _, right = figures.training_figure(facts, facts.stretches, facts.losses).axes
+    assert all(np.isfinite(line.get_ydata()).any() for line in right.lines) and len(right.lines) == 2
 
 
 def test_the_worth_of_a_start_says_where_an_arm_has_learnt_nothing(tmp_path):

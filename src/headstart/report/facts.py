@@ -67,6 +67,11 @@ class Facts:
 
     folder: StudyFolder
 
+    @property
+    def metric(self) -> str:
+        """The question's metric by the name of its column: "top1" is class.top1."""
+        return "class.top1" if self.folder.metric == "top1" else self.folder.metric
+
     @cached_property
     def _costs(self) -> tuple[dict[str, CellCost], dict[str, StartCost]]:
         return study_costs(self.folder)

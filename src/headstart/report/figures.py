@@ -50,7 +50,7 @@ def curve_figure(facts: Facts, stretches: Sequence[Stretch]) -> Figure:
 def training_figure(facts: Facts, stretches: Sequence[Stretch], losses: Sequence[Stretch]) -> Figure:
     """Training loss beside the question's metric, on training images too where evaluated (the paper's figure 7)."""
     figure, (left, right) = plots.panels(2, width=4.2, height=3.2)
-    metric, colours = facts.folder.metric.rpartition(":")[2], arm_colours(facts.folder)
+    metric, colours = facts.metric.rpartition(":")[2], arm_colours(facts.folder)
     styles = {metric: "-", f"{TRAIN}:{metric}": ":"}
     drawn = [name for name in styles if any(name in stretch.y for stretch in stretches)]
     for arm, colour in colours.items():

@@ -71,7 +71,7 @@ def render(facts: Facts, findings: Findings, sections: Sequence[Section]) -> str
     common = {
         "folder": folder,
         "findings": findings,
-        "metric": folder.metric,
+        "metric": facts.metric,
         "arms": arms_data(facts),
         "fraction_name": lambda fraction: numbers.fraction_name(fraction, folder.num_images.get(fraction)),
         "figures": [name for section in sections for name in section.figures],
