@@ -346,7 +346,15 @@ def test_equal_efforts_know_the_seeds_and_chance(tmp_path, at_1x, told):
     assert images["obstacle"]["title"] == told
 
 
-@pytest.mark.parametrize(("kind", "main", "of_class"), [("semantic", "mIoU", "IoU"), ("class", "top1", "top1")])
+@pytest.mark.parametrize(
+    ("kind", "main", "of_class"),
+    [
+        ("semantic", "mIoU", "IoU"),
+        ("class", "top1", "top1"),
+        ("semantic", "accuracy", "IoU"),
+        ("keypoints", "AR", "AP"),
+    ],
+)
 def test_the_metric_of_a_study_without_boxes_is_there_and_named(tmp_path, kind, main, of_class):
     path = measured_by(build(tmp_path, seeds=3), kind, main, of_class)
     _, page = summary_of(path)

@@ -22,7 +22,7 @@ Key = tuple[str, str, float]  # arm, schedule, fraction
 
 AXES = ("images", "pixels", "seconds")  # besides steps
 KINDS = tuple(kind for kind, own in METRIC_KINDS.items() if own.per_class)
-# In the order offered to a reader; recalls are in the CSV only.
+# In the order offered to a reader; recalls are in the CSV only, unless the study is about one.
 CURVE_METRICS = tuple(
     f"{kind}.{name}" for kind, own in METRIC_KINDS.items() for name in own.metrics if not name.startswith("AR")
 )
@@ -131,9 +131,10 @@ class Facts:
 
     @cached_property
     def metrics(self) -> tuple[str, ...]:
-        """Metrics measured by any segment of a cell, in the order offered to a reader."""
+        """Metrics measured by any segment of a cell, in the order offered to a reader; the question's is among them."""
         last = [rows[-1] for rows in self._curves.values() if rows]
-        return tuple(name for name in CURVE_METRICS if any(row.get(name, NAN) == row.get(name) for row in last))
+        names = dict.fromkeys((*CURVE_METRICS, self.metric.rpartition(":")[2]))
+        return tuple(name for name in names if any(row.get(name, NAN) == row.get(name) for row in last))
 
     @cached_property
     def train_metrics(self) -> tuple[str, ...]:

@@ -83,7 +83,8 @@ def number(values: np.ndarray | Sequence[float]) -> Number | None:
 def schedule_tables(facts: Facts) -> list[ScheduleTable]:
     """One table a fraction, the largest first; with the paper's rows where the study names one of its models."""
     folder = facts.folder
-    plain = [name for name in TABLE_METRICS if name in facts.metrics]
+    names = dict.fromkeys((*TABLE_METRICS, facts.metric.rpartition(":")[2]))
+    plain = [name for name in names if name in facts.metrics]
     metrics = plain + [f"{variant}:{name}" for variant in folder.study.also_evaluate for name in plain]
     made = []
     for fraction in folder.fractions:
