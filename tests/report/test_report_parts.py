@@ -124,6 +124,24 @@ def test_where_an_arm_overfits_is_said_by_training_images_where_they_are_judged(
     assert all(float(row["train:mask.AP"]) > float(row["mask.AP"]) for row in curves) and len(curves) > 10
 
 
+def test_the_generalisation_gap_of_a_variant_is_that_of_plain_evaluations(tmp_path):
+    """Training images are evaluated without the variant, which is 2 points better."""
+    rule, patch = (
+        {"metric": "tta:box.AP", "baseline": "pretrained", "candidate": "scratch"},
+        {"evaluate.tta.flip": True},
+    )
+    settings = {"rule": rule | {"margin": 0.01}, "also_evaluate": {"tta": patch}}
+    path = build(tmp_path, seeds=3, judge_training=True, settings=settings)
+    for file in path.glob("segments/*x-*/rows.jsonl"):
+        (final,) = [row for row in map(json.loads, file.open()) if row["kind"] == "eval" and row["split"] == "val"][-1:]
+        final["metrics"]["box"]["AP"] += 0.02
+        file.with_name("variants.jsonl").write_text(json.dumps(final | {"variant": "tta", "patch": patch}) + "\n")
+    said = answer(summary_of(path)[0], "Does longer training hurt?")
+    rows = [row for row in table(path, "cells") if (row["arm"], row["schedule"]) == ("scratch", "2x")]
+    gaps = [100 * (float(row["train:box.AP"]) - float(row["box.AP"])) for row in rows]
+    assert f"scratch at 2x: generalisation gap {np.mean(gaps):+.1f} points" in said
+
+
 def test_an_arm_overfits_beyond_the_schedules_of_the_other(tmp_path):
     def ap(arm, fraction, seed, step, in_tail):
         return 0.4 + 0.002 * seed + (0.1 - 0.1 * step / 900) * (arm == "scratch") + 0.00001 * step

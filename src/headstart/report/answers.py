@@ -194,17 +194,18 @@ def _overfitting(folder: StudyFolder) -> list[Answer]:
     schedule share one line.
     """
     level, lines, best = _level(folder), [], []
-    on_training = f"{TRAIN}:{folder.metric.rpartition(':')[2]}"
+    plain = folder.metric.rpartition(":")[2]  # training images are evaluated without a variant
     for fraction in folder.fractions:
         place = fraction_name(fraction, folder.num_images.get(fraction)) if len(folder.fractions) > 1 else ""
         where = f"With {place}, " if place else ""
         for arm in (folder.baseline, folder.candidate):
             names = folder.schedules(fraction, arm)
-            every = [_columns(folder, column, arm, names, fraction) for column in (folder.metric, on_training, LOSS)]
+            columns = (folder.metric, plain, f"{TRAIN}:{plain}", LOSS)
+            every = [_columns(folder, column, arm, names, fraction) for column in columns]
             used = np.isfinite(every[0]).all(1)
             if len(names) < 2 or not used.any():
                 continue
-            scores, seen, losses = (values[used] for values in every)
+            scores, alike, seen, losses = (values[used] for values in every)
             validation = Curve(arm, [folder.total(arm, name, fraction) for name in names], scores)
             judged = bool(np.isfinite(seen).all())
             if judged or np.isfinite(losses).all():
@@ -215,7 +216,7 @@ def _overfitting(folder: StudyFolder) -> list[Answer]:
                 else:
                     lines.append(where + words.sentence(found))
             if judged:
-                gaps = seen[:, -1] - scores[:, -1]
+                gaps = seen[:, -1] - alike[:, -1]
                 size = {"mean": float(gaps.mean()), "half_width": float(t_half_width(gaps, level))}
                 lines.append(where + words.gap_sentence(arm, names[-1], **size, level=level, num_seeds=len(gaps)))
     if best:
