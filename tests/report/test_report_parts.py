@@ -286,6 +286,17 @@ def test_schedules_are_in_the_order_of_the_arms_that_are_asked_about():
     assert StudyFolder.schedules(folder, 0.5) == ()
 
 
+def test_arms_without_equal_steps_are_compared_by_schedule_alone(tmp_path):
+    path = build(tmp_path, seeds=3)
+    plan = json.loads((path / "plan.json").read_text())
+    for cell in plan["cells"]:
+        cell["total"] *= 5 if cell["arm"] == "scratch" else 1
+    (path / "plan.json").write_text(json.dumps(plan))
+    summary, _ = summary_of(path)
+    assert answer(summary, "When does") is None and [told["num_left_out"] for told in summary["comparisons"]] == [0, 0]
+    assert summary["at_equal_effort"][0]["obstacle"]["title"] == "no common effort"
+
+
 def test_steps_and_images_a_step_are_told_where_all_arms_have_the_same(tmp_path):
     path = build(tmp_path, differences=[{"field": "train.batch", "values": {}, "declared": True}])
     plan = json.loads((path / "plan.json").read_text())
