@@ -286,6 +286,17 @@ def test_schedules_are_in_the_order_of_the_arms_that_are_asked_about():
     assert StudyFolder.schedules(folder, 0.5) == ()
 
 
+def test_an_arm_that_rises_at_the_schedule_compared_does_so_whatever_longer_ones_it_has(tmp_path):
+    """At 1x pre-trained still rises; from 2x to 6x, which scratch does not have, it is level."""
+
+    def ap(arm, fraction, seed, step, in_tail):
+        return 0.3 - 0.002 * seed if arm == "scratch" else 0.1 + 0.4 * min(step, 600) / 600
+
+    own = {"pretrained": ["1x", "2x", "6x"], "scratch": ["1x"]}
+    summary, _ = summary_of(build(tmp_path, seeds=3, ap=ap, settings={"schedules": own, "fractions": [1.0]}))
+    assert summary["title"] == "No answer yet: pretrained still rises"
+
+
 def test_arms_without_equal_steps_are_compared_by_schedule_alone(tmp_path):
     path = build(tmp_path, seeds=3)
     plan = json.loads((path / "plan.json").read_text())

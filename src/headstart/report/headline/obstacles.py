@@ -54,13 +54,15 @@ def images_of(folder: StudyFolder) -> ImageCounts | None:
 
 
 def still_rising(folder: StudyFolder, fraction: float) -> Obstacle | None:
-    """The obstacle of an arm that the last doubling of its schedule still improves by more than the margin.
+    """The obstacle of an arm that the last doubling of the schedule compared still improves by more than the margin.
 
-    Of an arm with one schedule the evaluations at the full learning rate are compared: drops would hide the rise.
+    Of an arm without a shorter schedule the evaluations at the full learning rate are compared: drops would hide the
+    rise. Longer schedules, which the other arm does not have, do not count.
     """
-    gains = {}
+    gains, compared = {}, folder.common_schedules(fraction)[-1]
     for arm in (folder.baseline, folder.candidate):
-        names = folder.schedules(fraction, arm)
+        end = folder.total(arm, compared, fraction)
+        names = [name for name in folder.schedules(fraction, arm) if folder.total(arm, name, fraction) <= end]
         x = np.array([folder.total(arm, name, fraction) for name in names], float)
         scores = np.stack([folder.scores(folder.metric, arm, name, fraction) for name in names], 1)
         if len(names) < 2:
