@@ -474,17 +474,18 @@ def test_longer_training_is_of_the_most_data_alone(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("scratch", "longer"),
+    ("pretrained", "scratch", "longer", "minutes"),
     [
-        (["2x"], "{pretrained: [1x, 2x], scratch: [4x]}"),
-        (["1x", "2x"], "{pretrained: [1x, 2x], scratch: [1x, 2x, 4x]}"),
+        (["1x"], ["2x"], "{pretrained: [1x, 2x], scratch: [4x]}", 15),  # 2x against 1x, then 4x against 2x
+        (["1x"], ["1x", "2x"], "{pretrained: [1x, 2x], scratch: [1x, 2x]}", 5),  # at 1x, then at 2x
+        (["1x", "3x"], ["1x"], "{pretrained: [1x, 3x, 2x], scratch: [1x, 2x]}", 10),
     ],
 )
-def test_longer_arms_are_compared_as_before(tmp_path, scratch, longer):
-    """At 2x against 1x, then 4x against 2x and not both at 2x; or at 1x, then both at 2x."""
-    settings = {"schedules": {"pretrained": ["1x"], "scratch": scratch}, "fractions": [1.0]}
-    said, changes, _ = next_of(build(tmp_path, seeds=3, settings=settings))
+def test_longer_arms_are_compared_as_before(tmp_path, pretrained, scratch, longer, minutes):
+    settings = {"schedules": {"pretrained": pretrained, "scratch": scratch}, "fractions": [1.0]}
+    said, changes, seconds = next_of(build(tmp_path, seeds=3, settings=settings))
     assert said.startswith("Train twice as long") and changes == [f"schedules={longer}"]
+    assert seconds == pytest.approx(60 * minutes)  # a quarter of a second a step, from the trunk's end on
 
 
 @pytest.mark.parametrize("own", [False, True])

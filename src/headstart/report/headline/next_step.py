@@ -172,18 +172,22 @@ def _half_rates(folder: StudyFolder) -> tuple[str, ...]:
 
 
 def _longer(facts: Facts) -> tuple[str, float]:
-    """The change that adds schedules of twice the longest to the largest amount of data, and its seconds."""
+    """The change that adds schedules of twice those compared to the largest amount of data, and its seconds."""
     folder, fraction = facts.folder, facts.folder.fractions[0]
     entries = [entry.model_dump(mode="json") for entry in folder.study.fractions]
     largest = next(entry for entry in entries if entry["fraction"] == fraction)
     chosen = largest["schedules"] or folder.study.schedules
+    shared = folder.schedules(fraction, folder.baseline, folder.candidate)
+    own = {arm: folder.schedules(fraction, arm) for arm in folder.arms}
+    # Without a common schedule the longest of each are compared; a common one would be compared instead.
+    ends = {arm: shared[-1] if shared else names[-1] for arm, names in own.items() if not shared or shared[-1] in names}
+    longer = {arm: _twice(name) for arm, name in ends.items()}
     if isinstance(chosen, dict):
-        last = {arm: _twice(folder.schedules(fraction, arm)[-1]) for arm in chosen}
-        # Arms without a common schedule are compared at the longest of each: a common one would be compared instead.
-        left_out = set() if folder.schedules(fraction, folder.baseline, folder.candidate) else set(last.values())
-        value: Any = {arm: [*(n for n in names if n not in left_out), last[arm]] for arm, names in chosen.items()}
+        left_out = set() if shared else set(longer.values())
+        kept = {arm: [name for name in names if name not in left_out] for arm, names in chosen.items()}
+        value: Any = {arm: list(dict.fromkeys([*kept[arm], *([longer[arm]] if arm in longer else [])])) for arm in kept}
     else:
-        value = [*chosen, _twice(folder.schedules(fraction)[-1])]
+        value = [*chosen, longer[folder.baseline]]
     change = f"schedules={_inline(value)}"
     if largest["schedules"] or len(entries) > 1:  # other amounts of data keep their schedules
         largest["schedules"] = value
@@ -191,7 +195,8 @@ def _longer(facts: Facts) -> tuple[str, float]:
         change = f"fractions={_inline(plain)}"
     seconds = 0.0
     for cell in folder.plan.cells:
-        if cell.fraction == fraction and cell.schedule == folder.schedules(fraction, cell.arm)[-1]:
+        is_new = cell.arm in longer and longer[cell.arm] not in own[cell.arm]
+        if is_new and cell.fraction == fraction and cell.schedule == ends[cell.arm]:
             begin = folder.tail(cell).segment.start  # up to there the longer schedule has the same trunk
             seconds += (2 * cell.total - begin) * _seconds_per_step(facts, cell.arm)
     return change, seconds
