@@ -518,6 +518,16 @@ def test_further_seeds_cost_the_pretraining_that_each_of_them_has(tmp_path, own)
     assert said.startswith("Add 2 seeds") and seconds == pytest.approx(2 * spent, rel=1e-4)
 
 
+def test_seeds_without_a_score_do_not_count_as_seeds(tmp_path):
+    path = build(tmp_path, seeds=3, ap=level)
+    for file in path.glob("segments/scratch-f1-s[12]-2x-*/rows.jsonl"):
+        rows = [json.loads(line) for line in file.open()]
+        rows[-2]["metrics"]["box"]["AP"] = None
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    said, changes, _ = next_of(path)
+    assert said.startswith("Add 2 seeds") and changes == ["seeds=5"]  # with these 3 of the 3 that the rule requires
+
+
 def test_no_step_is_told_where_a_metric_has_no_value(tmp_path):
     rule = {"metric": "box.APl", "baseline": "pretrained", "candidate": "scratch", "margin": 0.01}
     summary, _ = summary_of(build(tmp_path, seeds=3, settings={"rule": rule}))

@@ -60,7 +60,8 @@ def next_step(facts: Facts, verdict: Verdict | None, obstacle: Obstacle) -> Next
             return None
         have = len(folder.seeds)
         ahead = [count for count in folder.rule.looks if count > have]
-        wanted = max((verdict and verdict.seeds_to_decide) or folder.rule.min_seeds, have + 1)
+        left_out = verdict.num_left_out if verdict else 0  # seeds without a score, which do not count
+        wanted = max(((verdict and verdict.seeds_to_decide) or folder.rule.min_seeds) + left_out, have + 1)
         changes = [longer] if longer else []
         if ahead:
             wanted, last = ahead[0], ahead[-1]
