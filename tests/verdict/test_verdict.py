@@ -15,6 +15,7 @@ from headstart.verdict.verdict import decide, judge
 from headstart.verdict.words import caveats, outcome, sentence, title, until_then
 
 RULE = Rule(metric="box.AP", baseline="pretrained", candidate="scratch", margin=0.01)
+ZERO = Rule(metric="box.AP", baseline="pretrained", candidate="scratch", margin=0.0, kind="superiority")
 KINDS = ("equivalence", "non_inferiority", "superiority")
 
 
@@ -98,6 +99,10 @@ def test_verdicts_carry_their_numbers():
     assert sentence(level) == (
         "Box AP: scratch and pretrained are equivalent within 1 point, difference +0.2 points "
         "(90 % interval -0.1 to +0.5, 5 seeds)."
+    )
+    ends = 0.0003 + stats.t.ppf(0.975, 4) * 0.004 / np.sqrt(5)  # an interval that begins 0.03 points above 0
+    assert "+0.53 points (95 % interval +0.03 to +1.02" in sentence(
+        judge(ZERO, np.full(5, 0.4), 0.4 + around(ends, 0.004))
     )
     flipped = judge(rule_of(test="sign_flip"), np.full(6, 0.4), 0.4 + around(0.03, 0.003, 6))
     assert flipped.outcome == "better" and "sign-flip p = 0.0312" in sentence(flipped)

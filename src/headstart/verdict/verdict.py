@@ -91,7 +91,7 @@ class Verdict:
     def holds_for_other_images(self) -> bool | None:
         """True if the outcome also holds with the noise of the test images added; None where that is unknown."""
         width = hypot(*self.widths)
-        return None if isnan(width) or self.outcome == "not decidable" else width < self._distance()
+        return None if isnan(width) or self.outcome == "not decidable" else width < self.distance
 
     @property
     def images_to_decide(self) -> int | None:
@@ -99,11 +99,12 @@ class Verdict:
         if self.holds_for_other_images is not False or not self.images.num_images:
             return None
         seeds, images = self.widths
-        room = self._distance() ** 2 - seeds**2
+        room = self.distance**2 - seeds**2
         return ceil(self.images.num_images * images**2 / room) if room > 0 else None
 
-    def _distance(self) -> float:
-        """Distance from the mean to the nearest value that contradicts the outcome."""
+    @property
+    def distance(self) -> float:
+        """Distance from the mean to the nearest value that contradicts the outcome, which is a decision."""
         margin = self.rule.margin
         return {
             "better": self.mean - self.rule.lead,

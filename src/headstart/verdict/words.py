@@ -202,4 +202,6 @@ def _at(verdict: Verdict) -> str:
 
 
 def _fine(verdict: Verdict) -> bool:
-    return 0 < verdict.rule.margin < 0.005  # below half a point one decimal would hide the margin itself
+    """True where one decimal would hide the margin, or an interval that excludes what contradicts the outcome."""
+    is_close = verdict.obstacle is None and verdict.distance - verdict.interval[0] < 0.0005
+    return 0 < verdict.rule.margin < 0.005 or is_close
