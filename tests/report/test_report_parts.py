@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import yaml
 
+import study_folder
+from headstart.api.outcome import result_of
 from headstart.data.read import open_dataset, write_split_file
 from headstart.data.shapes.write import generate
 from headstart.metrics.records import Records
@@ -415,6 +417,23 @@ def test_the_worth_of_a_start_says_where_an_arm_has_learnt_nothing(tmp_path):
         path = build(tmp_path / str(told), seeds=3, fractions=(1.0, 0.1), **given)
         worth = answer(summary_of(path)[0], "How many labelled images")
         assert ("With 80 images an arm has not learnt enough to compare" in worth) == told
+
+
+def test_shares_of_many_digits_are_found_again(tmp_path, monkeypatch):
+    """Of 1,491 images 500 and 100: in the controls of the page, and from Python."""
+    shares = {500 / 1491: 500, 100 / 1491: 100}
+    monkeypatch.setattr(study_folder, "IMAGES", study_folder.IMAGES | shares)
+    path = build(tmp_path, seeds=3, fractions=tuple(shares))
+    _, page = summary_of(path)
+    data = json.loads(re.search(r'id="study-data">(.*?)</script>', page)[1])
+    chosen = [float(value) for value in re.findall(r'type="radio" name="fraction" value="([^"]*)"', page)]
+    assert chosen == [entry["value"] for entry in data["fractions"]]
+    assert {stretch["fraction"] for stretch in data["stretches"]} == set(chosen)
+    folder = read_study_folder(path)
+    scratch, pretrained = (folder.scores("box.AP", arm, *folder.headline_cell) for arm in ("scratch", "pretrained"))
+    assert result_of(path / "report.html").difference.mean == pytest.approx(
+        float((scratch - pretrained).mean()), abs=1e-6
+    )
 
 
 def test_bars_are_drawn_of_what_is_known_alone(tmp_path):

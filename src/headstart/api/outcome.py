@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from html import escape
-from math import isfinite
+from math import isclose, isfinite
 from pathlib import Path
 from typing import Any
 
@@ -119,9 +119,9 @@ def result_of(report: Path) -> StudyResult:
 
 def _difference(folder: StudyFolder, comparisons: list[dict[str, Any]]) -> ScoreDifference | None:
     """The comparison of the headline's cell; None before both arms have finished it."""
-    rule = folder.rule
+    rule, (schedule, fraction) = folder.rule, folder.headline_cell or (None, 0.0)
     for told in comparisons:
-        if rule and (told["schedule"], told["fraction"]) == folder.headline_cell:
+        if rule and told["schedule"] == schedule and isclose(told["fraction"], fraction, rel_tol=1e-5):  # rounded there
             half = told["half_width"]
             low, high = (None, None) if half is None else (told["mean"] - half, told["mean"] + half)
             number = len(told["differences"])
