@@ -168,6 +168,15 @@ def test_declared_uses_share_the_price_of_weights(tmp_path):
     assert "amortised over 10 uses: 720 images" in said
 
 
+def test_curves_over_time_begin_after_the_training_time_of_the_pretraining(tmp_path):
+    facts = Facts(read_study_folder(build(tmp_path)))
+    data = sections.curves(facts, find(facts)).data
+    (run,) = (run for run in facts.folder.runs.values() if run.segment.kind == "pretrain")
+    end, (first, *_) = run.end["seconds"], data["stretches"]
+    assert data["pretraining"]["pretrained"]["seconds"] == pytest.approx(end["train"] + end["other"])
+    assert first["x"]["seconds"][0] == pytest.approx(0.22 * first["x"]["steps"][0])  # likewise without evaluation
+
+
 def test_public_weights_are_priced_by_their_documented_recipe(tmp_path):
     arms = {"pretrained": {"start.kind": "backbone", "start.weights": "w.pth"}, "scratch": {}}
     settings = {"arms": arms, "pretrain": {}}

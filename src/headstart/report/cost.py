@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from math import nan
 from typing import Any
 
@@ -39,6 +39,11 @@ class Cost:
     @property
     def seconds(self) -> float:
         return self.seconds_train + self.seconds_eval + self.seconds_other
+
+    @property
+    def without_evaluation(self) -> Cost:
+        """Cost of training alone, as along learning curves."""
+        return replace(self, seconds_eval=0.0)
 
     def __add__(self, other: Cost) -> Cost:
         """Sum of two costs; nan in either stays nan."""

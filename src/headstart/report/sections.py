@@ -73,7 +73,7 @@ def curves(facts: Facts, findings: Findings) -> Section:
             "stretches": [_stretch(stretch, 100) for stretch in facts.stretches],
             "losses": [_stretch(stretch, 1) for stretch in facts.losses],
             "pretraining": dict.fromkeys(outside_weights(folder), _efforts(UNKNOWN))
-            | {arm: _efforts(start.share) for arm, start in facts.starts.items()},
+            | {arm: _efforts(start.share.without_evaluation) for arm, start in facts.starts.items()},
         },
         figures=drawn,
     )
