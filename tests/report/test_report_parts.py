@@ -28,6 +28,7 @@ from headstart.report.references import earlier_study
 from headstart.report.tables import error_tables
 from headstart.study.folder import read_study_folder
 from headstart.study.results import StudyFolder
+from headstart.verdict.earned import ImageCounts
 from headstart.verdict.numbers import large, minus
 from headstart.weights.public import find_training, trainings
 from study_folder import box_ap, build_study
@@ -468,6 +469,30 @@ def test_a_gap_has_the_colour_of_the_arm_that_leads(tmp_path):
     _, page = summary_of(build(tmp_path, seeds=3, schedules=("1x",), ap=ap, settings={"arms": arms}))
     gaps = re.findall(r'data-kind="gap" data-arm="(\w+)".*?--own: var\(--text(\d)\)', page)
     assert set(gaps) == {("scratch", "0"), ("third", "2")}
+
+
+@pytest.mark.parametrize(
+    ("field", "num_images", "told"),
+    [
+        (
+            "start.kind",
+            40,
+            "Until then use pre-trained weights, which few images need most, or measure on a larger set",
+        ),
+        ("start.kind", 800, "Until then measure on a larger set"),
+        ("train.precision", 40, "Until then measure on a larger set"),
+    ],
+)
+def test_pretrained_weights_are_advised_where_they_are_asked_about_and_images_are_few(
+    tmp_path, field, num_images, told
+):
+    differences = [{"field": field, "values": {"scratch": "a", "pretrained": "b"}, "declared": True}]
+    path = build(tmp_path, seeds=3, ap=level, differences=differences, stored={"num_val_images": 20})
+    plan = json.loads((path / "plan.json").read_text())
+    (path / "plan.json").write_text(json.dumps(plan | {"num_images": {"1.0": num_images}}))
+    assert f"{told} of the same kind." in summary_of(path)[0]["text"]
+    images, what = ImageCounts(20, 20 + num_images), "images" if num_images == 40 else "validation images"
+    assert images.remedy.startswith(f"label about {images.wanted:,} {what}, for differences of 4 points; until then ")
 
 
 @pytest.mark.parametrize(

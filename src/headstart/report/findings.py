@@ -21,7 +21,7 @@ from headstart.study.folder import OPEN
 from headstart.study.results import StudyFolder
 from headstart.verdict import words
 from headstart.verdict.curves import Crossover
-from headstart.verdict.earned import UNTIL_THEN, ImageCounts, Obstacle
+from headstart.verdict.earned import ImageCounts, Obstacle
 from headstart.verdict.looks import Look
 from headstart.verdict.numbers import counted, fraction_name, span
 from headstart.verdict.verdict import Verdict, judge
@@ -212,7 +212,8 @@ def _title(
     if images and images.are_few:
         is_told = found is not None and found.code == "images"
         parts += [] if is_told else [f"{images.obstacle.title}: {images.obstacle.reason}."]
-        until = f"{UNTIL_THEN[0].upper()}{UNTIL_THEN[1:]}."
+        until = images.until_then(starts_differ=starts_differ(folder))
+        until = f"{until[0].upper()}{until[1:]}."
     step = next_step(facts, verdict, found) if found else None
     steps = (*([step] if step else []), *further_steps(facts, verdict, images))
     state = found.code if found else "decided"

@@ -24,9 +24,7 @@ IMAGE_SPREAD = 0.25
 TOO_FEW = 0.1  # shift of a difference by other images, from which the images are too few
 WANTED = 0.04  # difference for which a number of images is advised
 LEAST_SHARE = 0.1  # validation images of all, from which further images are divided likewise (Ultralytics: 10 %)
-UNTIL_THEN = (
-    "until then use pre-trained weights, which few images need most, or measure on a larger set of the same kind"
-)
+LARGER_SET = "measure on a larger set of the same kind"
 
 
 @dataclass(frozen=True)
@@ -166,10 +164,19 @@ class ImageCounts:
         count = f"{self.num_all:,} images" if self.are_divided else f"{self.num_val:,} validation images"
         return Obstacle("images", f"{count} cannot tell", reason)
 
+    def until_then(self, *, starts_differ: bool) -> str:
+        """Words on what to do meanwhile; pre-trained weights where they are an arm and images to train on are few."""
+        weights = (
+            "use pre-trained weights, which few images need most, or " if starts_differ and self.are_divided else ""
+        )
+        return f"until then {weights}{LARGER_SET}"
+
     @property
     def remedy(self) -> str:
-        """Words on how many images would suffice."""
-        return f"label about {self.wanted:,} images, for differences of {100 * WANTED:g} points; {UNTIL_THEN}"
+        """Words on how many images would suffice, in a study of starts."""
+        until = self.until_then(starts_differ=True)
+        images = "images" if self.are_divided else "validation images"
+        return f"label about {self.wanted:,} {images}, for differences of {100 * WANTED:g} points; {until}"
 
 
 def points_up(value: float) -> str:
