@@ -358,6 +358,19 @@ def test_resamples_without_an_annotation_are_left_out(tmp_path):
     assert 600 < differences.shape[1] < 800 and np.array_equal(differences, np.zeros_like(differences))
 
 
+def test_the_rule_is_applied_to_a_cell_when_all_its_seeds_have_finished(tmp_path):
+    """Of five seeds three have finished both schedules, and the fourth the shorter one."""
+    path = build(tmp_path, seeds=5, ap=level, num_begun=1 + 3 * 8 + 7)
+    summary, page = summary_of(path)
+    assert [told["obstacle"]["title"] for told in summary["comparisons"]] == [
+        f"{n} of 5 seeds finished" for n in (4, 3)
+    ]
+    assert {told["obstacle"]["code"] for told in summary["at_equal_effort"]} == {"unfinished", "outside"}
+    assert "is ahead" not in page.replace("Who is ahead early?", "")
+    done = summary_of(build(tmp_path / "done", seeds=5, ap=level))[0]
+    assert [told["outcome"] for told in done["comparisons"]] == ["worse", "worse"]
+
+
 @pytest.mark.parametrize(("schedules", "told"), [(("6x",), ["at the end"]), (("1x", "6x"), ["early", "at the end"])])
 def test_the_tiles_say_at_the_end_of_the_longest_schedule_alone(tmp_path, schedules, told):
     _, page = summary_of(build(tmp_path, seeds=3, schedules=schedules, ap=level))

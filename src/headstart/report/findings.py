@@ -112,8 +112,9 @@ def find(facts: Facts) -> Findings:
     answers = find_answers(facts, comparisons, crossing, blind=blind)
     if problem:
         answers.append(Answer("Would other test images say the same?", (f"Not known: {problem}.",)))
-    steep = next((obstacle for obstacle in at_end if obstacle and "rising" in obstacle.code), None)
-    equal = [] if blind else equal_efforts(facts, against or steep)
+    known = (obstacle for obstacle in at_end if obstacle)
+    early = next((obstacle for obstacle in known if "rising" in obstacle.code or obstacle.code == "unfinished"), None)
+    equal = [] if blind else equal_efforts(facts, against or early)
     look = _look(folder, headline) if headline else None
     looks = (*folder.looks, *([look] if look and look not in folder.looks else []))
     titled = _title(facts, headline, against, images)
@@ -146,7 +147,10 @@ def _judge(
     images: ImageCounts | None,
     resampled: tuple[np.ndarray, int] | None = None,
 ) -> Verdict:
-    """The verdict on one cell, withheld for too few images and, at the last schedule, while an arm still rises."""
+    """The verdict on one cell, withheld until all its seeds have finished, and for too few images.
+
+    It is withheld too, at the last schedule, while an arm still rises.
+    """
     folder, rule = facts.folder, facts.folder.rule
     scores = [folder.scores(rule.metric, arm, schedule, fraction) for arm in (rule.baseline, rule.candidate)]
     where = f"at {schedule} with {fraction_name(fraction, folder.num_images.get(fraction))}"
@@ -156,6 +160,12 @@ def _judge(
     if against:
         return verdict.against(against)
     code = verdict.obstacle and verdict.obstacle.code
+    ends = zip(*(folder.ends(arm, schedule, fraction) for arm in (rule.baseline, rule.candidate)))
+    finished = [all(run and run.end for run in runs) for runs in ends]
+    if code in (None, "open") and not all(finished):
+        done = f"{sum(finished)} of {counted(len(finished), 'seed')}"
+        reason = f"{done} have finished; the rule is applied when all have"
+        return verdict.against(Obstacle("unfinished", f"{done} finished", reason))
     is_small = images is not None and images.are_few and abs(verdict.mean) < images.width + rule.margin
     if is_small and code in (None, *FEWER):
         return verdict.against(images.obstacle)
