@@ -154,6 +154,13 @@ def test_fewest_seeds_is_where_the_sign_flip_test_begins_to_decide():
     assert fewest_seeds(rule_of(test="sign_flip", kind="superiority")) == 6
 
 
+@pytest.mark.parametrize(("differences", "told"), [(around(0.05, 0.001), 6), ([*around(0.05, 0.001), -0.001], 7)])
+def test_more_seeds_than_those_that_left_it_open_are_advised(differences, told):
+    """Five sign flips tell no difference however large; of six one may be below 0."""
+    found = judge(rule_of(test="sign_flip"), np.full(len(differences), 0.4), 0.4 + np.array(differences))
+    assert found.obstacle.code == "open" and found.seeds_to_decide == told
+
+
 def test_power_is_that_of_the_noncentral_t():
     for effect, num_seeds, alpha in itertools.product((-1, 0, 0.3, 1, 3), (2, 3, 8, 40), (0.025, 0.05)):
         critical = stats.t.ppf(1 - alpha, num_seeds - 1)

@@ -91,12 +91,12 @@ class Rule:
         return self.margin if self.kind == "superiority" else 0.0
 
 
-def fewest_seeds(rule: Rule) -> int:
-    """Fewest seeds with which the rule's test can reach its level.
+def fewest_seeds(rule: Rule, sides: int | None = None) -> int:
+    """Fewest seeds with which the rule's test can reach its level for claims of so many sides, by default for any.
 
     A sign-flip p value is at least 2 / 2^S two-sided, and 1 / 2^S for one-sided claims about a margin.
     """
-    return 2 if rule.test == "t" else max(2, ceil(log2(min(rule.sides) / rule.alpha) - 1e-9))
+    return 2 if rule.test == "t" else max(2, ceil(log2((sides or min(rule.sides)) / rule.alpha) - 1e-9))
 
 
 def seeds_needed(rule: Rule, mean: float, sd: float) -> int | None:
@@ -120,7 +120,7 @@ def smallest_difference(rule: Rule, num_seeds: int, sd: float) -> float:
 
     For a two-sided claim of a difference, beyond the margin for superiority. inf below `fewest_seeds`.
     """
-    if num_seeds < max(2, fewest_seeds(rule)):
+    if num_seeds < fewest_seeds(rule, 2):
         return inf
     effects = range(1, 10_000)  # hundredths of the sd; two seeds need 25 of it
     place = bisect_left(effects, True, key=lambda e: t_power(e / 100, num_seeds, rule.alpha / 2) >= POWER)
@@ -130,7 +130,7 @@ def smallest_difference(rule: Rule, num_seeds: int, sd: float) -> float:
 def _power(rule: Rule, mean: float, margin: float, num_seeds: int) -> float:
     """Power with means in units of the sd: that of the likelier claim, a lower bound."""
     lead = margin if rule.kind == "superiority" else 0.0
-    difference = t_power(abs(mean) - lead, num_seeds, rule.alpha / 2)
+    difference = t_power(abs(mean) - lead, num_seeds, rule.alpha / 2) if num_seeds >= fewest_seeds(rule, 2) else 0.0
     below, above = (t_power(room, num_seeds, rule.alpha) for room in (margin + mean, margin - mean))
     by_margin = {"equivalence": max(0.0, below + above - 1), "non_inferiority": below, "superiority": 0.0}
     return max(difference, by_margin[rule.kind])

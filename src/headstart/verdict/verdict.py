@@ -174,7 +174,9 @@ def judge(
         means = np.asarray(bootstrap)[used].mean(0)  # the same resample for all seeds: more do not average it away
         low, high = np.quantile(means, [rule.alpha / 2, 1 - rule.alpha / 2])
         images = ImageNoise(float(means.std(ddof=1)), float(low), float(high), num_images)
-    open_ = obstacle is not None and obstacle.code in ("open", "seeds")
+    needed = seeds_needed(rule, mean, sd) if obstacle is not None and obstacle.code in ("open", "seeds") else None
+    if needed is not None and obstacle.code == "open":
+        needed = max(needed, num_seeds + 1)  # these have left it open
     return Verdict(
         rule=rule,
         where=where,
@@ -188,7 +190,7 @@ def judge(
         margin_half_width=float(t_half_width(differences, 1 - 2 * rule.alpha)),
         p_difference=p_difference,
         p_margin=p_margin,
-        seeds_to_decide=seeds_needed(rule, mean, sd) if open_ else None,
+        seeds_to_decide=needed,
         images=images,
     )
 
