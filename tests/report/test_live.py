@@ -85,6 +85,10 @@ def test_a_stopped_segment_is_told(tmp_path):
     assert 'http-equiv="refresh" content="3"' in text
 
 
+def test_between_two_segments_a_study_has_begun(tmp_path):
+    assert "running, last row" in page_after_one_look(build(tmp_path, num_begun=3))
+
+
 def test_the_page_loads_nothing_and_ends_with_the_study(tmp_path):
     path = build(tmp_path, num_begun=4)
     whole = {p: p.read_text() for p in path.glob("segments/*/rows.jsonl")}

@@ -64,8 +64,8 @@ class StudyProgress:
 
     @property
     def quiet(self) -> float | None:
-        """Seconds since the last row of any unfinished segment; None where there is none."""
-        return min((s.quiet for s in self.segments if s.state != "finished" and s.quiet is not None), default=None)
+        """Seconds since the last row of any segment; None where there is none."""
+        return min((s.quiet for s in self.segments if s.quiet is not None), default=None)
 
 
 def watch(study_dir: str | Path, *, every: float = 10.0, wait: Callable[[float], None] = time.sleep) -> Path:
