@@ -205,6 +205,18 @@ def test_public_weights_are_priced_by_their_documented_recipe(tmp_path):
     assert Facts(read_study_folder(path)).starts["pretrained"].uses == 100  # a declaration wins
 
 
+def test_public_weights_of_all_arms_are_priced_too(tmp_path):
+    """The sheet of differences does not hold what is the same."""
+    weights = "torchvision/resnet18.imagenet1k_v1"
+    settings = {"set": {"start.kind": "backbone", "start.weights": weights}, "pretrain": {}}
+    settings["arms"] = {"pretrained": {"start.freeze": "backbone"}, "scratch": {}}
+    sheet = [{"field": "start.freeze", "values": {"pretrained": "backbone", "scratch": "none"}, "declared": True}]
+    said = answer(summary_of(build(tmp_path, settings=settings, differences=sheet))[0], "What does the start cost?")
+    images = large(public_cost(find_training(weights)).images)
+    told = [f"Pre-training of {arm} (public weights {weights}) took {images} images" for arm in settings["arms"]]
+    assert all(line in said for line in told) and "unknown" not in said
+
+
 @pytest.mark.parametrize("weights", ["torchvision/resnet18.imagenet1k_v1", "made/elsewhere.pth"])
 def test_what_a_pretraining_starts_from_is_in_its_price(tmp_path, weights):
     path = build(tmp_path, seeds=2)

@@ -17,6 +17,7 @@ import numpy as np
 
 from headstart.study.plan import Cell, Plan, Segment
 from headstart.study.results import Run, StudyFolder
+from headstart.study.spec import WEIGHTS_FIELD
 from headstart.training.rows import WORK
 from headstart.training.stored import SEGMENT_FILE, RunFacts
 from headstart.weights.public import Training, find_training, public_files
@@ -226,7 +227,8 @@ def _before(run: Run) -> tuple[str | None, Cost]:
 
 def _public_weights(folder: StudyFolder) -> dict[str, tuple[str, float]]:
     """{arm: (weights, uses)} as the study file declares, else the name of public weights from which an arm starts."""
-    sheet = next((row["values"] for row in folder.differences if row["field"] == "start.weights"), {})
+    asked = {arm: folder.overrides.get(WEIGHTS_FIELD, folder.study.weights_of(arm)) for arm in folder.arms}
+    sheet = asked | next((row["values"] for row in folder.differences if row["field"] == WEIGHTS_FIELD), {})
     public = {name: file.training for name, file in public_files().items()}
     named = {arm: (name, 1.0) for arm, name in sheet.items() if name in public and public[name].images_seen is not None}
     return named | {arm: (entry.name, entry.uses) for arm, entry in folder.study.public_weights.items()}
