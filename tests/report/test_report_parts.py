@@ -332,6 +332,18 @@ def test_arms_without_equal_steps_are_compared_by_schedule_alone(tmp_path):
     assert summary["at_equal_effort"][0]["obstacle"]["title"] == "no common effort"
 
 
+def test_schedules_in_another_order_by_the_steps_of_the_other_arm_make_no_curve(tmp_path):
+    """Of an arm of small batches 1x may have more steps than a schedule of a fixed number."""
+    path = build(tmp_path, seeds=3)
+    plan = json.loads((path / "plan.json").read_text())
+    for cell in plan["cells"]:
+        cell["total"] += 900 if (cell["arm"], cell["schedule"]) == ("scratch", "1x") else 0
+    (path / "plan.json").write_text(json.dumps(plan))
+    summary, _ = summary_of(path)
+    assert answer(summary, "When does") is None and summary["at_equal_effort"] == []
+    assert {told["num_left_out"] for told in summary["comparisons"]} == {0}
+
+
 def test_steps_and_images_a_step_are_told_where_all_arms_have_the_same(tmp_path):
     path = build(tmp_path, differences=[{"field": "train.batch", "values": {}, "declared": True}])
     plan = json.loads((path / "plan.json").read_text())

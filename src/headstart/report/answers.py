@@ -69,7 +69,7 @@ class EqualEffort:
 def find_crossover(folder: StudyFolder) -> Crossover | None:
     """Crossover over the ends of schedules of the largest fraction; None without two of them and steps in common."""
     largest = folder.fractions[0] if folder.fractions else 1.0
-    if len(folder.common_schedules(largest)) < 2 or not _complete(folder, largest).any():
+    if len(folder.common_schedules(largest)) < 2 or not _have_curves(folder, largest):
         return None
     curves = [_ends(folder, arm, largest) for arm in (folder.baseline, folder.candidate)]
     if max(curve.x[0] for curve in curves) > min(curve.x[-1] for curve in curves):
@@ -105,7 +105,7 @@ def equal_efforts(facts: Facts, against: Obstacle | None = None) -> list[EqualEf
     `against` is an obstacle to every conclusion.
     """
     folder = facts.folder
-    if folder.rule is None or folder.headline_cell is None or not _complete(folder, folder.fractions[0]).any():
+    if folder.rule is None or folder.headline_cell is None or not _have_curves(folder, folder.fractions[0]):
         return []
     fraction, arms = folder.fractions[0], (folder.baseline, folder.candidate)
     names = folder.common_schedules(fraction)
@@ -151,6 +151,13 @@ def _complete(folder: StudyFolder, fraction: float) -> np.ndarray:
     """Seeds, bool [S], that have a score for every common schedule in both arms."""
     pairs = [(arm, name) for arm in (folder.baseline, folder.candidate) for name in folder.common_schedules(fraction)]
     return np.isfinite([folder.scores(folder.metric, arm, name, fraction) for arm, name in pairs]).all(0)
+
+
+def _have_curves(folder: StudyFolder, fraction: float) -> bool:
+    """True if some seed is complete, and the common schedules are in one order by the steps of either arm."""
+    names, arms = folder.common_schedules(fraction), (folder.baseline, folder.candidate)
+    ascend = (np.all(np.diff([folder.total(arm, name, fraction) for name in names]) > 0) for arm in arms)
+    return bool(_complete(folder, fraction).any()) and all(ascend)
 
 
 def _worth(folder: StudyFolder, comparisons: tuple[Comparison, ...]) -> list[Answer]:
