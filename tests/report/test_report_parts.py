@@ -615,6 +615,7 @@ def test_seeds_without_a_score_do_not_count_as_seeds(tmp_path):
         rows[-2]["metrics"]["box"]["AP"] = None
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     said, changes, _ = next_of(path)
+    assert "of a seed with a score in one arm alone there is none" in (path / "report.html").read_text()
     assert said.startswith("Add 2 seeds") and changes == ["seeds=5"]  # with these 3 of the 3 that the rule requires
 
 

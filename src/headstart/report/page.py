@@ -125,7 +125,8 @@ def _differences(facts: Facts) -> dict[str, Any]:
             if len(seeds) == 1
             else f"differences stand with their {100 * level:g} % interval over seeds"
         )
-        + " and are rounded last: by up to 0.1 they may not be those of the rounded scores",
+        + " and are rounded last: by up to 0.1 they may not be those of the rounded scores"
+        + ("; of a seed with a score in one arm alone there is none" if len(seeds) > 1 else ""),
     }
 
 
