@@ -366,6 +366,7 @@ def test_arms_without_a_common_schedule_meet_at_the_longest_of_each(tmp_path):
     scores = [folder.scores("box.AP", *pair, 1.0) for pair in (("scratch", "3x"), ("pretrained", "1x"))]
     assert summary["comparisons"][0]["mean"] == pytest.approx(float((scores[0] - scores[1]).mean()), abs=1e-6)
     assert "At 3x against 1x with" in page and "At equal" in page
+    assert "on which the arms differ most at the end of 3x against 1x (seed 0)" in page
     assert page.count("the longest of each") == 2  # in what the page says of its scores and headline
 
 

@@ -149,7 +149,7 @@ def _gallery(
             if size <= MOST_BYTES:
                 own = float(f1[0, i]), float(f1[1, i])
                 made.append(ImagePanels(leader, dataset.file_names[i], int(dataset.image_ids[i]), own, drawn))
-    end = f"at the end of {runs[0].segment.schedule} (seed {runs[0].segment.seed})"
+    end = f"at the end of {folder.headline_cell[0]} (seed {runs[0].segment.seed})"
     if not made:
         return Gallery(f"The arms have the same detections on every image {end}.")
     note = (
