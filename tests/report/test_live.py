@@ -89,6 +89,13 @@ def test_between_two_segments_a_study_has_begun(tmp_path):
     assert "running, last row" in page_after_one_look(build(tmp_path, num_begun=3))
 
 
+def test_100_percent_are_done_when_the_last_segment_has_ended(tmp_path):
+    path = build(tmp_path, num_begun=9)
+    rows = next(path.glob("segments/scratch-f1-s0-2x-*/rows.jsonl"))
+    rows.write_text("".join(rows.read_text().splitlines(keepends=True)[:-1]))  # its last step is logged, its end is not
+    assert study_progress(read_study_folder(path)).share == 1 and "99 % done" in page_after_one_look(path)
+
+
 def test_the_page_loads_nothing_and_ends_with_the_study(tmp_path):
     path = build(tmp_path, num_begun=4)
     whole = {p: p.read_text() for p in path.glob("segments/*/rows.jsonl")}
