@@ -131,6 +131,17 @@ def test_the_next_look_is_the_next_step(tmp_path):
     assert last["next"][0]["changes"][1].startswith("rule.looks=[3, 5, 8, ")
 
 
+def test_a_rule_that_was_given_a_further_look_was_not_written_before_the_first_run(tmp_path):
+    for num_seeds, looks, told in (
+        (3, [3, 5], "The rule, written before the first run: "),
+        (5, [3, 5], "The rule, written before the first run: "),
+        (8, [3, 5, 8], "The rule, changed after a look: "),
+    ):
+        path = made_up(tmp_path, num_seeds, settings={"rule": RULE | {"looks": looks}})
+        text = build_report(path).read_text()
+        assert told in text and ("so that all together keep 5 %.</p>" in text) == (len(looks) == 2)
+
+
 def test_a_study_that_is_stopped_in_any_look_ends_as_an_undisturbed_one(tmp_path, data_root, monkeypatch):
     """Stopped in the first look, before its judgement, and in the second. That a look stays open is made up."""
     monkeypatch.setattr(PlanFile, "is_open", True)

@@ -40,7 +40,7 @@ def verdict(facts: Facts, findings: Findings) -> Section:
     folder = facts.folder
     asked = [arm for arm in folder.arms if arm in (folder.baseline, folder.candidate)] or folder.arms
     question = "Do you need the head start?" if starts_differ(folder) else f"{' or '.join(asked)}?"
-    rule = rule_sentence(folder.rule) if folder.rule else None
+    rule = rule_sentence(folder.rule, folder.looks) if folder.rule else None
     averaged = {run.segment.arm for run in folder.runs.values() if run.weights == "ema"}.intersection(folder.arms)
     context = {"question": question, "rule": rule, "tiles": _tiles(facts, findings), "averaged": sorted(averaged)}
     return Section("verdict", context=context)

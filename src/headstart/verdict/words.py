@@ -1,8 +1,10 @@
 """Sentences on results: quantity, comparison, size, uncertainty; differences in points (a hundredth of the metric)."""
 
+from collections.abc import Sequence
 from functools import singledispatch
 
 from headstart.verdict.curves import Crossover, Overfit
+from headstart.verdict.looks import Look
 from headstart.verdict.numbers import amount, counted, metric_name, points
 from headstart.verdict.rule import Rule, looks_text
 from headstart.verdict.verdict import Verdict
@@ -92,8 +94,9 @@ def margin_text(margin: float) -> str:
     return f"{100 * margin:g} point{'' if margin == 0.01 else 's'}"
 
 
-def rule_sentence(rule: Rule) -> str:
-    """The decision rule as fixed before the first run."""
+def rule_sentence(rule: Rule, looks: Sequence[Look] = ()) -> str:
+    """The decision rule as fixed before the first run, or changed after one of these looks, which had another level."""
+    is_changed = any(look.alpha != rule.alpha for look in looks)
     margin = margin_text(rule.margin)
     claim = {
         "equivalence": f"whether {rule.candidate} and {rule.baseline} differ by less than {margin}",
@@ -102,10 +105,11 @@ def rule_sentence(rule: Rule) -> str:
     }[rule.kind]
     how = f"at {100 * rule.level:g} % by {TESTS[rule.test]} over at least {rule.min_seeds} seeds"
     if rule.looks:
-        how += f", in {looks_text(rule)}"
+        how += f", in {looks_text(rule).partition(' until')[0] if is_changed else looks_text(rule)}"
     if rule.scope == "schedule":
         how += ", for training of this length"
-    return f"The rule, written before the first run: in {metric_name(rule.metric)}, {claim}, {how}."
+    written = "changed after a look" if is_changed else "written before the first run"
+    return f"The rule, {written}: in {metric_name(rule.metric)}, {claim}, {how}."
 
 
 @sentence.register
