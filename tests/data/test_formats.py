@@ -7,6 +7,7 @@ from PIL import Image
 from headstart.data import read as formats
 from headstart.data.dataset import fingerprint
 from headstart.data.read import coco
+from headstart.data.read.layout import find_layout
 
 
 def image(path, width=40, height=30, exif=None):
@@ -125,6 +126,27 @@ def test_wrong_voc_folders_are_named(voc, tmp_path_factory):
     voc_file(voc, "a")
     with pytest.raises(ValueError, match=r"file_name = '\.\./d\.png': expected a path that stays inside"):
         formats.read_voc(voc)
+
+
+def test_voc_in_deeper_folders_and_lists_as_tools_write_them(tmp_path):
+    """CVAT's lists: folders, spaces and quotes in names, capitals; two pictures of one name are told apart."""
+    for place, width in {"a/x/0": 40, "b/x/0": 44, "my own 1": 48}.items():
+        image(tmp_path / "JPEGImages" / f"{place}.png", width)
+        voc_file(tmp_path, place, voc_object("cat", (1, 1, width, 9)), size="")
+    main = tmp_path / "ImageSets" / "Main"
+    main.mkdir(parents=True)
+    (main / "Train.txt").write_text("a/x/0\nb/x/0.png\n")
+    (main / "Validation.txt").write_text('"my own 1"\r\n')
+    (main / "cat_Train.txt").write_text("my own 1  1\n")
+    whole, train, val = formats.read_voc(tmp_path), *(formats.read_voc(tmp_path, s) for s in ("train", "Validation"))
+    assert whole.file_names == ("a/x/0.png", "b/x/0.png", "my own 1.png")
+    assert whole.boxes[:, 2].tolist() == whole.widths.tolist() == [40, 44, 48]
+    assert train.file_names == ("a/x/0.png", "b/x/0.png") and val.file_names == ("my own 1.png",)
+    assert tuple(formats.splits_of(find_layout(tmp_path))) == ("train", "val", "cat_Train")
+    assert formats.read_voc(tmp_path, "cat_Train").file_names == val.file_names
+    (main / "Train.txt").write_text("0\n")
+    with pytest.raises(ValueError, match=r"Train\.txt: line 1: image '0': fits .*a/x/0\.xml and .*b/x/0\.xml"):
+        formats.read_voc(tmp_path, "train")
 
 
 @pytest.fixture

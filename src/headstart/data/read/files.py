@@ -5,6 +5,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import takewhile
 from pathlib import Path, PureWindowsPath
 
 from headstart.data.images import SUFFIXES, without_copies
@@ -112,8 +113,8 @@ def find_pictures(
 
     annotations: files of a picture each, with the picture's name as it is written there.
     A picture has the stem of its annotation file, else the name written there; of several, that beside the file, then
-    that of the folder of the same name, then that of the folder that fits most files. Without one, the name as written.
-    ValueError where several of one folder fit.
+    that whose path begins and ends most like the file's, then that of the folder that fits most files. Without one, the
+    name as written. ValueError where several of one folder fit.
     """
     pictures = without_copies(p for p in walk(image_dir or root) if p.suffix.lower() in SUFFIXES)
     by_stem: dict[str, dict[Path, list[str]]] = {}
@@ -141,8 +142,14 @@ def _base(written: str) -> PureWindowsPath:
     return PureWindowsPath(PureWindowsPath(written).name)
 
 
+def _in_common(one: Path, other: Path) -> int:
+    """Folders that two paths share at their beginning and at their end: two of a/x/images and a/x/labels."""
+    ways = (zip(one.parts, other.parts), zip(one.parts[::-1], other.parts[::-1]))
+    return sum(len(list(takewhile(lambda pair: pair[0] == pair[1], way))) for way in ways)
+
+
 def _choose(file: Path, written: str, folders: dict[Path, list[str]], ranks: dict[Path, int]) -> Path:
-    folder = min(folders, key=lambda one: (one != file.parent, one.name != file.parent.name, ranks[one]))
+    folder = min(folders, key=lambda one: (one != file.parent, -_in_common(one, file.parent), ranks[one]))
     names, name = folders[folder], _base(written).name
     if len(names) > 1 and name not in names:
         raise ValueError(f"{file}: fits the pictures {' and '.join(names)}: expected one, or its name in 'filename'")

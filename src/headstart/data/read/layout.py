@@ -112,7 +112,7 @@ def _annotated(
     labelme += files.get(".json", [])[MOST_LOOKED:] if labelme else []
     table = _shallow(root, _of_kind(files.get(".csv", ()), is_boxes))
     candidates = [
-        DataLayout("voc", root, tuple(xml), find_sets(root) or _by_folder(root, xml)),
+        DataLayout("voc", root, tuple(xml), tuple(find_sets(root)) or _by_folder(root, xml)),
         DataLayout("yolo", root, tuple(data_yaml)),
         DataLayout("coco", root, tuple(coco), _names(root, coco)),
         DataLayout("labelme", root, tuple(labelme), _by_folder(root, labelme)),

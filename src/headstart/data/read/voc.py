@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from headstart.data.dataset import Dataset
-from headstart.data.images import image_size
+from headstart.data.images import SUFFIXES, image_size
 from headstart.data.read.coco import from_document
 from headstart.data.read.coco_records import show
 from headstart.data.read.files import MOST_TEXT, SPLITS, find_pictures, pixel, read_head, read_text, split_of, walk
@@ -90,12 +90,14 @@ def is_voc(file: Path) -> bool:
     return re.search(rb"<\s*(\w+:)?annotation[\s>/]", read_head(file).replace(b"\0", b"")) is not None
 
 
-def find_sets(root: Path) -> tuple[str, ...]:
-    """Names of the lists in ImageSets/Main (in any case): train, val and test first."""
+def find_sets(root: Path) -> dict[str, Path]:
+    """The lists in ImageSets/Main (in any case) by name: train, val and test first, CVAT's Validation as val."""
     folder = _child(_child(root, "imagesets") or root / "ImageSets", "main")
-    names = [path.stem for path in sorted(folder.glob("*.txt"))] if folder else []
-    usual = [name for name in ("train", "val", "trainval", "test") if name in names]
-    return (*usual, *(name for name in names if name not in usual))
+    lists = sorted(folder.glob("*.txt")) if folder else []
+    usual = {SPLITS.get(path.stem.lower(), path.stem): path for path in lists}
+    found = usual if len(usual) == len(lists) else {path.stem: path for path in lists}
+    order = [name for name in ("train", "val", "trainval", "test") if name in found]
+    return {name: found[name] for name in (*order, *found)}
 
 
 def _child(folder: Path, *names: str) -> Path | None:
@@ -107,9 +109,9 @@ def _child(folder: Path, *names: str) -> Path | None:
 def _xml_files(root: Path) -> tuple[list[Path], tuple[str, ...]]:
     """The annotation files of a folder, sorted, and a note on other XML files beside them."""
     usual = _child(root, "annotations", "annotation", "xml", "xmls")
-    direct = sorted(path for path in usual.iterdir() if path.suffix.lower() == ".xml") if usual else []
-    if direct:
-        return direct, ()
+    inside = sorted(path for path in walk(usual) if path.suffix.lower() == ".xml") if usual else []
+    if inside:
+        return inside, ()
     files = sorted(path for path in walk(root) if path.suffix.lower() == ".xml")
     kept = [file for file in files if is_voc(file)]
     others = [file.relative_to(root).as_posix() for file in files if file not in set(kept)]
@@ -120,33 +122,41 @@ def _xml_files(root: Path) -> tuple[list[Path], tuple[str, ...]]:
 def _split_files(root: Path, split: str | None, files: list[Path]) -> set[Path]:
     if split is None:
         return set(files)
-    folder, known = root / "ImageSets" / "Main", find_sets(root)
-    folder = _child(_child(root, "imagesets") or folder.parent, "main") or folder
-    wanted = split if split in known else SPLITS.get(split, split)
-    if wanted not in known:
-        by_folder = {split_of(file.relative_to(root).parent) for file in files} - {None}
+    known = find_sets(root)
+    listed = known.get(split) or known.get(SPLITS.get(split.lower(), split))
+    if listed is None:
+        by_folder = {split_of(file.relative_to(root).parent): None for file in files}
+        wanted = SPLITS.get(split, split)
         if not known and wanted in by_folder:
             return {file for file in files if split_of(file.relative_to(root).parent) == wanted}
-        known = known or tuple(sorted(str(name) for name in by_folder))
-        raise ValueError(f"{folder}: split = {split!r}: expected one of {sorted(known)}{_near(split, known)}")
-    listed = folder / f"{wanted}.txt"
-    lines = read_text(listed, "a name of an image a line").splitlines()
-    chosen = {}  # a class file of VOC has a second column; only the first names the image
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            chosen.setdefault(line.split()[0], number)
-    by_stem = {file.stem: file for file in files}
-    unknown = chosen.keys() - by_stem.keys()
-    if unknown:
-        first = min(unknown, key=chosen.__getitem__)
-        raise ValueError(
-            f"{listed}: line {chosen[first]}: image {show(first)}: expected a file "
-            f"Annotations/{first[:80]}.xml"
-            f"{_near(first, list(by_stem))}"
-        )
+        names = sorted(known or (name for name in by_folder if name))
+        raise ValueError(f"{root / 'ImageSets/Main'}: split = {split!r}: expected one of {names}{_near(split, names)}")
+    by_name: dict[str, list[Path]] = {}  # names with and without folders
+    for file in files:
+        parts = file.relative_to(root).with_suffix("").parts
+        for start in range(len(parts)):
+            by_name.setdefault("/".join(parts[start:]), []).append(file)
+    chosen: set[Path] = set()
+    for number, line in enumerate(read_text(listed, "a name of an image a line").splitlines(), 1):
+        if not line.strip():
+            continue
+        found = next((by_name[name] for name in _listed_names(line) if name in by_name), [])
+        if len(found) != 1:
+            name = line.strip()
+            expected = f"expected a file Annotations/{name[:80]}.xml{_near(name, list(by_name))}"
+            if found:
+                expected = f"fits {found[0]} and {found[1]}: expected its folder too"
+            raise ValueError(f"{listed}: line {number}: image {show(name)}: {expected}")
+        chosen.add(found[0])
     if not chosen:
         raise ValueError(f"{listed}: no image: expected one name a line")
-    return {by_stem[name] for name in chosen}
+    return chosen
+
+
+def _listed_names(line: str) -> list[str]:
+    """Readings of a line of a list: with spaces, in quotes, before a class file's second column, without a suffix."""
+    names = [name.strip(' "') for name in (line.strip(), line.strip().rpartition(" ")[0], line.split()[0])]
+    return [name.rpartition(".")[0] for name in names if name.lower().endswith(SUFFIXES)] + names
 
 
 def _near(name: str, known: Sequence[str]) -> str:
