@@ -15,11 +15,12 @@ from headstart.data.dataset import Dataset
 from headstart.data.images import SUFFIXES, image_size, without_copies
 from headstart.data.read.coco import from_document, read
 from headstart.data.read.csv_boxes import read_csv
+from headstart.data.read.data_yaml import yolo_splits
 from headstart.data.read.files import SPLITS, split_of, walk
 from headstart.data.read.labelme import read_labelme
 from headstart.data.read.layout import EXPECTED, DataLayout, find_layout
 from headstart.data.read.voc import read_voc
-from headstart.data.read.yolo import read_yolo, yolo_splits
+from headstart.data.read.yolo import read_yolo
 from headstart.files import json_text, write_whole
 from headstart.typed_json import read_json
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from headstart.data.images import SUFFIXES
 from headstart.data.read.csv_boxes import is_boxes
+from headstart.data.read.data_yaml import why_not_yolo
 from headstart.data.read.files import SPLITS, read_head, split_of, walk
 from headstart.data.read.labelme import is_labelme
 from headstart.data.read.voc import find_sets, is_voc
-from headstart.data.read.yolo import why_not_yolo
 
 # Folders that hold the pictures of annotated sets: never the name of a class.
 HOLDERS = ("images", "image", "imgs", "img", "jpegimages", "pictures", "photos", "data", "annotations", "labels")

@@ -1,25 +1,20 @@
 """YOLO's data.yaml and label text files -> Dataset."""
 
 import os
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from headstart.data.dataset import Dataset
 from headstart.data.images import SUFFIXES, image_size, without_copies
 from headstart.data.read.coco import from_document
 from headstart.data.read.coco_records import show
+from headstart.data.read.data_yaml import class_names, load_config, yolo_splits
 from headstart.data.read.files import SPLITS, read_text, walk
 from headstart.ops.polygons import area
 
-_MOST_YAML = 2**20  # bytes of data.yaml: a name a class, and the 1,203 names of LVIS take 30 KB
-_DEEPEST = 20  # levels of lists and mappings: names and splits need 2
-_LONGEST_NUMBER = 40  # characters: YAML's base 60 takes time that grows with their square
-_HIGHEST = 2**63  # larger numbers may all have one hash, and make a mapping slow
 _SLACK = 0.01  # exporters round and clip carelessly; further outside, the numbers are not normalised at all
 
 
@@ -36,8 +31,8 @@ def read_yolo(data_yaml: str | Path, split: str = "train") -> Dataset:
     not one image has a label file, and where two images share one or an image has two.
     """
     data_yaml = Path(data_yaml)
-    config = _load_yaml(data_yaml)
-    names = _class_names(data_yaml, config)
+    config = load_config(data_yaml)
+    names = class_names(data_yaml, config)
     files = _split_images(data_yaml, config, split)
     folder = Path(os.path.commonpath([file.parent for file in files]))
 
@@ -73,119 +68,6 @@ def read_yolo(data_yaml: str | Path, split: str = "train") -> Dataset:
     if left_out:
         notes.append(f"{len(left_out)} boxes without width or height left out: {', '.join(left_out)}")
     return replace(dataset, notes=dataset.notes + tuple(notes))
-
-
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # libyaml where PyYAML has it: it is faster
-    """YAML without repeated keys and without numbers that take long to read."""
-
-
-def _mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-    found: dict[Any, Any] = {}
-    for key_node, value_node in node.value:
-        key = loader.construct_object(key_node, deep=True)
-        line = f"line {key_node.start_mark.line + 1}"
-        if not isinstance(key, str | int):
-            raise _WrongYaml(f"{line}: {show(key)}: expected a name, or the number of a class")
-        if key in found:
-            raise _WrongYaml(f"{line}: {show(key)} is given twice: expected once")
-        found[key] = loader.construct_object(value_node, deep=True)
-    return found
-
-
-def _number(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int | float:
-    is_whole, found = node.tag.endswith(":int"), None
-    if len(node.value) <= _LONGEST_NUMBER:
-        found = loader.construct_yaml_int(node) if is_whole else loader.construct_yaml_float(node)
-    if found is None or (is_whole and not -_HIGHEST <= found < _HIGHEST):
-        raise _WrongYaml(f"line {node.start_mark.line + 1}: {show(node.value)}: expected a number of 64 bits")
-    return found
-
-
-def _plain_only(loader: yaml.SafeLoader, node: yaml.Node) -> None:
-    raise _WrongYaml(f"line {node.start_mark.line + 1}: {node.tag}: expected texts, numbers, lists and mappings only")
-
-
-class _WrongYaml(yaml.YAMLError):
-    """A message that is complete but for the file."""
-
-
-for _tag, _construct in (("map", _mapping), ("int", _number), ("float", _number),
-                         ("set", _plain_only), ("omap", _plain_only), ("pairs", _plain_only)):  # fmt: skip
-    _Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", _construct)
-
-
-def _refuse_expanding(events: Iterator[yaml.Event]) -> None:
-    """Refuse YAML that grows when it is read or shown: aliases, and deep nesting."""
-    depth = 0
-    for event in events:
-        line = event.start_mark.line + 1
-        if isinstance(event, yaml.CollectionStartEvent):
-            depth += 1
-        elif isinstance(event, yaml.CollectionEndEvent):
-            depth -= 1
-        elif isinstance(event, yaml.AliasEvent):
-            raise _WrongYaml(f"line {line}: alias {show(event.anchor)}: expected the value written out")
-        if depth > _DEEPEST:
-            raise _WrongYaml(f"line {line}: nested more than {_DEEPEST} levels deep: expected names and paths")
-
-
-def why_not_yolo(path: Path) -> str | None:
-    """The reason why a YAML file is no data.yaml; None for one."""
-    try:
-        config = _load_yaml(path)
-    except ValueError as error:
-        return str(error).removeprefix(f"{path}: ")
-    lacks = "names" if not config.get("names") else "train or val" if not yolo_splits(config) else None
-    return lacks and f"field {lacks!r} is missing: expected a YOLO data.yaml"
-
-
-def yolo_splits(config: dict[str, Any] | Path) -> tuple[str, ...]:
-    """Splits of a data.yaml; none for a list of class names, whose images are not divided."""
-    if isinstance(config, Path):
-        if config.suffix.lower() not in (".yaml", ".yml"):
-            return ()
-        config = _load_yaml(config)
-    return tuple(dict.fromkeys(SPLITS[name] for name in SPLITS if config.get(name)))
-
-
-def _load_yaml(path: Path) -> dict[str, Any]:
-    if path.suffix.lower() in (".txt", ".names"):
-        names = [line.strip() for line in read_text(path, "a class name a line", most=_MOST_YAML).splitlines()]
-        beside = any(file.suffix.lower() in SUFFIXES for file in walk(path.parent))
-        return {"names": [name for name in names if name], "train": "." if beside else ".."}
-    try:
-        text = read_text(path, "a YOLO data.yaml", most=_MOST_YAML)
-        _refuse_expanding(yaml.parse(text, Loader=_Loader))
-        config = yaml.load(text, Loader=_Loader)
-    except FileNotFoundError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror}): expected a YOLO data.yaml") from None
-    except _WrongYaml as error:
-        raise ValueError(f"{path}: {error}") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f"line {mark.line + 1}: " if mark else ""
-        reason = " ".join(str(getattr(error, "problem", None) or error).split())
-        raise ValueError(f"{path}: {line}not valid YAML ({reason})") from None
-    except (ValueError, LookupError, AttributeError) as error:  # no text; or a value that does not fit its YAML tag
-        reason = str(error).removeprefix(f"{path}: ")
-        raise ValueError(f"{path}: {reason}") from None
-    if not isinstance(config, dict):
-        raise ValueError(f"{path}: {show(config)}: expected fields names, train, val")
-    return config
-
-
-def _class_names(path: Path, config: dict) -> dict[int, str]:
-    names = config.get("names")
-    if isinstance(names, list):
-        names = dict(enumerate(names))
-    if not isinstance(names, dict) or not names or not all(type(c) is int and c >= 0 for c in names):
-        raise ValueError(f"{path}: names = {show(names)}: expected a list of class names, or numbers with names")
-    for number, name in names.items():
-        if not isinstance(name, str):  # YAML reads an unquoted no, on or 1 as something else than text
-            raise ValueError(f"{path}: names: {number} = {show(name)}: expected text (put it in quotes)")
-    if config.get("nc", len(names)) != len(names):
-        raise ValueError(f"{path}: nc = {show(config['nc'])}: expected {len(names)}, the number of names")
-    return names
 
 
 def _split_images(path: Path, config: dict, split: str) -> list[Path]:
