@@ -109,7 +109,7 @@ def _child(folder: Path, *names: str) -> Path | None:
 def _xml_files(root: Path) -> tuple[list[Path], tuple[str, ...]]:
     """The annotation files of a folder, sorted, and a note on other XML files beside them."""
     usual = _child(root, "annotations", "annotation", "xml", "xmls")
-    inside = sorted(path for path in walk(usual) if path.suffix.lower() == ".xml") if usual else []
+    inside = sorted(p for p in {*usual.iterdir(), *walk(usual)} if p.suffix.lower() == ".xml") if usual else []
     if inside:
         return inside, ()
     files = sorted(path for path in walk(root) if path.suffix.lower() == ".xml")
