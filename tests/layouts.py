@@ -166,6 +166,14 @@ def yolo_cvat(root):
     write(root / "obj.data", "classes = 2\n")
 
 
+def yolo_labelimg(root):
+    """labelImg: labels beside the pictures, whatever the folder is called."""
+    for stem in TRAIN + VAL:
+        write(root / "images" / f"{stem}.txt", yolo_text(stem))
+        picture(root / "images" / f"{stem}.png")
+    write(root / "images" / "classes.txt", "cat\ndog\n")
+
+
 def labelme_beside(root):
     for stem in TRAIN + VAL:
         write(root / f"{stem}.json", labelme_text(stem, f"{stem}.png"))
@@ -208,6 +216,7 @@ LAYOUTS = {
     yolo_ultralytics: ("yolo", ("train", "val")),
     yolo_label_studio: ("yolo", ()),
     yolo_cvat: ("yolo", ()),
+    yolo_labelimg: ("yolo", ()),
     labelme_beside: ("labelme", ()),
     labelme_apart: ("labelme", ("train", "val")),
     csv_tensorflow: ("csv", ("train", "test")),

@@ -25,7 +25,7 @@ def read_yolo(data_yaml: str | Path, split: str = "train") -> Dataset:
     split train is all images of its folder.
 
     Label rows are "class cx cy width height" or "class x1 y1 x2 y2 x3 y3 …" (a polygon; its box is the tightest), as
-    fractions of the image; they become XYXY pixels. Labels lie in labels/ where the images lie in images/, else beside
+    fractions of the image; they become XYXY pixels. Labels lie in labels/ where the images lie in images/, or beside
     the image. Images without a label file are negatives, counted in notes; boxes without width or height are left out
     and named there. Category ids are the class numbers of names. ValueError naming file, line and value otherwise, if
     not one image has a label file, and where two images share one or an image has two.
@@ -106,7 +106,7 @@ def _images_at(path: Path, split: str, base: Path, place: str) -> list[Path]:
 
 
 def label_file(image: Path) -> Path:
-    """The label file of a picture: in labels/ where it lies in images/, else beside it; ValueError for both."""
+    """The label file of a picture: in labels/ where it lies in images/, or beside it; ValueError for both."""
     parts = list(image.parts)
     beside = image.with_suffix(".txt")
     if "images" not in parts[:-1]:
@@ -114,8 +114,10 @@ def label_file(image: Path) -> Path:
     last = len(parts) - 2 - parts[-2::-1].index("images")
     parts[last] = "labels"
     labels = Path(*parts).with_suffix(".txt")
-    if os.path.lexists(beside) and os.path.lexists(labels):
-        raise ValueError(f"{image}: has two label files, {labels} and {beside}: expected one")
+    if os.path.lexists(beside):
+        if os.path.lexists(labels):
+            raise ValueError(f"{image}: has two label files, {labels} and {beside}: expected one")
+        return beside
     return labels
 
 
