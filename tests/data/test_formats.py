@@ -243,6 +243,17 @@ def test_yolo_without_any_label_is_a_mistake_not_a_set_of_negatives(yolo):
         formats.read_yolo(yolo.parent / "other.yaml")
 
 
+def test_yolo_without_pictures_does_not_read_the_folder_above(yolo):
+    """Label Studio exports YOLO without pictures, too: those of a data set beside it are not its own."""
+    alone = yolo.parent / "export" / "classes.txt"
+    alone.parent.mkdir()
+    alone.write_text("ant\n")
+    with pytest.raises(ValueError, match=r"export.classes\.txt: train = '\.': no image there: expected files \.jpg"):
+        formats.read_yolo(alone)
+    (yolo.parent / "labels" / "classes.txt").write_text("ant\nx\nbee\n")
+    assert formats.read_yolo(yolo.parent / "labels" / "classes.txt").num_annotations == 3
+
+
 def test_class_folders(tmp_path):
     for name in ("train/dog/1.png", "train/cat/x/2.jpg", "train/cat/1.png", "train/stray.png", "val/cat/1.png"):
         image(tmp_path / name)

@@ -93,8 +93,8 @@ def load_config(path: Path) -> dict[str, Any]:
     """Fields of a data.yaml, or of a list of class names; ValueError naming file and line for what is wrong."""
     if path.suffix.lower() in (".txt", ".names"):
         names = [line.strip() for line in read_text(path, "a class name a line", most=_MOST).splitlines()]
-        beside = any(file.suffix.lower() in SUFFIXES for file in walk(path.parent))
-        return {"names": [name for name in names if name], "train": "." if beside else ".."}
+        inside = path.parent.name != "labels" or any(file.suffix.lower() in SUFFIXES for file in walk(path.parent))
+        return {"names": [name for name in names if name], "train": "." if inside else ".."}
     try:
         text = read_text(path, "a YOLO data.yaml", most=_MOST)
         _refuse_expanding(yaml.parse(text, Loader=_Loader))
