@@ -243,6 +243,24 @@ def test_yolo_without_any_label_is_a_mistake_not_a_set_of_negatives(yolo):
         formats.read_yolo(yolo.parent / "other.yaml")
 
 
+def test_yolo_keypoints_are_no_polygon(yolo):
+    """Rows of Ultralytics' pose: of two points with 3 numbers they have as many numbers as a polygon of 5 points."""
+    yolo.write_text(yolo.read_text() + "kpt_shape: [2, 3]\n")
+    for name in ("a", "deep/b"):
+        label = yolo.parent / "labels" / "train" / f"{name}.txt"
+        label.write_text("0 0.5 0.5 0.5 0.2 0.4 0.5 2 0 0 0\n")
+    d = formats.read_yolo(yolo)
+    assert d.segment_kind.tolist() == [0, 0] and d.keypoints is None
+    np.testing.assert_allclose(d.boxes, [[10, 12, 30, 18], [7.5, 16, 22.5, 24]])
+    assert d.notes[1] == "keypoints left out: read from COCO JSON only"
+    label.write_text("0 0 0 1 0 1 1\n")
+    with pytest.raises(ValueError, match=r"6 numbers after the class: expected 4 \(a box\) or 10 \(with keypoints"):
+        formats.read_yolo(yolo)
+    yolo.write_text(yolo.read_text().replace("[2, 3]", "2"))
+    with pytest.raises(ValueError, match=r"kpt_shape = 2: expected the number of keypoints, and 2 or 3 numbers each"):
+        formats.read_yolo(yolo)
+
+
 def test_yolo_without_pictures_does_not_read_the_folder_above(yolo):
     """Label Studio exports YOLO without pictures, too: those of a data set beside it are not its own."""
     alone = yolo.parent / "export" / "classes.txt"

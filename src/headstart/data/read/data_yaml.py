@@ -129,3 +129,15 @@ def class_names(path: Path, config: dict[str, Any]) -> dict[int, str]:
     if config.get("nc", len(names)) != len(names):
         raise ValueError(f"{path}: nc = {show(config['nc'])}: expected {len(names)}, the number of names")
     return names
+
+
+def keypoint_numbers(path: Path, config: dict[str, Any]) -> int:
+    """Numbers of keypoints that follow the box in each row, by Ultralytics' field kpt_shape; 0 without it."""
+    shape = config.get("kpt_shape")
+    if shape is None:
+        return 0
+    if not (isinstance(shape, list) and len(shape) == 2 and all(type(n) is int for n in shape) and shape[1] in (2, 3)):
+        raise ValueError(
+            f"{path}: kpt_shape = {show(shape)}: expected the number of keypoints, and 2 or 3 numbers each"
+        )
+    return shape[0] * shape[1]

@@ -11,7 +11,7 @@ from headstart.data.dataset import Dataset
 from headstart.data.images import SUFFIXES, image_size, without_copies
 from headstart.data.read.coco import from_document
 from headstart.data.read.coco_records import show
-from headstart.data.read.data_yaml import class_names, load_config, yolo_splits
+from headstart.data.read.data_yaml import class_names, keypoint_numbers, load_config, yolo_splits
 from headstart.data.read.files import SPLITS, read_text, walk
 from headstart.ops.polygons import area
 
@@ -25,14 +25,15 @@ def read_yolo(data_yaml: str | Path, split: str = "train") -> Dataset:
     split train is all images of its folder.
 
     Label rows are "class cx cy width height" or "class x1 y1 x2 y2 x3 y3 …" (a polygon; its box is the tightest), as
-    fractions of the image; they become XYXY pixels. Labels lie in labels/ where the images lie in images/, or beside
-    the image. Images without a label file are negatives, counted in notes; boxes without width or height are left out
-    and named there. Category ids are the class numbers of names. ValueError naming file, line and value otherwise, if
-    not one image has a label file, and where two images share one or an image has two.
+    fractions of the image; they become XYXY pixels. With kpt_shape in data.yaml keypoints follow the box, and are left
+    out. Labels lie in labels/ where the images lie in images/, or beside the image. Images without a label file are
+    negatives, counted in notes; boxes without width or height are left out and named there. Category ids are the class
+    numbers of names. ValueError naming file, line and value otherwise, if not one image has a label file, and where two
+    images share one or an image has two.
     """
     data_yaml = Path(data_yaml)
     config = load_config(data_yaml)
-    names = class_names(data_yaml, config)
+    names, keypoints = class_names(data_yaml, config), keypoint_numbers(data_yaml, config)
     files = _split_images(data_yaml, config, split)
     folder = Path(os.path.commonpath([file.parent for file in files]))
 
@@ -55,7 +56,7 @@ def read_yolo(data_yaml: str | Path, split: str = "train") -> Dataset:
         for line, row in enumerate(text.splitlines(), 1):
             if not row.strip():
                 continue
-            record = _record(f"{labels}: line {line}", row.split(), names, width, height)
+            record = _record(f"{labels}: line {line}", row.split(), names, width, height, keypoints)
             if min(record["bbox"][2:]) <= 0:
                 left_out.append(f"{labels.name} line {line}")
                 continue
@@ -65,6 +66,8 @@ def read_yolo(data_yaml: str | Path, split: str = "train") -> Dataset:
                          f"{label_file(files[0])}")  # fmt: skip
     dataset = from_document(document, data_yaml, folder)
     notes = [f"{len(unlabelled)} images without a label file taken as images without objects"] if unlabelled else []
+    if keypoints:
+        notes.append("keypoints left out: read from COCO JSON only")
     if left_out:
         notes.append(f"{len(left_out)} boxes without width or height left out: {', '.join(left_out)}")
     return replace(dataset, notes=dataset.notes + tuple(notes))
@@ -121,7 +124,9 @@ def label_file(image: Path) -> Path:
     return labels
 
 
-def _record(where: str, row: list[str], names: dict[int, str], width: int, height: int) -> dict[str, Any]:
+def _record(
+    where: str, row: list[str], names: dict[int, str], width: int, height: int, keypoints: int
+) -> dict[str, Any]:
     try:
         numbers = [float(text) for text in row]
     except ValueError:
@@ -131,7 +136,12 @@ def _record(where: str, row: list[str], names: dict[int, str], width: int, heigh
         raise ValueError(
             f"{where}: class = {row[0][:80]}: expected one of {min(names)} to {max(names)}, as names lists"
         )
-    if len(values) != 4 and (len(values) < 6 or len(values) % 2):
+    if keypoints:
+        if len(values) not in (4, 4 + keypoints):
+            expected = f"4 (a box) or {4 + keypoints} (with keypoints, as kpt_shape says)"
+            raise ValueError(f"{where}: {len(values)} numbers after the class: expected {expected}")
+        values = values[:4]
+    elif len(values) != 4 and (len(values) < 6 or len(values) % 2):
         expected = "4 (a box) or an even number of 6 or more (a polygon)"
         raise ValueError(f"{where}: {len(values)} numbers after the class: expected {expected}")
     outside = [text for text, value in zip(row[1:], values) if not -_SLACK <= value <= 1 + _SLACK]  # NaN is outside
