@@ -166,6 +166,22 @@ def yolo_cvat(root):
     write(root / "obj.data", "classes = 2\n")
 
 
+def yolo_cvat_ultralytics(root):
+    for name, stems in (("Train", TRAIN), ("Validation", VAL)):
+        for stem in stems:
+            write(root / "labels" / name / f"{stem}.txt", yolo_text(stem))
+            picture(root / "images" / name / f"{stem}.png")
+        write(root / f"{name}.txt", "".join(f"data/images/{name}/{stem}.png\n" for stem in stems))
+    write(root / "data.yaml", "Train: Train.txt\nValidation: Validation.txt\nnames: {0: cat, 1: dog}\npath: .\n")
+
+
+def yolo_windows(root):
+    """Paths as Windows writes them; the drive is of another machine."""
+    yolo_ultralytics(root)
+    write(root / "val.txt", "images\\val\\d.png\r\n")
+    write(root / "set.yaml", "path: C:\\sets\\pets\ntrain: images\\train\nval: val.txt\nnames: {0: cat, 1: dog}\n")
+
+
 def yolo_labelimg(root):
     """labelImg: labels beside the pictures, whatever the folder is called."""
     for stem in TRAIN + VAL:
@@ -216,6 +232,8 @@ LAYOUTS = {
     yolo_ultralytics: ("yolo", ("train", "val")),
     yolo_label_studio: ("yolo", ()),
     yolo_cvat: ("yolo", ()),
+    yolo_cvat_ultralytics: ("yolo", ("train", "val")),
+    yolo_windows: ("yolo", ("train", "val")),
     yolo_labelimg: ("yolo", ()),
     labelme_beside: ("labelme", ()),
     labelme_apart: ("labelme", ("train", "val")),

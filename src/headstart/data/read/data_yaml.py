@@ -113,7 +113,9 @@ def load_config(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: {reason}") from None
     if not isinstance(config, dict):
         raise ValueError(f"{path}: {show(config)}: expected fields names, train, val")
-    return config
+    # CVAT writes the names of its subsets: Train, Validation
+    capitals = {name.lower(): value for name, value in config.items() if str(name).lower() in SPLITS}
+    return capitals | config
 
 
 def class_names(path: Path, config: dict[str, Any]) -> dict[int, str]:

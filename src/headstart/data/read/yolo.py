@@ -79,7 +79,7 @@ def _split_images(path: Path, config: dict, split: str) -> list[Path]:
         raise ValueError(f"{path}: split = {split!r}: expected one of {list(yolo_splits(config))}")
     places = config[field] if isinstance(config[field], list) else [config[field]]
     base = path.parent / str(config.get("path") or ".")
-    files = {file for place in places for file in _images_at(path, split, base, str(place))}
+    files = {file for place in places for file in _images_at(path, split, base, str(place).replace("\\", "/"))}
     if not files:
         raise ValueError(
             f"{path}: {field} = {show(config[field])}: no image there: expected files {', '.join(SUFFIXES)}"
@@ -101,10 +101,16 @@ def _images_at(path: Path, split: str, base: Path, place: str) -> list[Path]:
         return without_copies(Path(os.path.abspath(p)) for p in walk(found) if p.suffix.lower() in SUFFIXES)
     listed = []
     for number, line in enumerate(read_text(found, "a path of an image a line").splitlines(), 1):
-        if line.strip():
-            listed.append(Path(os.path.abspath(found.parent / line.strip())))
-            if not os.path.isfile(listed[-1]):
-                raise ValueError(f"{found}: line {number}: {show(line.strip())}: no such file")
+        if name := line.strip():
+            ways = (
+                name,
+                name.replace("\\", "/"),
+                name.removeprefix("data/"),
+            )  # CVAT's lists begin each name with data/
+            fitting = [way for way in ways if os.path.isfile(found.parent / way)]
+            if not fitting:
+                raise ValueError(f"{found}: line {number}: {show(name)}: no such file")
+            listed.append(Path(os.path.abspath(found.parent / fitting[0])))
     return listed
 
 
