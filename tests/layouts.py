@@ -166,6 +166,16 @@ def yolo_cvat(root):
     write(root / "obj.data", "classes = 2\n")
 
 
+def yolo_cvat_splits(root):
+    for name, stems in (("train", TRAIN), ("valid", VAL)):
+        for stem in stems:
+            write(root / f"obj_{name}_data" / f"{stem}.txt", yolo_text(stem))
+            picture(root / f"obj_{name}_data" / f"{stem}.png")
+        write(root / f"{name}.txt", "".join(f"data/obj_{name}_data/{stem}.png\n" for stem in stems))
+    write(root / "obj.names", "cat\ndog\n")
+    write(root / "obj.data", "classes = 2\ntrain = data/train.txt\nvalid = data/valid.txt\nnames = data/obj.names\n")
+
+
 def yolo_cvat_ultralytics(root):
     for name, stems in (("Train", TRAIN), ("Validation", VAL)):
         for stem in stems:
@@ -232,6 +242,7 @@ LAYOUTS = {
     yolo_ultralytics: ("yolo", ("train", "val")),
     yolo_label_studio: ("yolo", ()),
     yolo_cvat: ("yolo", ()),
+    yolo_cvat_splits: ("yolo", ("train", "val")),
     yolo_cvat_ultralytics: ("yolo", ("train", "val")),
     yolo_windows: ("yolo", ("train", "val")),
     yolo_labelimg: ("yolo", ()),

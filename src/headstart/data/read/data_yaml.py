@@ -81,18 +81,19 @@ def why_not_yolo(path: Path) -> str | None:
 
 
 def yolo_splits(config: dict[str, Any] | Path) -> tuple[str, ...]:
-    """Splits of a data.yaml; none for a list of class names, whose images are not divided."""
-    if isinstance(config, Path):
-        if config.suffix.lower() not in (".yaml", ".yml"):
-            return ()
-        config = load_config(config)
-    return tuple(dict.fromkeys(SPLITS[name] for name in SPLITS if config.get(name)))
+    """Splits of a data.yaml, or of Darknet's obj.data; none for a list of class names, whose images are not divided."""
+    is_yaml = not isinstance(config, Path) or config.suffix.lower() in (".yaml", ".yml")
+    config = load_config(config) if isinstance(config, Path) else config
+    found = tuple(dict.fromkeys(SPLITS[name] for name in SPLITS if config.get(name)))
+    return found if is_yaml or len(found) > 1 else ()
 
 
 def load_config(path: Path) -> dict[str, Any]:
     """Fields of a data.yaml, or of a list of class names; ValueError naming file and line for what is wrong."""
     if path.suffix.lower() in (".txt", ".names"):
         names = [line.strip() for line in read_text(path, "a class name a line", most=_MOST).splitlines()]
+        if len(lists := _darknet_lists(path.parent / "obj.data")) > 1:
+            return {"names": [name for name in names if name], **lists}
         inside = path.parent.name != "labels" or any(file.suffix.lower() in SUFFIXES for file in walk(path.parent))
         return {"names": [name for name in names if name], "train": "." if inside else ".."}
     try:
@@ -116,6 +117,15 @@ def load_config(path: Path) -> dict[str, Any]:
     # CVAT writes the names of its subsets: Train, Validation
     capitals = {name.lower(): value for name, value in config.items() if str(name).lower() in SPLITS}
     return capitals | config
+
+
+def _darknet_lists(path: Path) -> dict[str, str]:
+    """Lists of pictures by split that Darknet's obj.data names, as CVAT's YOLO 1.1 writes it; none without the file."""
+    if not path.is_file():
+        return {}
+    pairs = (line.partition("=") for line in read_text(path, "lines such as train = data/train.txt").splitlines())
+    lists = {name.strip().lower(): value.strip().removeprefix("data/") for name, _, value in pairs}
+    return {name: value for name, value in lists.items() if name in SPLITS and (path.parent / value).is_file()}
 
 
 def class_names(path: Path, config: dict[str, Any]) -> dict[int, str]:

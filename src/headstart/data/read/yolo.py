@@ -22,7 +22,7 @@ def read_yolo(data_yaml: str | Path, split: str = "train") -> Dataset:
     """A YOLO data set: data.yaml with names, optionally path, and train, val, … (folder, text file, or a list).
 
     "valid" is taken for val. Without data.yaml a list of class names, a line each (classes.txt, obj.names), whose one
-    split train is all images of its folder.
+    split train is all images of its folder, unless obj.data beside it names lists of several.
 
     Label rows are "class cx cy width height" or "class x1 y1 x2 y2 x3 y3 …" (a polygon; its box is the tightest), as
     fractions of the image; they become XYXY pixels. With kpt_shape in data.yaml keypoints follow the box, and are left
