@@ -16,6 +16,7 @@ from headstart.data.check import annotations as annotation_check
 from headstart.data.dataset import fingerprint
 from headstart.data.read import coco
 from headstart.data.shapes import write as shapes
+from layouts import coco_roboflow, yolo_roboflow
 
 
 @pytest.fixture(scope="module")
@@ -417,6 +418,21 @@ def test_sources_from_paths_folders_and_splits(tmp_path, generated):
         doctor.sources([generated], [tmp_path, tmp_path])
     with pytest.raises(ValueError, match="no such file"):
         doctor.sources([tmp_path / "nowhere"])
+
+
+def test_every_split_of_a_folder_is_checked(tmp_path):
+    """A wrong row in YOLO's val is found; COCO files of one name are told apart by their folders."""
+    yolo_roboflow(tmp_path / "yolo")
+    (tmp_path / "yolo" / "valid" / "labels" / "d.txt").write_text("0 9 9 9 9\n")
+    (problem,) = _found(doctor.check(doctor.sources([tmp_path / "yolo"])), "file")
+    assert problem.split == "val" and "d.txt: line 1: coordinate = 9" in problem.message
+    with pytest.raises(ValueError, match=r"holds 2 splits \(train, val\): expected one of them"):
+        doctor.fix(tmp_path / "yolo", tmp_path / "clean.json")
+    coco_roboflow(tmp_path / "coco")
+    assert list(doctor.sources([tmp_path / "coco"])) == ["train", "val"]
+    for name in ("train/cat/1", "val/cat/2"):
+        _picture(tmp_path / "folders" / f"{name}.png")
+    assert list(doctor.sources([tmp_path / "folders"])) == ["train", "val"]
 
 
 def test_stats_equal_counts_by_hand(generated):

@@ -13,17 +13,18 @@ from headstart.data.check import images as image_check
 from headstart.data.check import records as scan
 from headstart.data.dataset import LARGE, SMALL, Dataset
 from headstart.data.label_maps import PixelLabels
-from headstart.data.read import Source, coco, find_layout, open_dataset
+from headstart.data.read import Source, coco, find_layout, open_dataset, splits_of
 from headstart.data.read.files import SPLITS
 
 MAX_OBJECTS = 100  # detections an image in COCO's metric
 
 
 def sources(paths: Sequence[str | Path], image_dirs: Sequence[str | Path] | None = None) -> dict[str, Source]:
-    """Splits by name from PATH or PATH:SPLIT; a folder of COCO files gives each of them.
+    """Splits by name from PATH or PATH:SPLIT; without SPLIT each of COCO, YOLO, class folders and split files.
 
-    Names are file stems, or SPLIT, made unique by a number. `image_dirs` belong to `paths` in order. ValueError for
-    more image folders than paths, a path that is not there, and a SPLIT that fits no file.
+    Names are SPLIT, or those of the layout's splits, else file stems, made unique by a number. `image_dirs` belong to
+    `paths` in order. ValueError for more image folders than paths, a path that is not there, and a SPLIT that fits no
+    file.
     """
     folders = [Path(folder) for folder in image_dirs or ()]
     if len(folders) > len(paths):
@@ -43,15 +44,17 @@ def sources(paths: Sequence[str | Path], image_dirs: Sequence[str | Path] | None
 def _named_sources(given: str, folder: Path | None) -> list[tuple[str, Source]]:
     place = Source.parse(given, folder)
     layout = find_layout(place.path)
+    if layout.kind in ("yolo", "folders", "split") and place.split is None and len(each := splits_of(layout)) > 1:
+        return list(each.items())  # of the other formats a reader takes all splits together
     if layout.kind != "coco" or os.path.isfile(place.path):
         return [(place.split or place.path.stem, place)]
-    files = layout.files
-    fitting = [file for file in files if place.split is None or place.split in file.stem]
-    fitting = fitting or [f for f, name in zip(files, layout.splits) if name == SPLITS.get(place.split or "")]
+    files = list(zip(layout.splits or [file.stem for file in layout.files], layout.files))
+    fitting = [(name, file) for name, file in files if place.split is None or place.split in file.stem]
+    fitting = fitting or [(name, file) for name, file in files if name == SPLITS.get(place.split or "")]
     if not fitting:
-        known = [file.stem for file in files]
+        known = [file.stem for file in layout.files]
         raise ValueError(f"{place.path}: split = {place.split!r} fits no file: expected one of {known}")
-    return [(file.stem, Source(file, folder)) for file in fitting]
+    return [(name, Source(file, folder)) for name, file in fitting]
 
 
 def _read(source: Source | Dataset | str | Path, split: str) -> tuple[Dataset | None, list[Problem]]:
