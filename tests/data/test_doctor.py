@@ -420,6 +420,20 @@ def test_sources_from_paths_folders_and_splits(tmp_path, generated):
         doctor.sources([tmp_path / "nowhere"])
 
 
+def test_a_category_of_another_ones_name_without_objects_is_left_out(tmp_path):
+    """Roboflow lists the name of a data set as category 0; a class may have the same name."""
+    document = _document()
+    document["categories"].insert(0, {"id": 0, "name": "cat", "supercategory": "none"})
+    path = _write(tmp_path, document)
+    dataset = coco.read(path)
+    assert dataset.category_ids.tolist() == [1, 5] and dataset.class_names == ("cat", "dog")
+    assert dataset.notes == ("category 0 ('cat') taken for another of its name: no annotation has it",)
+    report = doctor.check({"train": path})
+    assert report.num_errors == 0 and [problem.level for problem in _found(report, "repaired")] == [NOTE]
+    document["annotations"] = document["annotations"][1:2]  # of two copies without objects the last stays
+    assert coco.from_document(document, path, tmp_path).category_ids.tolist() == [1, 5]
+
+
 def test_every_split_of_a_folder_is_checked(tmp_path):
     """A wrong row in YOLO's val is found; COCO files of one name are told apart by their folders."""
     yolo_roboflow(tmp_path / "yolo")

@@ -13,6 +13,7 @@ import numpy as np
 from headstart.data.check import ERROR, NOTE, Problem, some
 from headstart.data.dataset import Dataset
 from headstart.data.read import coco, coco_records
+from headstart.data.read.coco_columns import empty_copies
 from headstart.data.read.coco_records import Fault, Known
 
 LEFT_OUT, NEW_ID = "left out", "given a new id"
@@ -100,7 +101,8 @@ def load(path: str | Path, image_dir: str | Path | None, split: str) -> tuple[Da
     categories, images, annotations = (
         _Table(path, split, kind, document[coco_records.PLURAL[kind]]) for kind in ("category", "image", "annotation")
     )
-    _check_categories(categories)
+    used = {record["category_id"] for record in annotations.records if _has_id(record, "category_id")}
+    _check_categories(categories, used)
     ids: dict[Any, int] = {}
     for position, record in images.objects():
         images.refuse(position, coco_records.image_faults(record), {})
@@ -121,12 +123,19 @@ def load(path: str | Path, image_dir: str | Path | None, split: str) -> tuple[Da
     return coco.from_document(clean, path, image_dir), problems
 
 
-def _check_categories(table: _Table) -> None:
+def _has_id(record: Any, name: str) -> bool:
+    return isinstance(record, dict) and type(record.get(name)) is int
+
+
+def _check_categories(table: _Table, used: set[int]) -> None:
     ids, names, keypoints = {}, {}, []
+    records = [record if _has_id(record, "id") else {} for record in table.records]
+    empty = empty_copies([r.get("name") for r in records], [r.get("id") for r in records], used)
     for position, record in table.objects():
         table.refuse(position, coco_records.category_faults(record, keypoints), {})
         table.refuse_repeated(position, "id", ids)
-        table.refuse_repeated(position, "name", names)
+        if position not in empty:  # the reader leaves these out
+            table.refuse_repeated(position, "name", names)
         if position not in table.bad:
             keypoints = keypoints or record.get("keypoints") or []
 

@@ -45,9 +45,10 @@ def read(path: str | Path, image_dir: str | Path | None = None) -> Dataset:
 
     Category ids may have gaps, any order, and start at 0. Images without annotations stay, as negatives. Missing
     iscrowd counts as 0, missing area is the segmentation's, else the box's; annotations without a positive, finite
-    width and height are left out: all this is in notes. Without image_dir the images are looked for beside the file, in
-    images/, and where COCO has them (annotations/instances_NAME.json -> NAME/). ValueError, one line naming file,
-    record, field, value and expectation, for anything else that is wrong.
+    width and height are left out, and so are categories without annotations whose name another has: all this is in
+    notes. Without image_dir the images are looked for beside the file, in images/, and where COCO has them
+    (annotations/instances_NAME.json -> NAME/). ValueError, one line naming file, record, field, value and expectation,
+    for anything else that is wrong.
     """
     path = Path(path)
     raw = _bytes(path)
@@ -131,7 +132,13 @@ def _assemble(
     content: _Content, parsed: Callable[[Any], list | dict | None], path: str | Path, image_dir: str | Path | None
 ) -> Dataset:
     notes: list[str] = []
-    columns = coco_columns.images(path, content.images) | coco_columns.categories(path, content.categories, notes)
+    categories, used = content.categories, {record.category_id for record in content.annotations}
+    empty = coco_columns.empty_copies([r.name for r in categories], [r.id for r in categories], used)
+    for n in sorted(empty):
+        own = f"category {categories[n].id} ({coco_records.show(categories[n].name)})"
+        notes.append(f"{own} taken for another of its name: no annotation has it")
+    categories = [record for n, record in enumerate(categories) if n not in empty]
+    columns = coco_columns.images(path, content.images) | coco_columns.categories(path, categories, notes)
     columns |= coco_columns.annotations(path, content.annotations, parsed, columns, notes)
     if image_dir is None:
         image_dir = _find_image_dir(Path(path), columns["file_names"][0])

@@ -2,7 +2,7 @@
 
 from array import array
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from itertools import chain
 from typing import Any
 
@@ -64,6 +64,20 @@ def categories(path: Any, records: list[CategoryRecord], notes: list[str]) -> di
         "left_right": left_right(names),
         "skeleton": _skeleton(records, len(names), notes),
     }
+
+
+def empty_copies(names: Sequence[Any], ids: Sequence[Any], used: Collection[Any]) -> set[int]:
+    """Positions of categories without an annotation whose name another has too: Roboflow lists a set's own name.
+
+    Of copies that all have none the last stays.
+    """
+    counts = Counter(name for name in names if isinstance(name, str))
+    last = {name: n for n, name in enumerate(names) if isinstance(name, str)}
+    taken = {name for name, own in zip(names, ids) if own in used and isinstance(name, str)}
+    return {
+        n for n, (name, own) in enumerate(zip(names, ids))
+        if isinstance(name, str) and counts[name] > 1 and own not in used and (name in taken or n != last[name])
+    }  # fmt: skip
 
 
 def annotations(
