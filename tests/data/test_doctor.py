@@ -225,6 +225,15 @@ def test_boxes_out_of_the_image(tmp_path):
     assert reaching[0].level == WARNING and "reaches 5 px out" in reaching[0].message
 
 
+def test_boxes_as_shares_of_the_image_are_an_error(tmp_path):
+    document = _document()
+    for annotation in document["annotations"]:
+        annotation |= {"bbox": [0.1, 0.2, 0.9, 0.5], "segmentation": []}
+    (problem,) = _no_noise(doctor.check({"train": _write(tmp_path, document)}))
+    assert (problem.level, problem.code) == (ERROR, "box-shares")
+    assert problem.message == "all 3 boxes lie in the first pixel: expected pixels, not shares of the image"
+
+
 def test_thin_box(tmp_path):
     (problem,) = _found(_boxes(tmp_path, [5, 5, 0.4, 10], [5, 5, 1, 1]), "box-thin")
     assert problem.value == "0.4 x 10" and problem.where.endswith("annotation 100")

@@ -18,6 +18,7 @@ REACH = 1.0  # pixels a box may extend beyond its image: tools round, and some c
 TOLERANCE_PIXELS = 3.0  # a segmentation's bounds may differ from the box by this much (a sharp tip holds no pixel),
 TOLERANCE_SHARE = 0.05  # or by this share of the box's longer side, whichever is more
 SMALL_SIDE = 1.0  # pixels: a thinner box may hold no pixel centre
+FIRST_PIXEL = 1.01  # coordinates up to here are shares of the image, as some tools write them, with rounding
 RARE = 10  # instances below which the AP of a class is mostly noise
 DEGENERATE = ("without a positive width and height", "without width or height")  # the readers' notes of such boxes
 
@@ -73,6 +74,12 @@ def _shown(box: NDArray[np.float64]) -> str:
 
 
 def _box_problems(dataset: Dataset) -> Iterator[Finding]:
+    if dataset.num_annotations and np.abs(dataset.boxes).max() <= FIRST_PIXEL:
+        message = (
+            f"all {dataset.num_annotations} boxes lie in the first pixel: expected pixels, not shares of the image"
+        )
+        yield ERROR, "box-shares", dataset.path, _shown(dataset.boxes[0]), message
+        return
     away, out = outside(dataset), reach(dataset)
     for n, where, picture in _at(dataset, away):
         box = _shown(dataset.boxes[n])
