@@ -295,6 +295,10 @@ BAD = {
     "annotation ids twice": (change("annotations", 2, "id", 12), "annotations: id = 12 is given 2 times: expected"),
     "annotation a list": (lambda c: c["annotations"].append([1]), "annotations[5] = [1]: expected a JSON object"),
     "image ids twice": (change("images", 1, "id", 900), "images: id = 900 is given 2 times: expected once"),
+    "file names twice": (
+        change("images", 1, "file_name", "sub/0.jpg"),
+        "images: file_name = sub/0.jpg is given 2 times: expected once",
+    ),
     "image id as text there": (change("images", 1, "id", "7"), "images[1]: id = '7': expected an integer"),
     "no file name": (drop("images", 1, "file_name"), "image 7: field 'file_name' is missing: expected text"),
     "file name a number": (change("images", 1, "file_name", 7), "image 7: file_name = 7: expected text"),

@@ -128,6 +128,7 @@ STRUCTURAL = [
     (_set("images", 1, to={"id": 11, "file_name": "1.png", "height": 10_000, "width": 10_000}), "size-field",
      "image 11", "100000000 pixels"),
     (_set("images", 1, "file_name", to="../1.png"), "file-name", "image 11", "'../1.png': expected a path that stays"),
+    (_set("images", 1, "file_name", to="0.png"), "duplicate-file_name", "image 11", "given before, in images[0]"),
     (_set("images", 1, "file_name", to=None), "file-name", "image 11", "file_name = None: expected text"),
     (_set("categories", 1, "id", to=1), "duplicate-id", "category 1", "id = 1: given before"),
     (_set("categories", 1, "name", to="cat"), "duplicate-name", "category 5", "name = 'cat': given before"),
@@ -155,7 +156,7 @@ def test_structural_error_is_named_with_record_and_value(tmp_path, change, code,
     try:
         assert coco.read(path).notes
     except ValueError as error:
-        assert text.split(":")[0] in str(error) or code in ("duplicate-id", "duplicate-name", "size-field")
+        assert text.split(":")[0] in str(error) or code == "size-field" or code.startswith("duplicate-")
 
 
 def test_every_problem_of_one_file_is_named(tmp_path):

@@ -104,9 +104,11 @@ def load(path: str | Path, image_dir: str | Path | None, split: str) -> tuple[Da
     used = {record["category_id"] for record in annotations.records if _has_id(record, "category_id")}
     _check_categories(categories, used)
     ids: dict[Any, int] = {}
+    names: dict[Any, int] = {}
     for position, record in images.objects():
         images.refuse(position, coco_records.image_faults(record), {})
         images.refuse_repeated(position, "id", ids)
+        images.refuse_repeated(position, "file_name", names)
     problems = [*categories.problems, *images.problems]
     for table in (categories, images):
         if not table.sound():

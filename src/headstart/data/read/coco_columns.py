@@ -38,6 +38,7 @@ def images(path: Any, records: list[ImageRecord]) -> dict[str, Any]:
     ids = _ids(path, "image", records)
     heights, widths = (np.array([getattr(r, side) for r in records], np.int64) for side in ("height", "width"))
     names = tuple(record.file_name for record in records)
+    _check_unique(path, "image", "file_name", list(names))
     _require(not (heights * widths > MAX_PIXELS).any() and is_unicode(names) and not any(map(leaves_folder, names)))
     return {
         "image_ids": ids,
