@@ -34,7 +34,7 @@ def picture(path: Path) -> Path:
 
 
 def label(stem: str) -> str:
-    return "cat" if stem == "a" else "dog"
+    return "cat" if stem[-1:] == "a" else "dog"
 
 
 def coco_text(stems) -> str:
@@ -125,6 +125,12 @@ def coco_cvat(root):
     write(root / "annotations" / "instances_default.json", coco_text(TRAIN + VAL))
     for stem in TRAIN + VAL:
         picture(root / "images" / "default" / f"{stem}.png")
+
+
+def coco_label_studio_windows(root):
+    write(root / "result.json", coco_text([f"images\\{stem}" for stem in TRAIN + VAL]))
+    for stem in TRAIN + VAL:
+        picture(root / "images" / f"{stem}.png")
 
 
 def coco_flat(root):
@@ -238,6 +244,7 @@ LAYOUTS = {
     coco_roboflow: ("coco", ("train", "val")),
     coco_cvat: ("coco", ()),
     coco_flat: ("coco", ("train", "val")),
+    coco_label_studio_windows: ("coco", ()),
     yolo_roboflow: ("yolo", ("train", "val")),
     yolo_ultralytics: ("yolo", ("train", "val")),
     yolo_label_studio: ("yolo", ()),

@@ -37,7 +37,7 @@ def images(path: Any, records: list[ImageRecord]) -> dict[str, Any]:
     """Ids, file names and sizes of I images."""
     ids = _ids(path, "image", records)
     heights, widths = (np.array([getattr(r, side) for r in records], np.int64) for side in ("height", "width"))
-    names = tuple(record.file_name for record in records)
+    names = tuple(record.file_name.replace("\\", "/") for record in records)  # as tools on Windows write them
     _check_unique(path, "image", "file_name", list(names))
     _require(not (heights * widths > MAX_PIXELS).any() and is_unicode(names) and not any(map(leaves_folder, names)))
     return {
