@@ -84,6 +84,24 @@ def test_pictures_elsewhere_than_annotations(tmp_path):
     assert data.file_names == ("a.png", "b.png", "c.png", "d.png") and data.image_dir == tmp_path / "images"
 
 
+@pytest.mark.parametrize("make", [voc_usual, coco_flat, yolo_roboflow, labelme_apart, csv_tensorflow, None])
+def test_files_that_macos_adds_to_archives_are_nothing(tmp_path, make):
+    """Beside each file ._NAME, or all of them below __MACOSX: as many as the data set has files."""
+    if make is None:
+        for name in ("cat/a", "cat/c", "dog/b", "dog/d"):
+            picture(tmp_path / f"{name}.png")
+    else:
+        make(tmp_path)
+    before = formats.splits_of(find_layout(tmp_path))
+    for file in sorted(path for path in tmp_path.rglob("*") if path.is_file()):
+        for place in (file.parent, tmp_path / "__MACOSX" / file.parent.relative_to(tmp_path)):
+            write(place / f"._{file.name}", "\0\5\x16\7")
+    assert formats.splits_of(find_layout(tmp_path)) == before
+    for source in before.values():
+        data = formats.open_dataset(source.path, source.image_dir, source.split)
+        assert data.num_images in (1, 3, 4) and data.class_names == ("cat", "dog")
+
+
 def test_annotated_folders_are_no_classes(tmp_path):
     """Pictures in images/, beside files that no reader knows, are not one class named images."""
     for stem in TRAIN:

@@ -121,12 +121,17 @@ def thumbnail(path: str | Path, side: int) -> np.ndarray:
     return np.asarray(grey.resize((side, side), Image.Resampling.BOX), np.float32)
 
 
+def is_of_macos(name: str) -> bool:
+    """True for what macOS adds to archives: the folder __MACOSX, and a file ._NAME of attributes beside each."""
+    return name == "__MACOSX" or name.startswith("._")
+
+
 def without_copies(paths: Iterable[Path]) -> list[Path]:
-    """Paths of images without each .npy beside another image of its name.
+    """Paths of images without each .npy beside another image of its name, and without macOS' files of attributes.
 
     Ultralytics keeps decoded copies there (`cache=disk`).
     """
-    paths = list(paths)
+    paths = [path for path in paths if not is_of_macos(path.name)]
     others = {path.with_suffix("") for path in paths if not _is_array(path)}
     return [path for path in paths if not _is_array(path) or path.with_suffix("") not in others]
 
@@ -166,6 +171,7 @@ def _opened(path: str | Path) -> Iterator[BinaryIO]:
 
 def _unreadable(path: str | Path, error: Exception) -> ValueError:
     reason = " ".join(str(error).removeprefix(f"{path}: ").split()) or type(error).__name__
+    reason = reason.partition(" <_io.")[0]  # Pillow adds the open file
     expected = ", ".join(FORMATS)
     return Refused(f"{path}: not a readable image ({reason}): expected a whole file of {expected}")
 

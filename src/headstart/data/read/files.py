@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from itertools import takewhile
 from pathlib import Path, PureWindowsPath
 
-from headstart.data.images import SUFFIXES, without_copies
+from headstart.data.images import SUFFIXES, is_of_macos, without_copies
 from headstart.data.read.coco_records import show
 from headstart.files import open_regular, read_regular
 
@@ -68,7 +68,7 @@ def read_head(path: Path) -> bytes:
 
 
 def walk(root: Path, *, depth: int | None = None) -> Iterator[Path]:
-    """Everything below a folder but folders, in no order; links to folders are not followed.
+    """Everything below a folder but folders and macOS' own files, in no order; links to folders are not followed.
 
     depth: levels of folders that are entered, root included; None for all. ValueError naming the root after more
     entries than a data set has. Folders that cannot be listed are errors too.
@@ -79,6 +79,8 @@ def walk(root: Path, *, depth: int | None = None) -> Iterator[Path]:
         try:
             with os.scandir(folder) as entries:
                 for entry in entries:
+                    if is_of_macos(entry.name):
+                        continue
                     is_image = entry.name.lower().endswith(SUFFIXES)
                     images, others = images + is_image, others + (not is_image)
                     if others > MOST_OTHERS + OTHERS_PER_IMAGE * images or images + others > MOST_ENTRIES:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from headstart.data.dataset import Dataset
-from headstart.data.images import SUFFIXES, image_size
+from headstart.data.images import SUFFIXES, image_size, is_of_macos
 from headstart.data.read.coco import from_document
 from headstart.data.read.coco_records import show
 from headstart.data.read.files import MOST_TEXT, SPLITS, find_pictures, pixel, read_head, read_text, split_of, walk
@@ -93,7 +93,7 @@ def is_voc(file: Path) -> bool:
 def find_sets(root: Path) -> dict[str, Path]:
     """The lists in ImageSets/Main (in any case) by name: train, val and test first, CVAT's Validation as val."""
     folder = _child(_child(root, "imagesets") or root / "ImageSets", "main")
-    lists = sorted(folder.glob("*.txt")) if folder else []
+    lists = sorted(folder.glob("[!.]*.txt")) if folder else []
     usual = {SPLITS.get(path.stem.lower(), path.stem): path for path in lists}
     found = usual if len(usual) == len(lists) else {path.stem: path for path in lists}
     order = [name for name in ("train", "val", "trainval", "test") if name in found]
@@ -109,7 +109,8 @@ def _child(folder: Path, *names: str) -> Path | None:
 def _xml_files(root: Path) -> tuple[list[Path], tuple[str, ...]]:
     """The annotation files of a folder, sorted, and a note on other XML files beside them."""
     usual = _child(root, "annotations", "annotation", "xml", "xmls")
-    inside = sorted(p for p in {*usual.iterdir(), *walk(usual)} if p.suffix.lower() == ".xml") if usual else []
+    below = {*usual.iterdir(), *walk(usual)} if usual else ()  # a folder called *.xml too, which reading refuses
+    inside = sorted(path for path in below if path.suffix.lower() == ".xml" and not is_of_macos(path.name))
     if inside:
         return inside, ()
     files = sorted(path for path in walk(root) if path.suffix.lower() == ".xml")
