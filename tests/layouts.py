@@ -227,6 +227,14 @@ def csv_tensorflow(root):
             picture(root / "images" / f"{stem}.png")
 
 
+def csv_of_a_spreadsheet(root):
+    """Semicolons, a byte order mark and Windows' line ends."""
+    rows = [f"{s}.png;{label(s)};{';'.join(f'{v:g}' for v in BOX)}" for s in TRAIN + VAL]
+    write(root / "boxes.csv", "\ufeffImage;Label;X1;Y1;X2;Y2\r\n" + "\r\n".join(rows))
+    for stem in TRAIN + VAL:
+        picture(root / "images" / f"{stem}.png")
+
+
 def csv_retinanet(root):
     rows = [f"images/{s}.png,{','.join(f'{v:g}' for v in BOX)},{label(s)}" for s in TRAIN + VAL]
     write(root / "annotations.csv", "\n".join(rows))
@@ -256,5 +264,6 @@ LAYOUTS = {
     labelme_beside: ("labelme", ()),
     labelme_apart: ("labelme", ("train", "val")),
     csv_tensorflow: ("csv", ("train", "test")),
+    csv_of_a_spreadsheet: ("csv", ()),
     csv_retinanet: ("csv", ()),
 }

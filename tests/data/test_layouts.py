@@ -184,6 +184,16 @@ def test_wrong_csv_is_named(tmp_path, row, expected):
         formats.open_dataset(tmp_path)
 
 
+def test_columns_of_csv_without_corners_are_named(tmp_path):
+    picture(tmp_path / "images" / "a.png")
+    table = write(tmp_path / "boxes.csv", "filename;x;y;w;h;class\na.png;1;2;3;4;cat\n")
+    columns = r"'filename, x, y, w, h, class': expected filename, class, xmin, ymin, xmax, ymax"
+    with pytest.raises(ValueError, match=rf"found files: .*; boxes\.csv: columns {columns}"):
+        formats.open_dataset(tmp_path)
+    with pytest.raises(ValueError, match=rf"boxes\.csv: line 1: columns {columns}"):
+        formats.open_dataset(table)
+
+
 def test_keys_of_the_outermost_object_only(tmp_path):
     text = '{"a": {"images": [{"b": 1}]}, "c\\"d": "annotations", "e": [1, "f"], "g": '
     assert top_keys(write(tmp_path / "x.json", text)) == {

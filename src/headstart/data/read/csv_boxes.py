@@ -19,18 +19,33 @@ COLUMNS = {
     "xmin": ("xmin", "x1", "left"), "ymin": ("ymin", "y1", "top"),
     "xmax": ("xmax", "x2", "right"), "ymax": ("ymax", "y2", "bottom"),
 }  # fmt: skip
+_EXPECTED = "expected " + ", ".join(known[0] for known in COLUMNS.values())
 _HEADLESS = ("name", "xmin", "ymin", "xmax", "ymax", "label")
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
 def is_boxes(path: Path) -> bool:
     """True if the first row of a CSV file names the columns of boxes, or is such a row."""
+    return _columns(_first_row(path)) is not None
+
+
+def why_not_boxes(path: Path) -> str:
+    """The reason why a CSV file is no table of boxes, from its first row."""
+    return f"columns {show(', '.join(_first_row(path)))}: {_EXPECTED}"
+
+
+def _first_row(path: Path) -> list[str]:
     text = read_head(path).decode(errors="replace").removeprefix("\ufeff")
     try:
-        rows = list(csv.reader(text.splitlines()[:1]))
+        return next(csv.reader(text.splitlines()[:1], delimiter=_delimiter(text)), [])
     except csv.Error:
-        return False
-    return bool(rows) and _columns(rows[0]) is not None
+        return []
+
+
+def _delimiter(text: str) -> str:
+    """What separates columns: a comma, or as spreadsheets have it in other countries a semicolon; or a tab."""
+    first = text.partition("\n")[0]
+    return max(",;\t", key=first.count)
 
 
 def read_csv(
@@ -85,7 +100,8 @@ def _columns(header: Sequence[str]) -> dict[str, int] | None:
 
 
 def _rows(file: Path) -> list[dict[str, Any]]:
-    lines = csv.reader(read_text(file, "a table of boxes", most=MOST_TEXT).splitlines(), strict=True)
+    text = read_text(file, "a table of boxes", most=MOST_TEXT)
+    lines = csv.reader(text.splitlines(), delimiter=_delimiter(text), strict=True)
     places, found = None, []
     try:
         for number, cells in enumerate(lines, 1):
@@ -95,7 +111,7 @@ def _rows(file: Path) -> list[dict[str, Any]]:
             if places is None:
                 places = _columns(cells)
                 if places is None:
-                    raise ValueError(f"{where}: {show(cells)}: expected columns {', '.join(COLUMNS)}")
+                    raise ValueError(f"{where}: columns {show(', '.join(cells))}: {_EXPECTED}")
                 if not cells[places["name"]].lower().strip().endswith(SUFFIXES):
                     continue  # a header
             found.append(_row(file, where, cells, places))

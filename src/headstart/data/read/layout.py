@@ -9,7 +9,7 @@ from itertools import combinations
 from pathlib import Path
 
 from headstart.data.images import SUFFIXES
-from headstart.data.read.csv_boxes import is_boxes
+from headstart.data.read.csv_boxes import is_boxes, why_not_boxes
 from headstart.data.read.data_yaml import why_not_yolo
 from headstart.data.read.files import SPLITS, read_head, split_of, walk
 from headstart.data.read.labelme import is_labelme
@@ -62,6 +62,7 @@ def find_layout(path: str | Path) -> DataLayout:
         return found
     if not reasons and (classes := _class_folders(path, pictures)):
         return classes
+    reasons |= {table: why_not_boxes(table) for table in by_suffix.get(".csv", ())[:1]}
     raise ValueError(f"{path}: no known format: {EXPECTED}; found {_summary(by_suffix, reasons)}")
 
 
