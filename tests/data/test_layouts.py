@@ -132,6 +132,17 @@ def test_class_folders_with_splits(tmp_path):
         formats.open_dataset(tmp_path)
 
 
+def test_pictures_in_one_folder_are_no_classes(tmp_path):
+    """One class tells nothing apart: top1 would be 100 % for every start."""
+    for name in ("train/cat/a", "val/cat/b"):
+        picture(tmp_path / f"{name}.png")
+    for root in (tmp_path, tmp_path / "train"):
+        with pytest.raises(ValueError, match=r"no known format: .*, or one folder of images a class \(two or more\)"):
+            find_layout(root)
+    picture(tmp_path / "val" / "dog" / "c.png")
+    assert find_layout(tmp_path).splits == ("train", "val")
+
+
 def test_a_split_that_is_not_there_is_named(tmp_path):
     for make in (voc_roboflow, labelme_apart, csv_tensorflow, yolo_ultralytics, coco_flat):
         make(tmp_path / make.__name__)

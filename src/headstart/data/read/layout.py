@@ -23,7 +23,7 @@ HALF = 0.5  # share of the pictures that files of one a picture describe, unless
 _KEYS = re.compile(r'"(?P<key>(?:[^"\\]|\\.)*)"\s*(?P<value>:\s*(?P<list>(?=\[))?)?|[{}\[\]]')
 EXPECTED = (
     "expected a COCO .json file, a VOC folder (.xml files), YOLO's data.yaml or classes.txt, labelme's .json files, "
-    "a .csv file of boxes, or one folder of images a class"
+    "a .csv file of boxes, or one folder of images a class (two or more)"
 )
 
 
@@ -160,16 +160,17 @@ def _names(root: Path, files: Sequence[Path]) -> tuple[str, ...]:
 
 
 def _class_folders(root: Path, pictures: Sequence[Path]) -> DataLayout | None:
-    """The layout of image folders: classes, or splits of classes."""
+    """The layout of image folders: classes, or splits of classes; none for a single class: nothing to tell apart."""
     folders = [picture.relative_to(root).parts[:-1] for picture in pictures]
     top = {parts[0] for parts in folders if parts}
     if top and all(split_of(Path(name)) for name in top):
         roots = sorted(root / name for name in {parts[0] for parts in folders if len(parts) > 1})
         names = [split_of(Path(folder.name)) for folder in roots]
-        if roots and len(set(names)) == len(names):
+        if len({parts[1] for parts in folders if len(parts) > 1}) > 1 and len(set(names)) == len(names):
             return DataLayout("folders", root, tuple(roots), tuple(str(name) for name in names))
         return None
-    return DataLayout("folders", root, (root,)) if {name for name in top if name.lower() not in HOLDERS} else None
+    classes = {name for name in top if name.lower() not in HOLDERS}
+    return DataLayout("folders", root, (root,)) if len(classes) > 1 else None
 
 
 def top_keys(path: Path) -> dict[str, bool]:
