@@ -415,14 +415,18 @@ def small_start(tmp_path):
 @pytest.mark.slow
 def test_a_folder_becomes_a_report_by_one_command(tmp_path, monkeypatch, capsys, few_steps):
     cells = cells_of(tmp_path, 40)
-    out = tmp_path / "runs"
+    out = tmp_path / "my runs"
     words = ["ask", cells, "--hours", "0.1", "--out", out, "--jobs", "1", *small_start(tmp_path)]
+    refused = call(monkeypatch, capsys, *words, "--name", "my cells")
+    assert refused.code == 2 and "name: 'my cells' is not a name" in refused.err and not out.exists()
     shown = call(monkeypatch, capsys, *words)  # no terminal and no --yes: nothing runs
     assert shown.code == 0 and "40 images cannot tell" in " ".join(shown.out.split()), shown
     assert max(len(line) for line in shown.out.splitlines() if str(tmp_path) not in line) <= 80
     file = out / "ask-cells" / "study.yaml"
     text = file.read_text()
-    assert f"headstart study run {file} --out {out}" in shown.out and "# images have 64 px" in text
+    assert shlex.join(["headstart", "study", "run", str(file), "--out", str(out)]) in shown.out
+    asked = shlex.join(map(str, ["ask", cells, "--hours", "0.1", *small_start(tmp_path)]))
+    assert asked in " ".join(text.replace("\n#", " ").split()) and "# images have 64 px" in text
     assert not (out / "ask-cells" / "plan.json").exists()
     done = call(monkeypatch, capsys, *words, "--yes")
     assert done.code == 0 and "No answer yet" in done.out, done

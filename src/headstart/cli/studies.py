@@ -1,5 +1,6 @@
 """Verbs about studies, and `ask`, which designs, shows and runs a study for a data set."""
 
+import shlex
 import sys
 import textwrap
 from dataclasses import asdict
@@ -240,7 +241,9 @@ def ask(
         prepared, said = proposal.prepared, summary(proposal)
     for line in said:
         tell(line)
-    command = f"headstart study run {file}" + ("" if out == Path("runs") else f" --out {out}")
+    command = shlex.join(
+        ["headstart", "study", "run", str(file), *([] if out == Path("runs") else ["--out", str(out)])]
+    )
     if plan or not (yes or (sys.stdin.isatty() and typer.confirm("Run it now?", default=True, err=as_json))):
         answer(as_json, {"study": str(file), "plan": said, "command": command}, f"to run it: {command}")
         return

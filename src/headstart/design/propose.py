@@ -1,6 +1,7 @@
 """A study for a data set and a number of hours: data, settings, schedule and seeds chosen, with the reasons."""
 
 import re
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -30,7 +31,7 @@ from headstart.study.forecast import Load
 from headstart.study.plan import Plan
 from headstart.study.prepare import Prepared, prepare
 from headstart.study.results import QUESTION_FILE
-from headstart.study.spec import parse_study
+from headstart.study.spec import check_name, parse_study
 from headstart.study.timing import keep_loads, measure_apart
 from headstart.typed_json import read_json
 from headstart.verdict.numbers import counted, span
@@ -126,6 +127,7 @@ def propose(question: Question, directory: Path, *, jobs: int | None = None, say
     ValueError for data with errors, weights that are not here, and hours in which nothing can be learnt.
     """
     since = time.perf_counter()
+    check_name("name", directory.name)
     if not 0 < question.hours <= 10_000:
         raise ValueError(f"hours = {question.hours:g}: expected more than 0 and at most 10,000")
     options: dict[str, Any] = {"images": question.images, "labels": question.labels, "groups": question.groups}
@@ -214,9 +216,8 @@ def _fields(name: str, recipe: str, starts: Starts, rule: Rule, seeds: int, quar
 
 
 def _head(question: Question, budget: Budget, jobs: int, said: Sequence[str]) -> list[str]:
-    words = " ".join(question.data)
     return [
-        f"Made by `headstart ask {words} --hours {question.hours:g}`: is a pre-trained start worth it on these data?",
+        f"Made by `headstart ask {shlex.join(_words(question))}`: is a pre-trained start worth it on these data?",
         f"Expected: {span(budget.seconds)} with {jobs} segments at a time; {100 * RESERVE:.0f} % of the hours are kept "
         "for the report and slower steps.",
         *(f"{sentence[0].upper()}{sentence[1:]}." for sentence in said),

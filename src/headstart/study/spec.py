@@ -106,11 +106,7 @@ class StudySpec(StudySection):
         named = {"arms": self.arms, "pretrain": self.pretrain, "also_evaluate": self.also_evaluate}
         for field, names in {"name": (self.name,), "runs": () if self.runs is None else (self.runs,), **named}.items():
             for name in names:
-                if not _NAME.fullmatch(name) or not is_file_name(name):
-                    raise ValueError(
-                        f"{field}: {reprlib.repr(name)} is not a name: letters, digits, _ . + - and at most 64 of "
-                        "them, no dot at the end, nor a name that Windows keeps for itself, such as con"
-                    )
+                check_name(field, name)
         checks.check_distinct("seeds", self.seeds)
         if not self.seeds:
             raise ValueError("seeds: none given, expected at least one")
@@ -189,6 +185,15 @@ class StudySpec(StudySection):
         name = self.pretraining_of(arm)
         own = seed + self.patch_of(arm).get("seed", 0)
         return self.pretrain[name].place(name, fraction, own) if name else (None, fraction, own)
+
+
+def check_name(field: str, name: str) -> None:
+    """Refuse a name that cannot be part of the name of a folder."""
+    if not _NAME.fullmatch(name) or not is_file_name(name):
+        raise ValueError(
+            f"{field}: {reprlib.repr(name)} is not a name: letters, digits, _ . + - and at most 64 of them, no dot at "
+            "the end, nor a name that Windows keeps for itself, such as con"
+        )
 
 
 def parse_study(data: Mapping[str, Any], *, source: str) -> StudySpec:
