@@ -400,6 +400,15 @@ def test_eval_on_other_categories_or_nothing(say, finished, data_root, tmp_path)
         "eval", finished["detector"], "--data", scenes["data__train"], "--images", scenes["data__train_images"]
     )
     refused(answer, "train.json", "categories")
+    content = json.loads((data_root / "scenes/val.json").read_text())
+    first, second = content["categories"][:2]
+    first["name"], second["name"] = second["name"], first["name"]
+    (tmp_path / "swapped.json").write_text(json.dumps(content))
+    answer = say(
+        "eval", finished["detector"], "--data", tmp_path / "swapped.json", "--images", data_root / "scenes/val"
+    )
+    here, there = repr(first["name"]), repr(second["name"])
+    refused(answer, f"classes differ from the checkpoint: category {first['id']} is {here}, there it is {there}")
     refused(say("eval", finished["detector"], "--data", "nowhere.json"), "nowhere.json")
     for option, value in (("--images", scenes["data__train_images"]), ("--split", "train")):
         refused(say("eval", finished["detector"], option, value), "--images, --split: given without --data FILE")

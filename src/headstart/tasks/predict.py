@@ -93,7 +93,7 @@ def evaluate(trained: Trained, data: Dataset) -> tuple[Evaluation, Predictions]:
     ValueError for other categories, and for a segmentation model: use `evaluate_labels` for that.
     """
     trained.require("detection", _INSTEAD)
-    trained.require_classes(data.path, tuple(data.category_ids.tolist()))
+    trained.require_classes(data.path, data.category_ids.tolist(), data.class_names)
     part, model = trained.recipe.evaluate, trained.model
     if "keypoints" in model.kinds:
         require_keypoints(data)

@@ -145,7 +145,7 @@ def evaluate_labels(trained: Trained, maps: LabelMaps) -> PixelRecords:
     ValueError for other classes, and for a detector: use `evaluate` for that.
     """
     trained.require("segmentation", _INSTEAD)
-    trained.require_classes(maps.dataset.path, tuple(maps.class_ids))
+    trained.require_classes(maps.dataset.path, maps.class_ids, maps.class_names)
     images = eval_images(trained.recipe, maps.dataset)
     return count_all(trained.model, maps, images, trained.device, bf16=trained.recipe.train.bf16)
 

@@ -1,7 +1,7 @@
 """Parts that all tasks share: a task as the loop sees it, a trained model, and checks of data against each other."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -133,12 +133,10 @@ class Trained:
         if self.recipe.task != task:
             raise ValueError(f"this is a {self.recipe.task} model, expected a {task} model; {instead}")
 
-    def require_classes(self, path: Path | str, ids: tuple[int, ...]) -> None:
+    def require_classes(self, path: Path | str, ids: Iterable[int], names: Iterable[str]) -> None:
         """ValueError unless the data set at `path` has the categories that the model was trained on."""
-        if ids != self.category_ids:
-            raise ValueError(
-                f"{path}: has categories {list(ids)[:10]}, the checkpoint was trained on {list(self.category_ids)[:10]}"
-            )
+        known = dict(zip(self.category_ids, self.class_names))
+        check_same_classes("the checkpoint", known, path, dict(zip(ids, names)))
 
 
 def make_model(recipe: AnyRecipe, num_classes: int, *keypoints: Any) -> Any:
