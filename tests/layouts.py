@@ -206,6 +206,14 @@ def yolo_labelimg(root):
     write(root / "images" / "classes.txt", "cat\ndog\n")
 
 
+def yolo_lists_in_splits(root):
+    for name, stems in (("train", TRAIN), ("val", VAL)):
+        for stem in stems:
+            write(root / name / f"{stem}.txt", yolo_text(stem))
+            picture(root / name / f"{stem}.png")
+        write(root / name / "classes.txt", "cat\ndog\n")
+
+
 def labelme_beside(root):
     for stem in TRAIN + VAL:
         write(root / f"{stem}.json", labelme_text(stem, f"{stem}.png"))
@@ -261,6 +269,7 @@ LAYOUTS = {
     yolo_cvat_ultralytics: ("yolo", ("train", "val")),
     yolo_windows: ("yolo", ("train", "val")),
     yolo_labelimg: ("yolo", ()),
+    yolo_lists_in_splits: ("yolo", ("train", "val")),
     labelme_beside: ("labelme", ()),
     labelme_apart: ("labelme", ("train", "val")),
     csv_tensorflow: ("csv", ("train", "test")),

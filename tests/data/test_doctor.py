@@ -454,7 +454,7 @@ def test_every_split_of_a_folder_is_checked(tmp_path):
         doctor.fix(tmp_path / "yolo", tmp_path / "clean.json")
     coco_roboflow(tmp_path / "coco")
     assert list(doctor.sources([tmp_path / "coco"])) == ["train", "val"]
-    for name in ("train/cat/1", "val/cat/2"):
+    for name in ("train/cat/1", "val/dog/2"):
         _picture(tmp_path / "folders" / f"{name}.png")
     assert list(doctor.sources([tmp_path / "folders"])) == ["train", "val"]
 

@@ -19,6 +19,7 @@ from layouts import (
     TRAIN,
     VAL,
     coco_flat,
+    coco_text,
     csv_tensorflow,
     label,
     labelme_apart,
@@ -76,6 +77,21 @@ def test_several_data_sets_are_not_one(tmp_path):
     voc_usual(tmp_path / "cells")
     with pytest.raises(ValueError, match=r"holds several data sets: expected the folder of one \(among cars, cells\)"):
         formats.open_dataset(tmp_path)
+
+
+def test_files_of_one_name_in_folders_that_are_no_splits_are_named(tmp_path):
+    """Two exported tasks: none of them is read as the whole."""
+    for task in ("one", "two"):
+        write(tmp_path / "coco" / task / "instances_default.json", coco_text(TRAIN))
+        write(tmp_path / "yolo" / task / "classes.txt", "cat\ndog\n")
+        for kind, stem in (("coco", "a"), ("yolo", "b")):
+            picture(tmp_path / kind / task / f"{stem}.png")
+    for kind, name in (("coco", "instances_default.json"), ("yolo", "classes.txt")):
+        expected = rf"{kind}: no split fits 2 files: expected one of \['one/{name}', 'two/{name}'\]"
+        with pytest.raises(ValueError, match=expected):
+            formats.splits_of(find_layout(tmp_path / kind))
+        with pytest.raises(ValueError, match=expected):
+            formats.open_dataset(tmp_path / kind)
 
 
 def test_pictures_elsewhere_than_annotations(tmp_path):

@@ -54,8 +54,10 @@ def detect_format(path: str | Path) -> str:
 
 def splits_of(layout: DataLayout) -> dict[str, Source]:
     """The splits of a data set by name; an undivided one is "all"."""
-    if layout.kind == "coco":
-        return {name: Source(file) for name, file in zip(layout.splits or ("all",), layout.files)}
+    if layout.kind == "coco" or (layout.kind == "yolo" and layout.splits):
+        if not layout.splits:
+            return {"all": Source(_the_only(layout.root, layout, None))}
+        return {name: Source(file) for name, file in zip(layout.splits, layout.files)}
     if layout.kind == "split":
         names = tuple(read_split_file(layout.root)[0].splits)
     elif layout.kind == "yolo":
@@ -82,6 +84,8 @@ def open_dataset(path: str | Path, image_dir: str | Path | None = None, split: s
     if layout.kind == "voc":
         return read_voc(path, split, image_dir=image_dir)
     if layout.kind == "yolo":
+        if layout.splits:  # a list of class names in the folder of each
+            return read_yolo(_the_only(path, layout, split))
         return read_yolo(_the_only(path, layout, None), split or "train")
     if layout.kind in ("labelme", "csv"):
         reader = read_labelme if layout.kind == "labelme" else read_csv

@@ -103,8 +103,8 @@ def _annotated(
             data_yaml.append(file)
         elif file.stem in ("data", "dataset"):
             reasons[file] = why
-    data_yaml = data_yaml or [file for file in files.get(".txt", ()) if file.name == "classes.txt"][:1]
-    data_yaml = data_yaml or files.get(".names", [])[:1]
+    lists = [file for file in files.get(".txt", ()) if file.name == "classes.txt"] or files.get(".names", [])
+    lists = [] if data_yaml else _shallow(root, lists)
     keys = {file: top_keys(file) for file in files.get(".json", [])[:MOST_LOOKED]}
     labelme = [file for file, own in keys.items() if is_labelme(own)]
     listed = [file for file, own in keys.items() if own.get("images") or own.get("annotations")]
@@ -114,7 +114,7 @@ def _annotated(
     table = _shallow(root, _of_kind(files.get(".csv", ()), is_boxes))
     candidates = [
         DataLayout("voc", root, tuple(xml), tuple(find_sets(root)) or _by_folder(root, xml)),
-        DataLayout("yolo", root, tuple(data_yaml)),
+        DataLayout("yolo", root, tuple(data_yaml or lists), _names(root, lists) if len(lists) > 1 else ()),
         DataLayout("coco", root, tuple(coco), _names(root, coco)),
         DataLayout("labelme", root, tuple(labelme), _by_folder(root, labelme)),
         DataLayout("csv", root, tuple(table), _by_folder(root, table, stems=True)),
@@ -152,11 +152,12 @@ def _by_folder(root: Path, files: Sequence[Path], *, stems: bool = False) -> tup
 
 
 def _names(root: Path, files: Sequence[Path]) -> tuple[str, ...]:
-    """Names of COCO files: their splits, or their stems where these are not one of each; one file may be undivided."""
+    """Names of files that are a split each: their splits, else different stems, else none; one may be undivided."""
     if len(files) == 1 and not split_of(files[0].relative_to(root)):
         return ()
     names = [split_of(file.relative_to(root)) or file.stem for file in files]
-    return tuple(names if len(set(names)) == len(names) else [file.stem for file in files])
+    stems = [file.stem for file in files]
+    return tuple(next((each for each in (names, stems) if len(set(each)) == len(files)), ()))
 
 
 def _class_folders(root: Path, pictures: Sequence[Path]) -> DataLayout | None:
