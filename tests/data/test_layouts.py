@@ -31,6 +31,7 @@ from layouts import (
     voc_usual,
     write,
     yolo_roboflow,
+    yolo_text,
     yolo_ultralytics,
 )
 
@@ -84,6 +85,7 @@ def test_files_of_one_name_in_folders_that_are_no_splits_are_named(tmp_path):
     for task in ("one", "two"):
         write(tmp_path / "coco" / task / "instances_default.json", coco_text(TRAIN))
         write(tmp_path / "yolo" / task / "classes.txt", "cat\ndog\n")
+        write(tmp_path / "yolo" / task / "b.txt", yolo_text("b"))
         for kind, stem in (("coco", "a"), ("yolo", "b")):
             picture(tmp_path / kind / task / f"{stem}.png")
     for kind, name in (("coco", "instances_default.json"), ("yolo", "classes.txt")):

@@ -504,9 +504,14 @@ def test_label_maps_become_a_study_of_segmentation(tmp_path, monkeypatch, capsys
         [(Source(Path(recipe.data.train), tmp_path / "set/images"), tmp_path / "set/masks")], tmp_path
     )
     assert named.dataset.file_names == train.file_names and named.dataset.class_names == train.class_names
-    write(tmp_path / "set/classes.txt", "\n".join(f"thing {n}" for n in range(20)))
+    write(tmp_path / "set/classes.txt", "\n".join(f"thing {n}" for n in range(200)))
+    next((tmp_path / "set/masks").iterdir()).unlink()
+    said = []
+    found = find_data([tmp_path / "set"], tmp_path / "again", say=said.append)
+    assert found.kind == "pixels" and found.train.class_names[3] == "thing 3"
+    assert "1 picture without a label map left out" in said
     (pixels,), ignored = open_pixels([(Source(tmp_path / "set/images"), tmp_path / "set/masks")], tmp_path / "set")
-    assert pixels.dataset.class_names[3] == "thing 3" and ignored == (255,) and pixels.dataset.num_classes == 20
+    assert pixels.dataset.class_names[3] == "thing 3" and ignored == (255,) and pixels.dataset.num_classes == 200
 
 
 def test_folders_of_label_maps_are_told_from_folders_of_classes(tmp_path):

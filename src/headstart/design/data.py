@@ -13,6 +13,7 @@ from headstart.data.dataset import Dataset
 from headstart.data.read import Source, detect_format, find_layout, open_dataset, read_split_file, splits_of
 from headstart.data.read.coco import write
 from headstart.design.pixels import find_maps, open_pixels, write_split
+from headstart.verdict.numbers import counted
 
 SHARE = 0.2  # of the images for validation: the usual 80/20 (Ultralytics' autosplit: 90/10)
 SHARE_OF_FEW, FEW = 1 / 3, 100  # of fewer images: a fifth of them would tell nothing
@@ -100,14 +101,21 @@ _FORMATS = {
 
 
 def _maps_of(given: Sequence[Source]) -> dict[str, tuple[Source, Path]]:
-    """Pictures and label maps of a folder that has no other format, by split."""
-    if len(given) != 1 or given[0].split is not None:
+    """Pictures and label maps of a folder that has no other format, by split; ValueError for a folder of neither."""
+    root = given[0].path
+    if len(given) != 1 or given[0].split is not None or not root.is_dir():
         return {}
     try:
-        other = find_layout(given[0].path).kind != "folders"
-    except ValueError:
-        other = False
-    return {} if other else {name: (Source(one), maps) for name, (one, maps) in find_maps(given[0].path).items()}
+        unknown = None
+        if find_layout(root).kind != "folders":
+            return {}
+    except ValueError as error:
+        expected = "8-bit PNGs (grey or palette) named as the pictures, in a folder such as masks/"
+        unknown = f"{error}; label maps are {expected}"
+    found = find_maps(root)
+    if unknown and not found:
+        raise ValueError(unknown)
+    return {name: (Source(one), maps) for name, (one, maps) in found.items()}
 
 
 def _find_pixels(
@@ -118,6 +126,8 @@ def _find_pixels(
     opened, ignored = open_pixels([maps[name] for name in names], root)
     how = "divided here" if len(names) == 1 else " and ".join(names)
     say(f"format: {_FORMATS['pixels']}; training and validation set: {how}")
+    if left_out := sum(each.left_out for each in opened):
+        say(f"{counted(left_out, 'picture')} without a label map left out")
     if len(names) == 1:
         whole = opened[0].dataset
         held_out = divide(whole, group_images(whole, groups), share_of(whole.num_images), 0)

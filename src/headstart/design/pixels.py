@@ -23,10 +23,14 @@ MASK = {0: "background", 255: "foreground"}  # of maps with these two values alo
 
 @dataclass(frozen=True)
 class Pixels:
-    """Pictures of one split with their label maps: the data set has one object for each class in a picture."""
+    """Pictures of one split with their label maps: the data set has one object for each class in a picture.
+
+    left_out: pictures without a label map.
+    """
 
     dataset: Dataset
     labels: Path
+    left_out: int
 
 
 def find_maps(root: Path) -> dict[str, tuple[Path, Path]]:
@@ -66,7 +70,7 @@ def open_pixels(places: Sequence[tuple[Source, Path]], root: Path) -> tuple[list
     """
     described = [None if os.path.isdir(s.path) else coco.read(s.path, s.image_dir) for s, _ in places]
     values = [_values_of(source.path, labels, data) for (source, labels), data in zip(places, described)]
-    present = sorted({value for own in values for found in own.values() for value in found})
+    present = sorted({value for own, _ in values for found in own.values() for value in found})
     if first := next((data for data in described if data is not None), None):
         classes = dict(zip(first.category_ids.tolist(), first.class_names))
     elif present == sorted(MASK):
@@ -75,8 +79,8 @@ def open_pixels(places: Sequence[tuple[Source, Path]], root: Path) -> tuple[list
         classes = _named_classes(root) or {value: f"class {value}" for value in present if value != IGNORED}
     ignored = () if IGNORED in classes else (IGNORED,)
     return [
-        Pixels(_dataset(source.path if data is None else data.image_dir, own, classes), labels)
-        for (source, labels), data, own in zip(places, described, values)
+        Pixels(_dataset(source.path if data is None else data.image_dir, own, classes), labels, left_out)
+        for (source, labels), data, (own, left_out) in zip(places, described, values)
     ], ignored
 
 
@@ -108,8 +112,8 @@ def _named_classes(root: Path) -> dict[int, str]:
     return {}
 
 
-def _values_of(images: Path, labels: Path, data: Dataset | None) -> dict[str, list[int]]:
-    """{file name of a picture: values of its map}, for the pictures that have one."""
+def _values_of(images: Path, labels: Path, data: Dataset | None) -> tuple[dict[str, list[int]], int]:
+    """{file name of a picture: values of its map}, for the pictures that have one, and the number of the others."""
     if data is not None:
         names = list(data.file_names)
     else:
@@ -127,7 +131,7 @@ def _values_of(images: Path, labels: Path, data: Dataset | None) -> dict[str, li
         found[name] = values.tolist()
     if not found:
         raise ValueError(f"{labels}: no PNG has the name of a picture in {images}: expected one for each")
-    return found
+    return found, len(names) - len(found)
 
 
 def _dataset(folder: Path, values: dict[str, list[int]], classes: dict[int, str]) -> Dataset:

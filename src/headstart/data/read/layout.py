@@ -104,7 +104,9 @@ def _annotated(
         elif file.stem in ("data", "dataset"):
             reasons[file] = why
     lists = [file for file in files.get(".txt", ()) if file.name == "classes.txt"] or files.get(".names", [])
-    lists = [] if data_yaml else _shallow(root, lists)
+    stems = {picture.stem for picture in pictures}
+    labelled = any(file.stem in stems or "labels" in file.parts for file in files.get(".txt", ())) or not pictures
+    lists = _shallow(root, lists) if labelled and not data_yaml else []  # label maps may have classes.txt too
     keys = {file: top_keys(file) for file in files.get(".json", [])[:MOST_LOOKED]}
     labelme = [file for file, own in keys.items() if is_labelme(own)]
     listed = [file for file, own in keys.items() if own.get("images") or own.get("annotations")]
