@@ -105,7 +105,10 @@ def _annotated(
             reasons[file] = why
     lists = [file for file in files.get(".txt", ()) if file.name == "classes.txt"] or files.get(".names", [])
     stems = {picture.stem for picture in pictures}
-    labelled = any(file.stem in stems or "labels" in file.parts for file in files.get(".txt", ())) or not pictures
+    labelled = (
+        any(file.stem in stems or "labels" in file.relative_to(root).parts for file in files.get(".txt", ()))
+        or not pictures
+    )
     lists = _shallow(root, lists) if labelled and not data_yaml else []  # label maps may have classes.txt too
     keys = {file: top_keys(file) for file in files.get(".json", [])[:MOST_LOOKED]}
     labelme = [file for file, own in keys.items() if is_labelme(own)]
