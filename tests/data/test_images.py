@@ -1,6 +1,7 @@
 """Every image mode becomes upright uint8 RGB; whatever cannot is refused by name."""
 
 import struct
+import warnings
 import zlib
 from pathlib import Path
 
@@ -59,6 +60,9 @@ def test_palette_with_and_without_transparency(tmp_path, transparency):
     options = {} if transparency is None else {"transparency": transparency}
     image.save(tmp_path / "a.png", **options)
     np.testing.assert_array_equal(images.load_image(tmp_path / "a.png"), palette[index])
+    with warnings.catch_warnings(action="error"):  # Pillow's, of bytes of transparency
+        shown = images.thumbnail(tmp_path / "a.png", 1)
+    assert shown == pytest.approx(np.asarray(Image.fromarray(palette[index]).convert("L"), np.float32).mean(), abs=1)
 
 
 def test_16_bit_grey_is_scaled_by_a_fixed_factor(tmp_path):

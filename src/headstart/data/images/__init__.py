@@ -111,7 +111,7 @@ def thumbnail(path: str | Path, side: int) -> np.ndarray:
         with open_image(path) as image:
             try:
                 image.draft("L", (4 * side, 4 * side))
-                grey = None if image.mode in _GREY_16 else _upright(image, path).convert("L")
+                grey = None if image.mode in _GREY_16 else _without_palette(_upright(image, path)).convert("L")
             except Refused:
                 raise
             except Exception as error:
@@ -205,13 +205,16 @@ def _upright(image: Image.Image, path: str | Path) -> Image.Image:
 
 
 def _rgb(image: Image.Image, path: str | Path) -> np.ndarray:
-    upright = _upright(image, path)
+    upright = _without_palette(_upright(image, path))
     if upright.mode in _GREY_16:
         grey = _check_16_bit(np.asarray(upright), path).astype(np.uint32)
         return np.repeat(((grey * 255 + 32767) // 65535).astype(np.uint8)[:, :, None], 3, axis=2)
-    if upright.mode in ("P", "PA"):  # through RGBA: a palette may carry transparency, which then is dropped
-        upright = upright.convert("RGBA")
     return np.array(upright.convert("RGB"))
+
+
+def _without_palette(image: Image.Image) -> Image.Image:
+    """A palette becomes RGBA: it may carry transparency, of which Pillow would warn otherwise."""
+    return image.convert("RGBA") if image.mode in ("P", "PA") else image
 
 
 def _bands(image: Image.Image, path: str | Path, channels: int) -> np.ndarray:
