@@ -40,7 +40,7 @@ from headstart.verdict.paired import t_power
 from headstart.verdict.rule import Rule, smallest_difference
 from headstart.weights import public
 from headstart.weights.public import find_file
-from layouts import STRAY, coco_flat, picture, voc_lower_case, voc_text, write
+from layouts import STRAY, coco_cvat, coco_flat, picture, voc_lower_case, voc_text, write
 from tiny import tiny_classifier
 from weight_nets import classifier, randomise, resnet
 
@@ -129,6 +129,22 @@ def test_errors_stop_and_fix_goes_on(tmp_path):
     found = find_data([str(root)], tmp_path / "out", fix=True, say=said.append)
     assert found.train.num_images == 9 and found.val.num_images == 3
     assert found.places[0].path == tmp_path / "out" / "train.json" and found.train.image_path(0).is_file()
+
+
+def test_records_that_the_reader_refuses_are_listed_and_fixed_too(tmp_path):
+    coco_cvat(tmp_path / "set")
+    file = tmp_path / "set" / "annotations" / "instances_default.json"
+    document = json.loads(file.read_text())
+    document["annotations"][0] |= {"bbox": []}
+    document["annotations"][2] |= {"segmentation": [[1, 2]]}
+    file.write_text(json.dumps(document))
+    said = []
+    with pytest.raises(ValueError, match=r"the data have 2 errors \("):
+        find_data([str(tmp_path / "set")], tmp_path / "out", say=said.append)
+    assert [line.split()[1] for line in said if line.startswith("error")] == ["[box-field]", "[segmentation]"]
+    found = find_data([str(tmp_path / "set")], tmp_path / "out", fix=True, say=said.append)
+    assert sum(part.num_images for part in (found.train, found.val)) == 4
+    assert sum(part.num_annotations for part in (found.train, found.val)) == 2
 
 
 def test_near_duplicates_across_given_splits_are_told(tmp_path):

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -70,17 +70,17 @@ def find_data(
         if "test" in names[2:]:
             say("split test is left alone: choose nothing by it, and judge the final model on it once")
         if len(places) < 2:
-            places, how = places or given, "divided here"
+            whole = replace(known["all"], image_dir=given[0].image_dir) if "all" in known else given[0]
+            places, how = places or [whole], "divided here"
     say(f"format: {_FORMATS.get(kind, kind)}; training and validation set: {how}")
-    opened = [open_dataset(place.path, place.image_dir, place.split) for place in places]
-    if len(places) == 2 and _same_images(*opened):
+    if len(places) == 2 and _same_images(*places):
         say("training and validation set are the same images: divided here instead")
-        places, opened, how = places[:1], opened[:1], "divided here"
+        places, how = places[:1], "divided here"
     places = _checked(dict(zip(("train", "val"), places)), directory, fix=fix, say=say)
     if len(places) == 1:
-        share = share_of(opened[0].num_images)
-        file = directory / "split.json"
         place = places[0]
+        share = share_of(open_dataset(place.path, place.image_dir, place.split).num_images)
+        file = directory / "split.json"
         path = f"{place.path}:{place.split}" if place.split else place.path
         for line in split_dataset(path, file, images=place.image_dir, share=share, seed=0, groups=groups).lines():
             say(line)
@@ -147,10 +147,11 @@ def share_of(num_images: int) -> float:
     return SHARE if num_images >= FEW else SHARE_OF_FEW
 
 
-def _same_images(one: Dataset, other: Dataset) -> bool:
-    return {os.path.realpath(one.image_path(i)) for i in range(one.num_images)} == {
-        os.path.realpath(other.image_path(i)) for i in range(other.num_images)
-    }
+def _same_images(*places: Source) -> bool:
+    """True if two places have the same pictures; False where one of them cannot be read, which the check will say."""
+    found = [doctor.read_usable(place, "")[0] for place in places]
+    paths = [{os.path.realpath(data.image_path(i)) for i in range(data.num_images)} for data in found if data]
+    return len(paths) == len(places) and paths[0] == paths[1]
 
 
 def _checked(sources: dict[str, Source], directory: Path, *, fix: bool, say: Say) -> list[Source]:
@@ -176,7 +177,7 @@ def _refuse(report: Report, serious: Sequence[Problem], say: Say, way: str) -> N
     for line in report.lines() if serious else ():
         say(line)
     if serious:
-        raise ValueError(f"the data have {len(serious)} errors (`headstart data check` lists them); {way}")
+        raise ValueError(f"the data have {counted(len(serious), 'error')} (`headstart data check` lists them); {way}")
 
 
 def _mend(name: str, place: Source, directory: Path, problems: list[Problem], say: Say) -> Source:
@@ -189,8 +190,9 @@ def _mend(name: str, place: Source, directory: Path, problems: list[Problem], sa
     path = f"{place.path}:{place.split}" if place.split else place.path
     for line in doctor.fix(path, out, image_dir=place.image_dir):
         say(line)
-    data = open_dataset(path, place.image_dir)
-    folder = data.image_dir
+    usable, _ = doctor.read_usable(place, name)
+    assert usable is not None, "fix raises where nothing is usable"
+    folder = usable.image_dir
     if shared:
         clean = open_dataset(out, folder)
         kept = [i for i, file in enumerate(clean.file_names) if file not in shared]

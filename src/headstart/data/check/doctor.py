@@ -57,7 +57,7 @@ def _named_sources(given: str, folder: Path | None) -> list[tuple[str, Source]]:
     return [(name, Source(file, folder)) for name, file in fitting]
 
 
-def _read(source: Source | Dataset | str | Path, split: str) -> tuple[Dataset | None, list[Problem]]:
+def read_usable(source: Source | Dataset | str | Path, split: str) -> tuple[Dataset | None, list[Problem]]:
     """The usable part of a split, None if there is none, and the problems of the rest."""
     if isinstance(source, Dataset):
         return source, []
@@ -88,7 +88,7 @@ def check(
     sound: dict[str, Dataset] = {}
     examined: dict[str, list[image_check.ImageCheck]] = {}
     for split, source in datasets.items():
-        dataset, problems = _read(source, split)
+        dataset, problems = read_usable(source, split)
         found += problems
         if dataset is None:
             continue
@@ -150,7 +150,7 @@ def fix(path: str | Path, out_path: str | Path, *, image_dir: str | Path | None 
     if len(found) > 1:
         raise ValueError(f"{path}: holds {len(found)} splits ({', '.join(found)}): expected one of them")
     split, source = next(iter(found.items()))
-    dataset, problems = _read(source, split)
+    dataset, problems = read_usable(source, split)
     if dataset is None:
         raise ValueError(f"{problems[-1].where}: {problems[-1].message}")
     problems += annotation_check.problems(dataset, split, max_objects=MAX_OBJECTS)
