@@ -18,6 +18,7 @@ from layouts import (
     STRAY,
     TRAIN,
     VAL,
+    coco_cvat,
     coco_flat,
     coco_text,
     csv_tensorflow,
@@ -118,6 +119,12 @@ def test_files_that_macos_adds_to_archives_are_nothing(tmp_path, make):
     for source in before.values():
         data = formats.open_dataset(source.path, source.image_dir, source.split)
         assert data.num_images in (1, 3, 4) and data.class_names == ("cat", "dog")
+
+
+def test_the_folder_of_pictures_is_found_though_the_first_is_missing(tmp_path):
+    coco_cvat(tmp_path)
+    (tmp_path / "images" / "default" / "a.png").unlink()
+    assert formats.open_dataset(tmp_path).image_dir == tmp_path / "images" / "default"
 
 
 def test_annotated_folders_are_no_classes(tmp_path):

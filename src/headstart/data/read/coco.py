@@ -3,7 +3,7 @@
 import difflib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Generic
@@ -32,6 +32,7 @@ class _Content(Struct, Generic[Segmentation]):
     categories: list[coco_records.CategoryRecord]
 
 
+_TRIED = 20  # pictures that are looked for to find their folder
 _MOST = 2**35  # bytes of a file where the memory, into which it must fit, is unknown: train2017 has half a GiB
 # A file's segmentations stay text until they become numbers of one flat array: COCO's 40 million coordinates would
 # otherwise take 1.5 GiB as Python's.
@@ -141,17 +142,18 @@ def _assemble(
     columns = coco_columns.images(path, content.images) | coco_columns.categories(path, categories, notes)
     columns |= coco_columns.annotations(path, content.annotations, parsed, columns, notes)
     if image_dir is None:
-        image_dir = _find_image_dir(Path(path), columns["file_names"][0])
+        image_dir = _find_image_dir(Path(path), columns["file_names"])
     return Dataset(path=str(path), image_dir=Path(image_dir), notes=tuple(notes), **columns)
 
 
-def _find_image_dir(path: Path, file_name: str) -> Path:
+def _find_image_dir(path: Path, file_names: Sequence[str]) -> Path:
     split = path.stem.rpartition("_")[2]
     folders = [path.parent, path.parent / path.stem, path.parent / split]  # beside it, and as `data shapes` writes
     above = path.parent.parent
     folders += [path.parent / "images", above / split, above / "images"]  # as COCO does
     folders += [above / "images" / split, path.parent / "images" / split, path.parent / "images" / path.stem]  # CVAT
-    return next((folder for folder in folders if os.path.isfile(folder / file_name)), path.parent)
+    tried = file_names[:: max(1, len(file_names) // _TRIED)]  # some may be missing
+    return next((one for name in tried for one in folders if os.path.isfile(one / name)), path.parent)
 
 
 def write(dataset: Dataset, path: str | Path) -> None:
