@@ -167,6 +167,9 @@ def test_the_verbs_write_what_the_functions_make(scenes, data_root, tmp_path, mo
     told = document("rename", train, f"{first}=thing", "--drop", scenes.class_names[1], "--out", "d.json")
     assert told["classes"] == ["thing", *scenes.class_names[2:]]
     assert document("convert", data_root / "scenes", "yolo", "--to", "yolo")["splits"].keys() == {"train", "val"}
+    for words in (["convert", "yolo", "one.json"], ["split", "yolo", "split.json"], ["stats", "yolo"]):
+        answer = call(monkeypatch, capsys, "data", *words)  # one of the two would be left out unsaid
+        assert answer.code == 2 and "yolo: split = None: expected one of ['train', 'val'] (as yolo:train)" in answer.err
     answer = call(monkeypatch, capsys, "data", "convert", "yolo", "voc", "--to", "voc")
     assert answer.code == 0 and answer.out.endswith("VOC: voc\n")
     assert open_dataset("voc", None, "val").num_images == 3

@@ -115,9 +115,9 @@ def stats(
 ) -> None:
     """Count images, instances and pixels."""
     from headstart.data.check import doctor
-    from headstart.data.read import open_dataset
+    from headstart.data.read import open_whole
 
-    found = doctor.stats(open_dataset(path, images, split))
+    found = doctor.stats(open_whole(path, images, split))
     if as_json:
         print_json(found)
         return

@@ -40,11 +40,11 @@ def convert(
     COCO JSON is one split, and its pictures stay where they are. A VOC or YOLO folder has all splits, unless one is
     named, and copies of the pictures.
     """
-    from headstart.data.read import open_dataset
+    from headstart.data.read import open_whole
     from headstart.data.write import open_splits, write_voc, write_yolo
 
     if to is Format.COCO:
-        _write_coco(open_dataset(path, images, split), out, force=force, as_json=as_json)
+        _write_coco(open_whole(path, images, split), out, force=force, as_json=as_json)
         return
     if force:
         raise ValueError("--force: has no effect with --to voc and yolo, whose folder must be new; expected none")
@@ -69,9 +69,9 @@ def rename(
 ) -> None:
     """Rename classes, make several one, or leave some out; the result is COCO JSON."""
     from headstart.data.classes import rename_classes
-    from headstart.data.read import open_dataset
+    from headstart.data.read import open_whole
 
-    data = rename_classes(open_dataset(path, images), _class_map(names), drop or ())
+    data = rename_classes(open_whole(path, images), _class_map(names), drop or ())
     _write_coco(data, out, force=force, as_json=as_json)
 
 
@@ -91,10 +91,10 @@ def merge(
     """Write several data sets as one; classes of one name are one. The result is COCO JSON."""
     from headstart.data.classes import merge as merge_sets
     from headstart.data.classes import rename_classes
-    from headstart.data.read import open_dataset
+    from headstart.data.read import open_whole
 
     folders = [*(images or ()), *[None] * len(paths)]
-    parts = [open_dataset(path, folder) for path, folder in zip(paths, folders)]
+    parts = [open_whole(path, folder) for path, folder in zip(paths, folders)]
     known = {name for part in parts for name in part.class_names}
     names, dropped = _class_map(rename), drop or []
     for name in (*names, *dropped):

@@ -17,7 +17,7 @@ from scipy.sparse.csgraph import connected_components
 
 from headstart.data.dataset import Dataset
 from headstart.data.images import thumbnail
-from headstart.data.read import Source, open_dataset, write_split_file
+from headstart.data.read import Source, open_whole, write_split_file
 from headstart.hardware import usable_cores
 
 SIDE = 16
@@ -63,7 +63,7 @@ def split_dataset(
 ) -> Division:
     """Divide a data set (or PATH:SPLIT) and write the split file."""
     place = Source.parse(path, images)
-    dataset = open_dataset(place.path, place.image_dir, place.split)
+    dataset = open_whole(place.path, place.image_dir, place.split)
     numbers = group_images(dataset, groups)
     held_out = divide(dataset, numbers, share, seed)
     names = {

@@ -105,6 +105,15 @@ def open_dataset(path: str | Path, image_dir: str | Path | None = None, split: s
     return read(_the_only(path, layout, split), image_dir)
 
 
+def open_whole(path: str | Path, image_dir: str | Path | None = None, split: str | None = None) -> Dataset:
+    """`open_dataset` for what is written or counted; ValueError also for several YOLO splits, none named."""
+    place = Source.parse(path, image_dir, split)
+    layout = find_layout(place.path)
+    if layout.kind == "yolo" and place.split is None and len(names := list(splits_of(layout))) > 1:
+        raise ValueError(f"{place.path}: split = None: expected one of {names} (as {place.path}:{names[0]})")
+    return open_dataset(place.path, place.image_dir, place.split)
+
+
 def open_annotated(path: str | Path, image_dir: str | Path | None = None, split: str | None = None) -> Dataset:
     """`open_dataset` for detection; ValueError for image folders, whose only boxes would be whole images."""
     place = Source.parse(path, image_dir, split)
