@@ -24,6 +24,7 @@ from layouts import (
     csv_tensorflow,
     label,
     labelme_apart,
+    labelme_beside,
     labelme_text,
     picture,
     voc_lower_case,
@@ -173,6 +174,15 @@ def test_a_split_that_is_not_there_is_named(tmp_path):
         make(tmp_path / make.__name__)
         with pytest.raises(ValueError, match=r"split = 'dev'"):
             formats.open_dataset(tmp_path / make.__name__, split="dev")
+
+
+def test_a_file_of_labelme_is_checked_as_one(tmp_path):
+    """Not as COCO; and a picture that is elsewhere is missing, whatever path is written."""
+    labelme_beside(tmp_path / "beside")
+    assert doctor.check(doctor.sources([tmp_path / "beside" / "a.json"])).num_errors == 0
+    labelme_apart(tmp_path / "apart")
+    (problem,) = doctor.check(doctor.sources([tmp_path / "apart" / "json" / "train" / "a.json"])).of("error")
+    assert (problem.code, problem.value) == ("image-missing", "a.png")
 
 
 def test_labelme_shapes(tmp_path):

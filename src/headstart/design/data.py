@@ -163,7 +163,9 @@ def _checked(sources: dict[str, Source], directory: Path, *, fix: bool, say: Say
         say(f"data check: {report.lines()[-1]}{boxes}; `headstart data check` lists them")
         return list(sources.values())
     if not fix:
-        way = "mend them, or add --fix to go on with a clean copy (your files stay as they are)"
+        way = "mend them"
+        if all(problem.code != "file" for problem in serious):  # else a file is not readable at all
+            way += ", or add --fix to go on with a clean copy (your files stay as they are)"
         _refuse(report, serious, say, way)
     mended = {name: _mend(name, place, directory, serious, say) for name, place in sources.items()}
     again = [problem for problem in doctor.check(mended).of(ERROR) if problem.code not in HARMLESS]

@@ -13,7 +13,7 @@ from headstart.data.check import images as image_check
 from headstart.data.check import records as scan
 from headstart.data.dataset import LARGE, SMALL, Dataset
 from headstart.data.label_maps import PixelLabels
-from headstart.data.read import Source, coco, find_layout, open_dataset, splits_of
+from headstart.data.read import Source, coco, detect_format, find_layout, open_dataset, splits_of
 from headstart.data.read.files import SPLITS
 
 MAX_OBJECTS = 100  # detections an image in COCO's metric
@@ -63,7 +63,8 @@ def read_usable(source: Source | Dataset | str | Path, split: str) -> tuple[Data
         return source, []
     if not isinstance(source, Source):
         source = Source(Path(source))
-    if source.path.suffix.lower() == ".json" and source.split is None:
+    is_json = source.path.suffix.lower() == ".json" and source.split is None
+    if is_json and (not os.path.isfile(source.path) or detect_format(source.path) == "coco"):
         return scan.load(source.path, source.image_dir, split)
     try:
         return open_dataset(source.path, source.image_dir, source.split), []

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,9 @@ def read_labelme(
     names = sorted({shape["label"] for document in documents for shape in document["shapes"]})
     if not names:
         raise ValueError(f"{root}: no shape in any of {len(files)} labelme files: expected polygons or rectangles")
-    written = [str(document.get("imagePath") or "") for document in documents]
+    written = [
+        PureWindowsPath(str(document.get("imagePath") or "")).name for document in documents
+    ]  # or ../images/NAME
     folder, pictures = find_pictures(Path(root), list(zip(files, written)), Path(image_dir) if image_dir else None)
     content: dict[str, list] = {"images": [], "annotations": []}
     content["categories"] = [{"id": c, "name": name} for c, name in enumerate(names, 1)]
