@@ -256,8 +256,10 @@ def test_yolo_keypoints_are_no_polygon(yolo):
     label.write_text("0 0 0 1 0 1 1\n")
     with pytest.raises(ValueError, match=r"6 numbers after the class: expected 4 \(a box\) or 10 \(with keypoints"):
         formats.read_yolo(yolo)
-    yolo.write_text(yolo.read_text().replace("[2, 3]", "2"))
-    with pytest.raises(ValueError, match=r"kpt_shape = 2: expected the number of keypoints, and 2 or 3 numbers each"):
+    yolo.write_text(yolo.read_text().replace("[2, 3]", "[-2, 3]"))
+    with pytest.raises(
+        ValueError, match=r"kpt_shape = \[-2, 3\]: expected the number of keypoints, and 2 or 3 numbers each"
+    ):
         formats.read_yolo(yolo)
 
 

@@ -169,12 +169,12 @@ def view(
         shown = contact_sheet.augmented(found, data, num)
     else:
         shown = contact_sheet.annotated(data, num, seed)
+    counted = f"{len(shown)} {'views ' if augmented else ''}of {data.num_images} images"
     if out.suffix.lower() == ".html":
-        write_whole(out, contact_sheet.html_sheet(f"{path}: {len(shown)} of {data.num_images} images", shown))
+        write_whole(out, contact_sheet.html_sheet(f"{path}: {counted}", shown))
     else:
         contact_sheet.contact_sheet([each.picture for each in shown]).save(out)
-    told = f"{len(shown)} of {data.num_images} images: {out}"
-    answer(as_json, {"file": str(out), "images": len(shown), "of": data.num_images}, told)
+    answer(as_json, {"file": str(out), "images": len(shown), "of": data.num_images}, f"{counted}: {out}")
 
 
 @app.command()

@@ -148,7 +148,12 @@ def keypoint_numbers(path: Path, config: dict[str, Any]) -> int:
     shape = config.get("kpt_shape")
     if shape is None:
         return 0
-    if not (isinstance(shape, list) and len(shape) == 2 and all(type(n) is int for n in shape) and shape[1] in (2, 3)):
+    if not (
+        isinstance(shape, list)
+        and len(shape) == 2
+        and all(type(n) is int and n >= 0 for n in shape)
+        and shape[1] in (2, 3)
+    ):
         raise ValueError(
             f"{path}: kpt_shape = {show(shape)}: expected the number of keypoints, and 2 or 3 numbers each"
         )
