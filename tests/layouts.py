@@ -92,6 +92,14 @@ def voc_usual(root):
         write(root / "ImageSets" / "Main" / f"{name}.txt", "\n".join(stems))
 
 
+def voc_with_trimaps(root):
+    """Oxford's pets: masks of the names of the pictures, nearer to the XML files than these."""
+    for stem in TRAIN + VAL:
+        write(root / "annotations" / "xmls" / f"{stem}.xml", voc_text(stem).replace(".png", ".jpg"))
+        picture(root / "annotations" / "trimaps" / f"{stem}.png")
+        picture(root / "images" / f"{stem}.jpg")
+
+
 def voc_roboflow(root):
     for name, stems in (("train", TRAIN), ("valid", VAL)):
         for stem in stems:
@@ -254,6 +262,7 @@ LAYOUTS = {
     voc_lower_case: ("voc", ()),
     voc_beside: ("voc", ()),
     voc_usual: ("voc", ("train", "val")),
+    voc_with_trimaps: ("voc", ()),
     voc_roboflow: ("voc", ("train", "val")),
     voc_by_split: ("voc", ("train", "val")),
     coco_usual: ("coco", ("train", "val")),

@@ -115,8 +115,8 @@ def find_pictures(
 
     annotations: files of a picture each, with the picture's name as it is written there.
     A picture has the stem of its annotation file, else the name written there; of several, that beside the file, then
-    that whose path begins and ends most like the file's, then that of the folder that fits most files. Without one, the
-    name as written. ValueError where several of one folder fit.
+    one of the very name (and not a mask), then that whose path begins and ends most like the file's, then that of the
+    folder that fits most files. Without one, the name as written. ValueError where several of one folder fit.
     """
     pictures = without_copies(p for p in walk(image_dir or root) if p.suffix.lower() in SUFFIXES)
     by_stem: dict[str, dict[Path, list[str]]] = {}
@@ -129,8 +129,8 @@ def find_pictures(
         _choose(file, written, folders, ranks) if folders else None
         for (file, written), folders in zip(annotations, fits)
     ]
-    folders = {picture.parent for picture in found if picture}
-    usual = min(ranks, key=ranks.__getitem__, default=image_dir or root / "JPEGImages")
+    folders = Counter(picture.parent for picture in found if picture)
+    usual = min(folders, key=lambda one: (-folders[one], one), default=image_dir or root / "JPEGImages")
     base = Path(os.path.commonpath(folders)) if folders else usual
     missing = "" if usual == base else f"{usual.relative_to(base).as_posix()}/"
     return base, [
@@ -151,8 +151,17 @@ def _in_common(one: Path, other: Path) -> int:
 
 
 def _choose(file: Path, written: str, folders: dict[Path, list[str]], ranks: dict[Path, int]) -> Path:
-    folder = min(folders, key=lambda one: (one != file.parent, -_in_common(one, file.parent), ranks[one]))
-    names, name = folders[folder], _base(written).name
+    name = _base(written).name
+    folder = min(
+        folders,
+        key=lambda one: (
+            one != file.parent,
+            name not in folders[one],
+            -_in_common(one, file.parent),
+            ranks[one],
+        ),
+    )
+    names = folders[folder]
     if len(names) > 1 and name not in names:
         raise ValueError(f"{file}: fits the pictures {' and '.join(names)}: expected one, or its name in 'filename'")
     return folder / (name if name in names else names[0])
