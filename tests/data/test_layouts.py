@@ -230,6 +230,19 @@ def test_wrong_csv_is_named(tmp_path, row, expected):
         formats.open_dataset(tmp_path)
 
 
+def test_pictures_of_one_name_in_two_folders_of_csv(tmp_path):
+    """The end of a path tells them apart, also one of another machine; a name alone does not."""
+    for name in ("one/a", "two/a"):
+        picture(tmp_path / f"{name}.png")
+    rows = [f"/data/pets/{name}/a.png,{label(stem)},1,2,3,4\n" for name, stem in (("two", "a"), ("one", "b"))]
+    table = write(tmp_path / "boxes.csv", "path,class,xmin,ymin,xmax,ymax\n" + "".join(rows))
+    data = formats.open_dataset(tmp_path)
+    assert data.file_names == ("two/a.png", "one/a.png") and data.labels.tolist() == [0, 1]
+    write(table, table.read_text().replace("/data/pets/two/", ""))
+    with pytest.raises(ValueError, match=r"line 2: 'a\.png': fits .*one/a\.png and .*two/a\.png: expected its folder"):
+        formats.open_dataset(tmp_path)
+
+
 def test_columns_of_csv_without_corners_are_named(tmp_path):
     picture(tmp_path / "images" / "a.png")
     table = write(tmp_path / "boxes.csv", "filename;x;y;w;h;class\na.png;1;2;3;4;cat\n")

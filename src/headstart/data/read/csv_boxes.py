@@ -10,7 +10,7 @@ from headstart.data.dataset import Dataset
 from headstart.data.images import SUFFIXES, image_size, without_copies
 from headstart.data.read.coco import from_document
 from headstart.data.read.coco_records import show
-from headstart.data.read.files import MOST_TEXT, pixel, read_head, read_text, walk
+from headstart.data.read.files import MOST_TEXT, pixel, read_head, read_text, shared, walk
 
 # Names of columns, in lower case without punctuation: TensorFlow's tables and Roboflow's; RetinaNet's have no header.
 COLUMNS = {
@@ -133,19 +133,19 @@ def _row(file: Path, where: str, cells: Sequence[str], places: dict[str, int]) -
 
 
 def _picture(row: dict[str, Any], pictures: dict[str, list[Path]], counts: Mapping[Path, int], folder: Path) -> Path:
-    """The picture of a row: of several of its name that at its path, that beside the table, that in the usual folder.
+    """The picture of a row: of several of its name that whose path ends most like the row's, then that beside the
+    table, then that in the usual folder.
 
-    counts: pictures of the table by folder.
+    counts: pictures of the table by folder. ValueError where these leave several.
     """
     path = PureWindowsPath(row["name"])
     named = pictures.get(path.name, [])
     if not named:
         raise ValueError(f"{row['where']}: {show(row['name'])}: no such picture below {folder}")
-    return max(
-        named,
-        key=lambda one: (
-            one.as_posix().endswith(f"/{path.as_posix()}"),
-            row["file"].parent in one.parents and row["file"].parent != folder,
-            counts[one.parent],
-        ),
-    )
+    beside = row["file"].parent if row["file"].parent != folder else None
+    ranks = [(shared(path.parts[::-1], one.parts[::-1]), beside in one.parents, counts[one.parent]) for one in named]
+    best = [one for one, rank in zip(named, ranks) if rank == max(ranks)]
+    if len(best) > 1:
+        fits = f"fits {best[0]} and {best[1]}"
+        raise ValueError(f"{row['where']}: {show(row['name'])}: {fits}: expected its folder too")
+    return best[0]

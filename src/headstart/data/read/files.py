@@ -144,10 +144,14 @@ def _base(written: str) -> PureWindowsPath:
     return PureWindowsPath(PureWindowsPath(written).name)
 
 
+def shared(one: Sequence[str], other: Sequence[str]) -> int:
+    """Parts that two paths share at their beginning; of reversed ones, at their end."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other)))
+
+
 def _in_common(one: Path, other: Path) -> int:
     """Folders that two paths share at their beginning and at their end: two of a/x/images and a/x/labels."""
-    ways = (zip(one.parts, other.parts), zip(one.parts[::-1], other.parts[::-1]))
-    return sum(len(list(takewhile(lambda pair: pair[0] == pair[1], way))) for way in ways)
+    return shared(one.parts, other.parts) + shared(one.parts[::-1], other.parts[::-1])
 
 
 def _choose(file: Path, written: str, folders: dict[Path, list[str]], ranks: dict[Path, int]) -> Path:
