@@ -62,6 +62,15 @@ def test_voc_splits_share_classes_and_ids(voc):
     assert fingerprint(train) == fingerprint(whole.take([0, 1]))
 
 
+def test_voc_splits_of_a_folder_in_a_folder(voc, tmp_path_factory):
+    """VOCdevkit/VOC2012: the lists are those of the only folder there."""
+    root = tmp_path_factory.mktemp("kit")
+    (root / "__MACOSX").mkdir()
+    voc.rename(root / "VOC2012")
+    assert tuple(formats.splits_of(find_layout(root))) == ("train", "dog_val")
+    assert formats.open_dataset(root, split="train").file_names == ("a.jpg", "b.png")
+
+
 def test_voc_class_names_may_be_given(voc):
     d = formats.read_voc(voc, class_names=["dog", "bird", "cat"])
     assert d.class_names == ("dog", "bird", "cat") and d.labels.tolist() == [2, 0]

@@ -14,6 +14,7 @@ from headstart.data.read.coco_records import show
 from headstart.data.read.files import MOST_TEXT, SPLITS, find_pictures, pixel, read_head, read_text, split_of, walk
 from headstart.files import read_regular
 
+_ANNOTATIONS = ("annotations", "annotation", "xml", "xmls")
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -92,12 +93,24 @@ def is_voc(file: Path) -> bool:
 
 def find_sets(root: Path) -> dict[str, Path]:
     """The lists in ImageSets/Main (in any case) by name: train, val and test first, CVAT's Validation as val."""
-    folder = _child(_child(root, "imagesets") or root / "ImageSets", "main")
+    folder = _child(_child(_home(root), "imagesets") or root / "ImageSets", "main")
     lists = sorted(folder.glob("[!.]*.txt")) if folder else []
     usual = {SPLITS.get(path.stem.lower(), path.stem): path for path in lists}
     found = usual if len(usual) == len(lists) else {path.stem: path for path in lists}
     order = [name for name in ("train", "val", "trainval", "test") if name in found]
     return {name: found[name] for name in (*order, *found)}
+
+
+def _home(root: Path) -> Path:
+    """The folder with Annotations/ or ImageSets/: root, or below it while a folder holds one folder alone."""
+    while root.is_dir() and not _child(root, *_ANNOTATIONS, "imagesets"):
+        inside = [
+            path for path in root.iterdir() if path.is_dir() and not path.is_symlink() and path.name[:1] not in "._"
+        ]
+        if len(inside) != 1:
+            break
+        root = inside[0]
+    return root
 
 
 def _child(folder: Path, *names: str) -> Path | None:
@@ -108,7 +121,7 @@ def _child(folder: Path, *names: str) -> Path | None:
 
 def _xml_files(root: Path) -> tuple[list[Path], tuple[str, ...]]:
     """The annotation files of a folder, sorted, and a note on other XML files beside them."""
-    usual = _child(root, "annotations", "annotation", "xml", "xmls")
+    usual = _child(_home(root), *_ANNOTATIONS)
     below = {*usual.iterdir(), *walk(usual)} if usual else ()  # a folder called *.xml too, which reading refuses
     inside = sorted(path for path in below if path.suffix.lower() == ".xml" and not is_of_macos(path.name))
     if inside:
