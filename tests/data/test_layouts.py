@@ -147,6 +147,17 @@ def test_a_broken_data_yaml_is_named(tmp_path):
         formats.open_dataset(tmp_path)
 
 
+def test_pictures_of_another_data_set_above_a_data_yaml(tmp_path):
+    """Roboflow writes ../valid/images for the folder beside the YAML; where both are there, none is guessed."""
+    yolo_roboflow(tmp_path / "one")
+    assert formats.open_dataset(tmp_path / "one", split="val").num_images == 1
+    picture(tmp_path / "valid" / "images" / "z.png")
+    with pytest.raises(
+        ValueError, match=r"val = '\.\./valid/images': fits .*one/\.\./valid/images and .*one/valid/images"
+    ):
+        formats.open_dataset(tmp_path / "one", split="val")
+
+
 def test_class_folders_with_splits(tmp_path):
     for name in ("train/cat/a", "train/dog/b", "valid/cat/c", "valid/dog/d"):
         picture(tmp_path / f"{name}.png")

@@ -93,6 +93,8 @@ def _images_at(path: Path, split: str, base: Path, place: str) -> list[Path]:
     found = next((c for c in candidates if os.path.exists(c)), None)
     if found is None:
         raise ValueError(f"{path}: {split} = {show(place)}: no such folder or file: looked at {str(candidates[0])!r}")
+    if place.startswith("../") and found != candidates[2] and os.path.exists(candidates[2]):
+        raise ValueError(f"{path}: {split} = {show(place)}: fits {found} and {candidates[2]}: expected one of them")
     if os.path.isdir(found) and path.suffix.lower() not in (".yaml", ".yml"):  # other pictures may lie there too
         images = _images_at(path.with_suffix(".yaml"), split, base, place)
         folders = {image.parent for image in images if label_file(image).is_file()}
