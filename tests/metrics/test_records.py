@@ -26,7 +26,9 @@ def repeat_images(document, results, weights):
     copies = {image["id"]: weight for image, weight in zip(document["images"], weights)}
     repeated = {"images": [], "annotations": [], "categories": document["categories"]}
     for image in document["images"]:
-        repeated["images"] += [{**image, "id": image["id"] * 100 + copy} for copy in range(copies[image["id"]])]
+        for copy in range(copies[image["id"]]):
+            own = {"id": image["id"] * 100 + copy, "file_name": f"{copy}-{image['file_name']}"}
+            repeated["images"].append({**image, **own})
     for annotation in document["annotations"]:
         for copy in range(copies[annotation["image_id"]]):
             repeated["annotations"].append({**annotation, "image_id": annotation["image_id"] * 100 + copy})

@@ -170,7 +170,17 @@ def study_text(head: Sequence[str], fields: Sequence[Setting], settings: Sequenc
 
 
 def _comment(text: str, indent: str) -> list[str]:
-    return textwrap.wrap(text, WIDTH, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}#   ") if text else []
+    """Lines of a comment, none for an empty text; words, such as paths of a command, stay whole."""
+    if not text:
+        return []
+    return textwrap.wrap(
+        text,
+        WIDTH,
+        initial_indent=f"{indent}# ",
+        subsequent_indent=f"{indent}#   ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def _value(value: Any) -> str:
