@@ -169,8 +169,18 @@ def test_the_eleven_are_true_in_one_world_and_false_in_another(place, expected):
     assert "- e08-small: `run it`, 2026-01-02, commit abc, x (x)" in text
 
 
+def test_longer_training_is_shown_and_not_counted():
+    kept = world(0)
+    text = render({**kept, "bccd_few": world(1)["bccd"]})
+    told, _, later = text.partition("The claims of 9 and 10 on longer training")
+    assert "Decided: 11 of 11 (11 confirmed, 0 contradicted)." in told
+    assert [line[:5] for line in later.splitlines() if "contradicted |" in line] == ["| 9 |", "| 10 "]
+
+
 def test_a_line_has_images_seeds_and_the_longest_schedule():
-    lines = {line.split(" | ")[0]: line for line in render(world(0)).splitlines()}
+    lines: dict[str, str] = {}
+    for line in render(world(0)).splitlines():
+        lines.setdefault(line.split(" | ")[0], line)
     design, result, last = lines["| 3"].split(" | ")[2:]
     assert design.startswith("`bccd` (200 images): ") and design.endswith("; 3 seeds") and last == "confirmed |"
     assert result.split("<br>") == [
@@ -181,4 +191,4 @@ def test_a_line_has_images_seeds_and_the_longest_schedule():
         "| `bccd` (20 images): " in lines["| 10"] and "-0.1 < loss of scratch / loss of imagenet - 1" in lines["| 10"]
     )
     without = render({"bccd": world(0)["bccd"]}).splitlines()
-    assert sum(line.endswith("is not kept | not tried |") for line in without) == 5
+    assert sum(line.endswith("is not kept | not tried |") for line in without) == 5 + 2  # 9 and 10 once more
