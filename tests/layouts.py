@@ -148,43 +148,39 @@ def coco_flat(root):
             picture(root / name / f"{stem}.png")
 
 
+def yolo_pairs(labels, pictures, stems):
+    for stem in stems:
+        write(labels / f"{stem}.txt", yolo_text(stem))
+        picture(pictures / f"{stem}.png")
+
+
 def yolo_roboflow(root):
     for name, stems in (("train", TRAIN), ("valid", VAL)):
-        for stem in stems:
-            write(root / name / "labels" / f"{stem}.txt", yolo_text(stem))
-            picture(root / name / "images" / f"{stem}.png")
+        yolo_pairs(root / name / "labels", root / name / "images", stems)
     write(root / "data.yaml", "train: ../train/images\nval: ../valid/images\nnc: 2\nnames: ['cat', 'dog']\n")
 
 
 def yolo_ultralytics(root):
     for name, stems in (("train", TRAIN), ("val", VAL)):
-        for stem in stems:
-            write(root / "labels" / name / f"{stem}.txt", yolo_text(stem))
-            picture(root / "images" / name / f"{stem}.png")
+        yolo_pairs(root / "labels" / name, root / "images" / name, stems)
     write(root / "set.yaml", "path: .\ntrain: images/train\nval: images/val\nnames: {0: cat, 1: dog}\n")
 
 
 def yolo_label_studio(root):
-    for stem in TRAIN + VAL:
-        write(root / "labels" / f"{stem}.txt", yolo_text(stem))
-        picture(root / "images" / f"{stem}.png")
+    yolo_pairs(root / "labels", root / "images", TRAIN + VAL)
     write(root / "classes.txt", "cat\ndog\n")
     write(root / "notes.json", '{"categories": [], "info": {}}')
 
 
 def yolo_cvat(root):
-    for stem in TRAIN + VAL:
-        write(root / "obj_train_data" / f"{stem}.txt", yolo_text(stem))
-        picture(root / "obj_train_data" / f"{stem}.png")
+    yolo_pairs(root / "obj_train_data", root / "obj_train_data", TRAIN + VAL)
     write(root / "obj.names", "cat\ndog\n")
     write(root / "obj.data", "classes = 2\n")
 
 
 def yolo_cvat_splits(root):
     for name, stems in (("train", TRAIN), ("valid", VAL)):
-        for stem in stems:
-            write(root / f"obj_{name}_data" / f"{stem}.txt", yolo_text(stem))
-            picture(root / f"obj_{name}_data" / f"{stem}.png")
+        yolo_pairs(root / f"obj_{name}_data", root / f"obj_{name}_data", stems)
         write(root / f"{name}.txt", "".join(f"data/obj_{name}_data/{stem}.png\n" for stem in stems))
     write(root / "obj.names", "cat\ndog\n")
     write(root / "obj.data", "classes = 2\ntrain = data/train.txt\nvalid = data/valid.txt\nnames = data/obj.names\n")
@@ -192,9 +188,7 @@ def yolo_cvat_splits(root):
 
 def yolo_cvat_ultralytics(root):
     for name, stems in (("Train", TRAIN), ("Validation", VAL)):
-        for stem in stems:
-            write(root / "labels" / name / f"{stem}.txt", yolo_text(stem))
-            picture(root / "images" / name / f"{stem}.png")
+        yolo_pairs(root / "labels" / name, root / "images" / name, stems)
         write(root / f"{name}.txt", "".join(f"data/images/{name}/{stem}.png\n" for stem in stems))
     write(root / "data.yaml", "Train: Train.txt\nValidation: Validation.txt\nnames: {0: cat, 1: dog}\npath: .\n")
 
@@ -208,17 +202,13 @@ def yolo_windows(root):
 
 def yolo_labelimg(root):
     """labelImg: labels beside the pictures, whatever the folder is called."""
-    for stem in TRAIN + VAL:
-        write(root / "images" / f"{stem}.txt", yolo_text(stem))
-        picture(root / "images" / f"{stem}.png")
+    yolo_pairs(root / "images", root / "images", TRAIN + VAL)
     write(root / "images" / "classes.txt", "cat\ndog\n")
 
 
 def yolo_lists_in_splits(root):
     for name, stems in (("train", TRAIN), ("val", VAL)):
-        for stem in stems:
-            write(root / name / f"{stem}.txt", yolo_text(stem))
-            picture(root / name / f"{stem}.png")
+        yolo_pairs(root / name, root / name, stems)
         write(root / name / "classes.txt", "cat\ndog\n")
 
 

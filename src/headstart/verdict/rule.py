@@ -191,12 +191,17 @@ class History:
         return f"Look {place} of {len(rule.looks)}, all planned before the first run: {looks_text(rule)}."
 
 
+def planned_looks(rule: Rule) -> str:
+    """The numbers of seeds at which a rule is applied."""
+    *first, last = map(str, rule.looks)
+    return f"looks at {', '.join(first)} and {last} seeds" if first else f"one look at {last} seeds"
+
+
 def looks_text(rule: Rule) -> str:
     """The planned looks of a rule and their error rates."""
-    *first, last = map(str, rule.looks)
-    if not first:
-        return f"one look at {last} seeds"
+    if len(rule.looks) == 1:
+        return planned_looks(rule)
     return (
-        f"looks at {', '.join(first)} and {last} seeds until it decides, each at an error rate of "
+        f"{planned_looks(rule)} until it decides, each at an error rate of "
         f"{100 * rule.alpha:.3g} %, so that all together keep {100 * rule.whole_alpha:g} %"
     )

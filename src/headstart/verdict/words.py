@@ -6,7 +6,7 @@ from functools import singledispatch
 from headstart.verdict.curves import Crossover, Overfit
 from headstart.verdict.looks import Look
 from headstart.verdict.numbers import amount, counted, metric_name, points
-from headstart.verdict.rule import Rule, looks_text
+from headstart.verdict.rule import Rule, looks_text, planned_looks
 from headstart.verdict.verdict import Verdict
 
 ONE_SEED = "1 seed, no interval"
@@ -105,7 +105,7 @@ def rule_sentence(rule: Rule, looks: Sequence[Look] = ()) -> str:
     }[rule.kind]
     how = f"at {100 * rule.level:g} % by {TESTS[rule.test]} over at least {rule.min_seeds} seeds"
     if rule.looks:
-        how += f", in {looks_text(rule).partition(' until')[0] if is_changed else looks_text(rule)}"
+        how += f", in {planned_looks(rule) if is_changed else looks_text(rule)}"
     if rule.scope == "schedule":
         how += ", for training of this length"
     written = "changed after a look" if is_changed else "written before the first run"

@@ -191,11 +191,10 @@ def held_out_sentence(found: tuple[HeldOut, ...]) -> str:
 
 def schedules_sentence(images: Sequence[int], tried: Sequence[Sequence[str]]) -> str:
     """The schedules behind the figures, where some number of images has a longer one; else empty."""
-    used, longest = schedules_compared(tried), [names[-1] for names in tried]
-    if used == longest and len(set(used)) == 1:
-        return ""
+    used = schedules_compared(tried)
     if len(set(used)) == 1:
-        return f"All this is at {used[0]}, the longest schedule that every number of images has."
+        is_longest = all(names[-1] == used[0] for names in tried)
+        return "" if is_longest else f"All this is at {used[0]}, the longest schedule that every number of images has."
     by_name = {name: [f"{n:,}" for n, own in zip(images, used) if own == name] for name in used}
     told = ", ".join(f"{name} with {' and '.join(numbers)} images" for name, numbers in by_name.items())
     return f"The schedules differ ({told}): part of the gain from more images is gain from longer training."

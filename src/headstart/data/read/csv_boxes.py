@@ -43,7 +43,7 @@ def _first_row(path: Path) -> list[str]:
 
 
 def _delimiter(text: str) -> str:
-    """What separates columns: a comma, or as spreadsheets have it in other countries a semicolon; or a tab."""
+    """Separator of columns: a comma, a tab, or the semicolon that spreadsheets write in some countries."""
     first = text.partition("\n")[0]
     return max(",;\t", key=first.count)
 
