@@ -1,14 +1,16 @@
 """How fast images come from JPEG files to a batch, and whether a step waits for them.
 
-    python benchmarks/loader.py [--images N] [--steps N] [--threads N] [--json FILE]
+    python benchmarks/loader.py [--images N] [--steps N] [--seconds S] [--threads N] [--json FILE]
 
 Writes photographs-like JPEG files of 640 x 480 pixels into a temporary folder. First the stream alone: images a second
 and core (processor time), decoding, resizing, normalising and targets included. Then train steps of R18-FPN, 8 images
 of 256 px, each on the stream (one decoding thread) and then again on the batch that it brought; the ratio of the two.
+The steps end early, after one pair at least, where another pair would take longer than `--seconds` in all.
 """
 
 import argparse
 import json
+import math
 import os
 import statistics
 import tempfile
@@ -76,8 +78,11 @@ def images_per_second(root: Path, short: int, steps: int) -> float:
     return 8 * steps / (time.process_time() - since)
 
 
-def waiting(root: Path, steps: int) -> tuple[list[float], list[float]]:
-    """Seconds of steps on the stream, and of each again on the batch that it brought: the same work, no loader."""
+def waiting(root: Path, steps: int, limit: float) -> tuple[list[float], list[float]]:
+    """Seconds of steps on the stream, and of each again on the batch that it brought: the same work, no loader.
+
+    After one pair, ends where another would pass `limit` seconds in all.
+    """
     task = make_task(root, SHORT, 1)
     task.model.train()
     stream = iter(task.batches(0, steps + 2, torch.device("cpu")))
@@ -93,6 +98,8 @@ def waiting(root: Path, steps: int) -> tuple[list[float], list[float]]:
         since = time.perf_counter()
         step()
         kept.append(time.perf_counter() - since)
+        if sum(real) + sum(kept) + real[-1] + kept[-1] > limit:
+            break
     return real, kept
 
 
@@ -100,6 +107,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--seconds", type=float, default=math.inf, help="limit of the steps")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--json", type=Path, help="keep the figures here")
     args = parser.parse_args()
@@ -110,7 +118,7 @@ def main() -> None:
         for short in (SHORT, 800):
             speeds[short] = images_per_second(Path(folder), short, 4)
             print(f"stream at {short} px: {speeds[short]:.0f} images/s a core", flush=True)
-        real, kept = waiting(Path(folder), args.steps)
+        real, kept = waiting(Path(folder), args.steps, args.seconds)
     ratios = sorted(ours / again for ours, again in zip(real, kept, strict=True))
     print(
         f"train step: {statistics.median(real):.2f} s from files, {statistics.median(kept):.2f} s on the same batches "

@@ -14,10 +14,10 @@ from pathlib import Path
 HERE = Path(__file__).parent
 KEPT = Path("runs/bench")
 LIMIT = 600.0  # seconds of the whole
-SHARE = 0.1  # of what is left of them: a case's training steps, and its inference
+SHARE = 0.1  # of what is left of them: a case's training steps, its inference, and the loader's steps
 STEP = "times, ratios and shares depend on the processor"
 RUNS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
-    ("demo", STEP, ("step.py", "demo", "--repeats", "5")),
+    ("demo", STEP, ("step.py", "demo", "--repeats", "3")),
     ("r50-800", STEP, ("step.py", "r50-800", "--repeats", "2")),
     ("r50-256", STEP, ("step.py", "r50-256", "--repeats", "2", "--train-only")),
     ("lite0-192", STEP, ("step.py", "lite0-192", "--repeats", "2", "--threads", "1")),
@@ -39,11 +39,13 @@ def main() -> int:
     for name, depends, (script, *arguments) in RUNS:
         if script != "calibration.py":
             arguments += ["--json", str(KEPT / f"{name}.json")]
-        if script == "step.py":
+        if script in ("step.py", "loader.py"):
             left = LIMIT - (time.perf_counter() - started)
             arguments += ["--seconds", f"{SHARE * left:.0f}"]
         print(f"\n== {script} {' '.join(arguments)}: {depends}", flush=True)
+        began = time.perf_counter()
         failed += subprocess.run([sys.executable, str(HERE / script), *arguments]).returncode != 0
+        print(f"== {name}: {time.perf_counter() - began:.0f} s", flush=True)
     print(f"\nall benchmarks: {(time.perf_counter() - started) / 60:.1f} min")
     return failed
 

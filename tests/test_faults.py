@@ -325,14 +325,14 @@ def test_an_error_of_headstart_itself_is_not_hidden(monkeypatch, capsys):
 def test_one_of_three_processes_that_dies_or_stops_ends_all(ending, kind, message):
     since = time.monotonic()
     with pytest.raises(kind, match=message):
-        run_processes(3, share, (ending,), lambda *content: None, silence=5.0)
+        run_processes(3, share, (ending,), lambda *content: None, silence=3.0)
     assert time.monotonic() - since < 60
 
 
 def test_a_process_that_stopped_explains_the_error_of_its_peer(monkeypatch, tmp_path):
     monkeypatch.setattr(workers, "BEAT", 0.2)  # here; ten of these are still more than one of the processes' own
     with pytest.raises(ChildProcessError, match=r"^process 1 of 2 has given no sign of life for \d+ s; all were"):
-        run_processes(2, lost, (tmp_path / "stopped", 8.0), lambda *content: None, silence=60.0)
+        run_processes(2, lost, (tmp_path / "stopped", 4.0), lambda *content: None, silence=60.0)
 
 
 def test_a_process_may_pause():
