@@ -136,6 +136,9 @@ def test_planned_looks_are_numbered_and_others_told():
         assert found.sentence.startswith(f"Look {place + 1} of 3, all planned before the first run: looks at 3, 5 and")
     later = History.of(rule_of(looks=(*LOOKS, 12)), made, 12)  # the fourth was added after three looks
     assert later.sentence.startswith("Fourth look: the true level is about ")
+    changed = History.of(rule, [(3, 0.05)], 3)  # the same seeds were judged at 5 % before the rule was changed
+    assert changed.sentence == "The rule was changed after a look at these seeds, which had an error rate of 5 %."
+    assert changed.mark == " (the rule was changed after a look at these seeds)"
     loose = History.of(rule, [(3, 0.05)], 5)  # the first was made at 5 %, before the rule had looks
     assert loose.sentence.startswith("Second look: the true level is about 6 %, not 5 %")
 

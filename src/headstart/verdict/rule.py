@@ -148,7 +148,7 @@ class History:
         """The history of a look at so many seeds after earlier ones, (seeds, error rate), at the same comparison."""
         least, made = max(rule.min_seeds, fewest_seeds(rule)), {num_seeds: rule.alpha}
         for count, alpha in earlier:
-            if count < num_seeds:
+            if count <= num_seeds:  # of as many seeds too: the rule may have been changed after that look
                 made[count] = max(alpha, made.get(count, 0.0))
         return cls(rule, tuple(sorted((count, alpha) for count, alpha in made.items() if count >= least)))
 
@@ -173,14 +173,21 @@ class History:
 
     @property
     def mark(self) -> str:
-        """The end of a title at a look that was not planned; else empty."""
-        return "" if self.is_planned else f" ({self.name.lower()}: the true level is about {self.level})"
+        """End of a title at a look that was not planned, or after which the rule was changed; else empty."""
+        if self.is_planned:
+            return ""
+        if len(self.looks) == 1:
+            return " (the rule was changed after a look at these seeds)"
+        return f" ({self.name.lower()}: the true level is about {self.level})"
 
     @property
     def sentence(self) -> str:
-        """The place of a planned look, or the true level of looks that were not planned; empty for a single look."""
+        """The place of a planned look, or the true level or change of rule of others; empty for a single look."""
         rule = self.rule
         if not self.is_planned:
+            if len(self.looks) == 1:
+                rate = 100 * self.looks[0][1]
+                return f"The rule was changed after a look at these seeds, which had an error rate of {rate:g} %."
             return (
                 f"{self.name}: the true level is about {self.level}, not {100 * rule.whole_alpha:g} % "
                 "(how often such looks claim what is not so)."
