@@ -71,7 +71,11 @@ def test_the_plan_of_a_study_that_goes_on_counts_what_is_left(data_root, monkeyp
     show_plan(facts, console.out)
     said = " ".join(capsys.readouterr().out.split())
     assert f"{facts['finished']} segments are finished: about {numbers.span(facts['seconds_left'])} left" in said
-    assert f"{numbers.memory(facts['checkpoint_bytes_left'])} of it not yet written" in said and "NOT" not in said
+    assert f"{numbers.memory(facts['checkpoint_bytes_left'])} of it still to write" in said and "NOT" not in said
+    run_study(prepared, tmp_path)
+    show_plan(plan_facts(prepared, 1, directory, keep=False), console.out)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "segments are finished: nothing left" in said and "none of it still to write" in said
 
 
 def test_the_first_images_are_judged_like_all(data_root):

@@ -112,11 +112,12 @@ def show_plan(facts: dict[str, Any], on: Console) -> None:
         on,
     )
     if facts["finished"]:
-        say(f"{facts['finished']} segments are finished: about {span(facts['seconds_left'])} left", on)
+        left = f"about {span(facts['seconds_left'])}" if facts["seconds_left"] else "nothing"
+        say(f"{facts['finished']} segments are finished: {left} left", on)
     names = ("checkpoints", "checkpoint_bytes", "checkpoint_bytes_left", "free_bytes")
     files, need, need_left, free = (facts[name] for name in names)
     lacks = "" if need_left < free else ": NOT enough"
-    written = "" if need_left == need else f", {memory(need_left)} of it not yet written"
+    written = "" if need_left == need else f", {memory(need_left) if need_left else 'none'} of it still to write"
     say(f"{files} checkpoints take {memory(need)} in the end{written}; {memory(free)} are free{lacks}", on)
     peak, most = facts["segment_bytes"], facts["memory_bytes"]
     if peak and most:
