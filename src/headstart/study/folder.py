@@ -96,6 +96,11 @@ def read_study_folder(path: str | Path) -> StudyFolder:
     """
     path = Path(path)
     study, plan = parse_study(read_yaml(path / STUDY_FILE), source=str(path / STUDY_FILE)), read_plan(path)
+    stated = {"arms": {*study.arms}, "fractions": {entry.fraction for entry in study.fractions}}
+    planned = {"arms": {cell.arm for cell in plan.cells}, "fractions": {cell.fraction for cell in plan.cells}}
+    for field in (name for name in stated if stated[name] != planned[name]):
+        own, run = sorted(stated[field]), sorted(planned[field])
+        raise ValueError(f"{path / STUDY_FILE}: {field} = {own}: expected {run} as in {PLAN_FILE}, or a new run of it")
     asked = {name: flatten(patch) for name, patch in study.also_evaluate.items()}
     runs = {}
     for entry in plan.segments:
