@@ -198,6 +198,11 @@ def test_a10_pictures_in_both_sets_stop_a_study(data_root, tmp_path):
     assert not list((tmp_path / "runs").rglob("rows.jsonl"))
     allowed = prepare(parse_study(study | {"allow_overlap": True}, source="tiny"))
     assert len(rehearse(allowed, "scratch")) == 1
+    paths, other = scene_paths(data_root), {"train": "val", "val": "train"}
+    swapped = {f"data.{a}{end}": paths[f"data.{b}{end}"] for a, b in other.items() for end in ("", "_images")}
+    own = {"start.kind": "detector", "start.weights": "pretrain:seen"}
+    study = tiny_study(data_root, pretrain={"seen": {"set": swapped}}, arms={"scratch": {}, "seen": own})
+    assert len(rehearse(prepare(parse_study(study, source="tiny")), "pretrain:seen")) == 3
 
 
 def test_a10_training_on_the_validation_set_is_said(data_root, tmp_path):
