@@ -2,7 +2,7 @@
 
 While the learning rate is constant the length of a schedule changes nothing. The schedules of one arm, fraction and
 seed therefore share one trunk up to the first drop of each. A cell is the trunk up to there plus its own tail, bit for
-bit the same as a run of its own. A branch leaves another arm's trunk and ends in its own tails. Pure: no files or model.
+bit the same as a run of its own. A branch leaves another arm's trunk and has its own tails. Pure: no files or model.
 """
 
 from __future__ import annotations
