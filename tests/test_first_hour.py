@@ -22,6 +22,8 @@ from headstart.study.prepare import arm_recipe, prepare
 from headstart.study.run import run_study
 from headstart.study.spec import define_study, parse_study
 from headstart.tasks import make_task
+from headstart.training import lineage
+from headstart.training.lineage import Finder
 from headstart.training.rows import read_rows
 from headstart.training.run import train
 from headstart.verdict.earned import IMAGE_SPREAD, WANTED
@@ -196,6 +198,11 @@ def test_a10_pictures_in_both_sets_stop_a_study(data_root, tmp_path):
     assert not list((tmp_path / "runs").rglob("rows.jsonl"))
     allowed = prepare(parse_study(study | {"allow_overlap": True}, source="tiny"))
     assert len(rehearse(allowed, "scratch")) == 1
+    paths, other = scene_paths(data_root), {"train": "val", "val": "train"}
+    swapped = {f"data.{a}{end}": paths[f"data.{b}{end}"] for a, b in other.items() for end in ("", "_images")}
+    own = {"start.kind": "detector", "start.weights": "pretrain:seen"}
+    study = tiny_study(data_root, pretrain={"seen": {"set": swapped}}, arms={"scratch": {}, "seen": own})
+    assert len(rehearse(prepare(parse_study(study, source="tiny")), "pretrain:seen")) == 3
 
 
 def test_a10_training_on_the_validation_set_is_said(data_root, tmp_path):
@@ -214,7 +221,7 @@ def test_a10_the_report_says_that_sets_overlap(tmp_path, options):
     assert "headstart data check" in summary["next_with_seconds"][0]["command"]
 
 
-def test_a11_a_report_never_gets_poorer(data_root, tmp_path):
+def test_a11_a_report_never_gets_poorer(data_root, tmp_path, monkeypatch):
     options = {"arms": {"scratch": {}, "slow": {"train.rate": 0.001}}, "pretrain": {}, "schedules": ["1x"]}
     options["rule"] = {"metric": "box.AP", "baseline": "scratch", "candidate": "slow", "margin": 0.01}
 
@@ -229,8 +236,11 @@ def test_a11_a_report_never_gets_poorer(data_root, tmp_path):
     assert (directory / "plan.json").read_text() == before and is_current(directory)
     assert len(heard) == 4  # the progress is that of what was asked for
     other = prepare(parse_study(tiny_study(data_root, seeds=1, **options | {"schedules": ["2x"]}), source="tiny"))
-    assert with_kept_seeds(other, directory) is other
-    assert with_kept_seeds(study([5]), directory).study.seeds == (0, 1, 5)
+    assert with_kept_seeds(other, directory, Finder()) is other
+    assert with_kept_seeds(study([5]), directory, Finder()).study.seeds == (0, 1, 5)
+    changed = Finder()
+    monkeypatch.setattr(lineage, "data_fingerprint", lambda recipe: "of other data")
+    assert with_kept_seeds(study([5]), directory, changed).study.seeds == (5,)
 
 
 def test_a12_a_collapsed_seed_is_named(tmp_path):

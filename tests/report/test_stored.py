@@ -111,6 +111,8 @@ def test_a_plan_that_is_none(study, content):
         ("colour", 1, "study key 'colour' is not known, .*"),
         ("arms", None, "arms: missing"),
         ("rule.margin", "wide", "rule.*"),
+        ("arms.slow", {}, r"arms = \['pretrained', 'scratch', 'slow'\]: expected \['pretrained', 'scratch'\] as in .*"),
+        ("fractions", [0.5], r"fractions = \[0\.5\]: expected \[.*\] as in plan\.json, or a new run of it"),
     ],
 )
 def test_study_yaml(study, place, value, message):

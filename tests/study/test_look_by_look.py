@@ -132,6 +132,12 @@ def test_the_next_look_is_the_next_step(tmp_path):
 
 
 def test_a_rule_that_was_given_a_further_look_was_not_written_before_the_first_run(tmp_path):
+    margins = (0.01, 0.2, 0.01)  # and back again: the outcome of the present rule counts
+    for margin, is_open in zip(margins, (True, False, True)):
+        path = made_up(tmp_path / "back", 3, settings={"rule": LOOKS["rule"] | {"margin": margin}})
+        looks = summary_of(build_report(path))["looks"]
+        assert read_plan(path).is_open == is_open and read_plan(path).looks[-1].obstacle == looks[-1]["obstacle"]
+    assert len(read_plan(path).looks) == len(looks) == 3
     for num_seeds, looks, told in (
         (3, [3, 5], "The rule, written before the first run: "),
         (5, [3, 5], "The rule, written before the first run: "),

@@ -166,6 +166,14 @@ def test_a_schedule_shorter_than_its_tail_or_missing_is_refused_by_name():
         expand(one_arm("2x"), make_schedules(["3x"], **SMALL))
     with pytest.raises(ValueError, match="pretrain: steps of 'shapes'"):
         plan_of(study_of())
+    arms = {name: {"start.kind": "backbone", "start.weights": f"pretrain:{name}"} for name in ("low", "low-f1")}
+    alike = {"low": {}, "low-f1": {"set": {"data.fraction": 1.0}}}  # "pretrain-low-f1-s0" both
+    with pytest.raises(ValueError, match=r"pretrain\.low-f1: its run pretrain-low-f1-s0 has the name of one of 'low'"):
+        expand(
+            one_arm("2x", arms=arms, pretrain=alike),
+            make_schedules(["2x"], **SMALL),
+            pretrain_steps=dict.fromkeys(arms, 5),
+        )
 
 
 def test_unused_pretraining_is_noted_and_not_run():

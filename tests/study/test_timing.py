@@ -1,6 +1,7 @@
 """What the forecast measures before a study runs: all of it there, and by as many processes as will work at once."""
 
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -100,6 +101,10 @@ def test_a_study_that_goes_on_is_not_timed_again(data_root, tmp_path, monkeypatc
     assert kept_loads(path, prepared, 1) == measured and calls == [2, 1, 1]
     other = prepare(parse_study(tiny_study(data_root, schedules=["1x"]), source="tiny"), None)
     assert kept_loads(path, other, 1) == measured and calls == [2, 1, 1, 1]
+    own = tiny_study(data_root, schedules=["1x"])
+    own["set"] |= {"train.batch": 4}
+    edited = replace(other, asked=prepare(parse_study(own, source="tiny"), None).asked)  # the file of the recipe
+    assert kept_loads(path, edited, 1) == measured and calls == [2, 1, 1, 1, 1]
 
 
 def test_a_frozen_backbone_is_timed_frozen_and_on_kept_maps(data_root):

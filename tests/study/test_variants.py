@@ -1,5 +1,6 @@
 """The end of a schedule judged in other ways: the same as evaluating its checkpoint so, and only that."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -27,7 +28,8 @@ def test_ends_are_judged_in_other_ways_too(data_root, tmp_path, monkeypatch):
         "small": {"input.test_short": 48},
         "tta": {"evaluate.tta": {"enabled": True, "shorts": [64], "long": 64}},
     }
-    settings = tiny_study(data_root, also_evaluate=variants, arms={"scratch": {}}, schedules=["2x"], pretrain={})
+    data = shutil.copytree(data_root, tmp_path / "data")
+    settings = tiny_study(data, also_evaluate=variants, arms={"scratch": {}}, schedules=["2x"], pretrain={})
     prepared = prepare(parse_study(settings, source="tiny"))
     freed = []
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: freed.append(True))
@@ -47,6 +49,10 @@ def test_ends_are_judged_in_other_ways_too(data_root, tmp_path, monkeypatch):
     assert (run.directory / "variants.jsonl").stat().st_mtime_ns == before
     blocks = {block.name for block in schedule_tables(Facts(folder))[0].blocks}
     assert {"box.AP", "small:box.AP", "tta:mask.AP"} <= blocks
+    shutil.rmtree(data)  # the run is found by its content; a further variant reads the data where they are now
+    settings |= {"set": tiny_study(data_root)["set"], "also_evaluate": variants | {"tiny": {"input.test_short": 32}}}
+    run_study(prepare(parse_study(settings, source="tiny")), tmp_path)
+    assert list(read_study_folder(directory).tail(folder.plan.cells[0]).variants) == ["small", "tta", "tiny"]
 
 
 def test_variants_that_change_nothing_or_suit_no_detector_are_refused(data_root):

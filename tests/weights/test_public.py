@@ -17,7 +17,7 @@ from headstart.recipe.load import load_recipe, shipped
 from headstart.weights import public
 from headstart.weights.files import read_weights
 from headstart.weights.load import load_weights, open_weights
-from headstart.weights.public import fetch, find_file, find_training, locate, public_files, trainings
+from headstart.weights.public import fetch, find_file, find_on_disk, find_training, locate, public_files, trainings
 from headstart.weights.public.fetch import download
 from weight_nets import NARROW, resnet
 
@@ -32,8 +32,10 @@ def published(tmp_path):
     return path.rename(tmp_path / f"net-{file_digest(path)[:8]}.pth")
 
 
-def test_table_is_complete_and_agrees_with_torchvision():
+def test_table_is_complete_and_agrees_with_torchvision(tmp_path, monkeypatch):
     table = public_files()
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
     assert len(table) == 19
     for name, file in table.items():
         training = file.training
@@ -43,6 +45,10 @@ def test_table_is_complete_and_agrees_with_torchvision():
             model, version = name.removeprefix("torchvision/").split(".")
             enum = torchvision.models.get_model_weights(model)[version.upper()]
             assert url == enum.url and url.startswith("https://download.pytorch.org/")
+            place = tmp_path / "checkpoints" / url.rpartition("/")[2]  # where torch.hub puts it
+            place.touch()
+            assert find_on_disk(file) == place
+            place.unlink()
     assert find_file(RESNET).training.images_seen == 90 * 1_281_167
     with pytest.raises(ValueError, match=r"not known; the nearest is 'torchvision/resnet18\.imagenet1k_v1'"):
         find_file("torchvision/resnet18")
@@ -126,8 +132,14 @@ def test_timm_file_comes_through_the_hub_client(tmp_path, published, monkeypatch
     with pytest.raises(ValueError, match="expected 0000000000000000; removed"):
         download("timm/resnet50_gn.a1h_in1k", tmp_path / "other.safetensors")
     link = tmp_path / "snapshot.safetensors"  # as the client's cache has it
-    link.symlink_to(published)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda repository, file: str(link))
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda repository, file: str(link))
+    published = published.rename(tmp_path / file_digest(published))
+    link.symlink_to(published)
+    assert locate("timm/resnet50_gn.a1h_in1k") == link
+    published.write_bytes(published.read_bytes() + b"more")
+    with pytest.raises(ValueError, match=r"has sha256 \w{16}, expected \w{16}: another version or a damaged file"):
+        locate("timm/resnet50_gn.a1h_in1k")
     with pytest.raises(ValueError, match="expected 0000000000000000; removed"):
         download("timm/resnet50_gn.a1h_in1k")
     assert not link.is_symlink() and not published.exists()

@@ -14,6 +14,7 @@ from headstart.batch import InputSpec
 from headstart.files import file_digest
 from headstart.model.backbones.timm_net import TimmNet
 from headstart.model.classifier import Classifier
+from headstart.training.lineage import weights_digest
 from headstart.weights.files import WeightFile, read_weights, write_safetensors
 from headstart.weights.input import DETECTRON, DETECTRON2, IMAGENET, input_differences, input_text
 from headstart.weights.load import (
@@ -153,7 +154,7 @@ def test_save_and_read_round_trip(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["maskrcnn_resnet50_fpn", "fasterrcnn_resnet50_fpn"])
-def test_published_detectors_without_epsilon_are_corrected(name):
+def test_published_detectors_without_epsilon_are_corrected(name, tmp_path):
     digits = torchvision.models.get_model_weights(name)["COCO_V1"].url.split("-")[-1].removesuffix(".pth")
     assert digits in WITHOUT_EPSILON
     source = randomise(resnet(18, **NARROW))
@@ -161,9 +162,12 @@ def test_published_detectors_without_epsilon_are_corrected(name):
         if key.endswith("running_var"):
             value.mul_(1e-4)  # small enough for the epsilon to matter
     ours = resnet(18, "frozen_batch", **NARROW)
-    load_weights(
-        ours, WeightFile("published.pth", digits + "0" * 56, named_tensors(source), input=IMAGENET), scope="backbone"
-    )
+    published = WeightFile("published.pth", digits + "0" * 56, named_tensors(source), input=IMAGENET)
+    load_weights(ours, published, scope="backbone")
+    convert_weights(published, tmp_path / "own.safetensors")
+    again = resnet(18, "frozen_batch", **NARROW)
+    load_weights(again, read_weights(tmp_path / "own.safetensors"), scope="backbone")
+    assert torch.equal(again.layer1[0].bn1.running_var, ours.layer1[0].bn1.running_var)
     norm = source.layer1[0].bn1
     x = torch.randn(2, 16, 3, 3)
     expected = (x - norm.running_mean.view(1, -1, 1, 1)) / norm.running_var.sqrt().view(1, -1, 1, 1)
@@ -227,3 +231,6 @@ def test_the_verb_states_the_input_of_a_file_that_does_not_tell(tmp_path, monkey
     file = read_weights(out)
     assert file.input == InputSpec((1.0, 2.0, 3.0), (4.0, 5.5, 6.0), "bgr")
     assert all(torch.equal(value, named_tensors(source)[name]) for name, value in file.tensors.items())
+    before = weights_digest(out)
+    assert call(monkeypatch, capsys, *convert, "--force", *sum((stated | {"--order": "rgb"}).items(), ())).code == 0
+    assert weights_digest(out) != before  # the first convolution is no longer turned: another run

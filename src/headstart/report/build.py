@@ -44,7 +44,7 @@ def build_report(study_dir: str | Path) -> Path:
     folder = read_study_folder(study_dir)
     facts = Facts(folder)
     findings = find(facts)
-    if findings.look and findings.look not in folder.looks:
+    if findings.look:
         note_look(folder.path, findings.look)
     sections = [make(facts, findings) for make in SECTIONS]
     write_figures(

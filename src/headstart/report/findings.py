@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from msgspec import to_builtins
-from msgspec.structs import replace
 
 from headstart.report.answers import Answer, Comparison, EqualEffort, equal_efforts, find_answers, find_crossover
 from headstart.report.differences import starts_differ
@@ -22,7 +21,7 @@ from headstart.study.results import StudyFolder
 from headstart.verdict import words
 from headstart.verdict.curves import Crossover
 from headstart.verdict.earned import ImageCounts, Obstacle
-from headstart.verdict.looks import Look
+from headstart.verdict.looks import Look, dated
 from headstart.verdict.numbers import counted, fraction_name, span
 from headstart.verdict.verdict import Verdict, judge
 
@@ -116,7 +115,7 @@ def find(facts: Facts) -> Findings:
     early = next((obstacle for obstacle in known if "rising" in obstacle.code or obstacle.code == "unfinished"), None)
     equal = [] if blind else equal_efforts(facts, against or early)
     look = _look(folder, headline) if headline else None
-    looks = (*folder.looks, *([look] if look and look not in folder.looks else []))
+    looks = (*folder.looks, *([look] if look and not any(look is known for known in folder.looks) else []))
     titled = _title(facts, headline, against, images)
     planned = folder.rule.looks if folder.rule else ()
     saved = planned[-1] - len(folder.seeds) if planned and titled[0] == "decided" else 0
@@ -129,7 +128,7 @@ def _look(folder: StudyFolder, verdict: Verdict) -> Look:
     schedule, fraction = folder.headline_cell
     code = verdict.obstacle and verdict.obstacle.code
     own = Look(date.today(), schedule, fraction, folder.seeds, folder.rule.alpha, verdict.outcome, code)
-    return next((look for look in folder.looks if replace(look, date=own.date) == own), own)
+    return dated(folder.looks, own)
 
 
 def _comparisons(facts: Facts, against: Obstacle | None, images: ImageCounts | None) -> tuple[Comparison, ...]:

@@ -29,7 +29,7 @@ from headstart.study.spec import check_names, parse_study
 from headstart.training.rows import read_rows
 from headstart.training.stored import AUDIT_FILE, ENVIRONMENT_FILE, SEGMENT_FILE
 from headstart.typed_json import read_json, read_lines
-from headstart.verdict.looks import Look
+from headstart.verdict.looks import Look, dated
 from headstart.version import __version__
 
 STUDY_FILE, PLAN_FILE, CHANGES_FILE = "study.yaml", "plan.json", "segments.jsonl"
@@ -96,6 +96,11 @@ def read_study_folder(path: str | Path) -> StudyFolder:
     """
     path = Path(path)
     study, plan = parse_study(read_yaml(path / STUDY_FILE), source=str(path / STUDY_FILE)), read_plan(path)
+    stated = {"arms": {*study.arms}, "fractions": {entry.fraction for entry in study.fractions}}
+    planned = {"arms": {cell.arm for cell in plan.cells}, "fractions": {cell.fraction for cell in plan.cells}}
+    for field in (name for name in stated if stated[name] != planned[name]):
+        own, run = sorted(stated[field]), sorted(planned[field])
+        raise ValueError(f"{path / STUDY_FILE}: {field} = {own}: expected {run} as in {PLAN_FILE}, or a new run of it")
     asked = {name: flatten(patch) for name, patch in study.also_evaluate.items()}
     runs = {}
     for entry in plan.segments:
@@ -251,10 +256,10 @@ def note_segment(directory: Path, name: str, place: Path, *, finished: bool) -> 
 
 
 def note_look(directory: Path, look: Look) -> None:
-    """Add a look to plan.json, unless plan.json holds one that is equal but for the date."""
+    """Add a look to plan.json, unless the latest one there at its seeds is equal but for the date."""
     with plan_lock(directory):
         plan = read_plan(directory)
-        if look not in [replace(known, date=look.date) for known in plan.looks]:
+        if dated(plan.looks, look) is look:
             content = read_json(directory / PLAN_FILE, dict[str, Any])
             content |= {"format": FORMAT, "looks": msgspec.to_builtins([*plan.looks, look])}
             write_whole(directory / PLAN_FILE, json_text(content, indent=1))

@@ -2,8 +2,7 @@
 
 While the learning rate is constant the length of a schedule changes nothing. The schedules of one arm, fraction and
 seed therefore share one trunk up to the first drop of each. A cell is the trunk up to there plus its own tail, bit for
-bit the same as a run of its own. A branch leaves the trunk of another arm and ends in tails of its own.
-Pure: no files, no model.
+bit the same as a run of its own. A branch leaves another arm's trunk and has its own tails. Pure: no files or model.
 """
 
 from __future__ import annotations
@@ -128,9 +127,8 @@ def expand(
 ) -> Plan:
     """The plan of a study, given its schedules by name and the steps of each pre-training that an arm uses.
 
-    Numbers of images must be shares by now (`StudySpec.on`).
-    arm_schedules replaces `schedules` for arms whose patch changes rate, warm-up or base length. branch_steps are the
-    steps that each branch runs by itself.
+    Numbers of images must be shares by now (`StudySpec.on`). arm_schedules replaces `schedules` for arms whose patch
+    changes rate, warm-up or base length. branch_steps are the steps that each branch runs by itself.
     Segments are ordered by seed, so that one whole seed finishes early. Within a seed pre-training comes first, then
     fractions and arms, branches after the arms that they leave.
     Raises ValueError naming the field for schedules that are missing or that cannot share a trunk when asked to.
@@ -174,6 +172,8 @@ def _pretraining(study: StudySpec, seed: int, steps: Mapping[str, int], known: C
         for own in study.fractions:
             name, *place = study.pretrain_place(arm, own.fraction, seed)
             found.setdefault(name, Segment(name, "pretrain", entry, *place, None, 0, steps[entry]))
+            if (other := found[name].arm) != entry:
+                raise ValueError(f"pretrain.{entry}: its run {name} has the name of one of {other!r}; expected another")
     return [segment for name, segment in found.items() if name not in known]
 
 

@@ -57,8 +57,8 @@ def run_study(
     directory = Path(out) / prepared.study.name
     refuse_missing_weights(prepared)
     asked = {segment.name for segment in prepared.plan.segments}
-    prepared = with_kept_seeds(prepared, directory)
     folder, finder = segments_folder(prepared, directory), Finder()
+    prepared = with_kept_seeds(prepared, directory, finder)
     if cluster:
         calls, listener = ray_calls(cluster, prepared.study.name), None
     elif jobs > 1:
@@ -122,7 +122,7 @@ def run_segment(
     variants = prepared.study.also_evaluate
     if segment.kind == "tail" and distributed.gather(missing_variants(variants, result.directory))[0]:
         with only_process(result.directory, inf):  # another study that shares the run may evaluate it too
-            evaluate_variants(variants, result.directory, result.checkpoint)
+            evaluate_variants(variants, result.directory, result.checkpoint, recipe)
             torch.cuda.empty_cache()  # the next segment may be trained by other processes, on the same GPU
     return result
 
@@ -133,11 +133,11 @@ def run_named(prepared: Prepared, name: str, out: str | Path = "runs") -> RunRes
     Other segments may run at the same time; those that this one needs must be finished. ValueError names one that is
     not, or the name nearest to an unknown one. Under torchrun the call joins the other processes.
     """
-    directory = Path(out) / prepared.study.name
-    prepared = with_kept_seeds(prepared, directory)
+    directory, finder = Path(out) / prepared.study.name, Finder()
+    prepared = with_kept_seeds(prepared, directory, finder)
     segments = {each.name: each for each in prepared.plan.segments}
     check_names([name], segments, "segment")
-    segment, finder = segments[name], Finder()
+    segment = segments[name]
     chain = [*prepared.plan.ancestors(segment), segment]
     done, _ = find_segments(prepared, directory, finder, segments=chain, whole=True)
     for needed in sorted(segment.needs - done.keys()):

@@ -96,7 +96,8 @@ def keep_loads(path: Path, prepared: Prepared, jobs: int, loads: Mapping[str, Lo
 
 
 def _asked(prepared: Prepared, jobs: int) -> list[Any]:
-    asked = [prepared.study.model_dump_json(), repr(prepared.overrides), repr(prepared.num_images), jobs]
+    recipes = [recipe.model_dump_json() for recipe in prepared.asked.values()]  # their files may be edited
+    asked = [prepared.study.model_dump_json(), *recipes, repr(prepared.num_images), jobs]
     return [*asked, platform.node(), torch.__version__]
 
 

@@ -66,15 +66,19 @@ def missing_variants(variants: Variants, directory: Path) -> list[str]:
     return [name for name, patch in variants.items() if (name, flatten(dict(patch))) not in known]
 
 
-def evaluate_variants(variants: Variants, directory: Path, checkpoint: Path) -> None:
-    """Evaluate a finished run's last checkpoint by every missing variant; each row is written atomically."""
+def evaluate_variants(variants: Variants, directory: Path, checkpoint: Path, recipe: AnyRecipe) -> None:
+    """Evaluate a finished run's last checkpoint by every missing variant; each row is written atomically.
+
+    The images are those of `recipe`: the paths that the run itself names may hold other data by now.
+    """
+    data = validation_data(recipe)
     weights = judged_weights(read_rows(directory / "rows.jsonl"))
     for name in distributed.gather(missing_variants(variants, directory))[0]:  # all processes evaluate the same
         patch = flatten(dict(variants[name]))
         since = time.perf_counter()
         trained = load_trained(checkpoint, patch, weights=weights)
         with distributed.threads(trained.recipe.train.threads):
-            result, _ = evaluate(trained, validation_data(trained.recipe))
+            result, _ = evaluate(trained, data)
         row = Row(
             kind="eval",
             variant=name,

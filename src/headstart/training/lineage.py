@@ -18,6 +18,7 @@ from headstart.training.stored import SEGMENT_FILE, RunFacts, torn_files
 from headstart.typed_json import read_json
 from headstart.weights import checkpoint
 from headstart.weights.files import DamagedError, tensors_digest
+from headstart.weights.input import input_text
 from headstart.weights.load import open_weights
 
 
@@ -80,13 +81,15 @@ def run_digest(recipe: AnyRecipe, fingerprint: str, weights: str | None, span: S
 def weights_digest(path: str | Path | None) -> str | None:
     """The digest of a file's tensors, not of the file: a checkpoint also holds the seconds that it took.
 
-    DamagedError for a checkpoint whose run ended with other weights.
+    The input that a converted file states is added, because the first convolution is adapted to it. DamagedError for a
+    checkpoint whose run ended with other weights.
     """
     if path is None:
         return None
-    tensors = open_weights(path).tensors
-    check_end(Path(path), tensors)
-    return tensors_digest(tensors)
+    file = open_weights(path)
+    check_end(Path(path), file.tensors)
+    stated = "" if file.input is None or file.recipe else input_text(file.input)
+    return tensors_digest(file.tensors) + stated
 
 
 def load_identity(path: Path) -> str:

@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 from msgspec import Meta, Struct
+from msgspec.structs import replace
 from scipy import special
 
 STUDIES = 100_000  # the error rate of three looks then has a standard error below 0.05 %
@@ -36,6 +37,12 @@ class Look(Struct, frozen=True, forbid_unknown_fields=True):
     alpha: Annotated[float, Meta(gt=0, lt=1)]
     outcome: Literal["better", "worse", "equivalent", "not worse", "not decidable"]
     obstacle: str | None
+
+
+def dated(looks: Sequence[Look], own: Look) -> Look:
+    """The latest of these looks at the seeds of `own` where it is equal but for the date; else `own`."""
+    latest = next((look for look in reversed(looks) if set(look.seeds) == set(own.seeds)), own)
+    return latest if replace(latest, date=own.date) == own else own
 
 
 @cache

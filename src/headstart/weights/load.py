@@ -94,8 +94,6 @@ def load_weights(
     refuse_other_stride(file.path, layout, report.loaded, tensors, source)
     if (strict and (report.missing or report.unexpected or report.mismatched)) or not report.loaded:
         raise ValueError(strict_error(report, own, tensors))
-    if file.hash.startswith(WITHOUT_EPSILON):
-        tensors |= {name: tensors[name] - EPSILON for name in report.loaded if name.endswith("running_var")}
     source, notes = (input, ()) if stem else convert_input(tensors, _first_conv(model), source, input)
     with torch.no_grad():
         for name in report.loaded:
@@ -121,12 +119,20 @@ def convert_weights(file: WeightFile, path: str | Path, *, input: InputSpec | No
         )
     if layout == "Detectron" and any("_bn_s" in name for name in names.found.values()):
         raise ValueError(f"{file.path}: has folded BatchNorm, which only a model can use; name it in start.weights")
-    tensors = {ours: to_our_rows(ours, file.tensors[name], layout) for ours, name in names.found.items()}
+    tensors = _our_tensors(file, names, layout)
     refuse_other_stride(file.path, layout, names.found, tensors, input)
     facts = {"input": input_text(input), "converted_from": f"{Path(file.path).name} {file.hash}"}
     with replacing(path) as temporary:
         write_safetensors(temporary, tensors, facts)
     return names
+
+
+def _our_tensors(file: WeightFile, names: Names, layout: str) -> dict[str, Tensor]:
+    """A file's tensors by our names and in our layout, with the variances that our epsilon needs."""
+    tensors = {ours: to_our_rows(ours, file.tensors[name], layout) for ours, name in names.found.items()}
+    if file.hash.startswith(WITHOUT_EPSILON):
+        tensors |= {ours: value - EPSILON for ours, value in tensors.items() if ours.endswith("running_var")}
+    return tensors
 
 
 def _is_timm(model: nn.Module) -> bool:
@@ -149,7 +155,7 @@ def _account(
     if _is_timm(model):
         matched, heads = match_timm(names.found, own, net.classifier_names, net.feature_names)
         names = Names(matched, (*names.left_out, *heads), names.unknown)
-    tensors = {ours: to_our_rows(ours, file.tensors[name], layout) for ours, name in names.found.items()}
+    tensors = _our_tensors(file, names, layout)
     names = _sort_out(names, own, tensors, expected)
     reset, notes = _changed_predictors(model, own, tensors) if scope == "detector" else ((), ())
     adapted = {}

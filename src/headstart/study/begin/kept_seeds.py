@@ -7,14 +7,16 @@ from pathlib import Path
 
 from headstart.recipe.yaml_text import read_yaml
 from headstart.study.folder import PLAN_FILE, STUDY_FILE, read_plan
-from headstart.study.prepare import Prepared, prepare
+from headstart.study.prepare import Prepared, prepare, segment_run
 from headstart.study.spec import parse_study
+from headstart.training.lineage import Finder
 
 
-def with_kept_seeds(prepared: Prepared, directory: Path) -> Prepared:
+def with_kept_seeds(prepared: Prepared, directory: Path, finder: Finder) -> Prepared:
     """Add the seeds that are finished in a study's directory; returns the study unchanged where there are none.
 
-    Only seeds of the same study count: study.yaml there has the same fields but `seeds`, plan.json the same overrides.
+    Only seeds of the same study count: study.yaml there has the same fields but `seeds`, plan.json the same overrides,
+    and its runs are of the present recipe, data and weights.
     ValueError where study.yaml cannot be read.
     """
     study = prepared.study
@@ -39,4 +41,11 @@ def with_kept_seeds(prepared: Prepared, directory: Path) -> Prepared:
     if study.rule and study.rule.looks:  # as many as a look has: seeds of an interrupted look wait for that look
         seeds = (*study.seeds, *kept)
         seeds = seeds[: max(count for count in study.rule.looks if count <= len(seeds))]
-    return prepare(study.model_copy(update={"seeds": seeds}), prepared.overrides)
+    more = prepare(study.model_copy(update={"seeds": seeds}), prepared.overrides)
+    places = {entry.name: entry.directory for entry in plan.segments if entry.finished}
+    for segment in more.plan.segments:
+        if segment.name in places and not segment.needs:
+            recipe, _, span = segment_run(more, segment, {})
+            if finder.place(recipe, directory, span).name != Path(places[segment.name]).name:
+                return prepared
+    return more

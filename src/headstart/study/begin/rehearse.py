@@ -57,8 +57,9 @@ def starts_of(prepared: Prepared, segments: Iterable[Segment], done: Mapping[str
 def rehearse(prepared: Prepared, name: str, weights: Path | None = None, gpus: int = 0) -> tuple[str, ...]:
     """Load, audit and train the start of an arm, or of "pretrain:NAME", for one step; nothing is written.
 
-    Returns the validation images that are training images too. ValueError naming the arm for whatever is wrong. Weights
-    that a pre-training is still to make are checked by the shapes and the input of its network. gpus: see `of_one_gpu`.
+    Returns the validation images that are training images too, of a pre-training also those of the arms. ValueError
+    naming the arm for whatever is wrong. Weights that a pre-training is still to make are checked by the shapes and the
+    input of its network. gpus: see `of_one_gpu`.
     """
     recipe = prepared.recipes[name][0]
     if not name.startswith(PRETRAIN_PREFIX):
@@ -75,6 +76,8 @@ def rehearse(prepared: Prepared, name: str, weights: Path | None = None, gpus: i
         raise ValueError(f"{_where(prepared, name)}: the first loss is {float(loss)}, expected a finite one")
     task.model.to("cpu")
     torch.cuda.empty_cache()  # of this process: those of a segment may be others, on the same GPU
+    if name.startswith(PRETRAIN_PREFIX) and (seen := _seen_before(prepared, task)):
+        return seen
     return task.overlap or same_pictures(task)
 
 
@@ -123,6 +126,11 @@ def same_pictures(task: Task) -> tuple[str, ...]:
     with ThreadPoolExecutor(usable_cores()) as pool:
         known, found = set(pool.map(_pixels, train)), list(pool.map(_pixels, val))
     return tuple(path for path, digest in zip(val, found) if digest and digest in known)
+
+
+def _seen_before(prepared: Prepared, task: Task) -> tuple[str, ...]:
+    """Validation images of the arms that are training images of a pre-training, by the bytes of their files."""
+    return make_task(prepared.first_recipe).contents[1].shared_with(task.contents[0])
 
 
 def refuse_overlap(prepared: Prepared, shared: tuple[str, ...]) -> None:

