@@ -72,6 +72,8 @@ def test_the_plan_of_a_study_that_goes_on_counts_what_is_left(data_root, monkeyp
     said = " ".join(capsys.readouterr().out.split())
     assert f"{facts['finished']} segments are finished: about {numbers.span(facts['seconds_left'])} left" in said
     assert f"{numbers.memory(facts['checkpoint_bytes_left'])} of it not yet written" in said and "NOT" not in said
+    show_plan(facts | {"checkpoint_bytes_left": 0}, console.out)
+    assert "not yet written" not in capsys.readouterr().out
 
 
 def test_the_first_images_are_judged_like_all(data_root):

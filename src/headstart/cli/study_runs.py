@@ -116,7 +116,7 @@ def show_plan(facts: dict[str, Any], on: Console) -> None:
     names = ("checkpoints", "checkpoint_bytes", "checkpoint_bytes_left", "free_bytes")
     files, need, need_left, free = (facts[name] for name in names)
     lacks = "" if need_left < free else ": NOT enough"
-    written = "" if need_left == need else f", {memory(need_left)} of it not yet written"
+    written = f", {memory(need_left)} of it not yet written" if 0 < need_left < need else ""
     say(f"{files} checkpoints take {memory(need)} in the end{written}; {memory(free)} are free{lacks}", on)
     peak, most = facts["segment_bytes"], facts["memory_bytes"]
     if peak and most:
