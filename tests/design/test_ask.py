@@ -111,6 +111,10 @@ def test_given_splits_are_used_and_the_test_set_left_alone(tmp_path):
     with_test = len(said)
     both = find_data([f"{tmp_path / 'set'}:train", f"{tmp_path / 'set'}:test"], tmp_path / "out", say=said.append)
     assert both.val.file_names == ("i.png", "j.png") and both.how == "given"
+    with pytest.raises(
+        ValueError, match=r"groups = 'x': has no effect on a training .* \(train and val\); expected none"
+    ):
+        find_data([str(tmp_path / "set")], tmp_path / "out", groups="x", say=said.append)
     (tmp_path / "set" / "ImageSets" / "Main" / "train.txt").unlink()  # nothing is learnt from val, judged by test
     alone = find_data([str(tmp_path / "set")], tmp_path / "out", say=said.append)
     assert alone.how == "divided here" and {*alone.train.file_names, *alone.val.file_names} == {"g.png", "h.png"}

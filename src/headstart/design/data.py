@@ -77,6 +77,7 @@ def find_data(
     if len(places) == 2 and _same_images(*places):
         say("training and validation set are the same images: divided here instead")
         places, how = places[:1], "divided here"
+    _refuse_groups(groups, how)
     places = _checked(dict(zip(("train", "val"), places)), kind, directory, fix=fix, say=say)
     if len(places) == 1:
         place = places[0]
@@ -127,6 +128,7 @@ def _find_pixels(
     opened, ignored = open_pixels([maps[name] for name in names], root)
     how = "divided here" if len(names) == 1 else " and ".join(names)
     say(f"format: {_FORMATS['pixels']}; training and validation set: {how}")
+    _refuse_groups(groups, how)
     if left_out := sum(each.left_out for each in opened):
         say(f"{counted(left_out, 'picture')} without a label map left out")
     if len(names) == 1:
@@ -141,6 +143,14 @@ def _find_pixels(
     _refuse(report, report.of(ERROR), say, "mend them")
     train, val = (open_dataset(place.path, place.image_dir) for place in places.values())
     return Found("pixels", train, val, (places["train"], places["val"]), how, labels, ignored)
+
+
+def _refuse_groups(groups: str | None, how: str) -> None:
+    """ValueError for a pattern of names where nothing is divided."""
+    if groups is not None and how != "divided here":
+        raise ValueError(
+            f"groups = {groups!r}: has no effect on a training and a validation set ({how}); expected none"
+        )
 
 
 def share_of(num_images: int) -> float:
