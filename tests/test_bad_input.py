@@ -599,6 +599,10 @@ def test_eval_writes_over_no_annotations(say, finished, data_root, tmp_path):
         refused(say(*ask, finished["detector"], *force), "is read here", "never replaced")
         refused(say(*ask, next(folder.iterdir()), *force), "is read here", "never replaced")
     (tmp_path / "notes.json").write_text("mine")
+    split = tmp_path / "split.json"
+    assert say("data", "split", annotations, split, "--images", folder).code == 0
+    asked = ["eval", finished["detector"], "--data", f"{split}:val", "--save", split, "--force"]
+    refused(say(*asked), "split.json: is read here", "never replaced")
     refused(say(*ask, tmp_path / "notes.json"), "notes.json: exists already", "--force")
     assert (tmp_path / "notes.json").read_text() == "mine" and annotations.read_bytes() == before
     answer = say(*ask, tmp_path / "notes.json", "--force")
@@ -614,6 +618,16 @@ def test_conversions_and_exports_write_over_no_file(say, finished, data_root, tm
     for force in ([], ["--force"]):
         refused(say("data", "convert", annotations, annotations, *force), "val.json: is read here", "never replaced")
         refused(say("data", "convert", annotations, tmp_path / "val.xml", *force), "expected one that ends in .json")
+    split = tmp_path / "split.json"
+    assert say("data", "split", annotations, split).code == 0
+    part, held = f"{split}:train", split.read_bytes()
+    for verb in (["convert", part, split], ["rename", part, "--out", split], ["split", part, split]):
+        refused(say("data", *verb, "--force"), "split.json: is read here", "never replaced")
+    merge = ["data", "merge", part, f"{split}:val"]
+    refused(say(*merge, "--out", split, "--force"), "split.json: is read here", "never replaced")
+    refused(say(*merge, "--out", annotations, "--force"), "val.json: is read here", "never replaced")
+    refused(say(*merge, *["--images", tmp_path] * 3), "images: 3 folders for 2 data sets: expected at most one each")
+    assert split.read_bytes() == held
     notes.write_text("mine")
     refused(say("data", "convert", annotations, notes), "notes.json: exists already", "--force")
     assert notes.read_text() == "mine" and annotations.read_bytes() == before

@@ -353,6 +353,8 @@ def test_weights_are_tried_without_data(data_root, tmp_path, monkeypatch, capsys
     answer = call(monkeypatch, capsys, "weights", "import", made.checkpoint, "base", *net)
     assert answer.code == 0 and "instances_train2017.json is not there: 80 classes are taken" in answer.out, answer
     assert "left out: fc.weight" in answer.out
+    odd = shutil.copy(made.checkpoint, tmp_path / "a #1: [x].pt")
+    assert call(monkeypatch, capsys, "weights", "import", odd, "base", *net).code == 0
     asked = call(monkeypatch, capsys, "weights", "import", made.checkpoint, "base", *net, "data.train=none.json")
     assert asked.code == 2 and "none.json: no such file" in asked.err
 

@@ -10,6 +10,7 @@ from matplotlib.path import Path as Outline
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from cli_call import call
 from headstart.data.shapes import drawing as forms
 from headstart.data.shapes import scenes
 from headstart.data.shapes import write as shapes
@@ -243,6 +244,15 @@ def test_bad_arguments_are_named(tmp_path, arguments, message):
         shapes.generate(tmp_path, *arguments)
     with pytest.raises(ValueError, match="num_classes: 13, expected 2 to 12"):
         shapes.write_classification(tmp_path, shapes.Split("train", 3, 0, 64), num_classes=13)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [("--size", "size: 0 is too small"), ("--objects", "objects: 0, expected 1"), ("--smallest", "smallest: 0.0, exp")],
+)
+def test_zero_is_a_value(tmp_path, monkeypatch, capsys, option, message):
+    made = call(monkeypatch, capsys, "data", "shapes", tmp_path / "out", option, "0")
+    assert made.code == 2 and message in made.err and not (tmp_path / "out").exists()
 
 
 def test_few_large_objects(tmp_path):

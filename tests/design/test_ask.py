@@ -18,7 +18,7 @@ from headstart.cli import studies
 from headstart.data.read import Source, coco, open_dataset
 from headstart.data.shapes.write import generate, generate_classes
 from headstart.design import propose as proposing
-from headstart.design.budget import MOST_STEPS, RESERVE, TRIED, Budget, fit, limits
+from headstart.design.budget import MOST_STEPS, RESERVE, TRIED, Budget, fit, limits, schedule_fields
 from headstart.design.data import find_data
 from headstart.design.pixels import find_maps, open_pixels
 from headstart.design.settings import OBJECT, Setting, box_settings, class_settings, data_settings, study_text
@@ -108,8 +108,17 @@ def test_given_splits_are_used_and_the_test_set_left_alone(tmp_path):
     found = find_data([str(tmp_path / "set")], tmp_path / "out", say=said.append)
     assert found.train.num_images == 6 and found.val.num_images == 2 and found.how == "train and val"
     assert any(line.startswith("split test is left alone") for line in said) and not (tmp_path / "out").exists()
+    with_test = len(said)
     both = find_data([f"{tmp_path / 'set'}:train", f"{tmp_path / 'set'}:test"], tmp_path / "out", say=said.append)
     assert both.val.file_names == ("i.png", "j.png") and both.how == "given"
+    with pytest.raises(
+        ValueError, match=r"groups = 'x': has no effect on a training .* \(train and val\); expected none"
+    ):
+        find_data([str(tmp_path / "set")], tmp_path / "out", groups="x", say=said.append)
+    (tmp_path / "set" / "ImageSets" / "Main" / "train.txt").unlink()  # nothing is learnt from val, judged by test
+    alone = find_data([str(tmp_path / "set")], tmp_path / "out", say=said.append)
+    assert alone.how == "divided here" and {*alone.train.file_names, *alone.val.file_names} == {"g.png", "h.png"}
+    assert any(line.startswith("split test is left alone") for line in said[with_test:])
 
 
 def test_errors_stop_and_fix_goes_on(tmp_path):
@@ -129,6 +138,17 @@ def test_errors_stop_and_fix_goes_on(tmp_path):
     found = find_data([str(root)], tmp_path / "out", fix=True, say=said.append)
     assert found.train.num_images == 9 and found.val.num_images == 3
     assert found.places[0].path == tmp_path / "out" / "train.json" and found.train.image_path(0).is_file()
+
+
+def test_class_folders_with_errors_are_to_be_mended(tmp_path):
+    for n, name in enumerate(("train/a/1.png", "train/b/2.png", "val/a/3.png", "val/b/4.png")):
+        picture(tmp_path / "set" / name)
+        noise = np.random.RandomState(n % 3).randint(0, 256, (30, 40, 3), np.uint8)  # 4.png is 1.png
+        Image.fromarray(noise).save(tmp_path / "set" / name)
+    for fix in (False, True):
+        with pytest.raises(ValueError, match=r"the data have 1 error \(.*\); mend them$"):
+            find_data([str(tmp_path / "set")], tmp_path / "out", fix=fix, say=lambda _: None)
+    assert not (tmp_path / "out").exists()
 
 
 def test_records_that_the_reader_refuses_are_listed_and_fixed_too(tmp_path):
@@ -196,6 +216,9 @@ def test_the_input_is_as_large_as_its_objects_ask_for(tmp_path, side, on_gpu, sh
     first = value_of(found, "model.rpn.anchor_sizes")[0]
     assert first == max(6, min(64, 2 * round(seen / 2))) and value_of(found, "model.mask.enabled") is False
     assert all(setting.reason for setting in found if setting.field in ("input.short", "model.rpn.anchor_sizes"))
+    crowds = replace(boxes_of(tmp_path, [side]), crowd=np.array([True]))
+    with pytest.raises(ValueError, match=r"a\.json: every object is a crowd \(iscrowd = 1\): expected objects"):
+        box_settings(crowds, on_gpu=on_gpu)
 
 
 def test_tall_boxes_get_taller_anchors_and_outlines_get_masks(tmp_path, data_root):
@@ -282,6 +305,11 @@ def test_the_plan_fits_the_hours_with_as_many_seeds_as_are_worth_it(hours, expec
         name: replace(load, eval_every=max(1, found.steps // 6)) for name, load in loads_of(step).items()
     }, 2)  # fmt: skip
     assert exact == pytest.approx(found.seconds, rel=0.1)  # rounding of drops and of evaluations
+
+
+def test_the_longest_study_does_not_fill_the_hours():
+    reasons = [schedule_fields(steps, 8, 100)["train.base"][1] for steps in (600, MOST_STEPS)]
+    assert reasons[0].endswith("48 epochs: what fits the hours") and "what fits the hours" not in reasons[1]
 
 
 def test_no_time_is_no_step_and_endless_time_ends():
@@ -477,9 +505,25 @@ def test_a_folder_becomes_a_report_by_one_command(tmp_path, monkeypatch, capsys,
     unknown = call(monkeypatch, capsys, *words)
     assert unknown.code == 2 and "holds a study of other data, None: expected another --name" in unknown.err
     asked.write_text(content)
-    start = [str(tmp_path / "small.pth")]
-    again = headstart.ask(cells, hours=0.1, out=out, start=start, quiet=True)
+    start = str(tmp_path / "small.pth")
+    again = headstart.ask(cells, hours=0.2, out=out, start=start, quiet=True)
     assert again.report == out / "ask-cells" / "report.html"
+
+
+def test_a_study_is_continued_by_its_own_question_alone(tmp_path, monkeypatch):
+    (tmp_path / "cells" / "inner").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "cells" / "inner")
+    asked = proposing.Question(("..",), 2.0, starts=("a.pth",))
+    directory = tmp_path / proposing.study_name(asked)
+    assert directory.name == "ask-cells"
+    content = {"data": [str(tmp_path / "cells")], "hours": 2, "words": proposing._words(asked)}
+    for name, text in {"plan.json": "{}", "study.yaml": "", "question.json": json.dumps(content)}.items():
+        write(directory / name, text)
+    for same in (asked, replace(asked, hours=9.0), replace(asked, fix=True)):
+        assert proposing.is_begun(same, directory)
+    for other in (replace(asked, starts=()), replace(asked, labels=(Path("maps"),)), replace(asked, groups="x")):
+        with pytest.raises(ValueError, match=r"holds the study of `headstart ask .*cells --hours 2 --start a\.pth`"):
+            proposing.is_begun(other, directory)
 
 
 @needs_package
@@ -502,6 +546,12 @@ def test_keypoints_are_asked_for_with_sigmas_of_their_own(tmp_path, monkeypatch,
     recipe = found.first_recipe
     assert recipe.model.keypoint.enabled and len(recipe.evaluate.keypoint_sigmas) == 5
     assert found.study.rule.metric == "keypoints.AP" and recipe.model.backbone.width == 16
+    file = tmp_path / "asked" / "study.yaml"
+    mine = write(file, file.read_text() + "# mine\n").read_text()
+    words = ["ask", tmp_path / "arrows", *small_start(tmp_path), "--hours", "1", "--out", tmp_path, "--name", "asked"]
+    again = call(monkeypatch, capsys, *words, "--yes")
+    assert again.code == 2 and "study.yaml: was changed after `ask` wrote it" in again.err
+    assert file.read_text() == mine
 
 
 def test_label_maps_become_a_study_of_segmentation(tmp_path, monkeypatch, capsys, few_steps):
@@ -563,7 +613,7 @@ def test_hours_without_a_step_are_refused(tmp_path, monkeypatch, few_steps):
     monkeypatch.setattr(proposing, "fit", lambda *_, **__: Budget(1, 3, False, 9.0))
     question = proposing.Question((str(cells_of(tmp_path)),), 0.01)
     with pytest.raises(
-        ValueError, match=r"hours = 0\.01: 3 steps of two starts fit, and nothing is learnt in fewer than 12"
+        ValueError, match=r"hours = 0\.01: 3 steps of 2 starts fit, and nothing is learnt in fewer than 12"
     ):
         proposing.propose(question, tmp_path / "x", jobs=1, say=lambda _: None)
     with pytest.raises(ValueError, match="hours = 0: expected more than 0"):

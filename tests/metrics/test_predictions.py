@@ -42,8 +42,9 @@ def test_round_trip(tmp_path, masks):
     assert "\n" not in (tmp_path / "results.json").read_text()
 
 
-def test_round_trip_of_nothing(tmp_path):
-    empty().to_json(tmp_path / "results.json")
+@pytest.mark.parametrize("nothing", [empty(), some_predictions(0)])  # the latter with heads for masks and keypoints
+def test_round_trip_of_nothing(tmp_path, nothing):
+    nothing.to_json(tmp_path / "results.json")
     assert (tmp_path / "results.json").read_text() == "[]"
     assert len(Predictions.from_json(tmp_path / "results.json")) == 0
 

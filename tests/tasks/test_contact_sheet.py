@@ -1,6 +1,9 @@
 """Contact sheets: every image is there, with its objects where they are; and what the command refuses."""
 
+import json
 import re
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -54,6 +57,14 @@ def test_the_command_writes_a_picture(data_root, tmp_path, monkeypatch, capsys):
     assert answer.code == 0 and "3 of 8 images" in answer.out and Image.open(out).size == (664, 664)
     changes = ["--augmented", "--recipe", "demo", "augment=strong", "--num", "2", "--out", str(tmp_path / "other.png")]
     assert "2 views of 8 images" in view(*changes).out and Image.open(tmp_path / "other.png").size == (664, 336)
+    picture = Path(shutil.copytree(data_root / "keypoints/train", tmp_path / "train")) / "000000.png"
+    Image.open(next(picture.parent.iterdir())).save(picture)
+    content = json.loads((data_root / "keypoints/train.json").read_text())
+    content["images"][0]["file_name"] = picture.name
+    (tmp_path / "png.json").write_text(json.dumps(content))
+    own = ["data", "view", tmp_path / "png.json", "--images", picture.parent, "--out", picture, "--force"]
+    answer = call(monkeypatch, capsys, *own)
+    assert answer.code == 2 and "000000.png: is read here" in answer.err
     page = tmp_path / "sheet.html"
     assert view("--out", str(page), "--num", "3").code == 0
     text = page.read_text()

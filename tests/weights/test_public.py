@@ -1,6 +1,7 @@
 """Public weights: a truthful table, and a fetch that is verified and cleaned up after; here without network."""
 
 import hashlib
+import json
 import re
 import types
 import urllib.error
@@ -12,6 +13,7 @@ import pytest
 import torch
 import torchvision
 
+from cli_call import call
 from headstart.files import file_digest
 from headstart.recipe.load import load_recipe, shipped
 from headstart.weights import public
@@ -66,13 +68,15 @@ def test_a_study_may_name_a_training_or_one_of_its_files():
         find_training("timm-a1h")
 
 
-def test_fetched_file_is_verified_and_loads(tmp_path, published, monkeypatch):
+def test_fetched_file_is_verified_and_loads(tmp_path, published, monkeypatch, capsys):
     monkeypatch.setattr(public, "torchvision_url", lambda location: published.as_uri())
     fetched = download(RESNET, tmp_path / "mine.pth")
     assert fetched.verified and fetched.hash == file_digest(published) and fetched.path == tmp_path / "mine.pth"
     assert str(fetched) == f"{fetched.path}: sha256 {fetched.hash}, agrees with its publisher's hash"
     report = load_weights(resnet(18, **NARROW), read_weights(fetched.path), scope="backbone")
     assert report.hash == fetched.hash
+    told = call(monkeypatch, capsys, "weights", "download", RESNET, tmp_path / "other.pth", "--json")
+    assert json.loads(told.out) == {"file": str(tmp_path / "other.pth"), "sha256": fetched.hash, "verified": True}
     with pytest.raises(ValueError, match=r"mine\.pth: expected a new file with suffix \.pth"):
         download(RESNET, tmp_path / "mine.pth")
     with pytest.raises(ValueError, match=r"mine\.pkl: expected a new file with suffix \.pth"):

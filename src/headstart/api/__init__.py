@@ -134,9 +134,9 @@ def ask(
     data: str | Path | Sequence[str | Path],
     hours: float,
     *,
-    images: Sequence[str | Path] = (),
-    labels: Sequence[str | Path] = (),
-    start: Sequence[str] = (),
+    images: str | Path | Sequence[str | Path] = (),
+    labels: str | Path | Sequence[str | Path] = (),
+    start: str | Sequence[str] = (),
     name: str | None = None,
     out: str | Path = "runs",
     fix: bool = False,
@@ -150,10 +150,13 @@ def ask(
     names of `weights list` or files, by default ImageNet's. fix: go on with a clean copy of data with errors. quiet:
     print nothing. ValueError for data that cannot be read, errors in them, and hours that teach nothing.
     """
-    paths = [data] if isinstance(data, str | Path) else list(data)
-    question = Question(
-        tuple(map(str, paths)), hours, tuple(map(Path, images)), tuple(start), groups, fix, tuple(map(Path, labels))
+    paths, pictures, maps, starts = (
+        [given] if isinstance(given, str | Path) else given for given in (data, images, labels, start)
     )
+    question = Question(
+        tuple(map(str, paths)), hours, tuple(map(Path, pictures)), tuple(map(str, starts)), groups, fix,
+        tuple(map(Path, maps)),
+    )  # fmt: skip
     name = name or study_name(question)
     directory = Path(out) / name
     say: Callable[[str], None] = (lambda line: None) if quiet else print

@@ -41,7 +41,7 @@ def shapes(
     from headstart.data.shapes.write import generate, generate_classes
 
     scenes = {"keypoints": keypoints, "semantic": semantic, "objects": objects, "smallest": smallest, "kind": kind}
-    given = [name for name, value in scenes.items() if value not in (False, None, [])]
+    given = [name for name, value in scenes.items() if not (value is None or value is False or value == [])]
     if classes and given:
         raise ValueError(f"--{given[0]} is about scenes, and --classes writes single objects; expected one of the two")
     chosen = {name: scenes[name] for name in ("objects", "smallest") if name in given}
@@ -54,7 +54,7 @@ def shapes(
             images,
             val,
             seed,
-            size or (64 if classes else 96),
+            size if size is not None else 64 if classes else 96,
             progress=lambda: update(next(done)),
             **options,
         )
@@ -160,8 +160,8 @@ def view(
         raise ValueError(f"{out}: is not the name of a picture or page, expected one that ends in .png or .html")
     if not augmented and (overrides or recipe != "base"):
         raise ValueError("--recipe and overrides: have no effect without --augmented; expected it, or none of them")
-    refuse_overwrite([(out, Path(path))], force=force)
     data = open_annotated(path, images, split)
+    refuse_overwrite([(out, Path(path))], inputs=map(data.image_path, range(data.num_images)), force=force)
     if augmented:
         found = load_recipe(recipe, {"seed": seed, **patch_of(overrides)})
         if found.task != "detection":
@@ -196,10 +196,11 @@ def split(
     Nothing is copied or moved: the file lists names.
     """
     from headstart.data.check.split import split_dataset
+    from headstart.data.read import annotation_files
 
     if out.suffix.lower() != ".json":
         raise ValueError(f"{out}: is not the name of a split file, expected one that ends in .json")
-    refuse_overwrite([(out, Path(path))], force=force)
+    refuse_overwrite([(out, Path(path))], inputs=annotation_files(path), force=force)
     found = split_dataset(path, out, images=images, share=share, seed=seed, groups=groups)
     use = f"use it as {out}:train and {out}:val, with every command and in recipes"
     answer(as_json, asdict(found) | {"file": str(out)}, *found.lines(), use)

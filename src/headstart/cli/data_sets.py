@@ -1,5 +1,6 @@
 """Commands that write data sets: in another format, with other classes, several as one."""
 
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -44,7 +45,7 @@ def convert(
     from headstart.data.write import open_splits, write_voc, write_yolo
 
     if to is Format.COCO:
-        _write_coco(open_whole(path, images, split), out, force=force, as_json=as_json)
+        _write_coco(open_whole(path, images, split), [path], out, force=force, as_json=as_json)
         return
     if force:
         raise ValueError("--force: has no effect with --to voc and yolo, whose folder must be new; expected none")
@@ -72,7 +73,7 @@ def rename(
     from headstart.data.read import open_whole
 
     data = rename_classes(open_whole(path, images), _class_map(names), drop or ())
-    _write_coco(data, out, force=force, as_json=as_json)
+    _write_coco(data, [path], out, force=force, as_json=as_json)
 
 
 def merge(
@@ -94,6 +95,8 @@ def merge(
     from headstart.data.read import open_whole
 
     folders = [*(images or ()), *[None] * len(paths)]
+    if len(images or ()) > len(paths):
+        raise ValueError(f"images: {len(images)} folders for {len(paths)} data sets: expected at most one each")
     parts = [open_whole(path, folder) for path, folder in zip(paths, folders)]
     known = {name for part in parts for name in part.class_names}
     names, dropped = _class_map(rename), drop or []
@@ -108,9 +111,7 @@ def merge(
         )
         for part in parts
     ]
-    for path in paths:
-        refuse_overwrite([(out, Path(path))], force=force)
-    _write_coco(merge_sets(chosen), out, force=force, as_json=as_json)
+    _write_coco(merge_sets(chosen), paths, out, force=force, as_json=as_json)
 
 
 def _class_map(texts: list[str] | None) -> dict[str, str]:
@@ -125,12 +126,15 @@ def _class_map(texts: list[str] | None) -> dict[str, str]:
     return names
 
 
-def _write_coco(data: "Dataset", out: Path, *, force: bool, as_json: bool) -> None:
+def _write_coco(data: "Dataset", paths: Sequence[str], out: Path, *, force: bool, as_json: bool) -> None:
+    """Write the data set made of `paths` and print its counts."""
+    from headstart.data.read import annotation_files
     from headstart.data.read.coco import write
 
     if out.suffix.lower() != ".json":
         raise ValueError(f"{out}: is not the name of a COCO file, expected one that ends in .json")
-    refuse_overwrite([(out, Path(data.path))], force=force)
+    read = (file for path in paths for file in annotation_files(path))
+    refuse_overwrite([(out, Path(data.path))], inputs=read, force=force)
     write(data, out)
     found = _counts(data)
     facts = {"file": str(out), "image_dir": str(data.image_dir), **found, "notes": data.notes}

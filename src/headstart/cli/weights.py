@@ -1,5 +1,6 @@
 """Verbs about weights, and the one that audits checkpoints of other trainers."""
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -81,7 +82,7 @@ def import_weights(
         recipe,
         [
             *(overrides or []),
-            f"start.weights={path}",
+            f"start.weights={json.dumps(path, ensure_ascii=False)}",  # a name such as "a #1.pth" is no YAML
             *([] if any(text.startswith("start.kind=") for text in overrides or []) else ["start.kind=backbone"]),
         ],
     )
@@ -134,8 +135,9 @@ def download(
     """Download public weights; the only command that uses the network."""
     from headstart.weights.public.fetch import download as fetch
 
-    path = fetch(name, out)
-    answer(as_json, {"file": str(path)}, str(path))
+    found = fetch(name, out)
+    facts = {"file": str(found.path), "sha256": found.hash, "verified": found.verified}
+    answer(as_json, facts, str(found))
 
 
 def audit(

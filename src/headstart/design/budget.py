@@ -78,8 +78,9 @@ def schedule_fields(steps: int, batch: int, num_images: int) -> dict[str, tuple[
     base = max(1, steps // 2)
     epochs = steps * batch / num_images
     every = max(1, base // 3)
+    why = "what fits the hours" if steps < MOST_STEPS else "no study of `ask` is longer, whatever the hours"
     return {
-        "train.base": (f"{base} steps", f"1x; 2x are {2 * base:,} steps, {epochs:.3g} epochs: what fits the hours"),
+        "train.base": (f"{base} steps", f"1x; 2x are {2 * base:,} steps, {epochs:.3g} epochs: {why}"),
         "train.warmup": (f"{min(100, max(1, base // 4))} steps", "the recipe's 100, or a quarter of 1x"),
         "evaluate.every": (f"{every} steps", "six points on each curve"),
         "checkpoint.every": (f"{every} steps", ""),

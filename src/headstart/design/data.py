@@ -65,9 +65,10 @@ def find_data(
     else:
         known = splits_of(layouts[0]) if given[0].split is None else {}
         names = [name for name in ("train", "val", "test") if name in known]
-        places = [Source(known[name].path, given[0].image_dir, known[name].split) for name in names[:2]]
-        how = " and ".join(names[:2])
-        if "test" in names[2:]:
+        chosen = names[:2] if "train" in names else names[:1]
+        places = [Source(known[name].path, given[0].image_dir, known[name].split) for name in chosen]
+        how = " and ".join(chosen)
+        if "test" in names[len(chosen) :]:
             say("split test is left alone: choose nothing by it, and judge the final model on it once")
         if len(places) < 2:
             whole = replace(known["all"], image_dir=given[0].image_dir) if "all" in known else given[0]
@@ -76,7 +77,8 @@ def find_data(
     if len(places) == 2 and _same_images(*places):
         say("training and validation set are the same images: divided here instead")
         places, how = places[:1], "divided here"
-    places = _checked(dict(zip(("train", "val"), places)), directory, fix=fix, say=say)
+    _refuse_groups(groups, how)
+    places = _checked(dict(zip(("train", "val"), places)), kind, directory, fix=fix, say=say)
     if len(places) == 1:
         place = places[0]
         share = share_of(open_dataset(place.path, place.image_dir, place.split).num_images)
@@ -126,6 +128,7 @@ def _find_pixels(
     opened, ignored = open_pixels([maps[name] for name in names], root)
     how = "divided here" if len(names) == 1 else " and ".join(names)
     say(f"format: {_FORMATS['pixels']}; training and validation set: {how}")
+    _refuse_groups(groups, how)
     if left_out := sum(each.left_out for each in opened):
         say(f"{counted(left_out, 'picture')} without a label map left out")
     if len(names) == 1:
@@ -142,6 +145,14 @@ def _find_pixels(
     return Found("pixels", train, val, (places["train"], places["val"]), how, labels, ignored)
 
 
+def _refuse_groups(groups: str | None, how: str) -> None:
+    """ValueError for a pattern of names where nothing is divided."""
+    if groups is not None and how != "divided here":
+        raise ValueError(
+            f"groups = {groups!r}: has no effect on a training and a validation set ({how}); expected none"
+        )
+
+
 def share_of(num_images: int) -> float:
     """Share of so many images for validation."""
     return SHARE if num_images >= FEW else SHARE_OF_FEW
@@ -154,17 +165,20 @@ def _same_images(*places: Source) -> bool:
     return len(paths) == len(places) and paths[0] == paths[1]
 
 
-def _checked(sources: dict[str, Source], directory: Path, *, fix: bool, say: Say) -> list[Source]:
-    """The splits, or with `fix` clean copies of those with errors; ValueError for errors that stay."""
+def _checked(sources: dict[str, Source], kind: str, directory: Path, *, fix: bool, say: Say) -> list[Source]:
+    """The splits, or with `fix` clean copies of those with errors; ValueError for errors that stay.
+
+    Class folders have no clean copy: their classes are folders of images, and a copy is a COCO file.
+    """
     report = doctor.check(sources)
     if not (serious := [problem for problem in report.of(ERROR) if problem.code not in HARMLESS]):
         left = sum(problem.code in HARMLESS for problem in report.problems)
         boxes = "; boxes without width or height are left out" if left else ""
         say(f"data check: {report.lines()[-1]}{boxes}; `headstart data check` lists them")
         return list(sources.values())
-    if not fix:
+    if not fix or kind == "folders":
         way = "mend them"
-        if all(problem.code != "file" for problem in serious):  # else a file is not readable at all
+        if kind != "folders" and all(problem.code != "file" for problem in serious):  # else a file is not readable
             way += ", or add --fix to go on with a clean copy (your files stay as they are)"
         _refuse(report, serious, say, way)
     mended = {name: _mend(name, place, directory, serious, say) for name, place in sources.items()}

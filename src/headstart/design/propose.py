@@ -1,5 +1,6 @@
 """A study for a data set and a number of hours: data, settings, schedule and seeds chosen, with the reasons."""
 
+import os
 import re
 import shlex
 import time
@@ -22,7 +23,7 @@ from headstart.design.settings import (
     study_text,
 )
 from headstart.design.starts import RANDOM, Starts, choose_starts
-from headstart.files import json_text, write_whole
+from headstart.files import file_digest, json_text, write_whole
 from headstart.hardware import choose_device, usable_cores
 from headstart.recipe.schedule import duration
 from headstart.recipe.yaml_text import parse_yaml
@@ -88,22 +89,33 @@ class Proposal:
 
 def study_name(question: Question) -> str:
     """Name of the study of a question: "ask-" and the name of its folder or file."""
-    first = Source.parse(question.data[0]).path.absolute()
+    first = Path(os.path.abspath(Source.parse(question.data[0]).path))
     stem = first.stem if first.is_file() else first.name
     return f"ask-{re.sub(r'[^A-Za-z0-9_.+-]', '-', stem)[:40].strip('-') or 'data'}"
 
 
 def is_begun(question: Question, directory: Path) -> bool:
-    """True if a study of this question's data has begun in `directory` and can be continued.
+    """True if the study of this question has begun in `directory` and can be continued; hours may differ.
 
-    ValueError if a study of other data has begun there.
+    ValueError if a study of other data, starts or groups has begun there, and if a new design would replace a study
+    file that was changed by hand.
     """
-    if not (directory / PLAN_FILE).exists() or not (directory / STUDY_FILE).exists():
+    asked, study = directory / QUESTION_FILE, directory / STUDY_FILE
+    before = read_json(asked, dict[str, Any]) if asked.is_file() else {}
+    if not (directory / PLAN_FILE).exists() or not study.exists():
+        if "study" in before and study.exists() and file_digest(study) != before["study"]:
+            raise ValueError(
+                f"{study}: was changed after `ask` wrote it: expected `study run` of it, or another --name"
+            )
         return False
-    asked = directory / QUESTION_FILE
-    before = read_json(asked, dict[str, Any]).get("data") if asked.is_file() else None
-    if before != _absolute(question):
-        raise ValueError(f"{directory}: holds a study of other data, {before}: expected another --name")
+    if before.get("data") != _absolute(question):
+        raise ValueError(f"{directory}: holds a study of other data, {before.get('data')}: expected another --name")
+    words = before.get("words")
+    if words and words != _words(replace(question, hours=before["hours"], fix="--fix" in words)):
+        raise ValueError(
+            f"{directory}: holds the study of `headstart ask {shlex.join(words)}`: expected its --start, --images, "
+            "--labels and --groups, or another --name"
+        )
     return True
 
 
@@ -118,7 +130,7 @@ def _words(question: Question) -> list[str]:
 
 
 def _absolute(question: Question) -> list[str]:
-    return [Path(path).absolute().as_posix() for path in question.data]
+    return [Path(os.path.abspath(path)).as_posix() for path in question.data]
 
 
 def propose(question: Question, directory: Path, *, jobs: int | None = None, say: Say) -> Proposal:
@@ -178,8 +190,8 @@ def propose(question: Question, directory: Path, *, jobs: int | None = None, say
     if budget.steps < LEAST_STEPS:
         rate = max(load.seconds_per_step for load in loads.values())
         raise ValueError(
-            f"hours = {question.hours:g}: {budget.steps} steps of two starts fit, and nothing is learnt in fewer than "
-            f"{LEAST_STEPS} (a step takes {rate:.2g} s here): expected more hours"
+            f"hours = {question.hours:g}: {budget.steps} steps of {counted(len(starts.arms), 'start')} fit, and "
+            f"nothing is learnt in fewer than {LEAST_STEPS} (a step takes {rate:.2g} s here): expected more hours"
         )
     said = limits(rule, budget.seeds, found.val.num_images, found.train.num_images + found.val.num_images)
     head = _head(question, budget, jobs, said)
@@ -188,7 +200,7 @@ def propose(question: Question, directory: Path, *, jobs: int | None = None, say
     file = directory / STUDY_FILE
     write_whole(file, text)
     asked = {"data": _absolute(question), "hours": question.hours, "words": _words(question)}
-    write_whole(directory / QUESTION_FILE, json_text(asked, indent=1))
+    write_whole(directory / QUESTION_FILE, json_text(asked | {"study": file_digest(file)}, indent=1))
     every = duration(prepared.first_recipe.evaluate.every, batch=1, num_images=1, field="evaluate.every")
     kept = {name: replace(load, eval_every=every) for name, load in _with_quarter(loads).items()}
     keep_loads(directory / "timing.json", prepared, jobs, kept)

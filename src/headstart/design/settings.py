@@ -57,6 +57,8 @@ def data_settings(
 def box_settings(train: Dataset, *, side: int | None = None, on_gpu: bool) -> list[Setting]:
     """Input size, anchors, batch and heads for boxes of a training set; side: a shorter side that is given."""
     plain = ~train.crowd
+    if not plain.any():
+        raise ValueError(f"{train.path}: every object is a crowd (iscrowd = 1): expected objects to learn from")
     usual = _usual_side(train)
     boxes = train.boxes[plain]
     sides = np.sqrt(np.prod(boxes[:, 2:] - boxes[:, :2], axis=1))

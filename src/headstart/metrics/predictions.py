@@ -84,8 +84,8 @@ class Predictions:
         for row, mask in zip(rows, self.masks or ()):
             row["segmentation"] = {"size": [int(side) for side in mask["size"]], "counts": mask["counts"].decode()}
         if self.keypoints is not None:
-            for row, points in zip(rows, self.keypoints.reshape(len(self), -1).tolist()):
-                row["keypoints"] = points
+            for row, points in zip(rows, self.keypoints):
+                row["keypoints"] = points.ravel().tolist()
         return rows
 
     def to_json(self, path: str | Path) -> None:

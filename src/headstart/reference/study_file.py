@@ -36,7 +36,10 @@ FIELDS = {
         "list",
         "shares of the training images, the smaller part of the larger: `0.25`, or `{fraction, images, schedules}`",
     ),
-    "seeds": ("a number or a list", "`3` means 0, 1, 2; `[7]` is the seed 7"),
+    "seeds": (
+        "a number or a list",
+        "`3` means 0, 1, 2; `[7]` is the seed 7; by default those of the last of `rule.looks`",
+    ),
     "pretrain": ("entries by name", "the study's own trainings whose weights arms start from, as `pretrain:NAME`"),
     "public_weights": ("entries by arm", "the documented cost of weights made elsewhere"),
     "tuning": ("entries or text by arm", "the effort spent on an arm's settings before; stands in the report"),

@@ -14,7 +14,7 @@ from headstart.data import rle
 from headstart.data.dataset import Dataset
 from headstart.data.images import SUFFIXES, load_image, without_copies
 from headstart.data.order import Resize
-from headstart.data.read import open_dataset
+from headstart.data.read import annotation_files, open_dataset
 from headstart.data.stream import make_batch
 from headstart.data.targets import require_keypoints, sigmas_of
 from headstart.files import json_text, refuse_overwrite, write_whole
@@ -219,8 +219,10 @@ def evaluate_files(
         raise ValueError("--images, --split: given without --data FILE; expected the data set that they belong to")
     dataset = chosen(trained.recipe) if chosen else open_dataset(data, images, split)
     if save is not None:
+        own = trained.recipe.data
+        files = annotation_files(own.val if data is None else own.train if data == "train" else data)
         read = map(dataset.image_path, range(dataset.num_images))
-        refuse_overwrite([(save, Path(dataset.path))], inputs=read, force=force)
+        refuse_overwrite([(save, Path(dataset.path))], inputs=[*files, *read], force=force)
     result, predictions = evaluate(trained, dataset)
     if save is not None:
         predictions.to_json(save)

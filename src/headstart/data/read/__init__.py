@@ -127,6 +127,13 @@ def open_annotated(path: str | Path, image_dir: str | Path | None = None, split:
     return open_dataset(place.path, place.image_dir, place.split)
 
 
+def annotation_files(path: str | Path) -> list[Path]:
+    """The files that a data set (also PATH:SPLIT) is read from beside its images; of a split file also its data's."""
+    layout = find_layout(Source.parse(path).path)
+    own = [layout.root, *layout.files]
+    return [*own, *annotation_files(read_split_file(layout.root)[1])] if layout.kind == "split" else own
+
+
 def open_folders(path: str | Path) -> Dataset:
     """Image folders of a class each for classification: FOLDER, FOLDER:SPLIT or SPLITFILE:SPLIT."""
     place = Source.parse(path)
