@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 
@@ -88,6 +89,10 @@ def test_python_shows_progress_unless_quiet(data_root, tmp_path, capsys):
     data = headstart.open_dataset(recipe.data.val, recipe.data.val_images)
     evaluation, predictions = headstart.evaluate(trained, data)
     assert re.fullmatch(r"Evaluation\(box AP [\d.]+, box AP50 .*; \d classes\)", repr(evaluation))
+    with_voc = headstart.load_trained(result.directory, {"evaluate.voc": True})
+    boxes_only, _ = headstart.evaluate(with_voc, replace(data, segment_kind=np.zeros_like(data.segment_kind)))
+    assert re.fullmatch(r"Evaluation\(box AP .*, voc AP [\d.]+, voc AP07 [\d.]+; \d classes\)", repr(boxes_only))
+    assert list(evaluation.metrics) == ["box", "mask"] and list(boxes_only.metrics) == ["box", "voc"]
     assert repr(predictions) == f"Predictions({len(predictions)} detections on 3 images)"
     found = headstart.predict(trained, data.image_path(0))
     best = f"{len(found.boxes)} detections, {found.labels[0]} {found.scores[0]:.2f}, "

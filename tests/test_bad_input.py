@@ -336,6 +336,13 @@ def test_a_missing_validation_image_is_named_before_the_first_step(say, finished
     fail_to_train(say, finished, "'000000.jpg' is not in", "nowhere", **{**fields, "data__val_images": "nowhere"})
 
 
+def test_masks_are_not_measured_on_validation_images_with_boxes_only(say, finished, data_root, tmp_path):
+    content = json.loads((data_root / "scenes/val.json").read_text())
+    no_segmentation(content, None)
+    (tmp_path / "val.json").write_text(json.dumps(content))
+    fail_to_train(say, finished, "val.json: no object has a segmentation", data__val=str(tmp_path / "val.json"))
+
+
 def test_json_that_is_none(say, finished, tmp_path):
     for name, content in (("torn.json", '{"images": [{"id": 1'), ("list.json", "[]"), ("empty.json", "")):
         (tmp_path / name).write_text(content)

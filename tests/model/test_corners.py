@@ -242,6 +242,16 @@ def test_perfect_maps_decode_to_the_ground_truth(mirrored):
         assert close.any(dim=0).equal(found.valid[b]), "what is found is an object"
 
 
+def test_what_is_no_local_maximum_is_no_corner():
+    """A map with fewer maxima than `num_corners` gives pairs of its maxima alone."""
+    heat = torch.full((1, 1, 4, 4), -3.0) - torch.arange(16.0).view(1, 1, 4, 4) / 16  # falls from its first cell on
+    top_left, bottom_right = (CornerMaps(each, torch.zeros(1, 4, 4), torch.zeros(1, 2, 4, 4)) for each in (heat, heat))
+    top_left.heat[0, 0, 0, 0], bottom_right.heat[0, 0, 3, 3] = 3.0, 3.0
+    options = {"pairs": PairLimits(16, 200, 0.5, 0.5), "limits": DetectionLimits(0.001, 0.5, 60)}
+    found = decode([top_left, bottom_right], torch.tensor([[16, 16]]), stride=STRIDE, mirrored=False, **options)
+    assert found.boxes[found.valid].tolist() == [[0, 0, 12, 12]]
+
+
 def test_a_mirror_image_gives_the_mirrored_detections():
     detector, batch = small_detector(**CORNERS).double().eval(), in_double(small_batch(2))
     sizes = torch.full((2, 2), SIDE)

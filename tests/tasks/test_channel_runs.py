@@ -97,9 +97,11 @@ def test_a_detector_of_four_channels_predicts_draws_and_is_evaluated(monkeypatch
     assert predict_macs(trained.model, SIDE, SIDE, num_channels=4) > 0
 
 
-@pytest.mark.parametrize("pixels", [np.zeros((9, 9, 3), np.uint8), np.zeros((9, 9, 4), np.uint16)])
+@pytest.mark.parametrize(
+    "pixels", [np.zeros((9, 9, 3), np.uint8), np.zeros((9, 9, 4), np.uint16), np.zeros((0, 9, 4), np.uint8)]
+)
 def test_an_array_that_is_not_the_models_is_refused(finished, pixels):
-    with pytest.raises(ValueError, match=r"image: an array uint\d+ \[9, 9, \d\], expected uint8, .* \[H,W,4\]"):
+    with pytest.raises(ValueError, match=r"image: an array uint\d+ \[\d, 9, \d\], expected uint8, .* \[H,W,4\]"):
         predict(load_trained(finished.checkpoint), pixels)
 
 

@@ -34,9 +34,9 @@ class Evaluation:
 
     def __repr__(self) -> str:
         main = [
-            f"{kind} {name} {100 * values[name]:.1f}"
+            f"{kind} {name} {100 * value:.1f}"
             for kind, values in self.metrics.items()
-            for name in ("AP", "AP50")
+            for name, value in list(values.items())[:2]
         ]
         return f"Evaluation({', '.join(main)}; {len(next(iter(self.per_class.values()), ()))} classes)"
 

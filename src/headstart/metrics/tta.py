@@ -45,7 +45,7 @@ class Tta:
 def predict(model: AnyDetector, views: Sequence[TtaView], *, vote_threshold: float) -> tuple[Detections, Tensor]:
     """Merged detections of a batch in pixels of the first view, which is not mirrored, and its sizes [B,2].
 
-    With a single view they are the model's own, bit for bit.
+    With a single view they are the model's own, bit for bit; but of CornerNet's, NMS removes what soft-NMS keeps.
     """
     found: list[Detections] = []
     sizes: list[Tensor] = []

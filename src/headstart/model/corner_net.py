@@ -44,7 +44,7 @@ class Corners:
 
 @torch.no_grad()
 def best_corners(maps: CornerMaps, num: int, stride: int) -> Corners:
-    """Local maxima (3x3 cells) of the heat maps with the highest scores, over all classes."""
+    """Local maxima (3x3 cells) of the heat maps with the highest scores, over all classes; others have score 0."""
     heat = maps.heat.sigmoid()
     heat = heat * (F.max_pool2d(heat, 3, 1, 1) == heat)
     width = heat.shape[3]
@@ -61,14 +61,15 @@ def best_corners(maps: CornerMaps, num: int, stride: int) -> Corners:
 def pair(corners: list[Corners], limits: PairLimits) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The best pairs of top left and bottom right corners: boxes [B,N,4] in pixels, scores, labels, valid [B,N].
 
-    A pair has one class, near embeddings, and its bottom right corner neither left of nor above the other. Its score
-    is the mean of both.
+    A pair has one class, near embeddings, two local maxima, and its bottom right corner neither left of nor above the
+    other. Its score is the mean of both.
     """
     first, second = corners
     num_first, num_second = first.scores.shape[1], second.scores.shape[1]
     low, high = first.places.unsqueeze(2), second.places.unsqueeze(1)
     scores = (first.scores.unsqueeze(2) + second.scores.unsqueeze(1)) / 2
     valid = first.labels.unsqueeze(2) == second.labels.unsqueeze(1)
+    valid &= (first.scores > 0).unsqueeze(2) & (second.scores > 0).unsqueeze(1)
     valid &= (first.embeddings.unsqueeze(2) - second.embeddings.unsqueeze(1)).abs() <= limits.distance
     valid &= (high >= low).all(dim=3)
     flat = scores.masked_fill(~valid, -1.0).flatten(1)

@@ -78,11 +78,12 @@ def make_task(recipe: Recipe) -> Task:
     ours, theirs = (dict(zip(each.category_ids.tolist(), each.class_names)) for each in (data, held_out))
     check_same_classes(data.path, ours, held_out.path, theirs)
     require_images(data, held_out)
-    if recipe.model.mask.enabled and data.num_annotations and not data.segment_kind.any():
-        raise ValueError(
-            f"{data.path}: no object has a segmentation, which model.mask.enabled needs; "
-            "expected model.mask.enabled=false, or auto"
-        )
+    for each, other in ((data, ", or auto"), (held_out, "")) if recipe.model.mask.enabled else ():
+        if each.num_annotations and not each.segment_kind.any():
+            raise ValueError(
+                f"{each.path}: no object has a segmentation, which model.mask.enabled needs; "
+                f"expected model.mask.enabled=false{other}"
+            )
     keypoints = _keypoint_classes(recipe, data, held_out) if recipe.model.keypoint.enabled else {}
     model = make_model(recipe, data.num_classes, len(data.keypoint_names), data.left_right)
     keep = partial(kept_maps, recipe, model.backbone)
@@ -208,9 +209,11 @@ def to_original(
 def measure(
     model: Detector, data: Dataset, predictions: Predictions, *, voc: bool, sigmas: tuple[float, ...] | None
 ) -> Evaluation:
-    """COCO metrics of the model's kinds of predictions, and VOC's if `voc`."""
+    """COCO metrics of the model's kinds of predictions, and VOC's if `voc`; no mask's on objects with boxes only."""
     limits = {"max_detections": max(model.limits.num, 1), "sigmas": sigmas}
-    result = evaluate_predictions(data, predictions, kinds=model.kinds, **limits)
+    boxes_only = data.num_annotations > 0 and not data.segment_kind.any()
+    kinds = [kind for kind in model.kinds if kind != "mask" or not boxes_only]
+    result = evaluate_predictions(data, predictions, kinds=kinds, **limits)
     return with_voc(result, data, predictions) if voc else result
 
 

@@ -121,7 +121,7 @@ class Trained:
         channels = self.recipe.input.channels
         if not isinstance(image, np.ndarray):
             return load_image(image, channels)
-        if image.ndim != 3 or image.shape[2] != channels or image.dtype not in (np.uint8, np.float32):
+        if image.ndim != 3 or image.shape[2] != channels or not image.size or image.dtype not in (np.uint8, np.float32):
             raise ValueError(
                 f"image: an array {image.dtype} {list(image.shape)}, expected uint8, or float32 in 0..255, "
                 f"[H,W,{channels}] (input.channels)"
