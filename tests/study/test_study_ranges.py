@@ -151,6 +151,7 @@ UNPREPARED = [
     ({"rule": {"metric": "semantic.mIoU"}}, "rule.metric is semantic.mIoU, which a detection recipe does not measure"),
     ({"search": "mask.AP", "set": {"model.mask.enabled": False}}, "search.metric is mask.AP, which model.mask.enabled"),
     ({"arms": {"a": {}, "b": {"train.momentum": 0.9}}}, "arms: 'a' and 'b' are the same"),
+    ({"arms": {"a": {}, "b": {"train.log_every": 7}}}, "arms: 'a' and 'b' are the same in all that changes results"),
 ]
 
 

@@ -10,7 +10,7 @@ from fractions import Fraction
 from typing import Any
 
 from headstart.recipe.dotted import flatten
-from headstart.recipe.recipe import EVALUATION_FIELDS, TRAINING_FIELDS, AnyRecipe, to_dict
+from headstart.recipe.recipe import EVALUATION_FIELDS, NOT_IN_DIGEST, TRAINING_FIELDS, AnyRecipe, to_dict
 from headstart.recipe.schedule import Schedule, duration, parse_schedule
 from headstart.study.sections import MOST, PRETRAIN_PREFIX, Search, check_names
 from headstart.tasks import METRIC_KINDS, TASKS
@@ -100,14 +100,15 @@ def check_lengths(schedules: Mapping[str, Schedule], source: str) -> None:
 
 
 def check_arms_differ(recipes: Mapping[str, AnyRecipe], others: Mapping[str, object], source: str) -> None:
-    """ValueError for two arms of the same recipe and of the same `others`: their branch and schedules."""
+    """ValueError for two arms whose results are the same: by their recipes and `others`, branch and schedules."""
     known: dict[str, str] = {}
     for arm, recipe in recipes.items():
-        same = known.setdefault(f"{recipe.model_dump_json()} {others[arm]!r}", arm)
+        counts = {field: value for field, value in flatten(to_dict(recipe)).items() if field not in NOT_IN_DIGEST}
+        same = known.setdefault(f"{counts} {others[arm]!r}", arm)
         if same != arm:
             raise ValueError(
-                f"{source}: arms: {same!r} and {arm!r} are the same, expected a field in which they differ, such as "
-                "seed in a study of an arm against itself"
+                f"{source}: arms: {same!r} and {arm!r} are the same in all that changes results, expected a field in "
+                "which they differ, such as seed in a study of an arm against itself"
             )
 
 
