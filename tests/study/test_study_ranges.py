@@ -38,7 +38,7 @@ STUDY = {
     "runs": "shared",
     "small": {"seeds": 1},
     "paper": "R50",
-    "beside": "bccd",
+    "beside": "bccd_more",
     "account": {"num_images": 10, "instances_per_image": 2.0, "pixels_per_image": 100.0},
 }  # fmt: skip
 # Patches are checked where a recipe is resolved with them.

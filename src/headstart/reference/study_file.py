@@ -50,7 +50,7 @@ FIELDS = {
     "runs": ("text", "folder beside the study's own for its segments, which studies that name it share"),
     "small": ("fields of a study", "whole fields that replace those of the file under `size=small`"),
     "paper": ("text", "a table of the paper whose numbers the report shows"),
-    "beside": ("text", "an earlier, longer study whose curves the report shows below its own: bccd"),
+    "beside": ("text", "an earlier, longer study whose curves the report shows below its own: bccd_more"),
     "account": ("section", "counts what arms would see; nothing is trained"),
     "allow_overlap": ("", "runs although validation images are training images; there is no answer then"),
 }
