@@ -22,7 +22,7 @@ PaperTable = Literal[
     "R50", "R101", "Table 2", "scale augmentation", "cascade", "test augmentation", "X152", "keypoints", "VGG-16",
     "35k", "10k", "3.5k", "1k", "VOC",
 ]  # fmt: skip
-EarlierStudy = Literal["bccd"]
+EarlierStudy = Literal["bccd", "bccd_more"]
 PRETRAIN_PREFIX = "pretrain:"  # "start.weights: pretrain:NAME" means the result of this study's own pre-training
 MOST = 1000  # arms, schedules, fractions and seeds each: verdicts advise no more seeds either (rule.MOST_SEEDS)
 
