@@ -66,7 +66,10 @@ def level(arm, fraction, seed, step, in_tail):
 
 
 def test_an_earlier_study_stands_below_the_curves_of_one_that_names_it(tmp_path):
-    earlier, text = earlier_study("bccd_more"), summary_of(build(tmp_path / "with", settings={"beside": "bccd_more"}))[1]
+    earlier, text = (
+        earlier_study("bccd_more"),
+        summary_of(build(tmp_path / "with", settings={"beside": "bccd_more"}))[1],
+    )
     shown = text[text.index('id="earlier"') : text.index("</section>", text.index('id="earlier"'))]
     for arm, ends in earlier.scores.items():
         (row,) = (part for part in shown.split("<tr>")[1:] if re.search(rf">\s*{arm}\s*<", part))
