@@ -9,7 +9,7 @@ from headstart.api import Study
 from headstart.report.build import build_report
 from headstart.study.prepare import prepare
 from headstart.study.run import run_study
-from headstart.study.spec import read_study
+from headstart.study.spec import parse_study, read_study
 from tiny import tiny_study, write_study
 
 RULE = {"metric": "box.AP", "baseline": "pretrained", "candidate": "scratch", "margin": 0.01}
@@ -43,9 +43,29 @@ def test_changes_reach_arms_and_rule_and_keep_nulls(data_root, tmp_path):
     assert found.set == {"data.train_images": None}
 
 
+def test_an_arm_is_left_out_of_all_that_is_given_by_arm(data_root, tmp_path):
+    by_arm = {arm: ["2x"] for arm in ("scratch", "pretrained", "third")}
+    study = tiny_study(data_root, schedules=by_arm, tuning={"third": {"trials": 3}}, rule=RULE)
+    study["arms"]["third"] = {"start.kind": "random", "train.rate": 0.5, "third": 1}
+    study["fractions"] = [0.5, {"fraction": 1.0, "schedules": by_arm}]
+    path = write_study(tmp_path / "s.yaml", study)
+    found = read_study(path, changes={"arms.third": None, "arms.scratch.train.rate": 0.5})
+    plain = {key: value for key, value in study.items() if key != "tuning"}
+    plain["arms"] = {
+        "scratch": {**study["arms"]["scratch"], "train.rate": 0.5},
+        "pretrained": study["arms"]["pretrained"],
+    }
+    plain["schedules"] = {arm: ["2x"] for arm in plain["arms"]}
+    plain["fractions"] = [0.5, {"fraction": 1.0, "schedules": plain["schedules"]}]
+    assert found == parse_study(plain, source="s.yaml")
+    with pytest.raises(ValueError, match=r"rule\.candidate: arm 'scratch' is not known"):
+        read_study(path, changes={"arms.scratch": None})
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"changes": {"arms.thrd": None}}, r"arms\.thrd: arm 'thrd' is not known"),
         ({"size": "tiny"}, r"full\.yaml: size: 'tiny' is not known, expected 'small'"),
         ({"changes": {"arms.scrach.train.rate": 1}}, r"arms\.scrach\.train\.rate: arm 'scrach' .* mean 'scratch'\?"),
         ({"changes": {"rule.margn": 1}}, r"rule key 'margn' is not known, did you mean 'margin'\?"),

@@ -32,7 +32,8 @@ from headstart.study.forecast import Load
 from headstart.study.plan import Plan
 from headstart.study.prepare import Prepared, prepare
 from headstart.study.results import QUESTION_FILE
-from headstart.study.spec import check_name, parse_study
+from headstart.study.sections import check_name
+from headstart.study.spec import parse_study
 from headstart.study.timing import keep_loads, measure_apart
 from headstart.typed_json import read_json
 from headstart.verdict.numbers import counted, span

@@ -27,7 +27,11 @@ FIELDS = {
     "name": ("", "name of the study's directory: letters, digits, `_ . + -`"),
     "recipe": ("", "a shipped recipe or a YAML file, the same for all arms"),
     "set": ("fields of the recipe", "changes for all arms, nested or with dots: `train.batch: 4`"),
-    "arms": ("patch by name", "changes for one arm. `{}` is the recipe as it is; `seed` is added to the study's"),
+    "arms": (
+        "patch by name",
+        "changes for one arm. `{}` is the recipe as it is; `seed` is added to the study's; the override "
+        "`arms.NAME=null` leaves an arm out",
+    ),
     "schedules": (
         "list, or lists by arm",
         "lengths: `2x` is twice `train.base`, `90k` are 90,000 steps of `train.reference_batch` images",

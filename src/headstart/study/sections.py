@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import reprlib
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from headstart.files import is_file_name
 from headstart.recipe.dotted import flatten
 from headstart.recipe.fields import DataShare, Seed, Text, real, whole
 from headstart.recipe.load import shipped
@@ -25,6 +27,7 @@ PaperTable = Literal[
 EarlierStudy = Literal["bccd", "bccd_more"]
 PRETRAIN_PREFIX = "pretrain:"  # "start.weights: pretrain:NAME" means the result of this study's own pre-training
 MOST = 1000  # arms, schedules, fractions and seeds each: verdicts advise no more seeds either (rule.MOST_SEEDS)
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")  # names become parts of folder names
 
 
 def check_names(given: Collection[object], known: Collection[str], what: str) -> None:
@@ -34,6 +37,15 @@ def check_names(given: Collection[object], known: Collection[str], what: str) ->
             near = difflib.get_close_matches(str(name)[:100], known, 1)
             hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(map(repr, known)) or 'none'}"
             raise ValueError(f"{what} {reprlib.repr(name)} is not known, {hint}")
+
+
+def check_name(field: str, name: str) -> None:
+    """Refuse a name that cannot be part of the name of a folder."""
+    if not _NAME.fullmatch(name) or not is_file_name(name):
+        raise ValueError(
+            f"{field}: {reprlib.repr(name)} is not a name: letters, digits, _ . + - and at most 64 of them, no dot at "
+            "the end, nor a name that Windows keeps for itself, such as con"
+        )
 
 
 def _schedules(value: object) -> object:

@@ -5,15 +5,12 @@ Everything that a plan needs is checked here, before anything runs; no model is 
 
 from __future__ import annotations
 
-import re
-import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, model_validator
 
-from headstart.files import is_file_name
 from headstart.recipe.dotted import flatten
 from headstart.recipe.fields import Flag, Text
 from headstart.recipe.load import find
@@ -36,6 +33,7 @@ from headstart.study.sections import (
     Seeds,
     StudySection,
     Tunings,
+    check_name,
     check_names,
     with_places,
 )
@@ -43,9 +41,9 @@ from headstart.verdict.rule import Rule
 
 WEIGHTS_FIELD = "start.weights"
 SMALL = "small"  # the one size besides a study as written, and the folder that the segments of all small twins share
+BY_ARM = ("arms", "schedules", "fractions", "tuning", "public_weights")  # fields that are given by arm, or may be
 # Overrides of these fields, and of those in arms., pretrain. and rule., change the study; all others its recipes.
 STUDY_FIELDS = ("seeds", "fractions", "schedules", "name")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")  # names become parts of folder names
 
 
 class StudySpec(StudySection):
@@ -187,15 +185,6 @@ class StudySpec(StudySection):
         return self.pretrain[name].place(name, fraction, own) if name else (None, fraction, own)
 
 
-def check_name(field: str, name: str) -> None:
-    """Refuse a name that cannot be part of the name of a folder."""
-    if not _NAME.fullmatch(name) or not is_file_name(name):
-        raise ValueError(
-            f"{field}: {reprlib.repr(name)} is not a name: letters, digits, _ . + - and at most 64 of them, no dot at "
-            "the end, nor a name that Windows keeps for itself, such as con"
-        )
-
-
 def parse_study(data: Mapping[str, Any], *, source: str) -> StudySpec:
     """The study of a mapping; a ValueError is one line: source, field, value, what was expected."""
     return validate(StudySpec, dict(data), source)
@@ -214,7 +203,7 @@ def read_study(name: str | Path, *, size: object = None, changes: Mapping[str, A
 def define_study(name: str | Path, overrides: Mapping[str, Any] | None = None) -> tuple[StudySpec, dict[str, Any]]:
     """The study with its own overrides applied, and the overrides left for its recipes; no data is read.
 
-    Its own overrides are `size`, STUDY_FIELDS, and fields of its arms, its pre-trainings and its rule.
+    Its own overrides are `size`, STUDY_FIELDS, fields of its arms, its pre-trainings and its rule, and arms left out.
     """
     patch = dict(overrides or {})
     own = {
@@ -242,10 +231,19 @@ def sized(data: Mapping[str, Any], size: object, *, source: str) -> dict[str, An
     return {**own, "runs": SMALL, **twin, "name": f"{data.get('name')}-{SMALL}"}
 
 
+def without(arm: str, value: object) -> object:
+    """A value of a study file without its entry for an arm; in a list, each of its mappings so."""
+    if isinstance(value, list):
+        return [
+            {k: without(arm, v) for k, v in entry.items()} if isinstance(entry, Mapping) else entry for entry in value
+        ]
+    return {key: entry for key, entry in value.items() if key != arm} if isinstance(value, Mapping) else value
+
+
 def changed(data: Mapping[str, Any], changes: Mapping[str, Any], *, source: str) -> dict[str, Any]:
     """A study's mapping with fields of its own changed: "seeds", "arms.NAME.FIELD", "pretrain.NAME.FIELD".
 
-    ValueError for an unknown NAME or a missing FIELD.
+    {"arms.NAME": None} leaves the arm out. ValueError for an unknown NAME or a missing FIELD.
     """
     data = dict(data)
     for key, value in changes.items():
@@ -254,6 +252,9 @@ def changed(data: Mapping[str, Any], changes: Mapping[str, Any], *, source: str)
             (name, _, field), entries = field.partition("."), data.get(section) or {}
             known, kind = entries if isinstance(entries, Mapping) else (), section.removesuffix("s")
             check_names([name], known, f"{source}: {key}: {kind}")
+            if (section, field, value) == ("arms", "", None):
+                data = {key: without(name, entry) if key in BY_ARM else entry for key, entry in data.items()}
+                continue
             entry = entries[name] or {}
             own = entry.get("set") or {} if section == "pretrain" and isinstance(entry, Mapping) else entry
             if not field or not isinstance(own, Mapping):
