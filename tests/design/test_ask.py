@@ -447,7 +447,7 @@ def planned(monkeypatch, capsys, tmp_path, *words):
     """The study that `ask --plan` writes."""
     out = ["--hours", "0.1", "--out", tmp_path, "--jobs", "1", "--name", "asked", "--plan"]
     shown = call(monkeypatch, capsys, "ask", *words, *out)
-    assert "to run it: headstart study run" in shown.out, shown
+    assert "to run it: headstart study run" in shown.out and " --jobs 1\n" in shown.out, shown
     return headstart.Study.read(tmp_path / "asked" / "study.yaml").prepared
 
 

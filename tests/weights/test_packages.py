@@ -254,6 +254,15 @@ def test_a_file_is_described(whole, tmp_path, monkeypatch, capsys):
 
 
 @needs_package
+def test_weights_that_are_here_are_described_once(monkeypatch, capsys):
+    lines = call(monkeypatch, capsys, "weights", "show", LITE0).out.splitlines()
+    labels = [line.partition(":")[0] for line in lines]
+    assert len(labels) == len(set(labels)) and {"licence", "norm", "starts", "layout"} < set(labels), labels
+    rows = json.loads(call(monkeypatch, capsys, "weights", "show", LITE0, "--json").out)
+    assert list(rows) == labels and rows["norm"].startswith("batch, statistics of 49 layers")
+
+
+@needs_package
 def test_the_installed_file_is_what_the_table_states():
     file = open_weights(LITE0)
     theirs = timm.create_model("tf_efficientnet_lite0")

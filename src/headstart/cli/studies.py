@@ -241,8 +241,9 @@ def ask(
         prepared, said = proposal.prepared, summary(proposal)
     for line in said:
         tell(line)
+    where = [] if out == Path("runs") else ["--out", str(out)]
     command = shlex.join(
-        ["headstart", "study", "run", str(file), *([] if out == Path("runs") else ["--out", str(out)])]
+        ["headstart", "study", "run", str(file), *where, *([] if jobs is None else ["--jobs", str(jobs)])]
     )
     if plan or not (yes or (sys.stdin.isatty() and typer.confirm("Run it now?", default=True, err=as_json))):
         answer(as_json, {"study": str(file), "plan": said, "command": command}, f"to run it: {command}")

@@ -39,16 +39,16 @@ def show_weights(
     from headstart.weights.load import open_weights
     from headstart.weights.public import find_file, find_on_disk, public_files
 
-    rows: list[tuple[str, str]] = []
+    rows: dict[str, str] = {}
     if name in public_files() or not (Path(name).exists() or Path(name).suffix in SUFFIXES):
         known = find_file(name)
-        rows = describe_public(known)
+        rows = dict(describe_public(known))
         path = find_on_disk(known)
         file = None if path is None else open_weights(name) if known.hash else read_weights(path)
     else:
         file = read_weights(name)
-    rows += [] if file is None else describe_file(file)
-    answer(as_json, dict(rows), *(f"{label + ':':<13}{text}" for label, text in rows))
+    rows |= {} if file is None else dict(describe_file(file))  # what its tensors say goes before what the table says
+    answer(as_json, rows, *(f"{label + ':':<13}{text}" for label, text in rows.items()))
 
 
 @app.command()

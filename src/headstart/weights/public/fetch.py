@@ -53,7 +53,8 @@ def download(name: str, path: str | Path | None = None) -> Fetched:
         for part in {file.resolve(), file}:  # the hub's client has a link to a file of its cache
             part.unlink(missing_ok=True)
         raise ValueError(
-            f"weights {name!r}: {known.location} gave {kind} {found[:16]}, expected {expected[:16]}; removed"
+            f"weights {name!r}: {file} has {kind} {found[:16]}, expected {expected[:16]} as at {known.location}; it is "
+            "removed, and the same command fetches it again"
         )
     return Fetched(file, file_digest(file), bool(expected))
 
