@@ -623,6 +623,18 @@ def test_seeds_without_a_score_do_not_count_as_seeds(tmp_path):
     assert said.startswith("Add 2 seeds") and changes == ["seeds=5"]  # with these 3 of the 3 that the rule requires
 
 
+def test_no_seeds_are_told_beyond_those_that_the_test_takes(tmp_path):
+    """About 42 seeds would decide by a t test."""
+
+    def ap(arm, fraction, seed, step, in_tail):
+        return 0.45 + (0.01 * seed - 0.02) * (arm == "scratch")
+
+    rule = {"metric": "box.AP", "baseline": "pretrained", "candidate": "scratch", "margin": 0.01, "test": "sign_flip"}
+    summary, _ = summary_of(build(tmp_path, seeds=6, schedules=("1x",), ap=ap, settings={"rule": rule}))
+    assert (summary["state"], summary["next"]) == ("open", [])
+    assert "over 20 would be needed" in summary["text"]
+
+
 def test_no_step_is_told_where_a_metric_has_no_value(tmp_path):
     rule = {"metric": "box.APl", "baseline": "pretrained", "candidate": "scratch", "margin": 0.01}
     summary, _ = summary_of(build(tmp_path, seeds=3, settings={"rule": rule}))

@@ -277,6 +277,7 @@ BAD = [
     ({"public_weights": {"scratch": {"name": "timm-a1"}}}, "public_weights.scratch has no effect: .* is None"),
     ({"public_weights": {"pretrained": {"name": "timm-a1"}}}, "public_weights.pretrained has no effect"),
     ({"pretrain": {"shapes": {"recipe": "r", "uses": 0}}}, "pretrain.shapes.uses: 0 is not valid"),
+    ({"seeds": 21, "rule": {**GOOD["rule"], "test": "sign_flip"}}, "seeds: 21 of them, expected at most 20 with test"),
 ]  # fmt: skip
 BAD_RULE = [
     ({"metrics": "x"}, "rule key 'metrics' is not known, did you mean 'metric'"),

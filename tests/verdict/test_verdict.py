@@ -161,6 +161,15 @@ def test_more_seeds_than_those_that_left_it_open_are_advised(differences, told):
     assert found.obstacle.code == "open" and found.seeds_to_decide == told
 
 
+def test_no_more_seeds_are_advised_than_the_sign_flip_test_takes():
+    """By a t test 27 seeds would decide."""
+    rule = rule_of(test="sign_flip", kind="superiority")
+    assert 20 < seeds_needed(rule_of(kind="superiority"), 0.02, 0.018) < 40
+    assert seeds_needed(rule, 0.02, 0.018) is None and seeds_needed(rule, 0.05, 0.018) < 20
+    found = judge(rule, np.full(6, 0.4), 0.4 + around(0.02, 0.018, 6))
+    assert "More seeds will not settle this: over 20 would be needed" in sentence(found)
+
+
 def test_power_is_that_of_the_noncentral_t():
     for effect, num_seeds, alpha in itertools.product((-1, 0, 0.3, 1, 3), (2, 3, 8, 40), (0.025, 0.05)):
         critical = stats.t.ppf(1 - alpha, num_seeds - 1)

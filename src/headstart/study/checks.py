@@ -234,6 +234,10 @@ def check_rule(rule: Rule, arms: Arms, variants: Collection[str], num_seeds: int
         )
     if rule.test == "sign_flip" and rule.looks and rule.looks[-1] > MOST_FLIPPED:
         raise ValueError(f"rule.looks: {list(rule.looks)}, expected at most {MOST_FLIPPED} seeds, or rule.test: t")
+    if rule.test == "sign_flip" and num_seeds > MOST_FLIPPED:
+        raise ValueError(
+            f"seeds: {num_seeds} of them, expected at most {MOST_FLIPPED} with test: sign_flip, or test: t"
+        )
     least = fewest_seeds(rule)
     if rule.test == "sign_flip" and rule.looks and rule.looks[0] < least:
         raise ValueError(

@@ -13,7 +13,7 @@ from math import ceil, inf, isnan, log2
 from typing import Literal
 
 from headstart.verdict.looks import error_rate, nominal_rate
-from headstart.verdict.paired import t_power
+from headstart.verdict.paired import MOST_FLIPPED, t_power
 
 POWER = 0.8  # chance of a decision at the number of seeds advised (Cohen's convention)
 MOST_SEEDS = 1_000  # more are not advised: the mean is then close to the margin
@@ -86,6 +86,11 @@ class Rule:
         return (2,) if self.kind == "superiority" else (1, 2)
 
     @property
+    def most_seeds(self) -> int:
+        """Most seeds that are advised: the exact sign-flip test takes no more than MOST_FLIPPED."""
+        return MOST_FLIPPED if self.test == "sign_flip" else MOST_SEEDS
+
+    @property
     def lead(self) -> float:
         """Smallest difference that counts as better: the margin for superiority, else 0."""
         return self.margin if self.kind == "superiority" else 0.0
@@ -102,15 +107,15 @@ def fewest_seeds(rule: Rule, sides: int | None = None) -> int:
 def seeds_needed(rule: Rule, mean: float, sd: float) -> int | None:
     """Seeds for a power of at least 80 % if the true mean and standard deviation were as observed.
 
-    None where they are unknown or over 1,000 seeds would be needed. The sd of few seeds is a rough estimate: read the
-    number as an order of magnitude.
+    None where they are unknown or more than `Rule.most_seeds` would be needed. The sd of few seeds is a rough estimate:
+    read the number as an order of magnitude.
     """
     if isnan(mean) or isnan(sd):
         return None
     fewest = max(rule.min_seeds, fewest_seeds(rule))
     if sd < 1e-12:
         return fewest
-    counts = range(fewest, MOST_SEEDS + 1)
+    counts = range(fewest, rule.most_seeds + 1)
     place = bisect_left(counts, True, key=lambda n: _power(rule, mean / sd, rule.margin / sd, n) >= POWER)
     return counts[place] if place < len(counts) else None
 

@@ -176,7 +176,7 @@ def judge(
         images = ImageNoise(float(means.std(ddof=1)), float(low), float(high), num_images)
     needed = seeds_needed(rule, mean, sd) if obstacle is not None and obstacle.code in ("open", "seeds") else None
     if needed is not None and obstacle.code == "open":
-        needed = max(needed, num_seeds + 1)  # these have left it open
+        needed = max(needed, num_seeds + 1) if num_seeds < rule.most_seeds else None  # these have left it open
     return Verdict(
         rule=rule,
         where=where,

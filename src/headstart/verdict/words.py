@@ -183,7 +183,7 @@ def _seeds_needed(verdict: Verdict) -> str:
         return ""
     observed = "at the observed mean and standard deviation"
     if verdict.seeds_to_decide is None:
-        return f"More seeds will not settle this: over 1,000 would be needed {observed}."
+        return f"More seeds will not settle this: over {verdict.rule.most_seeds:,} would be needed {observed}."
     return f"About {counted(verdict.seeds_to_decide, 'seed')} would decide {observed}."
 
 

@@ -45,7 +45,8 @@ class NextStep:
 def next_step(facts: Facts, verdict: Verdict | None, obstacle: Obstacle) -> NextStep | None:
     """The step that would remove an obstacle, with its command.
 
-    None without a rule or a second arm, for too few images, without scores, and where more seeds will not decide.
+    None without a rule or a second arm, for too few images, without scores, and where more seeds will not decide or
+    the test takes no more.
     """
     folder, every = facts.folder, _seconds(facts)
     if folder.rule is None or folder.headline_cell is None or obstacle.code in ("images", "scores"):
@@ -56,12 +57,13 @@ def next_step(facts: Facts, verdict: Verdict | None, obstacle: Obstacle) -> Next
     if obstacle.code in ("floor", "rising"):
         return _run(facts, "train twice as long", (longer,), seconds)
     if obstacle.code in ("seeds", "seeds and rising", "open", "spread"):
-        if obstacle.code == "open" and verdict and verdict.seeds_to_decide is None:
+        have, most = len(folder.seeds), folder.rule.most_seeds
+        if have >= most or (obstacle.code == "open" and verdict and verdict.seeds_to_decide is None):
             return None
-        have = len(folder.seeds)
         ahead = [count for count in folder.rule.looks if count > have]
         left_out = verdict.num_left_out if verdict else 0  # seeds without a score, which do not count
         wanted = max(((verdict and verdict.seeds_to_decide) or folder.rule.min_seeds) + left_out, have + 1)
+        wanted = min(wanted, most)
         changes = [longer] if longer else []
         if ahead:
             wanted, last = ahead[0], ahead[-1]
