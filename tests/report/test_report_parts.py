@@ -439,6 +439,22 @@ def test_equal_efforts_know_the_seeds_and_chance(tmp_path, at_1x, told):
     assert images["obstacle"]["title"] == told
 
 
+def test_few_images_tell_no_more_at_equal_effort_than_at_a_schedule(tmp_path):
+    """At 2x pre-trained is 25 points ahead, at 1x, which costs as much as scratch at 2x, the arms are level."""
+
+    def ap(arm, fraction, seed, step, in_tail):
+        return 0.55 if arm == "pretrained" and step > 300 else 0.3 + 0.001 * seed * (arm == "scratch")
+
+    pretrain = {"shapes": {"recipe": "demo_pretrain", "set": {"seed": 0, "data.fraction": 1.0}, "uses": 3}}
+    rule = {"metric": "box.AP", "baseline": "pretrained", "candidate": "scratch", "margin": 0.01, "scope": "schedule"}
+    for num_val, told in ((20, "not decidable"), (400, "equivalent")):
+        settings = {"pretrain": pretrain, "rule": rule}
+        path = build(tmp_path / told, seeds=3, ap=ap, settings=settings, stored={"num_val_images": num_val})
+        summary, _ = summary_of(path)
+        assert [entry["outcome"] for entry in summary["comparisons"]] == [told, "worse"]
+        assert [entry["outcome"] for entry in summary["at_equal_effort"]] == ["worse", told, told]
+
+
 @pytest.mark.parametrize(
     ("kind", "main", "of_class"),
     [

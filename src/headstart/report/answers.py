@@ -18,7 +18,7 @@ from headstart.report.headline.resampled import resampled_scores
 from headstart.study.results import LOSS, StudyFolder
 from headstart.verdict import words
 from headstart.verdict.curves import Crossover, Curve, compare_at, crossover, overfit_onset
-from headstart.verdict.earned import Obstacle
+from headstart.verdict.earned import ImageCounts, Obstacle
 from headstart.verdict.numbers import TRAIN, fraction_name, large, span
 from headstart.verdict.paired import t_half_width
 from headstart.verdict.verdict import Verdict
@@ -99,10 +99,10 @@ def find_answers(
     return [*answers, *([] if blind else [*_worth(folder, comparisons), *_overfitting(folder)]), *_price(facts)]
 
 
-def equal_efforts(facts: Facts, against: Obstacle | None = None) -> list[EqualEffort]:
+def equal_efforts(facts: Facts, images: ImageCounts | None, against: Obstacle | None) -> list[EqualEffort]:
     """Both arms at equal steps, and at equal total cost, pre-training included, for the largest fraction.
 
-    `against` is an obstacle to every conclusion.
+    `against` is an obstacle to every conclusion; too few images are one to each that other images could change.
     """
     folder = facts.folder
     if folder.rule is None or folder.headline_cell is None or not _have_curves(folder, folder.fractions[0]):
@@ -122,6 +122,8 @@ def equal_efforts(facts: Facts, against: Obstacle | None = None) -> list[EqualEf
         verdict = compare_at(
             folder.rule, baseline, candidate, axis=effort, seeds=seeds, num_classes=facts.num_classes, obstacle=against
         )
+        if images and verdict.obstacle is None and images.cannot_tell(verdict.mean, folder.rule.margin):
+            verdict = verdict.against(images.obstacle)
         made.append(EqualEffort(effort, at, float(baseline.at(at).mean()), float(candidate.at(at).mean()), verdict))
     return made
 

@@ -113,7 +113,7 @@ def find(facts: Facts) -> Findings:
         answers.append(Answer("Would other test images say the same?", (f"Not known: {problem}.",)))
     known = (obstacle for obstacle in at_end if obstacle)
     early = next((obstacle for obstacle in known if "rising" in obstacle.code or obstacle.code == "unfinished"), None)
-    equal = [] if blind else equal_efforts(facts, against or early)
+    equal = [] if blind else equal_efforts(facts, images, against or early)
     look = _look(folder, headline) if headline else None
     looks = (*folder.looks, *([look] if look and not any(look is known for known in folder.looks) else []))
     titled = _title(facts, headline, against, images)
@@ -165,8 +165,7 @@ def _judge(
         done = f"{sum(finished)} of {counted(len(finished), 'seed')}"
         reason = f"{done} have finished; the rule is applied when all have"
         return verdict.against(Obstacle("unfinished", f"{done} finished", reason))
-    is_small = images is not None and images.are_few and abs(verdict.mean) < images.width + rule.margin
-    if is_small and code in (None, *FEWER):
+    if images and images.cannot_tell(verdict.mean, rule.margin) and code in (None, *FEWER):
         return verdict.against(images.obstacle)
     is_last = schedule == folder.common_schedules(fraction)[-1] and rule.scope == "converged"
     steep = still_rising(folder, fraction) if is_last and code in (None, *LATER) else None

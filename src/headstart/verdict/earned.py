@@ -135,6 +135,10 @@ class ImageCounts:
         """True if other images could move a difference by TOO_FEW or more."""
         return self.width >= TOO_FEW
 
+    def cannot_tell(self, difference: float, margin: float) -> bool:
+        """True if the images are few and others could bring this difference within the margin."""
+        return self.are_few and abs(difference) < self.width + margin
+
     @property
     def are_divided(self) -> bool:
         """True if the images to validate on are at least LEAST_SHARE of all."""
