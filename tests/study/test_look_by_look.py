@@ -148,6 +148,21 @@ def test_a_rule_that_was_given_a_further_look_was_not_written_before_the_first_r
         assert told in text and ("so that all together keep 5 %.</p>" in text) == (len(looks) == 2)
 
 
+def test_a_rule_that_asks_something_else_after_a_look_is_told_everywhere(tmp_path):
+    """Open within 1 point, then equivalent within 20; looks noted before they named the rule tell nothing."""
+    path = made_up(tmp_path, 3, settings={"rule": RULE})
+    build_report(path)
+    file, plan = path / "plan.json", (path / "plan.json").read_text()
+    path = made_up(tmp_path, 3, settings={"rule": RULE | {"margin": 0.2}})
+    page = build_report(path)
+    found = summary_of(page)
+    assert found["title"] == "Either start will do (the rule was changed after a look)"
+    assert "The rule was changed after a look, so its error rate of 5 % does not hold." in found["text"]
+    assert "The rule, changed after a look: in box AP" in page.read_text()
+    file.write_text(json.dumps(json.loads(plan) | {"looks": [{**json.loads(plan)["looks"][0], "rule": None}]}))
+    assert summary_of(build_report(path))["title"] == "Either start will do"
+
+
 def test_a_study_that_is_stopped_in_any_look_ends_as_an_undisturbed_one(tmp_path, data_root, monkeypatch):
     """Stopped in the first look, before its judgement, and in the second. That a look stays open is made up."""
     monkeypatch.setattr(PlanFile, "is_open", True)

@@ -127,7 +127,8 @@ def _look(folder: StudyFolder, verdict: Verdict) -> Look:
     """The look of a verdict on the headline's cell, with the date on which it was first made."""
     schedule, fraction = folder.headline_cell
     code = verdict.obstacle and verdict.obstacle.code
-    own = Look(date.today(), schedule, fraction, folder.seeds, folder.rule.alpha, verdict.outcome, code)
+    rule = folder.rule
+    own = Look(date.today(), schedule, fraction, folder.seeds, rule.alpha, verdict.outcome, code, rule.claim)
     return dated(folder.looks, own)
 
 

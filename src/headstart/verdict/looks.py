@@ -27,7 +27,8 @@ Count = Annotated[int, Meta(ge=0)]
 class Look(Struct, frozen=True, forbid_unknown_fields=True):
     """One look at a study: the seeds judged at a schedule and fraction, error rate of the test, and outcome.
 
-    obstacle is the code of the obstacle to a conclusion; None where a conclusion was stated.
+    obstacle is the code of the obstacle to a conclusion; None where a conclusion was stated. rule is what was asked
+    (`Rule.claim`); None for looks noted without it.
     """
 
     date: datetime.date
@@ -37,12 +38,13 @@ class Look(Struct, frozen=True, forbid_unknown_fields=True):
     alpha: Annotated[float, Meta(gt=0, lt=1)]
     outcome: Literal["better", "worse", "equivalent", "not worse", "not decidable"]
     obstacle: str | None
+    rule: str | None = None
 
 
 def dated(looks: Sequence[Look], own: Look) -> Look:
     """The latest of these looks at the seeds of `own` where it is equal but for the date; else `own`."""
     latest = next((look for look in reversed(looks) if set(look.seeds) == set(own.seeds)), own)
-    return latest if replace(latest, date=own.date) == own else own
+    return latest if replace(latest, date=own.date, rule=latest.rule or own.rule) == own else own
 
 
 @cache

@@ -64,6 +64,13 @@ class Rule:
             )
 
     @property
+    def claim(self) -> str:
+        """The rule but for its level and looks, which the error rate of a look tells."""
+        arms = f"{self.candidate} against {self.baseline}"
+        test = f"{self.test} over at least {self.min_seeds} seeds"
+        return f"{self.metric} of {arms}: {self.kind}, margin {self.margin:g}, {test}, {self.scope}"
+
+    @property
     def whole_alpha(self) -> float:
         """Error rate of all looks together, 1 - level without its rounding error."""
         return round(1 - self.level, 12)
@@ -143,23 +150,32 @@ def _power(rule: Rule, mean: float, margin: float, num_seeds: int) -> float:
 
 @dataclass(frozen=True)
 class History:
-    """Looks at one comparison, (seeds, error rate of the test) each; those that could not decide do not count."""
+    """Looks at one comparison, (seeds, error rate of the test) each; those that could not decide do not count.
+
+    is_changed: an earlier one asked something else (`Rule.claim`).
+    """
 
     rule: Rule
     looks: tuple[tuple[int, float], ...]
+    is_changed: bool = False
 
     @classmethod
-    def of(cls, rule: Rule, earlier: Iterable[tuple[int, float]], num_seeds: int) -> History:
+    def of(
+        cls, rule: Rule, earlier: Iterable[tuple[int, float]], num_seeds: int, *, is_changed: bool = False
+    ) -> History:
         """The history of a look at so many seeds after earlier ones, (seeds, error rate), at the same comparison."""
         least, made = max(rule.min_seeds, fewest_seeds(rule)), {num_seeds: rule.alpha}
         for count, alpha in earlier:
             if count <= num_seeds:  # of as many seeds too: the rule may have been changed after that look
                 made[count] = max(alpha, made.get(count, 0.0))
-        return cls(rule, tuple(sorted((count, alpha) for count, alpha in made.items() if count >= least)))
+        looks = tuple(sorted((count, alpha) for count, alpha in made.items() if count >= least))
+        return cls(rule, looks, is_changed)
 
     @property
     def is_planned(self) -> bool:
         """True if the rule foresaw these looks: all together then keep its level."""
+        if self.is_changed:
+            return False
         if not self.rule.looks:
             return len(self.looks) < 2
         return all(count in self.rule.looks and alpha <= self.rule.alpha for count, alpha in self.looks)
@@ -181,6 +197,8 @@ class History:
         """End of a title at a look that was not planned, or after which the rule was changed; else empty."""
         if self.is_planned:
             return ""
+        if self.is_changed:
+            return " (the rule was changed after a look)"
         if len(self.looks) == 1:
             return " (the rule was changed after a look at these seeds)"
         return f" ({self.name.lower()}: the true level is about {self.level})"
@@ -189,6 +207,10 @@ class History:
     def sentence(self) -> str:
         """The place of a planned look, or the true level or change of rule of others; empty for a single look."""
         rule = self.rule
+        if self.is_changed:
+            return (
+                f"The rule was changed after a look, so its error rate of {100 * rule.whole_alpha:g} % does not hold."
+            )
         if not self.is_planned:
             if len(self.looks) == 1:
                 rate = 100 * self.looks[0][1]

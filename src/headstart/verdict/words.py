@@ -95,8 +95,8 @@ def margin_text(margin: float) -> str:
 
 
 def rule_sentence(rule: Rule, looks: Sequence[Look] = ()) -> str:
-    """The decision rule as fixed before the first run, or changed after one of these looks, which had another level."""
-    is_changed = any(look.alpha != rule.alpha for look in looks)
+    """The decision rule as fixed before the first run, or changed after one of these looks."""
+    is_changed = any(look.alpha != rule.alpha or look.rule not in (None, rule.claim) for look in looks)
     margin = margin_text(rule.margin)
     claim = {
         "equivalence": f"whether {rule.candidate} and {rule.baseline} differ by less than {margin}",

@@ -71,7 +71,7 @@ def next_step(facts: Facts, verdict: Verdict | None, obstacle: Obstacle) -> Next
         else:
             last, what = wanted, f"add {counted(wanted - have, 'seed')}"
             history = history_of(folder, wanted)
-            if obstacle.code in OPEN and not history.is_planned:
+            if obstacle.code in OPEN and not history.is_planned and not history.is_changed:
                 what += f" (a {history.name.lower()}, at which the true level is about {history.level})"
             if folder.rule.looks:
                 changes.append(f"rule.looks={_inline([*folder.rule.looks, wanted])}")
@@ -133,7 +133,8 @@ def history_of(folder: StudyFolder, num_seeds: int) -> History:
     """History of the looks at the headline's cell, the present one included, up to a look at `num_seeds` seeds."""
     own = [look for look in folder.looks if (look.schedule, look.fraction) == folder.headline_cell]
     made = [(len(look.seeds), look.alpha) for look in own]
-    return History.of(folder.rule, [*made, (len(folder.seeds), folder.rule.alpha)], num_seeds)
+    is_changed = any(look.rule not in (None, folder.rule.claim) for look in own)
+    return History.of(folder.rule, [*made, (len(folder.seeds), folder.rule.alpha)], num_seeds, is_changed=is_changed)
 
 
 def seconds_of_seeds(facts: Facts, count: int) -> float:
