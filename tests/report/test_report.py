@@ -20,7 +20,7 @@ from scipy import stats
 
 from headstart.metrics.records import Records, ap_from_records
 from headstart.report import build as report
-from headstart.report import page, plots
+from headstart.report import page, pictures, plots
 from headstart.report.build import build_report
 from headstart.report.facts import ERROR_TYPES, Facts
 from headstart.report.findings import find
@@ -406,6 +406,12 @@ def test_samples_are_the_images_that_differ_most(done):
         assert len(mine) == min(4, (sign * lead > 0).sum()) > 0
         for sample in mine:
             assert sample.f1 == pytest.approx((f1[0][sample.image_id - 10], f1[1][sample.image_id - 10]))
+
+
+def test_arms_without_a_detection_that_is_shown_are_not_said_to_detect_the_same(done, monkeypatch):
+    monkeypatch.setattr(pictures, "MIN_SCORE", 2.0)
+    told = "No image tells the arms apart at the end of 6x (seed 0): their detections with a score of at least 2 have"
+    assert make_gallery(read_study_folder(done[0])) == pictures.Gallery(f"{told} the same F1.")
 
 
 def f1_by_hand(records):

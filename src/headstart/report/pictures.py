@@ -151,7 +151,8 @@ def _gallery(
                 made.append(ImagePanels(leader, dataset.file_names[i], int(dataset.image_ids[i]), own, drawn))
     end = f"at the end of {folder.headline_cell[0]} (seed {runs[0].segment.seed})"
     if not made:
-        return Gallery(f"The arms have the same detections on every image {end}.")
+        level = f"their detections with a score of at least {MIN_SCORE:g} have the same F1"
+        return Gallery(f"No image tells the arms apart {end}: {level}.")
     note = (
         f"The images on which the arms differ most {end}, in both directions: extremes, not an average. "
         f"Detections with a score of at least {MIN_SCORE:g}; solid outline: matches an annotation of its class "
