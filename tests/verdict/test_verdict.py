@@ -9,6 +9,7 @@ from scipy import stats
 from simulate import Setting, crossover_coverage, draw, is_wrong, simulate, wrong_for_other_images
 
 from headstart.verdict.curves import Curve, compare_at, crossover, overfit_onset
+from headstart.verdict.earned import Obstacle
 from headstart.verdict.paired import p_above, t_half_width, t_power
 from headstart.verdict.rule import Rule, fewest_seeds, seeds_needed
 from headstart.verdict.verdict import decide, judge
@@ -123,6 +124,9 @@ def test_one_seed_decides_nothing_and_says_that_it_has_no_interval():
         "Until then use either: at 2x the difference of 0.1 points lies within the margin, with 1 seed."
     )
     assert judge(RULE, [0.4, 0.4], [0.4, 0.41]).obstacle.code == "seeds"
+    assert until_then(verdict.against(Obstacle("overlap", "", ""))) == ""
+    collapsed = judge(RULE, [0.4, 0.0, 0.4], [0.4, 0.41, 0.4])  # 13.7 points ahead by a seed that failed
+    assert collapsed.obstacle.code == "collapsed" and until_then(collapsed) == ""
 
 
 def test_missing_scores_are_counted_not_hidden():

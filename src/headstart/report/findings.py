@@ -20,15 +20,13 @@ from headstart.study.folder import OPEN
 from headstart.study.results import StudyFolder
 from headstart.verdict import words
 from headstart.verdict.curves import Crossover
-from headstart.verdict.earned import ImageCounts, Obstacle
+from headstart.verdict.earned import BLIND, ImageCounts, Obstacle
 from headstart.verdict.looks import Look, dated
 from headstart.verdict.numbers import counted, fraction_name, span
 from headstart.verdict.verdict import Verdict, judge
 
 FEWER = ("seeds", "open", "spread", "rising")  # obstacles that matter less than too few images
 LATER = ("seeds", "open", "spread")  # obstacles under which a still rising arm is looked for too
-# Obstacles under which curves carry no information: an arm learnt nothing, or the data differ.
-BLIND = ("floor", "images", "collapsed", "undeclared", "unaudited", "overlap")
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from functools import singledispatch
 
 from headstart.verdict.curves import Crossover, Overfit
+from headstart.verdict.earned import BLIND
 from headstart.verdict.looks import Look
 from headstart.verdict.numbers import amount, counted, metric_name, points
 from headstart.verdict.rule import Rule, looks_text, planned_looks
@@ -45,8 +46,8 @@ def outcome(verdict: Verdict) -> str:
 
 
 def until_then(verdict: Verdict) -> str:
-    """The arm to use while there is no conclusion, by the mean difference; empty where neither has learnt."""
-    if not verdict.num_seeds or verdict.obstacle is None or verdict.obstacle.code in ("floor", "images"):
+    """The arm to use while there is no conclusion, by the mean difference; empty where that says nothing."""
+    if not verdict.num_seeds or verdict.obstacle is None or verdict.obstacle.code in BLIND:
         return ""
     rule, where = verdict.rule, _at(verdict)
     size = f"{points(abs(verdict.mean), fine=_fine(verdict))[1:]} points"
