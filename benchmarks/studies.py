@@ -108,12 +108,12 @@ def sentences_of(folder: StudyFolder) -> list[str]:
 
 
 def values_of(folder: StudyFolder, cell: Cell) -> dict[str, float]:
-    """The rule's metric of a cell, {step: value}; that of a variant is known at the end only."""
+    """The rule's metric of a cell where it is defined, {step: value}; that of a variant is known at the end only."""
     rows = [row for name in cell.segments for row in folder.runs[name].evaluations]
     variant, _, metric = folder.metric.rpartition(":")
     if variant:
         rows = [row for name, row in folder.tail(cell).variants.items() if name == variant]
-    return {str(row["step"]): metric_of(row, metric) for row in rows}
+    return {str(row["step"]): value for row in rows if isfinite(value := metric_of(row, metric))}
 
 
 def scores_of(folder: StudyFolder, cell: Cell) -> dict[str, dict[str, float]]:
@@ -209,13 +209,14 @@ def ends(figures: dict[str, Any]) -> str:
     candidate, baseline = names
     scores: dict[tuple[float, int], dict[str, dict[int, float]]] = {}
     for cell in figures["cells"]:
-        place = scores.setdefault((-cell["fraction"], cell["total"]), {})
-        place.setdefault(cell["arm"], {})[cell["seed"]] = cell["values"][str(cell["total"])]
+        if (value := cell["values"].get(str(cell["total"]))) is not None:
+            place = scores.setdefault((-cell["fraction"], cell["total"]), {})
+            place.setdefault(cell["arm"], {})[cell["seed"]] = value
     rows = [["images, steps"], [baseline], [candidate], ["difference, 95 % interval"]]
     for (fraction, total), arms in sorted(scores.items()):
-        if len(arms) < 2:
+        seeds = sorted(set.intersection(*(set(arms.get(arm, ())) for arm in names)))
+        if not seeds:
             continue  # the arms end at different steps
-        seeds = sorted(arms[baseline].keys() & arms[candidate].keys())
         found = [np.array([arms[arm][seed] for seed in seeds]) for arm in (baseline, candidate)]
         difference = found[1] - found[0]
         half = float(t_half_width(difference, 0.95))

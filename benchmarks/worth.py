@@ -97,6 +97,7 @@ def real_studies() -> dict[str, tuple[tuple[str, str], list[int], np.ndarray]]:
         figures = study["figures"]
         pair = tuple(dict.fromkeys(cell["arm"] for cell in figures["cells"]))[1::-1]  # scratch is named first
         cells = sorted((cell for cell in figures["cells"] if cell["arm"] in pair), key=lambda cell: cell["total"])
+        cells = [cell for cell in cells if str(cell["total"]) in cell["values"]]
         ended = {(c["seed"], c["arm"], c["fraction"], c["schedule"]): c["values"][str(c["total"])] for c in cells}
         tried: dict[float, dict[str, set]] = {}  # by fraction and schedule, shortest first: arms
         for cell in cells:

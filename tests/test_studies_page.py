@@ -63,6 +63,21 @@ def test_a_study_is_kept_and_shown_as_its_rows_say(tmp_path):
     assert page.startswith(f"before\n{BEGIN}") and page.endswith(f"{END}after\n") and "old" not in page
 
 
+def test_cells_without_a_score_are_shown_without(tmp_path):
+    """The variant by which the rule decides is evaluated for seed 1 of scratch and seed 0 of pretrained alone."""
+    patch = {"evaluate.tta.enabled": True}
+    rule = {"metric": "tta:box.AP", "baseline": "pretrained", "candidate": "scratch", "margin": 0.01}
+    settings = {"rule": rule, "also_evaluate": {"tta": patch}}
+    path = build_study(tmp_path, seeds=2, schedules=("2x",), fractions=(1.0,), pictures=False, settings=settings)
+    row = {"kind": "eval", "variant": "tta", "patch": patch, "step": 600, "split": "val"}
+    for name, ap in (("scratch-f1-s1", 0.4), ("pretrained-f1-s0", 0.3), ("scratch-f1-s0", None)):
+        (tail,) = path.glob(f"segments/{name}-2x-*")
+        told = json.dumps(row | {"metrics": {"box": {"AP": ap}}})
+        (tail / "variants.jsonl").write_text(told + "\n")
+    text = render({"made-up": kept_of(read_study_folder(path), "made-up")})
+    assert "| scratch | 40.0 |" in text and "| pretrained | 30.0 |" in text and "difference" not in text
+
+
 def test_scores_of_all_kinds_and_the_last_loss_are_kept_rounded(tmp_path):
     options = {"schedules": ("2x", "3x"), "fractions": (1.0,), "pictures": False, "log_every": 40}
     patch = {"evaluate.tta.enabled": True}
