@@ -294,6 +294,7 @@ def test_few_images_cannot_tell_and_the_report_says_what_could(tmp_path):
     assert alone["next"][0]["what"] == "label about 150 more validation images and ask again"
     large, _ = built(tmp_path / "large", seeds=3, ap=lambda *cell: 0.1 + 0.3 * of_scratch(*cell), **few)
     assert large["title"] == "scratch ends ahead" and "12 validation images cannot tell" in large["text"]
+    assert "Until then" not in large["text"]  # it is decided
 
 
 def of_scratch(arm, fraction, seed, step, in_tail):

@@ -219,8 +219,9 @@ def _title(
     if images and images.are_few:
         is_told = found is not None and found.code == "images"
         parts += [] if is_told else [f"{images.obstacle.title}: {images.obstacle.reason}."]
-        until = images.until_then(starts_differ=starts_differ(folder))
-        until = f"{until[0].upper()}{until[1:]}."
+        if found:
+            until = images.until_then(starts_differ=starts_differ(folder))
+            until = f"{until[0].upper()}{until[1:]}."
     step = next_step(facts, verdict, found) if found else None
     steps = (*([step] if step else []), *further_steps(facts, verdict, images))
     state = found.code if found else "decided"
