@@ -221,6 +221,25 @@ def test_public_weights_of_all_arms_are_priced_too(tmp_path):
 
 
 @pytest.mark.parametrize("weights", ["torchvision/resnet18.imagenet1k_v1", "made/elsewhere.pth"])
+def test_weights_that_the_recipe_names_for_all_arms_are_priced(tmp_path, weights):
+    """As `torchvision_r50` does; the study file names none, and the arms differ in precision."""
+    sheet = [{"field": "train.precision", "values": {"pretrained": "fp32", "scratch": "bf16"}, "declared": True}]
+    settings = {"arms": {"pretrained": {}, "scratch": {"train.precision": "bf16"}}, "pretrain": {}}
+    path = build(tmp_path, differences=sheet, settings=settings)
+    for file in path.glob("segments/*/recipe.yaml"):
+        start = {"start": {"kind": "backbone", "weights": weights}}
+        file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | start))
+    said = answer(summary_of(path)[0], "What does the start cost?")
+    whole = {row["whole.images"] for row in table(path, "cells") if row["schedule"] == "1x"}
+    if weights.startswith("made"):
+        assert "scratch starts from weights made elsewhere, whose cost is unknown" in said and whole == {""}
+    else:
+        images = public_cost(find_training(weights)).images
+        assert f"Pre-training of scratch (public weights {weights}) took {large(images)} images" in said
+        assert {float(each) for each in whole} == {2400 + images}
+
+
+@pytest.mark.parametrize("weights", ["torchvision/resnet18.imagenet1k_v1", "made/elsewhere.pth"])
 def test_what_a_pretraining_starts_from_is_in_its_price(tmp_path, weights):
     path = build(tmp_path, seeds=2)
     for file in path.glob("segments/pretrain-*/recipe.yaml"):

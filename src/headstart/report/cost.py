@@ -227,7 +227,8 @@ def _before(run: Run) -> tuple[str | None, Cost]:
 
 def _public_weights(folder: StudyFolder) -> dict[str, tuple[str, float]]:
     """{arm: (weights, uses)} as the study file declares, else the name of public weights from which an arm starts."""
-    asked = {arm: folder.overrides.get(WEIGHTS_FIELD, folder.study.weights_of(arm)) for arm in folder.arms}
+    given = {arm: folder.overrides.get(WEIGHTS_FIELD, folder.study.weights_of(arm)) for arm in folder.arms}
+    asked = {arm: weights or _begun_with(folder, arm) for arm, weights in given.items()}
     sheet = asked | next((row["values"] for row in folder.differences if row["field"] == WEIGHTS_FIELD), {})
     public = {name: file.training for name, file in public_files().items()}
     named = {arm: (name, 1.0) for arm, name in sheet.items() if name in public and public[name].images_seen is not None}
@@ -238,7 +239,14 @@ def outside_weights(folder: StudyFolder) -> tuple[str, ...]:
     """Arms with weights made elsewhere: neither by the study nor declared as public ones."""
     known = {s.arm for s in folder.plan.segments if s.kind != "pretrain" and s.weights_from}
     known |= _public_weights(folder).keys()
-    return tuple(arm for arm in folder.arms if arm not in folder.random_arms and arm not in known)
+    others = (arm for arm in folder.arms if arm not in known)
+    return tuple(arm for arm in others if arm not in folder.random_arms or _begun_with(folder, arm))
+
+
+def _begun_with(folder: StudyFolder, arm: str) -> str | None:
+    """Weights in the recipe of an arm's first run: the study's recipe may name them for all arms."""
+    runs = (run for run in folder.runs.values() if run.segment.kind != "pretrain" and run.segment.arm == arm)
+    return next((run.recipe.start.weights for run in runs if run.recipe), None)
 
 
 def mean_costs(costs: Sequence[CellCost]) -> dict[str, Cost]:

@@ -105,7 +105,7 @@ class Run:
         """Error types at the end of a finished segment, by kind; none where they were not counted."""
         return (self.fact(f"errors-{self.segment.stop}.json", ErrorsOfKinds) if self.end else None) or {}
 
-    @property
+    @cached_property
     def recipe(self) -> AnyRecipe | None:
         """The recipe of the run by its recipe.yaml; None where there is none."""
         path = None if self.directory is None else self.directory / "recipe.yaml"
