@@ -408,6 +408,13 @@ def test_samples_are_the_images_that_differ_most(done):
             assert sample.f1 == pytest.approx((f1[0][sample.image_id - 10], f1[1][sample.image_id - 10]))
 
 
+def test_pictures_that_do_not_fit_are_left_out_on_both_sides(done, monkeypatch):
+    folder = read_study_folder(done[0])
+    sizes = [sum(len(panel.picture) for panel in image.panels) for image in make_gallery(folder).images]
+    monkeypatch.setattr(pictures, "MOST_BYTES", sum(sizes[:4]))
+    assert [image.leader for image in make_gallery(folder).images] == ["pretrained", "scratch"] * 2
+
+
 def test_arms_without_a_detection_that_is_shown_are_not_said_to_detect_the_same(done, monkeypatch):
     monkeypatch.setattr(pictures, "MIN_SCORE", 2.0)
     told = "No image tells the arms apart at the end of 6x (seed 0): their detections with a score of at least 2 have"

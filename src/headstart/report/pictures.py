@@ -136,19 +136,19 @@ def _gallery(
         (folder.candidate, [i for i in order[::-1] if lead[i] > 0]),
     )
     overlaps = [measure(dataset, found, "box", least=MIN_OVERLAP).overlap for found in predictions]
+    chosen = [(rank, leader, i) for leader, indices in sides for rank, i in enumerate(indices[:PER_SIDE])]
     made, size = [], 0
-    for leader, indices in sides:
-        for i in indices[:PER_SIDE]:
-            annotated = [n for n in range(dataset.first[i], dataset.first[i + 1]) if not dataset.crowd[n]]
-            panels = [("annotated", _annotated_shapes(dataset, annotated))]
-            for arm, found, overlap in zip((folder.baseline, folder.candidate), predictions, overlaps):
-                panels.append((arm, _predicted_shapes(dataset, i, found, overlap, annotated)))
-            pixels = dataset.load_image(i)
-            drawn = tuple(_panel(title, pixels, shapes) for title, shapes in panels)
-            size += sum(len(panel.picture) for panel in drawn)
-            if size <= MOST_BYTES:
-                own = float(f1[0, i]), float(f1[1, i])
-                made.append(ImagePanels(leader, dataset.file_names[i], int(dataset.image_ids[i]), own, drawn))
+    for _, leader, i in sorted(chosen, key=lambda own: own[0]):  # in turn: MOST_BYTES must not leave out one side
+        annotated = [n for n in range(dataset.first[i], dataset.first[i + 1]) if not dataset.crowd[n]]
+        panels = [("annotated", _annotated_shapes(dataset, annotated))]
+        for arm, found, overlap in zip((folder.baseline, folder.candidate), predictions, overlaps):
+            panels.append((arm, _predicted_shapes(dataset, i, found, overlap, annotated)))
+        pixels = dataset.load_image(i)
+        drawn = tuple(_panel(title, pixels, shapes) for title, shapes in panels)
+        size += sum(len(panel.picture) for panel in drawn)
+        if size <= MOST_BYTES:
+            own = float(f1[0, i]), float(f1[1, i])
+            made.append(ImagePanels(leader, dataset.file_names[i], int(dataset.image_ids[i]), own, drawn))
     end = f"at the end of {folder.headline_cell[0]} (seed {runs[0].segment.seed})"
     if not made:
         level = f"their detections with a score of at least {MIN_SCORE:g} have the same F1"
