@@ -506,8 +506,8 @@ def test_the_worth_of_a_start_says_where_an_arm_has_learnt_nothing(tmp_path):
 
 
 def test_shares_of_many_digits_are_found_again(tmp_path, monkeypatch):
-    """Of 1,491 images 500 and 100: in the controls of the page, and from Python."""
-    shares = {500 / 1491: 500, 100 / 1491: 100}
+    """Of 118,287 images 500 and 10, a share that scripts write without an exponent: in the page, and from Python."""
+    shares = {500 / 118287: 500, 10 / 118287: 10}
     monkeypatch.setattr(study_folder, "IMAGES", study_folder.IMAGES | shares)
     path = build(tmp_path, seeds=3, fractions=tuple(shares))
     _, page = summary_of(path)
@@ -515,6 +515,7 @@ def test_shares_of_many_digits_are_found_again(tmp_path, monkeypatch):
     chosen = [float(value) for value in re.findall(r'type="radio" name="fraction" value="([^"]*)"', page)]
     assert chosen == [entry["value"] for entry in data["fractions"]]
     assert {stretch["fraction"] for stretch in data["stretches"]} == set(chosen)
+    assert data["settled"] == {arm: ["2x", "2x"] for arm in ("pretrained", "scratch")}  # in the order of the fractions
     folder = read_study_folder(path)
     scratch, pretrained = (folder.scores("box.AP", arm, *folder.headline_cell) for arm in ("scratch", "pretrained"))
     assert result_of(path / "report.html").difference.mean == pytest.approx(

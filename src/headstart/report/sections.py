@@ -113,12 +113,10 @@ def data(facts: Facts, findings: Findings) -> Section:
 def cost(facts: Facts, findings: Findings) -> Section:
     """Samples, operations and time of every cell in four ways, and of the pre-training."""
     folder = facts.folder
-    settled = {
-        arm: {f"{f:g}": tables.settled_schedule(folder, arm, f) for f in folder.fractions} for arm in folder.arms
-    }
+    settled = {arm: [tables.settled_schedule(folder, arm, f) for f in folder.fractions] for arm in folder.arms}
     drawn, bars = {}, []
     for arm in (folder.baseline, folder.candidate) if folder.baseline else ():
-        schedule = settled[arm][f"{folder.fractions[0]:g}"]
+        schedule = settled[arm][0]
         if mean := facts.mean_costs.get((arm, schedule, folder.fractions[0])):
             bars.append((arm, f"{arm} {schedule}", mean["alone"], mean["pretraining"]))
     if bars:

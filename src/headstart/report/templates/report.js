@@ -192,7 +192,7 @@
     for (const select of document.querySelectorAll(".cost-schedule")) {
       const fraction = costFraction();
       const mine = data.costs.filter((c) => c.arm === select.dataset.arm && c.fraction === fraction);
-      const settled = (data.settled[select.dataset.arm] || {})[String(fraction)];
+      const settled = data.settled[select.dataset.arm][data.fractions.findIndex((f) => f.value === fraction)];
       select.replaceChildren(...mine.map((c) => element("option", c.schedule, { value: c.schedule })));
       select.append(element("option", "not shown", { value: "" }));
       select.value = settled && mine.some((c) => c.schedule === settled) ? settled : mine.length ? mine.at(-1).schedule : "";
