@@ -34,6 +34,9 @@ def test_obstacles_in_order():
     assert code([0.0, 0.001, 0.0], [0.0, 0.0, 0.002]) == ("floor", "neither arm has learnt anything")
     assert code([0.4, 0.41, 0.4], [0.0, 0.0, 0.002]) == ("floor", "scratch has learnt nothing")
     assert code([0.4, 0.0, 0.4], [0.4, 0.41, 0.4]) == ("collapsed", "seed 4 of pretrained collapsed")
+    assert code([0.0099, 0.0101, 0.0102], [0.4, 0.41, 0.4]) == ("floor", "pretrained has hardly learnt anything")
+    at_chance = np.array([0.50, 0.82, 0.84]), np.array([0.80, 0.82, 0.84])  # of two classes
+    assert find_obstacle(RULE, *at_chance, seeds=(3, 4, 5), floor=0.51).title == "seed 3 of pretrained collapsed"
     assert code([0.4, 0.41], [0.4, 0.42]) == ("seeds", "2 of 3 seeds")
     assert code([0.4, 0.41, 0.42], [0.41, 0.42, 0.43]) == ("spread", "the seeds do not differ")
     assert code([0.4, 0.41, 0.42], [0.41, 0.42, 0.44]) is None

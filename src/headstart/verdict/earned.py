@@ -102,9 +102,14 @@ def find_obstacle(
     failed = {arm: np.flatnonzero(collapsed(scores, floor, rule.margin)) for arm, scores in arms.items()}
     for arm, places in failed.items():
         if len(places):
-            named = " and ".join(str(seeds[place]) for place in places)
+            named = (
+                f"seed{'s' if len(places) > 1 else ''} {' and '.join(str(seeds[place]) for place in places)} of {arm}"
+            )
             ends = " and ".join(score(arms[arm][place]) for place in places)
-            title = f"seed{'s' if len(places) > 1 else ''} {named} of {arm} collapsed"
+            if arms[arm].max() - arms[arm][places].max() <= max(LEAST, rule.margin):  # the others are hardly better
+                reason = f"{named} reached {ends} {metric_name(rule.metric)}, and a conclusion needs more than"
+                return Obstacle("floor", f"{arm} has hardly learnt anything", f"{reason} {score(floor)} in every seed")
+            title = f"{named} collapsed"
             reason = f"{title}, ending at {ends} where the median of its seeds is {score(float(np.median(arms[arm])))}"
             return Obstacle("collapsed", title, reason)
     if num_seeds < rule.min_seeds:
