@@ -505,6 +505,13 @@ def test_the_worth_of_a_start_says_where_an_arm_has_learnt_nothing(tmp_path):
         assert ("With 80 images an arm has not learnt enough to compare" in worth) == told
 
 
+def test_an_arm_that_differs_in_something_else_is_worth_images_not_its_start(tmp_path):
+    sheet = [{"field": "augment", "values": {"pretrained": "strong", "scratch": "flip"}, "declared": True}]
+    summary, _ = summary_of(build(tmp_path, seeds=3, fractions=(1.0, 0.1), differences=sheet))
+    said = answer(summary, "How many labelled images is pretrained worth?")
+    assert "At 80 labelled images pretrained is worth about" in said and "start" not in said
+
+
 def test_shares_of_many_digits_are_found_again(tmp_path, monkeypatch):
     """Of 118,287 images 500 and 10, a share that scripts write without an exponent: in the page, and from Python."""
     shares = {500 / 118287: 500, 10 / 118287: 10}

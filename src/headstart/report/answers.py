@@ -13,6 +13,7 @@ from math import isfinite, isnan
 import numpy as np
 
 from headstart.report.cost import Cost, outside_weights
+from headstart.report.differences import starts_differ
 from headstart.report.facts import Facts
 from headstart.report.headline.resampled import resampled_scores
 from headstart.study.results import LOSS, StudyFolder
@@ -182,7 +183,8 @@ def _worth(folder: StudyFolder, comparisons: tuple[Comparison, ...]) -> list[Ans
         problem = f"The noise of the test images is not in these intervals: {error}."
     images, sizes = [folder.num_images[f] for f in fractions], {"level": _level(folder), "within": _margin(folder)}
     found = start_worth(arms, images, scores[used], resampled=resampled and resampled[0][used], **sizes)
-    lines = [*(worth_sentence(found, count) for count in found.needed), crossing_sentence(found)]
+    differ = starts_differ(folder)
+    lines = [*(worth_sentence(found, count, starts_differ=differ) for count in found.needed), crossing_sentence(found)]
     at_floor = {
         (e.schedule, e.fraction) for e in comparisons if e.verdict.obstacle and e.verdict.obstacle.code == "floor"
     }
@@ -194,7 +196,8 @@ def _worth(folder: StudyFolder, comparisons: tuple[Comparison, ...]) -> list[Ans
     lines.append(schedules_sentence(images, tried))
     if predicted := held_out(arms, images, scores[used]):
         lines.append(held_out_sentence(predicted))
-    return [Answer("How many labelled images is the start worth?", tuple(line for line in (*lines, problem) if line))]
+    question = f"How many labelled images is {'the start' if differ else folder.baseline} worth?"
+    return [Answer(question, tuple(line for line in (*lines, problem) if line))]
 
 
 def _overfitting(folder: StudyFolder) -> list[Answer]:

@@ -149,11 +149,15 @@ def held_out(arms: tuple[str, str], images: Sequence[int], scores: np.ndarray) -
     return tuple(HeldOut(arm, *ends, fit, float(own[-1])) for arm, fit, own in zip(arms, fits, means))
 
 
-def worth_sentence(found: StartWorth, images: int) -> str:
-    """Worth of the start at a number of labelled images, with its interval; open if the interval includes none."""
+def worth_sentence(found: StartWorth, images: int, *, starts_differ: bool = True) -> str:
+    """Worth of the start at a number of labelled images, with its interval; open if the interval includes none.
+
+    Of the baseline itself where the arms do not differ in their start.
+    """
     needed, candidate = found.needed[images], found.candidate
     near = f"come within {margin_text(found.within)} of it" if found.within else "match it"
-    head, start = f"At {images:,} labelled images", f"the {found.baseline} start is worth"
+    who = f"the {found.baseline} start" if starts_differ else found.baseline
+    head, start = f"At {images:,} labelled images", f"{who} is worth"
     if needed.value is None:
         worth, how = f"more than {found.most - images:,}", f"does not {near} with {found.most:,}, {LIMIT}"
     else:
