@@ -266,6 +266,18 @@ def test_crossover_interval_is_the_set_of_steps_where_the_difference_cannot_be_t
     assert found.low == pytest.approx(x[inside][0], abs=1_000) and found.high == pytest.approx(x[inside][-1], abs=1_000)
 
 
+def test_an_arm_catches_up_only_where_it_has_learnt():
+    tuned = steps_curve("pretrained", [0.012, 0.021, 0.041, 0.06])
+    found = crossover(tuned, steps_curve("scratch", [0.003, 0.012, 0.030, 0.05]), within=0.02, floor=0.02)
+    assert (found.start, found.x) == (360_000, 360_000)  # at first neither arm has learnt anything
+    slow = [0.003, 0.003, 0.003, 0.05]  # behind by more than 0.02 at the third point, which counts
+    assert 360_000 < crossover(tuned, steps_curve("scratch", slow), within=0.02, floor=0.02).x < 450_000
+    ends = crossover(tuned, steps_curve("scratch", [0.003, 0.012, 0.019, 0.05]), within=0.02, floor=0.055)
+    assert ends.start == 360_000 and ends.x > 360_000
+    none = crossover(tuned, steps_curve("scratch", [0.011, 0.012, 0.03, 0.05]), within=0.02, floor=0.055)
+    assert none.start == none.budget == 450_000
+
+
 def test_crossovers_that_are_not_there():
     low, high = steps_curve("a", [0.3, 0.3], num_seeds=3), steps_curve("b", [0.4, 0.4], num_seeds=3)
     never = crossover(high, low)

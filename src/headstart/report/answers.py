@@ -67,15 +67,16 @@ class EqualEffort:
     verdict: Verdict
 
 
-def find_crossover(folder: StudyFolder) -> Crossover | None:
-    """Crossover over the ends of schedules of the largest fraction; None without two of them and steps in common."""
+def find_crossover(folder: StudyFolder, floor: float) -> Crossover | None:
+    """Crossover over the ends of schedules of the largest fraction; None without two that tell and steps in common."""
     largest = folder.fractions[0] if folder.fractions else 1.0
     if len(folder.common_schedules(largest)) < 2 or not _have_curves(folder, largest):
         return None
     curves = [_ends(folder, arm, largest) for arm in (folder.baseline, folder.candidate)]
     if max(curve.x[0] for curve in curves) > min(curve.x[-1] for curve in curves):
         return None  # an arm of small batches may take more steps to its 1x than the other to its longest
-    return crossover(*curves, level=_level(folder), within=_margin(folder))
+    found = crossover(*curves, level=_level(folder), within=_margin(folder), floor=floor)
+    return found if found.start < found.budget else None
 
 
 def find_answers(

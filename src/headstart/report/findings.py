@@ -20,7 +20,7 @@ from headstart.study.folder import OPEN
 from headstart.study.results import StudyFolder
 from headstart.verdict import words
 from headstart.verdict.curves import Crossover
-from headstart.verdict.earned import BLIND, ImageCounts, Obstacle
+from headstart.verdict.earned import BLIND, LEAST, ImageCounts, Obstacle, floor_of
 from headstart.verdict.looks import Look, dated
 from headstart.verdict.numbers import counted, fraction_name, span
 from headstart.verdict.verdict import Verdict, judge
@@ -105,7 +105,8 @@ def find(facts: Facts) -> Findings:
     headline, resampled, problem = _headline(facts, against, images)
     at_end = [e.verdict.obstacle for e in comparisons if folder.headline_cell == (e.schedule, e.fraction)]
     blind = any(obstacle and obstacle.code in BLIND for obstacle in (*at_end, against))
-    crossing = None if blind else find_crossover(folder)
+    floor = floor_of(folder.rule, facts.num_classes) if folder.rule else LEAST
+    crossing = None if blind else find_crossover(folder, floor)
     answers = find_answers(facts, comparisons, crossing, blind=blind)
     if problem:
         answers.append(Answer("Would other test images say the same?", (f"Not known: {problem}.",)))

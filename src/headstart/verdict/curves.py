@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import inf
 
 import numpy as np
 
@@ -121,13 +122,20 @@ def compare_at(
     return replace(verdict.against(Obstacle("outside", "no common effort", reason)), num_left_out=0)
 
 
-def crossover(baseline: Curve, candidate: Curve, *, level: float = 0.95, within: float = 0.0) -> Crossover:
+def crossover(
+    baseline: Curve, candidate: Curve, *, level: float = 0.95, within: float = 0.0, floor: float = -inf
+) -> Crossover:
     """Crossover of two curves over steps: the candidate is not below the baseline (less `within`) from x to the end.
 
+    First points at which the candidate is that close although it has not learnt anything, with a score of at most
+    `floor`, are left out: neither arm has learnt there. The last point always counts.
     ValueError for curves that do not overlap or have different numbers of seeds.
     """
     grid, difference = _difference(baseline, candidate)
     difference = difference + within
+    tells = ((difference.mean(0) < 0) | (candidate.at(grid).mean(0) > floor))[::REFINED]  # at the points of the curves
+    first = REFINED * int(tells.argmax()) if tells.any() else len(grid) - 1
+    grid, difference = grid[first:], difference[:, first:]
     mean = difference.mean(0)
     half = t_half_width(difference, level)
     known = len(difference) > 1
