@@ -149,6 +149,8 @@ def test_sets_whose_ids_clash_are_counted_anew(data_root, scenes, tmp_path):
         assert list(own.rles.values()) == list(part.rles.values())
     coco.write(both, tmp_path / "both.json")
     assert same(coco.read(tmp_path / "both.json", both.image_dir), both)
+    beside = replace(val, image_dir=scenes.image_dir / ".." / val.image_dir.name)
+    assert merge([parts[0], beside]).file_names == both.file_names
 
 
 def test_the_verbs_write_what_the_functions_make(scenes, data_root, tmp_path, monkeypatch, capsys):

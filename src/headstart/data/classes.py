@@ -50,11 +50,9 @@ def merge(parts: Sequence[Dataset]) -> Dataset:
     for part in parts:
         if part.keypoint_names != first.keypoint_names or part.skeleton != first.skeleton:
             raise ValueError(f"{part.path}: other keypoints than those of {first.path}; expected the same in all")
-    folder = Path(os.path.commonpath([part.image_dir.absolute() for part in parts]))
+    folder = Path(os.path.commonpath([os.path.abspath(part.image_dir) for part in parts]))  # without `..`
     names = [
-        Path(os.path.relpath(part.image_path(i).absolute(), folder)).as_posix()
-        for part in parts
-        for i in range(part.num_images)
+        Path(os.path.relpath(part.image_path(i), folder)).as_posix() for part in parts for i in range(part.num_images)
     ]
     if len(set(names)) < len(names):
         seen: set[str] = set()
