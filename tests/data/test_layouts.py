@@ -201,10 +201,11 @@ def test_labelme_shapes(tmp_path):
     triangle = {"label": "cat", "points": [[0, 0], [10, 0], [0, 10]], "shape_type": "polygon", "group_id": 7}
     other = triangle | {"points": [[20, 0], [30, 0], [20, 10]]}
     line = {"label": "cat", "points": [[0, 0], [1, 1]], "shape_type": "line"}
-    file = write(tmp_path / "a.json", json.dumps({"shapes": [triangle, line, other], "imagePath": "a.png"}))
+    odd = triangle | {"shape_type": ["polygon"]}
+    file = write(tmp_path / "a.json", json.dumps({"shapes": [triangle, line, odd, other], "imagePath": "a.png"}))
     data = formats.open_dataset(tmp_path)
     assert data.boxes.tolist() == [[0, 0, 30, 10]] and len(data.polygons(0)) == 2 and data.areas.tolist() == [100]
-    assert data.notes[-1] == "1 shapes left out that are neither polygon nor rectangle"
+    assert data.notes[-1] == "2 shapes left out that are neither polygon nor rectangle"
     assert formats.open_dataset(file).num_images == 1
 
 
