@@ -85,10 +85,14 @@ def test_boxes_of_coco_come_back_to_the_last_bits(write, scenes, tmp_path):
 def test_what_a_format_has_no_form_for_is_told(scenes, tmp_path):
     crowd = np.zeros_like(scenes.crowd)
     crowd[0] = True
-    data = {"train": replace(scenes, crowd=crowd)}
+    boxes = scenes.boxes.copy()
+    boxes[1, 2] = boxes[1, 0] + 1
+    data = {"train": replace(scenes, crowd=crowd, boxes=boxes)}
     voc, yolo = write_voc(data, tmp_path / "voc"), write_yolo(data, tmp_path / "yolo")
     assert any("1 crowds became difficult" in note for note in voc) and any("masks left out" in note for note in voc)
     assert any("1 crowds or difficult objects left out" in note for note in yolo)
+    assert next(note for note in voc if "a pixel" in note).startswith("train: 1 boxes of at most a pixel in width")
+    assert open_dataset(tmp_path / "voc").num_annotations == scenes.num_annotations - 1
     assert open_dataset(tmp_path / "voc").difficult.sum() == 1
     assert open_dataset(tmp_path / "yolo" / "data.yaml").num_annotations == scenes.num_annotations - 1
     with pytest.raises(ValueError, match="exists already; expected the name of a new folder"):

@@ -139,6 +139,8 @@ def _voc_notes(name: str, data: Dataset) -> Iterator[str]:
         yield f"{name}: {masks} masks left out"
     if crowds := int(data.crowd.sum()):
         yield f"{name}: {crowds} crowds became difficult objects"
+    if thin := int((data.boxes[:, 2:] <= data.boxes[:, :2] + 1).any(axis=1).sum()):  # as `read_voc` has it
+        yield f"{name}: {thin} boxes of at most a pixel in width or height, which readers of VOC leave out"
     if data.keypoints is not None:
         yield f"{name}: keypoints left out"
 
