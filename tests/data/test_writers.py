@@ -60,6 +60,21 @@ def test_yolo_round_trip(tmp_path):
     assert all(len(number) == 8 for number in rows[0].split()[1:])  # 0.123456: as it came
 
 
+def test_what_reaches_out_of_its_image_is_cut_for_yolo(tmp_path):
+    layouts.picture(tmp_path / "a.png")
+    boxes = [[-2, 2, 43, 8], [-2, 2, 10, 8], [30, 20, 18, 15], [5, 5, 10, 10]]
+    objects = [{"bbox": box, "iscrowd": 0, "area": 1} for box in boxes]
+    objects[1]["segmentation"] = [[-2, 2, 8, 2, 8, 10]]
+    document = {"images": [{"id": 1, "file_name": "a.png", "width": 40, "height": 30}], "categories": [{"id": 1}]}
+    document["categories"][0]["name"] = "cat"
+    document["annotations"] = [{"id": n, "image_id": 1, "category_id": 1, **own} for n, own in enumerate(objects, 1)]
+    notes = write_yolo({"train": coco.from_document(document, tmp_path / "a.json", tmp_path)}, tmp_path / "out")
+    assert notes[0] == "train: 2 objects that reach out of their image cut"
+    back = open_dataset(tmp_path / "out" / "data.yaml")
+    np.testing.assert_allclose(back.boxes, [[0, 2, 40, 10], [0, 2, 8, 10], [30, 20, 48, 35], [5, 5, 15, 15]])
+    assert back.polygons(1)[0].tolist() == [[0, 2], [8, 2], [8, 10]]
+
+
 @pytest.mark.parametrize("write", [write_voc, write_yolo])
 def test_boxes_of_coco_come_back_to_the_last_bits(write, scenes, tmp_path):
     random = np.random.default_rng(1)

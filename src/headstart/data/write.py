@@ -13,7 +13,7 @@ import yaml
 from headstart.data.dataset import NO_SEGMENT, POLYGONS, Dataset
 from headstart.data.read import Source, find_layout, open_dataset, splits_of
 from headstart.data.read.files import SPLITS
-from headstart.data.read.yolo import label_file
+from headstart.data.read.yolo import SLACK, label_file
 from headstart.files import write_whole
 
 DECIMALS = 6  # of YOLO's fractions, at least, as other tools write
@@ -148,8 +148,9 @@ def _voc_notes(name: str, data: Dataset) -> Iterator[str]:
 def write_yolo(splits: Splits, out: Path) -> list[str]:
     """Write data.yaml, pictures and labels into a new folder; notes on what YOLO has no form for.
 
-    An object of one polygon is that polygon, any other its box; crowds and difficult objects are left out. Numbers have
-    the fewest decimals, six or more, that read back as the same boxes and polygons bit for bit, or 17 where none do.
+    An object of one polygon is that polygon, any other its box; crowds and difficult objects are left out. What reaches
+    out of its image by more than readers take is cut. Numbers have the fewest decimals, six or more, that read back as
+    the same boxes and polygons bit for bit, or 17 where none do.
     ValueError for splits but train, val and test, unequal classes, two pictures with one label file, and missing ones.
     """
     (first, one), *others = splits.items()
@@ -180,13 +181,28 @@ def write_yolo(splits: Splits, out: Path) -> list[str]:
     return [note for name, data in splits.items() for note in _yolo_notes(name, data)]
 
 
+def _cut(data: Dataset, n: int) -> tuple[np.ndarray, bool]:
+    """The one polygon [points, 2] of annotation n, else its box [4]; cut, and True, where `read_yolo` refuses it."""
+    height, width = data.size(data.image_of[n])
+    sides, polygons, box = np.array([width, height], float), data.polygons(n), data.boxes[n]
+    if len(polygons) == 1:
+        refused = _is_refused(polygons[0] / sides)
+        return np.where(refused, np.clip(polygons[0], 0, sides), polygons[0]), bool(refused.any())
+    refused = _is_refused(np.array([box[:2] + box[2:], 2 * (box[2:] - box[:2])]) / 2 / sides)
+    return np.clip(box, 0, [width, height] * 2) if refused.any() else box, bool(refused.any())
+
+
+def _is_refused(fractions: np.ndarray) -> np.ndarray:
+    return (fractions < -SLACK) | (fractions > 1 + SLACK)
+
+
 def _rows(data: Dataset, image: int) -> Iterator[str]:
     height, width = data.size(image)
     for n in range(data.first[image], data.first[image + 1]):
         if data.crowd[n] or data.difficult[n]:
             continue
-        polygons = data.polygons(n)
-        numbers = _polygon(polygons[0], width, height) if len(polygons) == 1 else _box(data.boxes[n], width, height)
+        shape, _ = _cut(data, n)
+        numbers = _polygon(shape, width, height) if shape.ndim == 2 else _box(shape, width, height)
         yield " ".join((str(data.labels[n]), *numbers))
 
 
@@ -212,6 +228,8 @@ def _yolo_notes(name: str, data: Dataset) -> Iterator[str]:
     ignored = int((data.crowd | data.difficult).sum())
     if ignored:
         yield f"{name}: {ignored} crowds or difficult objects left out"
+    if num_cut := sum(_cut(data, n)[1] for n in np.flatnonzero(~data.crowd & ~data.difficult)):
+        yield f"{name}: {num_cut} objects that reach out of their image cut"
     several = int((np.diff(data.polygon_first) > 1).sum()) + len(data.rles)
     if several:
         yield f"{name}: {several} masks of several polygons or runs became boxes"

@@ -15,7 +15,7 @@ from headstart.data.read.data_yaml import class_names, keypoint_numbers, load_co
 from headstart.data.read.files import SPLITS, read_text, walk
 from headstart.ops.polygons import area
 
-_SLACK = 0.01  # exporters round and clip carelessly; further outside, the numbers are not normalised at all
+SLACK = 0.01  # exporters round and clip carelessly; further outside, the numbers are not normalised at all
 
 
 def read_yolo(data_yaml: str | Path, split: str = "train") -> Dataset:
@@ -152,7 +152,7 @@ def _record(
     elif len(values) != 4 and (len(values) < 6 or len(values) % 2):
         expected = "4 (a box) or an even number of 6 or more (a polygon)"
         raise ValueError(f"{where}: {len(values)} numbers after the class: expected {expected}")
-    outside = [text for text, value in zip(row[1:], values) if not -_SLACK <= value <= 1 + _SLACK]  # NaN is outside
+    outside = [text for text, value in zip(row[1:], values) if not -SLACK <= value <= 1 + SLACK]  # NaN is outside
     if outside:
         raise ValueError(f"{where}: coordinate = {outside[0][:80]}: expected a fraction of the image, 0 to 1")
     record: dict[str, Any] = {"category_id": int(label), "iscrowd": 0}
