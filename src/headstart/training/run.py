@@ -141,28 +141,36 @@ def train(
 def _train_on_several(
     recipe: AnyRecipe, same: dict[str, Any], listeners: dict[str, Callable[..., None] | None]
 ) -> RunResult:
-    """Train in `recipe.processes` new processes, with the `same` arguments; the first one's messages are passed on."""
+    """Train in `recipe.processes` new processes, with the `same` arguments; the first one's messages are passed on.
+
+    Its warnings are repeated here.
+    """
     num, num_gpus = recipe.processes, torch.cuda.device_count()
     if hardware.choose_device(recipe.device).value == "cuda" and num > num_gpus:
         raise ValueError(f"processes: {num}, but this machine has {num_gpus} GPUs; expected at most these")
 
     def hear(kind: str, *content: Any) -> None:
-        if listener := listeners[kind]:
+        if kind == "warning":
+            warnings.warn(*content, stacklevel=1)
+        elif listener := listeners[kind]:
             listener(*content)
 
-    return run_processes(num, _train_in_process, (recipe, same), hear, silence=distributed.SILENCE)
+    arguments = recipe, same, listeners["say"] is not None
+    return run_processes(num, _train_in_process, arguments, hear, silence=distributed.SILENCE)
 
 
-def _train_in_process(send: Send, recipe: AnyRecipe, same: dict[str, Any]) -> RunResult:
+def _train_in_process(send: Send, recipe: AnyRecipe, same: dict[str, Any], says: bool) -> RunResult:
     """Train as one of several processes, with its share of the threads; only the first sends messages."""
     distributed.start_processes(recipe.device)
     torch.set_num_threads(hardware.choose_threads(recipe.train.threads, recipe.processes).value)
     first = distributed.is_writer()
+    if first:
+        warnings.showwarning = lambda message, *where: send("warning", str(message))
     result = train(
         recipe,
         **same,
         progress=(lambda step, values: send("progress", step, values)) if first else None,
-        say=(lambda line: send("say", line)) if first else None,
+        say=(lambda line: send("say", line)) if first and says else None,
         on_row=(lambda row: send("row", row)) if first else None,
     )
     distributed.stop_processes()
