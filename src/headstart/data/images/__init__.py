@@ -192,9 +192,10 @@ def _is_bands(path: str | Path) -> bool:
 
 def _orientation(image: Image.Image) -> int:
     try:
-        return int(image.getexif().get(_EXIF_ORIENTATION, 1))
+        found = int(image.getexif().get(_EXIF_ORIENTATION, 1))
     except Exception:  # damaged metadata says nothing about the pixels: viewers show such images as stored
         return 1
+    return found if found in _TURNS else 1
 
 
 def _upright(image: Image.Image, path: str | Path) -> Image.Image:
