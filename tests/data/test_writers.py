@@ -118,8 +118,10 @@ def test_what_a_format_has_no_form_for_is_told(scenes, tmp_path):
     for write, said in ((write_voc, "is the name of several"), (write_yolo, "would share 1.txt")):
         with pytest.raises(ValueError, match=said):
             write({"train": twice}, tmp_path / "new")
-    with pytest.raises(ValueError, match="no such picture"):
-        write_yolo({"train": replace(scenes, image_dir=tmp_path)}, tmp_path / "other")
+    for write in (write_voc, write_yolo):
+        with pytest.raises(ValueError, match="no such picture"):
+            write({"train": scenes.take([0]), "val": replace(scenes.take([1]), image_dir=tmp_path)}, tmp_path / "other")
+        assert not (tmp_path / "other").exists()
 
 
 def test_renamed_there_and_back_is_the_same(scenes):

@@ -33,8 +33,12 @@ def open_splits(path: str, image_dir: Path | None, split: str | None) -> dict[st
     }
 
 
-def _new_folder(out: Path) -> Path:
-    """A new or empty folder to write into; ValueError for a file, or a folder that holds anything."""
+def _new_folder(out: Path, splits: Splits) -> Path:
+    """A new or empty folder to write into; ValueError for a file, a folder with content, and a missing picture."""
+    for data in splits.values():
+        for source in map(data.image_path, range(data.num_images)):
+            if not source.is_file():
+                raise ValueError(f"{source}: no such picture; expected the images of {data.path} (--images)")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out}: exists already; expected the name of a new folder")
     out.mkdir(parents=True, exist_ok=True)
@@ -42,12 +46,9 @@ def _new_folder(out: Path) -> Path:
 
 
 def _copy_picture(data: Dataset, image: int, target: Path) -> None:
-    """Copy the picture of image index `image` to a new file; ValueError where it is not there."""
-    source = data.image_path(image)
-    if not source.is_file():
-        raise ValueError(f"{source}: no such picture; expected the images of {data.path} (--images)")
+    """Copy the picture of image index `image` to a new file."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, target)
+    shutil.copyfile(data.image_path(image), target)
 
 
 def _shortest(values: Iterable[float], least: int, is_same: Callable[..., bool]) -> list[str]:
@@ -71,7 +72,7 @@ def write_voc(splits: Splits, out: Path) -> list[str]:
         if _NOT_XML.search(name) or name != name.strip():
             raise ValueError(f"class {name!r}: VOC's XML cannot hold this name; see `data rename`")
     pictures = _flat(splits)
-    _new_folder(out)
+    _new_folder(out, splits)
     for name, data in splits.items():
         for image, flat in enumerate(pictures[name]):
             _copy_picture(data, image, out / "JPEGImages" / flat)
@@ -169,7 +170,7 @@ def write_yolo(splits: Splits, out: Path) -> list[str]:
             raise ValueError(
                 f"{target.name} and {owners[labels].name}: would share {labels.name}; expected other names"
             )
-    _new_folder(out)
+    _new_folder(out, splits)
     for name, data in splits.items():
         for image, target in enumerate(targets[name]):
             _copy_picture(data, image, target)
