@@ -516,6 +516,16 @@ def test_fix_writes_a_clean_copy_and_lists_what_it_did(tmp_path):
     assert lines[-1].startswith(f"{tmp_path / 'clean.json'}: 7 images, 3 objects, 2 classes")
 
 
+def test_a_new_id_fits_beside_the_largest(tmp_path):
+    document = _document(2)
+    first, second = document["annotations"][:2]
+    first["id"] = second["id"] = 2**63 - 1
+    path = _write(tmp_path, document)
+    assert [problem.code for problem in doctor.check({"train": path}).of("error")] == ["duplicate-id"]
+    doctor.fix(path, tmp_path / "clean.json")
+    assert coco.read(tmp_path / "clean.json").annotation_ids.tolist() == [2**63 - 1, 1]
+
+
 def test_fix_of_a_sound_file_changes_nothing(generated, tmp_path):
     lines = doctor.fix(generated / "train.json", tmp_path / "copy.json", image_dir=generated / "train")
     assert len(lines) == 1

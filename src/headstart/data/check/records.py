@@ -5,6 +5,7 @@ The rules are the reader's own (`coco_records`), applied to each record by itsel
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +162,9 @@ def _assignable(table: _Table, clean: dict[str, list[dict]]) -> tuple[list[dict]
     """Sound annotations whose image and category are sound too, with unique ids; and names of the other ones."""
     images, categories = ({record["id"] for record in clean[name]} for name in ("images", "categories"))
     kept, orphans = [], []
-    fresh = 1 + max(table.ids(), default=0)
+    taken = table.ids()
+    numbers = chain(range(1 + max(taken, default=0), 2**63), count(1))  # the second where the first has none
+    fresh = (number for number in numbers if number not in taken)
     for position, record in enumerate(table.records):
         if position in table.bad:
             continue
@@ -169,6 +172,6 @@ def _assignable(table: _Table, clean: dict[str, list[dict]]) -> tuple[list[dict]
             orphans.append(coco_records.place("annotation", position, record))
             continue
         if position in table.renamed:
-            record, fresh = {**record, "id": fresh}, fresh + 1
+            record = {**record, "id": next(fresh)}
         kept.append(record)
     return kept, orphans
