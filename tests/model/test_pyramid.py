@@ -113,8 +113,21 @@ def test_only_single_cells_in_channels_last_memory_are_a_product():
             name: Conv2d(6, 8, **options)._is_product(x.to(memory_format=layout)) for name, options in SHAPES.items()
         }
         assert [name for name in taken if taken[name]] == (
-            ["product", "without bias"] if layout == torch.channels_last else []
+            ["product", "without bias", "strided"] if layout == torch.channels_last else []
         )
+    wide = Conv2d(16, 8, 1, stride=2), torch.randn(1, 16, 5, 7).to(memory_format=torch.channels_last)
+    assert not wide[0]._is_product(wide[1])
+
+
+def test_narrow_strided_cells_have_gradients():
+    """With AVX-512, torch's own convolution of this size ends the process."""
+    ours, x = Conv2d(8, 16, 1, stride=2, bias=False), torch.randn(2, 8, 64, 64).to(memory_format=torch.channels_last)
+    theirs = nn.Conv2d(8, 16, 1, stride=2, bias=False).double()
+    theirs.load_state_dict(ours.state_dict())
+    _, ours_grads = gradients(ours, x.requires_grad_())
+    _, grads = gradients(theirs, x.detach().double().contiguous().requires_grad_())
+    for ours_grad, grad in zip(ours_grads, grads, strict=True):
+        torch.testing.assert_close(ours_grad.double(), grad, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("level", ["DEFAULT", "AVX2", "AVX512"])

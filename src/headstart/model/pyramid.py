@@ -9,6 +9,10 @@ from torch import Tensor, nn
 from headstart.model.norm import norm
 from headstart.ops.products import LEAST_SIDE, LEAST_TAP, WITHOUT_AVX512, conv3x3, linear
 
+# Channels below which a 1x1 convolution with a stride is a product too: with AVX-512, oneDNN's gradient of 4 or 8
+# channels on maps of 64 x 64 writes outside its memory and the process crashes (torch 2.15); of 12 or more it does not.
+LEAST_STRIDED = 16
+
 
 class Conv2d(nn.Conv2d):
     """nn.Conv2d that uses matrix products on a CPU: for 1x1 kernels, and for the gradient of 3x3 kernels.
@@ -20,17 +24,20 @@ class Conv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         if self._is_product(x):
-            return linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+            rows = x.permute(0, 2, 3, 1)[:, :: self.stride[0], :: self.stride[1]]
+            return linear(rows, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
         if self._has_own_gradient(x):
             return conv3x3(x, self.weight, self.bias)
         return super().forward(x)
 
     def _is_product(self, x: Tensor) -> bool:
-        return self.kernel_size == (1, 1) and self.padding == (0, 0) and self._has_rows(x)
+        is_kept = self.stride == (1, 1) or self.in_channels < LEAST_STRIDED
+        return self.kernel_size == (1, 1) and self.padding == (0, 0) and is_kept and self._has_rows(x)
 
     def _has_own_gradient(self, x: Tensor) -> bool:
         return (
             self.kernel_size == (3, 3)
+            and self.stride == (1, 1)
             and self.padding == self.dilation == (1, 1)
             and self.weight.requires_grad
             and torch.is_grad_enabled()
@@ -44,8 +51,7 @@ class Conv2d(nn.Conv2d):
 
     def _has_rows(self, x: Tensor) -> bool:
         return (
-            self.stride == (1, 1)
-            and self.groups == 1
+            self.groups == 1
             and x.device.type == "cpu"
             and not torch.compiler.is_compiling()
             and x.is_contiguous(memory_format=torch.channels_last)
