@@ -97,6 +97,20 @@ def test_changed_data_and_folders_without_checkpoints_are_refused(data_root, tmp
         verify(tmp_path)
 
 
+def test_changed_weights_of_the_start_are_refused(data_root, tmp_path, run):
+    weights = shutil.copy(checkpoint.path_of(run, 8), tmp_path / "weights.pt")
+    start = {"start__kind": "detector", "start__weights": str(weights)}
+    begun = train(
+        tiny_recipe(data_root, train__base="2 steps", checkpoint__every="9 steps", **start), tmp_path
+    ).directory
+    assert len(checkpoint.steps_saved(begun)) == 1 and verify(begun).differences == ()
+    shutil.copy(checkpoint.path_of(run, 6), weights)
+    with pytest.raises(
+        ValueError, match=r"weights\.pt has changed since: its sha256 is \w{12}, expected \w{12} as audit"
+    ):
+        verify(begun)
+
+
 def test_differences_are_named_by_their_place():
     old = {"a": torch.tensor([0.0]), "b": [1, {"c": 2}], "d": torch.tensor([float("nan")])}
     new = {"a": torch.tensor([-0.0]), "b": [1, {"c": 3}], "d": torch.tensor([float("nan")]), "e": 1}

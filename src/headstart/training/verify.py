@@ -16,9 +16,10 @@ from headstart.training import loop
 from headstart.training.lineage import Span, load_checked
 from headstart.training.rows import Row, read_rows, work_rows
 from headstart.training.start import prepare_branch, prepare_start
-from headstart.training.stored import ENVIRONMENT_FILE, Environment
+from headstart.training.stored import AUDIT_FILE, ENVIRONMENT_FILE, Environment
 from headstart.typed_json import read_json
 from headstart.weights import checkpoint
+from headstart.weights.audits.record import Audit
 from headstart.weights.files import bits
 from headstart.weights.freeze import freeze
 
@@ -49,7 +50,8 @@ def verify(run: str | Path, device: str | None = None) -> Verification:
     With one checkpoint only, the stretch begins where the run began: at its parent's end, its weights, or at random.
     Rows are compared apart from seconds; weights, optimizer state and counters bit for bit.
     It runs on the kind of device that the run was on, or on `device` (auto, cpu, cuda, mps).
-    ValueError for a run without checkpoints, for data that has changed since, and for a device that is not there.
+    ValueError for a run without checkpoints, for data or weights of its start that have changed since, and for a device
+    that is not there.
     """
     directory = checkpoint.followed(run)
     steps = checkpoint.steps_saved(directory)
@@ -109,7 +111,12 @@ def _stretch_start(
 ) -> checkpoint.StartPoint:
     path = checkpoint.path_of(directory, steps[-2]) if len(steps) > 1 else span.parent
     if path is None:
-        prepare_start(task.model, recipe, task.classes)
+        found, audit = prepare_start(task.model, recipe, task.classes), directory / AUDIT_FILE
+        if audit.exists() and (known := read_json(audit, Audit)).hash != found.hash:
+            raise ValueError(
+                f"{directory}: start.weights = {recipe.start.weights} has changed since: its sha256 is "
+                f"{str(found.hash)[:12]}, expected {str(known.hash)[:12]} as {AUDIT_FILE} has it"
+            )
         return checkpoint.StartPoint("weights" if recipe.start.weights else "random", None, 0, None)
     state = load_checked(path)
     start = checkpoint.StartPoint("checkpoint", path, state["step"], state)
