@@ -52,7 +52,7 @@ def read_labelme(
             own += 1
             if file not in chosen:
                 continue
-            if shape.get("shape_type", "polygon") not in tuple(SHAPES):  # a list of it has no hash
+            if str(shape.get("shape_type", "polygon")) not in SHAPES:  # JSON may have a list there, which has no hash
                 others += 1
                 continue
             record = _record(f"{file}: shape {position}", shape)
