@@ -244,7 +244,7 @@ def earlier(kept: Kept) -> str:
         for cell in sorted(figures["cells"], key=lambda cell: (cell["arm"], cell["total"], cell["seed"])):
             if cell["fraction"] == 1.0:
                 ends = scores.setdefault(cell["arm"], {}).setdefault(cell["total"], [])
-                ends.append(round(cell["values"][str(cell["total"])], DIGITS))
+                ends.append(cell["values"][str(cell["total"])])  # unrounded: its mean is that of the tables
         entries[name] = {
             "what": what,
             "sentences": figures["sentences"],
